@@ -1,0 +1,198 @@
+"""RunConfig: everything that decides the result of one training run, checked before anything starts."""
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+DATASETS = ("cifar10-sample", "cifar10", "cifar100", "svhn", "stl10", "cifar10-lt")
+METHODS = ("bp", "gll", "backlink")
+HEADS = ("fc", "conv")
+EXECUTORS = ("auto", "local", "threads", "ray")
+NETWORKS = "resnet8, resnet14, resnet20, resnet26, resnet32, ..., resnet110: any resnet<6n+2>"
+
+# What may differ between two runs that give the same weights: never part of a run's identity.
+_NOT_IDENTITY = ("executor",)
+
+
+class ConfigError(ValueError):
+    """A value that cannot be used: the message gives what was received, the rule, and what is allowed."""
+
+
+def unit_count(network: str) -> int:
+    """Return how many units a named network has: 3n + 1 for resnet<6n+2> (the stem and 3n residual blocks)."""
+    match = re.fullmatch(r"resnet([1-9]\d{0,3})", network)
+    if not match or (int(match[1]) - 2) % 6 or int(match[1]) < 8:
+        raise ConfigError(f"network={network!r} is not known; allowed: {NETWORKS}")
+    return (int(match[1]) - 2) // 2 + 1
+
+
+def module_sizes(num_units: int, num_modules: int, remainder: str = "front", network: str = "the network") -> list[int]:
+    """Split `num_units` into `num_modules` consecutive groups of nearly equal size.
+
+    Args:
+        num_units: N >= 1.
+        num_modules: K in 1..N.
+        remainder: which groups hold one unit more when K does not divide N: the first ("front") or the last ("back").
+        network: the name used in the error.
+
+    Returns:
+        K sizes that sum to N, for example 55 units at K = 4: [14, 14, 14, 13].
+    """
+    _choice("remainder", remainder, ("front", "back"))
+    if not 1 <= num_modules <= num_units:
+        raise ConfigError(f"num_modules={num_modules} is out of range for {network} with {num_units} units; allowed 1..{num_units}")
+    small, larger = divmod(num_units, num_modules)
+    sizes = [small + 1] * larger + [small] * (num_modules - larger)
+    return sizes if remainder == "front" else sizes[::-1]
+
+
+def longest_propagation(sizes: Sequence[int]) -> int:
+    """Return the largest valid propagation length l: the smallest local module but the last (K = 1: no limit matters)."""
+    return min(sizes[:-1], default=sizes[-1])
+
+
+def check_propagation(propagation_length: int, sizes: Sequence[int], network: str = "the network") -> None:
+    """Refuse an l that does not fit into every module that passes an error back; with K = 1 any l means BP."""
+    limit = longest_propagation(sizes)
+    if propagation_length < 0:
+        raise ConfigError(f"propagation_length={propagation_length} is negative; allowed 0..{limit}")
+    if len(sizes) > 1 and propagation_length > limit:
+        raise ConfigError(
+            f"propagation_length={propagation_length} exceeds {limit}, the smallest local module of {network} "
+            f"at K={len(sizes)}; allowed 0..{limit}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """One training run. Paper symbols: K = num_modules, l = propagation_length, eta = lr.
+
+    `method` bp means K = 1, l = 0, alpha = 1 and gll means l = 0, alpha = 1: these fields are set so, whatever was given,
+    because they do not exist there and equal runs must have equal identities.
+    """
+
+    network: str = "resnet32"
+    """resnet<6n+2>, for example resnet8, resnet32, resnet110."""
+    dataset: str = "cifar10-sample"
+    """cifar10-sample is in the package; the others are fetched into the data root."""
+    method: str = "backlink"
+    """bp, gll or backlink."""
+    head: str = "fc"
+    """Auxiliary classifier of every local module: fc (pool, linear) or conv."""
+    final_head: str = "auto"
+    """Head of the last module: auto (same family as the auxiliary heads) or native (the network's own classifier)."""
+    num_modules: int = 4
+    """K: number of local modules, 1..number of units."""
+    propagation_length: int = 2
+    """l: units of a module that hear the next module's error, 0..smallest module."""
+    alpha: float = 0.5
+    """Weight of the local error in those units, 0..1; the next module's error weighs 1 - alpha."""
+    alpha_mode: str = "once"
+    """once: alpha counts once in every linked unit; compound: again at each unit, as Eqs. (4)-(5) read literally."""
+    body_scale: str = "one"
+    """one: units before the linked ones take the local gradient as it is; alpha: scaled by alpha."""
+    tail_memory: str = "retain"
+    """retain the graph of the linked units until the next module's error is there, or recompute it then."""
+    remainder: str = "front"
+    """Which modules hold one unit more when K does not divide the number of units: front or back."""
+    balance: str = "count"
+    """What the split makes equal: count of units."""
+    lr: float = 0.5
+    """eta: peak learning rate of SGD, after warm-up, before the cosine to zero."""
+    momentum: float = 0.9
+    """Nesterov momentum, 0..1 (1 excluded)."""
+    weight_decay: float = 1e-4
+    """L2 penalty on every parameter, once per update."""
+    warmup_fraction: float = 0.05
+    """Part of the run in which the learning rate rises linearly (the paper recipe: 10 of 200 epochs)."""
+    batch_size: int = 512
+    """Images per step."""
+    epochs: int = 200
+    """Passes over the training images."""
+    augment: bool = True
+    """Each image its own random crop and flip, as the dataset's recipe says."""
+    validation_fraction: float = 0.0
+    """Part of the training set held out for ranking (val_error_pct), 0..0.5; 0 trains on everything."""
+    train_images: int = 0
+    """Budget: use only the first N training images; 0 means all."""
+    test_images: int = 0
+    """Budget: use only the first N test images; 0 means all."""
+    seed: int = 0
+    """Everything random follows from it."""
+    torch_threads: int = 1
+    """torch threads per local module on a CPU; results are bit-equal only at equal numbers."""
+    executor: str = "auto"
+    """local: one module after another in one process; threads: stages as threads; ray: stages as actors; auto: ray where it fits."""
+
+    def __post_init__(self) -> None:
+        self._canonicalise()
+        for field, allowed in _CHOICES.items():
+            _choice(field, getattr(self, field), allowed)
+        for field, (low, high, rule) in _RANGES.items():
+            _range(field, getattr(self, field), low, high, rule)
+        sizes = module_sizes(unit_count(self.network), self.num_modules, self.remainder, self.network)
+        check_propagation(self.propagation_length, sizes, self.network)
+
+    def _canonicalise(self) -> None:
+        fixed = {"bp": {"num_modules": 1}, "gll": {}}.get(self.method)
+        if fixed is not None:
+            for field, value in {**fixed, "propagation_length": 0, "alpha": 1.0}.items():
+                object.__setattr__(self, field, value)
+
+    @property
+    def run_id(self) -> str:
+        """Return 16 hexadecimal digits that depend on every field that decides the result, and not on their order."""
+        fields = {k: v for k, v in dataclasses.asdict(self).items() if k not in _NOT_IDENTITY}
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def run_name(self) -> str:
+        """Return a short name that sorts as numbers do, for example K08-l4-a0.50-e0.30-s0."""
+        return f"K{self.num_modules:02d}-l{self.propagation_length}-a{self.alpha:.2f}-e{self.lr:.2f}-s{self.seed}"
+
+    def replace(self, **changes: object) -> "RunConfig":
+        """Return a copy with some fields changed, checked like a new one."""
+        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]  # checked by __post_init__
+
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "dataset": DATASETS,
+    "method": METHODS,
+    "head": HEADS,
+    "executor": EXECUTORS,
+    "final_head": ("auto", "native"),
+    "alpha_mode": ("once", "compound"),
+    "body_scale": ("one", "alpha"),
+    "tail_memory": ("retain", "recompute"),
+    "remainder": ("front", "back"),
+    "balance": ("count",),
+}
+
+_RANGES: dict[str, tuple[float, float, str]] = {
+    "alpha": (0.0, 1.0, "0..1"),
+    "lr": (0.0, math.inf, "at least 0, finite"),
+    "momentum": (0.0, 0.999999, "0..1, 1 excluded"),
+    "weight_decay": (0.0, math.inf, "at least 0, finite"),
+    "warmup_fraction": (0.0, 1.0, "0..1"),
+    "validation_fraction": (0.0, 0.5, "0..0.5"),
+    "batch_size": (1, 10**9, "1 or more"),
+    "epochs": (1, 10**9, "1 or more"),
+    "train_images": (0, 10**9, "0 (all) or more"),
+    "test_images": (0, 10**9, "0 (all) or more"),
+    "seed": (0, 2**63 - 1, "0..2^63-1"),
+    "torch_threads": (1, 1024, "1..1024"),
+}
+
+
+def _choice(field: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{field}={value!r} is not known; allowed: {', '.join(allowed)}")
+
+
+def _range(field: str, value: float, low: float, high: float, rule: str) -> None:
+    if not (isinstance(value, (int, float)) and math.isfinite(value) and low <= value <= high):
+        raise ConfigError(f"{field}={value!r} is out of range; allowed {rule}")

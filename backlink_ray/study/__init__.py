@@ -1,0 +1,1 @@
+"""Studies: grids and searches, their runs, their records and their tracking."""

@@ -1,0 +1,116 @@
+"""Where MLflow is: addresses, the links and commands that are printed, and secrets that are not."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+from backlink_ray.study.spool import slug
+
+LOCAL_SERVER = "http://127.0.0.1:5000"  # what `ui_command` starts
+
+_PASSWORD = re.compile(r"(://[^:/?#@]*:)(.+)@")  # to the last @: a password may hold an unescaped @ or /
+_TOKEN_AS_USER = re.compile(r"(://)([^:/?#@]+)@")
+_SECRET_IN_QUERY = re.compile(r"([?&][^=&#]*(?:password|passwd|pwd|token|secret|key)[^=&#]*=)([^&#]+)", re.IGNORECASE)
+
+
+def redact(uri: str) -> str:
+    """The URI as it may be printed, logged and stored: passwords and tokens are `***`."""
+    shown = _PASSWORD.sub(r"\1***@", uri)
+    shown = _TOKEN_AS_USER.sub(r"\1***@", shown)
+    return _SECRET_IN_QUERY.sub(r"\1***", shown)
+
+
+def hide_secrets(text: str, uri: str) -> str:
+    """Text of someone else (an exception, say) without the secrets of `uri`, escaped or not."""
+    found = [m[2] for pattern in (_PASSWORD, _TOKEN_AS_USER, _SECRET_IN_QUERY) for m in pattern.finditer(uri)]
+    for secret in sorted({*found, *map(unquote, found), *map(quote, found)} - {"***"}, key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return text
+
+
+def default_tracking_uri(storage: Path) -> str:
+    """The SQLite store of a storage folder, `sqlite:////absolute/mlflow.db`; artifacts lie in `mlartifacts` beside it."""
+    return checked_uri(f"sqlite:///{(storage / 'mlflow.db').absolute()}")
+
+
+def checked_uri(uri: str) -> str:
+    """The tracking URI, a relative SQLite path made absolute.
+
+    Raises:
+        ValueError: It is empty, a folder (MLflow 3 refuses its old file store), or a SQLite store without a usable path.
+    """
+    if uri.startswith("sqlite:"):
+        return f"sqlite:///{_database_path(uri)}"
+    if "://" not in uri or uri.startswith("file:"):
+        raise ValueError(
+            f"tracking URI {redact(uri)!r} is a folder, which MLflow 3 no longer takes; "
+            "allowed: sqlite:////absolute/mlflow.db, http(s)://host:port, or a database URI"
+        )
+    return uri
+
+
+def _database_path(uri: str) -> Path:
+    path = uri.removeprefix("sqlite:///")
+    if path == uri or not path or ":memory:" in path or "?" in path:
+        raise ValueError(f"tracking URI {redact(uri)!r} has no file; allowed: sqlite:////absolute/path.db without '?'")
+    return Path(path).absolute()
+
+
+def database_path(uri: str) -> Path | None:
+    """The file of a SQLite store; nothing for every other kind of store."""
+    return _database_path(uri) if uri.startswith("sqlite:") else None
+
+
+def ui_command(uri: str) -> str:
+    """The shell command that shows the store on the loopback address; empty where a server already does."""
+    if uri.startswith(("http://", "https://")):
+        return ""
+    return f"mlflow ui --backend-store-uri {shlex.quote(redact(uri))} --host 127.0.0.1 --port 5000"
+
+
+def sync_command(spool_dir: Path, uri: str) -> str:
+    """The shell command that brings the spool to MLflow later. A URI with a secret is left to the environment."""
+    if redact(uri) != uri:
+        return f"backlink-ray sync {shlex.quote(str(spool_dir))}  (with MLFLOW_TRACKING_URI set)"
+    return f"backlink-ray sync {shlex.quote(str(spool_dir))} --tracking-uri {shlex.quote(uri)}"
+
+
+def browser_base(uri: str) -> str:
+    """The address a browser opens, without user, password or query."""
+    if not uri.startswith(("http://", "https://")):
+        return LOCAL_SERVER
+    hidden = redact(uri).split("?")[0].split("#")[0]
+    return re.sub(r"://.*@", "://", hidden).rstrip("/")
+
+
+def view_key(group_by: str) -> str:
+    """The key under which the shared view grouped by a parameter is kept: one per parameter, so it is overwritten."""
+    return f"backlink-{slug(group_by)}"
+
+
+def view_state(group_by: str, primary_metric: str) -> str:
+    """MLflow's shared view state: runs grouped by one parameter, all shown, best first.
+
+    An internal format of MLflow 3.17's page, so it is made here and nowhere else.
+    """
+    group = {"aggregateFunction": "average", "groupByKeys": [{"mode": "param", "groupByData": group_by}]}
+    state = {
+        "groupBy": group,
+        "runsHiddenMode": "SHOWALL",
+        "selectedColumns": [f"params.`{group_by}`"],
+        "orderByKey": f"metrics.`{primary_metric}`",
+        "orderByAsc": True,
+    }
+    return json.dumps(state)
+
+
+def chart_link(uri: str, experiment_id: str = "", view: str = "") -> str:
+    """The link to the comparison chart; to the runs as they are without a view, to all experiments without an id."""
+    page = f"{browser_base(uri)}/#/experiments"
+    if not experiment_id:
+        return page
+    # Without workflowType MLflow 3.17 opens its GenAI page and shows ten runs.
+    link = f"{page}/{experiment_id}/runs?workflowType=machine_learning&compareRunsMode=CHART"
+    return f"{link}&viewStateShareKey={quote(view)}" if view else link
