@@ -1,0 +1,25 @@
+"""backlink_ray: train networks as local modules with backward links, in one process or spread over Ray actors."""
+
+from backlink_ray.config import ConfigError, RunConfig
+from backlink_ray.local.module import LocalModule
+from backlink_ray.local.split import split
+from backlink_ray.methods.backlink import BackLink
+from backlink_ray.methods.backprop import BP
+from backlink_ray.methods.greedy import GLL
+from backlink_ray.nets.build import build_network
+from backlink_ray.nets.network import Network
+from backlink_ray.train.trainer import Trainer, gradients
+
+__all__ = [
+    "BP",
+    "GLL",
+    "BackLink",
+    "ConfigError",
+    "LocalModule",
+    "Network",
+    "RunConfig",
+    "Trainer",
+    "build_network",
+    "gradients",
+    "split",
+]

@@ -1,0 +1,1 @@
+"""Local modules: a group of units, its head and its loss."""

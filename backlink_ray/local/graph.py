@@ -1,0 +1,69 @@
+"""Graph: one forward of a chain, cut off at both ends, that can be walked backward when an error arrives."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from backlink_ray.local.module import Chain, Draws
+
+
+class Graph:
+    """The forward of a chain on x, with its autograd graph.
+
+    Cutting at both ends is what makes learning local: no error passes unless someone hands it on. A backward that finds
+    no graph (freed by an earlier backward, or never recorded) forwards again with the buffers of the first forward, so
+    batch norm statistics move once.
+
+    Args:
+        chain: an empty chain gives its input back.
+        x: input (N, ...), detached here.
+        draws: source of the chain's random draws.
+        wants_input_gradient: whether `backward` can also give the gradient at x.
+        recompute: do not record a graph now.
+    """
+
+    def __init__(self, chain: Chain, x: Tensor, draws: Draws, *, wants_input_gradient: bool, recompute: bool = False) -> None:
+        self._chain = chain
+        self._draws = draws
+        self._input = x.detach().requires_grad_(wants_input_gradient)
+        # Only statistics that the first forward moves; a few kilobytes beside the activations.
+        self._buffers = {n: b.clone() for n, b in chain.named_buffers()}
+        with torch.set_grad_enabled(not recompute):
+            output = chain(self._input, draws)
+        self.output = output.detach()
+        self._recorded: Tensor | None = None if recompute else output
+
+    def backward(self, error: Tensor, *, keep: bool = False, to_input: bool = True) -> tuple[list[Tensor], Tensor]:
+        """Walk the graph backward from d loss / d output.
+
+        Args:
+            error: gradient at the output, of its shape.
+            keep: keep the graph for another walk.
+            to_input: go on to the input, where its gradient was wanted.
+
+        Returns:
+            Gradients of the chain's parameters in their order, and the gradient at the input (empty if not wanted).
+        """
+        if not len(self._chain):
+            return [], error
+        output = self._forward_again() if self._recorded is None else self._recorded
+        if not keep:
+            self._recorded = None
+        parameters = list(self._chain.parameters())
+        inputs = [self._input] if self._input.requires_grad and to_input else []
+        gradients = differentiate(output, [*parameters, *inputs], error, keep=keep)
+        return gradients[: len(parameters)], gradients[-1] if inputs else error.new_empty(0)
+
+    def _forward_again(self) -> Tensor:
+        # Clones, since a batch norm moves the buffers it is called with.
+        buffers = {n: b.clone() for n, b in self._buffers.items()}
+        return torch.func.functional_call(self._chain, buffers, (self._input, self._draws))  # type: ignore[no-any-return]
+
+
+def differentiate(output: Tensor, inputs: Sequence[Tensor], error: Tensor | None = None, *, keep: bool = False) -> list[Tensor]:
+    """Return the gradients of output at each input, zeros where it does not depend on it (frozen parameters too)."""
+    live = [x for x in inputs if x.requires_grad]
+    found = torch.autograd.grad(output, live, error, retain_graph=keep, allow_unused=True) if live and output.requires_grad else ()
+    by_id = {id(x): g for x, g in zip(live, found, strict=False) if g is not None}
+    return [by_id[id(x)] if id(x) in by_id else torch.zeros_like(x) for x in inputs]

@@ -1,0 +1,74 @@
+"""Heads: the classifiers that give every local module a loss of its own."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from backlink_ray.config import ConfigError
+from backlink_ray.nets.build import PooledLinear, initialise
+from backlink_ray.nets.network import Network
+from backlink_ray.nets.resnet import conv3x3
+
+
+def build_head(family: str, network: Network, unit_index: int, seed: int = 0) -> nn.Module:
+    """Return a new head for the output of unit `unit_index`, in the network's type and on its device.
+
+    Args:
+        family: "fc" or "conv".
+        network: where the head will stand.
+        unit_index: global index of the local module's last unit.
+        seed: of the initial weights, together with unit_index.
+
+    Raises:
+        ConfigError: an unknown family, or a conv head on features without height and width.
+    """
+    if family not in HEADS:
+        raise ConfigError(f"head={family!r} is not known; allowed: {', '.join(HEADS)}")
+    shapes = [fact.shape for fact in network.facts]
+    head = HEADS[family](shapes[unit_index], shapes[-1], network.num_classes)
+    initialise(head, seed, "head", unit_index)
+    dtype, device = network.dtype_and_device()
+    return head.to(dtype=dtype, device=device)
+
+
+def fc_head(shape: tuple[int, ...], _last: tuple[int, ...], num_classes: int) -> nn.Module:
+    """Return pool + linear for (C, H, W), mean over tokens + linear for (T, C), linear for (C,)."""
+    if len(shape) == 3:
+        return PooledLinear(shape[0], num_classes)
+    if len(shape) == 2:
+        return nn.Sequential(TokenMean(), nn.Linear(shape[1], num_classes))
+    return nn.Linear(shape[0], num_classes)
+
+
+def conv_head(shape: tuple[int, ...], last: tuple[int, ...], num_classes: int) -> nn.Module:
+    """Return conv3x3 - batch norm - ReLU - pool - linear 128 - ReLU - dropout 0.5 - linear.
+
+    The convolution doubles the width at stride 2, and keeps both in the network's last group (same shape as its last
+    unit): for the ResNets 16 to 32, 32 to 64, 64 to 64.
+    """
+    if len(shape) != 3:
+        raise ConfigError(f"head='conv' needs features (C, H, W), got {shape}; allowed here: fc")
+    width, stride = (shape[0], 1) if shape == last else (2 * shape[0], 2)
+    return nn.Sequential(
+        conv3x3(shape[0], width, stride),
+        nn.BatchNorm2d(width),
+        nn.ReLU(inplace=True),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(width, 128),
+        nn.ReLU(inplace=True),
+        nn.Dropout(0.5),
+        nn.Linear(128, num_classes),
+    )
+
+
+class TokenMean(nn.Module):
+    """Mean over tokens: (N, T, C) to (N, C)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (N, C)."""
+        return torch.mean(x, dim=1)
+
+
+HEADS: dict[str, Callable[[tuple[int, ...], tuple[int, ...], int], nn.Module]] = {"fc": fc_head, "conv": conv_head}

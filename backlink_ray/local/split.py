@@ -1,0 +1,54 @@
+"""Split: cut a network into K local modules, each with a head."""
+
+from itertools import accumulate
+
+import torch
+from torch import nn
+
+from backlink_ray.config import ConfigError, module_sizes
+from backlink_ray.local.heads import build_head
+from backlink_ray.local.module import Chain, LocalModule
+from backlink_ray.nets.network import Network, draws_at_random
+
+
+def split(
+    network: Network,
+    num_modules: int,
+    head: str = "fc",
+    remainder: str = "front",
+    balance: str = "count",
+    final_head: str = "auto",
+    seed: int = 0,
+) -> list[LocalModule]:
+    """Cut a network into K consecutive local modules.
+
+    Args:
+        network: its units are shared with the modules, not copied.
+        num_modules: K in 1..number of units.
+        head: family of the auxiliary heads, "fc" or "conv".
+        remainder: the first ("front") or the last ("back") modules hold one unit more when K does not divide N.
+        balance: "count" makes the numbers of units equal.
+        final_head: head of the last module. "auto": of the same family as the auxiliary heads, where "fc" is the network's
+            own classifier (pool and linear in the paper's networks); "native": the network's own classifier with any family.
+        seed: of the heads' initial weights.
+
+    Raises:
+        ConfigError: K or a name out of range.
+    """
+    if balance != "count" or final_head not in ("auto", "native"):
+        raise ConfigError(f"balance={balance!r}, final_head={final_head!r}; allowed: balance count, final_head auto or native")
+    facts = network.facts
+    sizes = module_sizes(len(facts), num_modules, remainder, network.name)
+    modules = []
+    for k, stop in enumerate(accumulate(sizes)):
+        start = stop - sizes[k]
+        chain = Chain(list(network.units)[start:stop], start, [fact.random for fact in facts[start:stop]])
+        own = k == num_modules - 1 and (final_head == "native" or head == "fc")
+        classifier = network.classifier if own else build_head(head, network, stop - 1, seed)
+        modules.append(LocalModule(chain, classifier, _draws(classifier, network, facts[stop - 1].shape), k, num_modules))
+    return modules
+
+
+def _draws(head: nn.Module, network: Network, shape: tuple[int, ...]) -> bool:
+    dtype, device = network.dtype_and_device()
+    return draws_at_random(head, torch.zeros(2, *shape, dtype=dtype, device=device))

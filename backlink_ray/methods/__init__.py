@@ -1,0 +1,1 @@
+"""Training methods: each decides what a local module's gradients are."""

@@ -1,0 +1,86 @@
+"""BackLink: local learning in which the last l units of a module also hear the next module's error.
+
+Card
+    paper       Guo, Fouda, Eltawil, Salama, "BackLink: Supervised Local Training with Backward Links", IEEE TAI 2023,
+                Eqs. (4)-(6) and Algorithm 1
+    rule        tail unit at depth d from its module's end:  g = alpha^e local + (1 - alpha)^e link
+                e = 1 (alpha_mode once) or e = d (compound); every other unit and every head: the local gradient
+    crosses     activations forward; backward the next module's error, through the tail and no further
+    defaults    alpha_mode once, body_scale one, tail_memory retain
+    deviations  read literally, Eqs. (4)-(5) apply alpha again at every unit, so that alpha = 0, which the paper tunes over,
+                would leave every body untrained: that reading is alpha_mode compound with body_scale alpha
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from backlink_ray.config import ConfigError
+from backlink_ray.local.graph import Graph
+from backlink_ray.local.module import Chain, Draws, LocalModule
+from backlink_ray.methods.base import Method
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackLink(Method):
+    """BackLink.
+
+    Args:
+        propagation_length: l, from 0 (GLL) to the size of the smallest module but the last.
+        alpha: weight of the local error in the tail, 0..1 (1 is GLL).
+        alpha_mode: "once", or "compound" (alpha to the power of the unit's depth from the module's end).
+        body_scale: "one", or "alpha": the body's local gradient is scaled as the deepest tail unit's is.
+        tail_memory: "retain" the tail's graph until the next module's error is there, or "recompute" it then.
+    """
+
+    name: ClassVar[str] = "backlink"
+    propagation_length: int = 1
+    alpha: float = 0.5
+    alpha_mode: str = "once"
+    body_scale: str = "one"
+    tail_memory: str = "retain"
+
+    def __post_init__(self) -> None:
+        if self.propagation_length < 0:
+            raise ConfigError(f"propagation_length={self.propagation_length} is negative; allowed 0..smallest module")
+        if not 0 <= self.alpha <= 1:
+            raise ConfigError(f"alpha={self.alpha} is out of range; allowed 0..1")
+        for field, allowed in _OPTIONS.items():
+            if getattr(self, field) not in allowed:
+                raise ConfigError(f"{field}={getattr(self, field)!r} is not known; allowed: {', '.join(allowed)}")
+
+    @property
+    def linked_units(self) -> int:
+        """Return l."""
+        return self.propagation_length
+
+    def forward_replica(self, replica: Chain, a: Tensor, draws: Draws) -> Graph:
+        """Forward the replica; under recompute without a graph until its backward comes."""
+        return Graph(replica, a, draws, wants_input_gradient=False, recompute=not self.keeps_tail())
+
+    def keeps_tail(self) -> bool:
+        """Tell whether tails keep their graphs (tail_memory retain)."""
+        return self.tail_memory == "retain"
+
+    def scale_body(self, module: LocalModule, gradients: list[Tensor]) -> list[Tensor]:
+        """Return the gradients as they are, or (body_scale alpha, in a module with a tail) times alpha^e of its first unit."""
+        length = self.tail_length(module)
+        if self.body_scale == "one" or not length:
+            return gradients
+        return [self.alpha ** self._exponent(length) * g for g in gradients]
+
+    def mix(self, tail: Chain, local: Sequence[Tensor], link: Sequence[Tensor]) -> list[Tensor]:
+        """Return alpha^e local + (1 - alpha)^e link for each parameter of the tail, in its order."""
+        depths = [len(tail) - i for i, unit in enumerate(tail.units) for _ in unit.parameters()]
+        return [
+            self.alpha ** self._exponent(d) * a + (1 - self.alpha) ** self._exponent(d) * b
+            for d, a, b in zip(depths, local, link, strict=True)
+        ]
+
+    def _exponent(self, depth: int) -> int:
+        return depth if self.alpha_mode == "compound" else 1
+
+
+_OPTIONS = {"alpha_mode": ("once", "compound"), "body_scale": ("one", "alpha"), "tail_memory": ("retain", "recompute")}

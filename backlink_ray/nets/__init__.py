@@ -1,0 +1,1 @@
+"""Networks as ordered lists of units."""

@@ -1,0 +1,117 @@
+"""Network: ordered units and a final classifier, the one shape in which every network enters the library."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from backlink_ray.config import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class UnitFacts:
+    """What one run of the example told about a unit: the shape it gives (without batch) and whether it draws at random."""
+
+    shape: tuple[int, ...]
+    random: bool
+
+
+class Network(nn.Module):
+    """Ordered units, then a classifier.
+
+    Args:
+        units: modules applied one after another; each takes and gives one tensor. A unit is never cut.
+        classifier: maps the last unit's output to logits (N, classes); trained with the last local module.
+        example: one input batch (n, ...) with n >= 1; only its shape and type matter.
+        name: used in messages.
+
+    Raises:
+        ConfigError: no units, a unit that cannot take the output before it, or a parameter that two units share.
+    """
+
+    def __init__(self, units: Iterable[nn.Module], classifier: nn.Module, example: Tensor, name: str = "network") -> None:
+        super().__init__()
+        self.units = nn.ModuleList(units)
+        self.classifier = classifier
+        self.name = name
+        self._example_shape = tuple(example.shape[1:])
+        self._example_dtype = example.dtype
+        self._facts: tuple[UnitFacts, ...] = ()
+        self._check()
+
+    def _check(self) -> None:
+        if not len(self.units):
+            raise ConfigError("units=[] gives no network; allowed: one unit or more")
+        counts = [len(list(m.parameters())) for m in (*self.units, self.classifier)]
+        if sum(counts) != len(list(self.parameters())):
+            raise ConfigError("two units share a parameter, so they cannot train apart; give each unit parameters of its own")
+        self._facts = tuple(self._run_example())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits (N, classes) of inputs (N, ...)."""
+        for unit in self.units:
+            x = unit(x)
+        return self.classifier(x)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+
+    @property
+    def num_classes(self) -> int:
+        """Return the width of the classifier's output, measured on the example."""
+        with torch.no_grad():
+            dtype, device = self.dtype_and_device()
+            return int(probe(self.classifier, torch.zeros(1, *self.facts[-1].shape, dtype=dtype, device=device)).shape[-1])
+
+    def dtype_and_device(self) -> tuple[torch.dtype, torch.device]:
+        """Return type and place of the first floating-point parameter (float32 on the CPU where there is none)."""
+        found = next((p for p in self.parameters() if p.is_floating_point()), torch.empty(0))
+        return found.dtype, found.device
+
+    def example(self, batch_size: int = 2) -> Tensor:
+        """Return zeros (batch_size, ...) that the first unit takes, in the network's type and on its device."""
+        dtype, device = self.dtype_and_device()
+        return torch.zeros(
+            batch_size, *self._example_shape, dtype=dtype if self._example_dtype.is_floating_point else self._example_dtype, device=device
+        )
+
+    @property
+    def facts(self) -> tuple[UnitFacts, ...]:
+        """Return what the example told about each unit when the network was made."""
+        return self._facts
+
+    def _run_example(self) -> list[UnitFacts]:
+        x, found = self.example(), []
+        for index, unit in enumerate(self.units):
+            try:
+                random = draws_at_random(unit, x)
+                x = probe(unit, x)
+            except (RuntimeError, ValueError, TypeError) as error:
+                raise ConfigError(f"units[{index}] cannot take its input of shape {tuple(x.shape)}: {error}") from error
+            found.append(UnitFacts(tuple(x.shape[1:]), random))
+        return found
+
+
+def probe(module: nn.Module, x: Tensor, training: bool = False) -> Tensor:
+    """Return module(x) without gradients and without moving its buffers or its mode."""
+    modes = [(m, m.training) for m in module.modules()]
+    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    try:
+        module.train(training)
+        with torch.no_grad():
+            return torch.func.functional_call(module, buffers, (x,))  # type: ignore[no-any-return]
+    finally:
+        for m, mode in modes:
+            m.training = mode
+
+
+def draws_at_random(module: nn.Module, x: Tensor) -> bool:
+    """Tell whether module(x), in training mode, draws from torch's default generators (dropout, stochastic depth)."""
+    devices = [x.device] if x.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        before = _generator_states(devices)
+        # A batch norm over one value a channel refuses to train: repeat the example rather than demand a larger one.
+        probe(module, x.expand(2, *x.shape[1:]) if len(x) == 1 else x, training=True)
+        return any(not torch.equal(a, b) for a, b in zip(before, _generator_states(devices), strict=True))
+
+
+def _generator_states(devices: Sequence[torch.device]) -> list[Tensor]:
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state(d) for d in devices)]
