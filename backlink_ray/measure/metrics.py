@@ -1,0 +1,23 @@
+"""Metrics measured from outside the algorithm: memory."""
+
+import resource
+
+import torch
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Start the measurement of peak memory anew where the device can (CUDA)."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Return the peak in MiB: memory allocated by tensors on a CUDA device, resident memory of the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def memory_source(device: torch.device) -> str:
+    """Say what `peak_memory_mib` counts on this device."""
+    return "cuda max_memory_allocated" if device.type == "cuda" else "process peak resident set"

@@ -1,0 +1,217 @@
+"""Actors: the same stages, each in a Ray actor on its own device, anywhere in the cluster."""
+
+import contextlib
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ray
+import torch
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from backlink_ray.config import ConfigError
+from backlink_ray.pipeline.controller import Outcome, PipelineExecutor, StageGroup, guilty
+from backlink_ray.pipeline.exchange import Kind, Link, Mailbox, NoLink
+from backlink_ray.pipeline.objectstore import ObjectStoreLink
+from backlink_ray.pipeline.stage import Stage, StagePlan, plan_stages
+from backlink_ray.train.executor import Job
+
+# Starting a Python process that imports torch takes seconds; a minute means that something is wrong.
+READY_TIMEOUT_S = 120.0
+# How long the driver gives the other stages to say how they ended, once one has failed.
+LAST_WORDS_S = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resources:
+    """What Ray reserves for one stage, and for the process that drives the stages.
+
+    Attributes:
+        cpus: CPUs a stage; a fraction is right, since a stage on a GPU mostly waits and a small machine has few.
+        gpus: GPUs a stage, 0 on CPU machines; a fraction lets stages share one.
+        driver_cpus: CPUs of the driver's own bundle.
+    """
+
+    cpus: float = 0.25
+    gpus: float = 0.0
+    driver_cpus: float = 0.1
+
+    def bundles(self, num_stages: int) -> list[dict[str, float]]:
+        """Return bundle 0 for the driver and bundle 1 + k for stage k."""
+        stage = {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {})
+        return [{"CPU": self.driver_cpus}] + [stage] * num_stages
+
+    def check(self, num_stages: int, cluster: dict[str, float]) -> None:
+        """Refuse at once what the cluster can never hold; Ray itself would wait for ever."""
+        for name in ("CPU", "GPU"):
+            need = sum(bundle.get(name, 0.0) for bundle in self.bundles(num_stages))
+            if need > cluster.get(name, 0.0) + 1e-9:
+                raise ConfigError(
+                    f"K={num_stages} stages need {need:g} {name}s, the cluster has {cluster.get(name, 0.0):g}; "
+                    "use a smaller K, a fraction per stage, a larger cluster, or executor=local"
+                )
+
+
+class StageActor:
+    """Ray's face of a Stage: builds it, takes its messages in threads of their own, and answers where it is."""
+
+    def __init__(self, plan: StagePlan) -> None:
+        torch.set_num_threads(plan.job.torch_threads)
+        self._plan = plan
+        self._boxes = {"previous": Mailbox(), "following": Mailbox()}
+        self._stage = Stage(plan)
+
+    def ready(self) -> int:
+        """Return the process id once the stage stands."""
+        return os.getpid()
+
+    def connect(self, previous: Any, following: Any) -> None:
+        """Make the links; a missing neighbour is None."""
+        self._stage.connect(self._link(previous, "previous"), self._link(following, "following"))
+
+    def _link(self, peer: Any, where: str) -> Link:
+        if peer is None:
+            return NoLink()
+        seen_from_peer = "following" if where == "previous" else "previous"
+        device = torch.device(self._plan.job.devices[0])
+        return ObjectStoreLink(peer, seen_from_peer, self._boxes[where], device, self._plan.job.stage_timeout_s)
+
+    def deliver_previous(self, kind: str, step: int, payload: Any) -> None:
+        """Take a message from the previous stage."""
+        self._boxes["previous"].deliver(Kind(kind), step, payload, self._plan.job.stage_timeout_s)
+
+    def deliver_following(self, kind: str, step: int, payload: Any) -> None:
+        """Take a message from the following stage."""
+        self._boxes["following"].deliver(Kind(kind), step, payload, self._plan.job.stage_timeout_s)
+
+    def position(self) -> tuple[int, str]:
+        """Return (step, action) of the stage, while its loop runs."""
+        return self._stage.position
+
+    def call(self, name: str, arguments: tuple[Any, ...]) -> Any:
+        """Call a method of the stage."""
+        return getattr(self._stage, name)(*arguments)
+
+
+_GROUPS = {"deliver_previous": "from_previous", "deliver_following": "from_following", "position": "watch"}
+
+
+def _actor_class() -> Any:
+    """Decorate StageActor: one thread for the loop, one for each neighbour's messages, one for questions."""
+    methods = {name: ray.method(concurrency_group=group)(getattr(StageActor, name)) for name, group in _GROUPS.items()}
+    plain = type("StageActor", (StageActor,), methods)
+    # A step is not idempotent, so nothing is ever restarted or tried again behind the controller's back.
+    return ray.remote(concurrency_groups=dict.fromkeys(_GROUPS.values(), 1), max_restarts=0, max_task_retries=0)(plain)
+
+
+class ActorGroup(StageGroup):
+    """The stages of one run as actors in one placement group."""
+
+    def __init__(self, plans: Sequence[StagePlan], resources: Resources, group: PlacementGroup | None) -> None:
+        self._owned = None if group is not None else _reserve(resources, len(plans))
+        self._actors: list[Any] = []
+        try:
+            self._start(plans, resources, group if group is not None else self._owned)
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, plans: Sequence[StagePlan], resources: Resources, group: PlacementGroup | None) -> None:
+        cls = _actor_class()
+        for k, plan in enumerate(plans):
+            place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=1 + k)
+            options = cls.options(num_cpus=resources.cpus, num_gpus=resources.gpus, scheduling_strategy=place)
+            self._actors.append(options.remote(plan))
+        self.process_ids = self._wait([actor.ready.remote() for actor in self._actors], READY_TIMEOUT_S)
+        neighbours = [None, *self._actors, None]
+        self._wait([a.connect.remote(neighbours[k], neighbours[k + 2]) for k, a in enumerate(self._actors)], READY_TIMEOUT_S)
+
+    def call(self, name: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Call every stage's loop thread; the stages' own timeouts bound how long that takes."""
+        return self._wait([actor.call.remote(name, a) for actor, a in zip(self._actors, arguments, strict=True)], None)
+
+    def _wait(self, refs: list[Any], timeout_s: float | None) -> list[Any]:
+        pending, deadline = list(refs), None if timeout_s is None else time.monotonic() + timeout_s
+        while pending:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            done, pending = ray.wait(pending, num_returns=1, timeout=left)
+            if not done:
+                raise ConfigError(f"the stages were not ready within {timeout_s:g} s; is the cluster busy or too small?")
+            if _error_of(done[0]) is not None:
+                raise guilty(self._outcomes(refs))
+        return list(ray.get(refs))
+
+    def _outcomes(self, refs: list[Any]) -> list[Outcome]:
+        positions = [_try_get(actor.position.remote(), LAST_WORDS_S) for actor in self._actors]
+        ray.wait(refs, num_returns=len(refs), timeout=LAST_WORDS_S)
+        return [_outcome(ref, position) for ref, position in zip(refs, positions, strict=True)]
+
+    def close(self) -> None:
+        """Kill the actors, give the placement group back."""
+        for actor in self._actors:
+            with contextlib.suppress(Exception):  # Ray itself may be gone already
+                ray.kill(actor, no_restart=True)
+        self._actors = []
+        if self._owned is not None:
+            with contextlib.suppress(Exception):
+                remove_placement_group(self._owned)
+            self._owned = None
+
+
+def _reserve(resources: Resources, num_stages: int) -> PlacementGroup:
+    resources.check(num_stages, ray.cluster_resources())
+    group = placement_group(resources.bundles(num_stages), strategy="PACK")
+    if not group.wait(READY_TIMEOUT_S):
+        remove_placement_group(group)
+        raise ConfigError(f"the cluster had no room for {num_stages} stages within {READY_TIMEOUT_S:g} s: it is busy")
+    return group
+
+
+def _error_of(ref: Any) -> BaseException | None:
+    try:
+        ray.get(ref)
+    except ray.exceptions.RayError as error:
+        return error  # type: ignore[no-any-return]
+    except Exception as error:  # a task's own exception arrives as its own class
+        return error
+    return None
+
+
+def _outcome(ref: Any, position: tuple[int, str] | None) -> Outcome:
+    if not ray.wait([ref], timeout=0)[0]:
+        return Outcome(None, position=position or (-1, ""))
+    error = _error_of(ref)
+    died = isinstance(error, (ray.exceptions.ActorDiedError, ray.exceptions.ActorUnavailableError))
+    cause = getattr(error, "cause", None) or error
+    return Outcome(cause, died, (-1, "") if died else position or (-1, ""))
+
+
+def _try_get(ref: Any, timeout_s: float) -> Any:
+    try:
+        return ray.get(ref, timeout=timeout_s)
+    except Exception:  # dead or hanging: exactly what the caller wants to find out
+        return None
+
+
+class RayExecutor(PipelineExecutor):
+    """The pipeline as Ray actors.
+
+    Args:
+        job: what to train. `devices` is decided here: "cuda" where a stage has a GPU, else "cpu".
+        resources: what each stage reserves.
+        group: an existing placement group with bundle 1 + k for stage k, for example a Tune trial's; made here if None.
+
+    Raises:
+        ConfigError: the cluster can never hold the stages.
+    """
+
+    name = "ray"
+
+    def __init__(self, job: Job, resources: Resources | None = None, group: PlacementGroup | None = None) -> None:
+        resources = resources or Resources()
+        plans = plan_stages(replace(job, devices=("cuda" if resources.gpus else "cpu",)))
+        self.actors = ActorGroup(plans, resources, group)
+        super().__init__(self.actors, len(plans))

@@ -1,0 +1,189 @@
+"""Controller: an executor over stages, wherever they live; it starts them, waits, names the guilty, and ends them."""
+
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from backlink_ray.pipeline.exchange import Link, LinkAborted, LinkError, Mailbox, NoLink, QueueLink
+from backlink_ray.pipeline.stage import Stage, StageReport, merge_states, plan_stages
+from backlink_ray.train.executor import ChunkReport, Evaluation, Executor, Job, NonFiniteLossError, check_losses
+from backlink_ray.train.trainer import TrainState
+
+__all__ = ["NonFiniteLossError", "PipelineExecutor", "StageError", "StageGroup", "ThreadGroup", "ThreadsExecutor"]
+
+
+class StageError(RuntimeError):
+    """A stage failed or died, and with it the run: names the stage, where it was, and why."""
+
+    def __init__(self, stage_index: int, num_stages: int, where: str, reason: str) -> None:
+        super().__init__(stage_index, num_stages, where, reason)
+        self.stage_index, self.num_stages, self.where, self.reason = stage_index, num_stages, where, reason
+
+    def __str__(self) -> str:
+        return f"stage {self.stage_index} of {self.num_stages} failed at {self.where}: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one stage's call ended.
+
+    Attributes:
+        error: what it raised, or None.
+        died: whether its process is gone.
+        position: the last (step, action) known of it; (-1, "") if nothing is.
+    """
+
+    error: BaseException | None
+    died: bool = False
+    position: tuple[int, str] = (-1, "")
+
+
+def guilty(outcomes: Sequence[Outcome]) -> StageError:
+    """Decide which stage caused a failure that others suffer from, and where it happened.
+
+    A dead stage before one that raised, one that raised before one that waited in vain, and of those the one that was told
+    to stop last. A dead stage cannot say where it was: its neighbours, who wait for it, can.
+    """
+    ranks = [(_rank(outcome), k) for k, outcome in enumerate(outcomes) if outcome.error is not None]
+    _, k = min(ranks)
+    outcome = outcomes[k]
+    return StageError(k, len(outcomes), _where(outcomes, k), f"{type(outcome.error).__name__}: {_first_line(outcome.error)}")
+
+
+def _rank(outcome: Outcome) -> int:
+    if outcome.died:
+        return 0
+    if isinstance(outcome.error, LinkAborted):
+        return 3
+    return 2 if isinstance(outcome.error, LinkError) else 1
+
+
+def _where(outcomes: Sequence[Outcome], k: int) -> str:
+    step, action = outcomes[k].position
+    if step >= 0:
+        return f"step {step} ({action})"
+    near = [(j, outcomes[j].position) for j in (k - 1, k + 1) if 0 <= j < len(outcomes) and outcomes[j].position[0] >= 0]
+    if not near:
+        return "a step nobody saw"
+    j, (step, action) = max(near, key=lambda item: item[1][0])
+    return f"step {step} (stage {j} was at {action})"
+
+
+def _first_line(error: BaseException | None) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else "no message"
+
+
+class StageGroup(ABC):
+    """The stages of one run, called all at once."""
+
+    @abstractmethod
+    def call(self, name: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Call a method of every stage with its own arguments; StageError as soon as one fails."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End every stage and give back what it held."""
+
+
+class PipelineExecutor(Executor):
+    """Trains a job by stages that work at the same time."""
+
+    def __init__(self, group: StageGroup, num_stages: int) -> None:
+        self._group = group
+        self._num_stages = num_stages
+        self._step = 0
+
+    def train(self, num_steps: int) -> ChunkReport:
+        """Let every stage run `num_steps` by its schedule; nobody is asked anything in between."""
+        start, first = time.perf_counter(), self._step
+        reports: list[StageReport] = self._all("run", num_steps)
+        self._step += num_steps
+        losses = torch.stack([r.losses for r in reports])
+        check_losses(losses, first)
+        return ChunkReport(
+            losses,
+            time.perf_counter() - start,
+            tuple(r.link_s for r in reports),
+            tuple(r.peak_memory_mib for r in reports),
+            tuple(span for r in reports for span in r.spans),
+        )
+
+    def evaluate(self, which: str) -> Evaluation:
+        """Pass an image set through all stages."""
+        return next(result for result in self._all("evaluate", which) if result is not None)
+
+    def state(self) -> TrainState:
+        """Gather the parts of all stages."""
+        return merge_states(self._all("state"))
+
+    def load(self, state: TrainState) -> None:
+        """Hand the whole state to every stage."""
+        self._all("load", state)
+        self._step = state.step
+
+    def close(self) -> None:
+        """End the stages."""
+        self._group.close()
+
+    def _all(self, name: str, *arguments: Any) -> list[Any]:
+        return self._group.call(name, [arguments] * self._num_stages)
+
+
+class ThreadGroup(StageGroup):
+    """Stages as threads of this process; torch frees the interpreter while it computes."""
+
+    def __init__(self, stages: Sequence[Stage], mailboxes: Sequence[Mailbox]) -> None:
+        self._stages = list(stages)
+        self._mailboxes = list(mailboxes)
+        self._pool = ThreadPoolExecutor(len(self._stages), thread_name_prefix="stage")
+        self._lock = threading.Lock()
+
+    def call(self, name: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Call every stage in its own thread."""
+        with self._lock:
+            futures = [self._pool.submit(getattr(s, name), *a) for s, a in zip(self._stages, arguments, strict=True)]
+            self._end_all_at_first_failure(futures)
+            outcomes = [Outcome(f.exception(), position=s.position) for f, s in zip(futures, self._stages, strict=True)]
+        if any(outcome.error for outcome in outcomes):
+            error = guilty(outcomes)
+            raise error from outcomes[error.stage_index].error
+        return [f.result() for f in futures]
+
+    def _end_all_at_first_failure(self, futures: list["Future[Any]"]) -> None:
+        done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+        if any(f.exception() for f in done):
+            for mailbox in self._mailboxes:
+                mailbox.abort("another stage failed")
+        wait(futures)
+
+    def close(self) -> None:
+        """End the threads."""
+        for mailbox in self._mailboxes:
+            mailbox.abort("the run ends")
+        self._pool.shutdown(wait=True)
+
+
+class ThreadsExecutor(PipelineExecutor):
+    """The pipeline as threads of one process over one host's devices."""
+
+    name = "threads"
+
+    def __init__(self, job: Job) -> None:
+        torch.set_num_threads(job.torch_threads)
+        plans = plan_stages(job)
+        forward = [Mailbox() for _ in plans]  # forward[k]: from stage k - 1 to stage k
+        backward = [Mailbox() for _ in plans]  # backward[k]: from stage k + 1 to stage k
+        stages = [Stage(plan) for plan in plans]
+        for k, plan in enumerate(plans):
+            device = torch.device(plan.job.devices[0])
+            before: Link = NoLink() if plan.is_first else QueueLink(forward[k], backward[k - 1], device, job.stage_timeout_s)
+            after: Link = NoLink() if plan.is_last else QueueLink(backward[k], forward[k + 1], device, job.stage_timeout_s)
+            stages[k].connect(before, after)
+        super().__init__(ThreadGroup(stages, [*forward, *backward]), len(plans))

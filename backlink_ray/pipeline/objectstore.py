@@ -1,0 +1,61 @@
+"""ObjectStoreLink: messages between Ray actors through Ray's object store."""
+
+import time
+import warnings
+from collections import deque
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from torch import Tensor
+
+from backlink_ray.pipeline.exchange import CAPACITY, Kind, Link, LinkError, Mailbox
+
+
+class ObjectStoreLink(Link):
+    """One stage's connection to a neighbouring actor.
+
+    A message is a numpy view of the tensor: Ray stores it with one copy and lends it to the receiver without any, while a
+    torch tensor would be copied twice. The receiving actor puts it into its mailbox from a thread of its own.
+
+    Args:
+        peer: handle of the neighbour's actor.
+        side: where this stage stands seen from the neighbour, "previous" or "following".
+        mine: where the neighbour's messages arrive.
+        device: this stage's.
+        timeout_s: longest wait for a message or for the neighbour to take one.
+    """
+
+    def __init__(self, peer: Any, side: str, mine: Mailbox, device: torch.device, timeout_s: float) -> None:
+        self._peer = peer
+        self._side = side
+        self._mine = mine
+        self._device = device
+        self._timeout_s = timeout_s
+        self._under_way: deque[tuple[Kind, int, Any]] = deque()
+
+    def send(self, kind: Kind, step: int, tensor: Tensor) -> None:
+        """Hand a copy to the object store; waits while more than a few messages are not taken yet."""
+        array = tensor.detach().cpu().contiguous().numpy()
+        method = self._peer.deliver_previous if self._side == "previous" else self._peer.deliver_following
+        self._under_way.append((kind, step, method.remote(str(kind), step, array)))
+        while len(self._under_way) > CAPACITY * len(Kind):
+            self._confirm(*self._under_way.popleft())
+
+    def _confirm(self, kind: Kind, step: int, taken: Any) -> None:
+        deadline = time.monotonic() + self._timeout_s
+        try:
+            ray.get(taken, timeout=max(0.0, deadline - time.monotonic()))
+        except ray.exceptions.GetTimeoutError as error:
+            raise LinkError(f"{kind} of step {step} was not taken within {self._timeout_s:g} s") from error
+        except ray.exceptions.RayError as error:
+            raise LinkError(f"{kind} of step {step} could not be delivered: the neighbour is gone") from error
+
+    def receive(self, kind: Kind, step: int) -> Tensor:
+        """Return a private copy on this stage's device: what the object store lends is read-only and shared."""
+        array: np.ndarray[Any, Any] = self._mine.take(kind, step, self._timeout_s)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # torch warns of read-only memory; it is copied at once
+            lent = torch.from_numpy(array)
+        return lent.clone() if self._device.type == "cpu" else lent.to(self._device)

@@ -1,0 +1,108 @@
+"""Schedule: who does what in which order, as plain data.
+
+K = 3 stages, l >= 1, four steps, every computation one tick (r replica forward, b body forward, t tail forward,
+L local backward, R replica backward; digits are steps, dots are waiting):
+
+    stage 0  b0 t0 L0 b1 .. .. t1 L1 b2 .. .. t2 L2 b3 .. .. t3 L3
+    stage 1  .. r0 b0 t0 L0 R0 r1 b1 t1 L1 R1 r2 b2 t2 L2 R2 r3 b3 t3 L3 R3
+    stage 2  .. .. .. r0 b0 t0 L0 R0 r1 b1 t1 L1 R1 r2 b2 t2 L2 R2 r3 b3 t3 L3 R3
+
+Stage 0 has no replica, so it is the one with time to wait; every other stage works without a gap once it has started.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+COMPUTE = {"replica_forward": "r", "body_forward": "b", "tail_forward": "t", "local_backward": "L", "replica_backward": "R"}
+SENDS = {"send_activation": "activation", "send_local_gradient": "local_gradient", "send_link_gradient": "link_gradient"}
+RECEIVES = {
+    "receive_activation": "activation",
+    "receive_local_gradient": "local_gradient",
+    "receive_link_gradient": "link_gradient",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """One thing a stage does, and how many steps behind the current one it belongs (only the tail waits: lag 1)."""
+
+    name: str
+    lag: int = 0
+
+
+def step_actions(*, is_first: bool, is_last: bool, linked: bool) -> tuple[Action, ...]:
+    """Return what one stage does in one step, in order.
+
+    The activation leaves before anything else is computed, and the only wait for a later module (the tail's gradient of
+    the step before) comes after it, so no stage keeps another from starting. Body and head update at once, since they
+    hear their own loss only.
+    """
+    replica, tail = linked and not is_first, linked and not is_last
+    names: list[tuple[str, int, bool]] = [
+        ("receive_activation", 0, not is_first),
+        ("replica_forward", 0, replica),
+        ("body_forward", 0, True),
+        ("send_activation", 0, not is_last),
+        ("receive_link_gradient", 1, tail),
+        ("tail_update", 1, tail),
+        ("tail_forward", 0, True),
+        ("local_backward", 0, True),
+        ("send_local_gradient", 0, tail),
+        ("body_update", 0, True),
+        ("replica_backward", 0, replica),
+        ("send_link_gradient", 0, replica),
+        ("receive_local_gradient", 0, replica),
+        ("replica_update", 0, replica),
+    ]
+    return tuple(Action(name, lag) for name, lag, present in names if present)
+
+
+def run_actions(first_step: int, num_steps: int, actions: Sequence[Action]) -> Iterator[tuple[str, int]]:
+    """Yield (action, step) for a run of steps that begins and ends drained: nothing of it is left under way."""
+    last = first_step + num_steps - 1
+    for step in range(first_step, first_step + num_steps):
+        for action in actions:
+            if step - action.lag >= first_step:
+                yield action.name, step - action.lag
+    for action in actions:
+        if action.lag:
+            yield action.name, last
+
+
+def picture(num_stages: int, num_steps: int, *, linked: bool = True) -> str:
+    """Draw a run as text: one row a stage, one column a tick, every computation one tick and every message instant."""
+    queues = [
+        list(run_actions(0, num_steps, step_actions(is_first=k == 0, is_last=k == num_stages - 1, linked=linked)))
+        for k in range(num_stages)
+    ]
+    rows: list[list[str]] = [[] for _ in queues]
+    arrived: set[tuple[int, str, int]] = set()
+    while any(queues):
+        sent = [_tick(k, queue, rows[k], arrived) for k, queue in enumerate(queues)]
+        arrived.update(message for messages in sent for message in messages)
+    return "\n".join(f"stage {k}  {' '.join(row)}".rstrip(" .") for k, row in enumerate(rows))
+
+
+def _tick(k: int, queue: list[tuple[str, int]], row: list[str], arrived: set[tuple[int, str, int]]) -> list[tuple[int, str, int]]:
+    """Advance one stage by one computation, and by everything instant before and after it; return what it sent."""
+    sent: list[tuple[int, str, int]] = []
+    computed = False
+    while queue:
+        name, step = queue[0]
+        if name in COMPUTE and computed:
+            break
+        if name in RECEIVES and (k, RECEIVES[name], step) not in arrived:
+            break
+        queue.pop(0)
+        if name in COMPUTE:
+            row.append(f"{COMPUTE[name]}{step}")
+            computed = True
+        elif name in SENDS:
+            sent.append((_receiver(k, name), SENDS[name], step))
+    if not computed:
+        row.append("..")
+    return sent
+
+
+def _receiver(k: int, send: str) -> int:
+    return k - 1 if send == "send_link_gradient" else k + 1

@@ -1,0 +1,237 @@
+"""Stage: hosts one local module and the replica of the tail before it, and follows the schedule; a plain class."""
+
+import copy
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from backlink_ray.data.datasets import ImageSet
+from backlink_ray.data.loader import evaluation_batches
+from backlink_ray.local.graph import Graph
+from backlink_ray.local.module import Chain, Draws, LocalModule, load_named
+from backlink_ray.measure.metrics import peak_memory_mib, reset_peak_memory
+from backlink_ray.measure.timeline import NoTimeline, Span, Timeline
+from backlink_ray.methods.base import LocalResult
+from backlink_ray.pipeline.exchange import Kind, Link, NoLink, flatten, unflatten
+from backlink_ray.pipeline.schedule import run_actions, step_actions
+from backlink_ray.train.executor import Evaluation, EvaluationSum, Job, forward_for_evaluation, to_cpu
+from backlink_ray.train.optim import Updater
+from backlink_ray.train.trainer import TrainState
+
+
+@dataclass(frozen=True, slots=True)
+class StageReport:
+    """What one stage's run of steps gave: local losses (steps,), seconds in its links, peak memory, spans if recorded."""
+
+    losses: Tensor
+    link_s: float
+    peak_memory_mib: float
+    spans: tuple[Span, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StagePlan:
+    """Everything a stage is built from; it pickles, and holds only the data this stage needs.
+
+    Attributes:
+        job: with this stage's module alone, and image sets without what it does not need.
+        replica: copy of the previous module's tail (empty for the first stage, and without a link).
+        stage_index: k.
+        num_stages: K.
+    """
+
+    job: Job
+    replica: Chain
+    stage_index: int
+    num_stages: int
+
+    @property
+    def is_first(self) -> bool:
+        """Tell whether this stage draws the images."""
+        return self.stage_index == 0
+
+    @property
+    def is_last(self) -> bool:
+        """Tell whether this stage carries the final classifier."""
+        return self.stage_index == self.num_stages - 1
+
+
+def plan_stages(job: Job) -> list[StagePlan]:
+    """Return one plan a module; replicas are copies, and later stages get labels without pixels."""
+    modules = job.method.arrange(job.modules)
+    plans = []
+    for k, module in enumerate(modules):
+        before = modules[k - 1] if k else module
+        length = job.method.tail_length(before) if k else 0
+        train = job.train if k == 0 else job.train.without_pixels()
+        needed = {name: s if k == 0 else s.without_pixels() for name, s in job.evaluations.items()}
+        own = replace(job, modules=[module], train=train, evaluations=needed, devices=(job.devices[k % len(job.devices)],))
+        plans.append(StagePlan(own, copy.deepcopy(before.tail(length)), k, len(modules)))
+    return plans
+
+
+class Stage:
+    """One local module in training.
+
+    Attributes:
+        position: (step, action) this stage is at, readable from another thread.
+    """
+
+    def __init__(self, plan: StagePlan, previous: Link | None = None, following: Link | None = None) -> None:
+        self._plan, self._job, self._method = plan, plan.job, plan.job.method
+        self._device = torch.device(plan.job.devices[0])
+        self._module: LocalModule = plan.job.modules[0].to(self._device).train()
+        self._replica: Chain = plan.replica.to(self._device).train()
+        self._tail = self._module.tail(self._method.tail_length(self._module))
+        self._previous, self._next = previous or NoLink(), following or NoLink()
+        self._make_updaters()
+        self._batches = self._job.batches(self._device, self._job.train)
+        self._timeline = Timeline(plan.stage_index) if self._job.timeline else NoTimeline()
+        linked = self._method.linked_units > 0
+        self._actions = step_actions(is_first=plan.is_first, is_last=plan.is_last, linked=linked)
+        self._step = 0
+        self._link_s = 0.0
+        self._losses: list[Tensor] = []
+        self.position: tuple[int, str] = (0, "ready")
+        reset_peak_memory(self._device)
+
+    def _make_updaters(self) -> None:
+        body = self._module.body(len(self._tail))
+        recipe = self._job.recipe
+        self._rest_updater = Updater([*body.named(), *self._module.head_named()], recipe)
+        self._tail_updater = Updater(self._tail.named(), recipe)
+        self._replica_updater = Updater(self._replica.named(), recipe)
+
+    def connect(self, previous: Link, following: Link) -> None:
+        """Set the links to the neighbours."""
+        self._previous, self._next = previous, following
+
+    def run(self, num_steps: int) -> StageReport:
+        """Train on the next `num_steps` batches, and end with nothing under way."""
+        torch.set_num_threads(self._job.torch_threads)
+        self._losses, self._link_s = [], 0.0
+        for action, step in run_actions(self._step, num_steps, self._actions):
+            self.position = (step, action)
+            with self._timeline.record(action, step):
+                getattr(self, "_" + action)(step)
+        self._step += num_steps
+        self.position = (self._step, "ready")
+        return self._report()
+
+    def _report(self) -> StageReport:
+        spans, self._timeline.spans = tuple(self._timeline.spans), []
+        losses = torch.stack(self._losses).double().cpu()
+        return StageReport(losses, self._link_s, peak_memory_mib(self._device), spans)
+
+    # The actions of the schedule, in its order.
+
+    def _receive_activation(self, step: int) -> None:
+        self._x = self._receive(self._previous, Kind.ACTIVATION, step)
+
+    def _replica_forward(self, step: int) -> None:
+        self._replica_graph: Graph = self._method.forward_replica(self._replica, self._x, self._draws(step))
+        self._x = self._replica_graph.output
+
+    def _body_forward(self, step: int) -> None:
+        x = self._batches.images(step) if self._plan.is_first else self._x
+        self._body_graph: Graph = self._method.forward_body(self._module, x, self._draws(step))
+
+    def _send_activation(self, step: int) -> None:
+        self._send(self._next, Kind.ACTIVATION, step, self._body_graph.output)
+
+    def _receive_link_gradient(self, step: int) -> None:
+        vector = self._receive(self._next, Kind.LINK_GRADIENT, step)
+        self._link_gradients = unflatten(vector, list(self._tail.parameters()))
+
+    def _tail_update(self, step: int) -> None:
+        mixed = self._method.mix(self._tail, self._tail_gradients, self._link_gradients)
+        self._tail_updater.update(mixed, self._job.lr(step))
+
+    def _tail_forward(self, step: int) -> None:
+        self._tail_graph: Graph = self._method.forward_tail(self._module, self._body_graph.output, self._draws(step))
+
+    def _local_backward(self, step: int) -> None:
+        labels = self._batches.labels(step)
+        self._result: LocalResult = self._method.local_backward(
+            self._module, self._body_graph, self._tail_graph, labels, self._draws(step)
+        )
+        self._losses.append(self._result.loss)
+        self._tail_gradients = self._result.tail
+        del self._body_graph, self._tail_graph
+
+    def _send_local_gradient(self, step: int) -> None:
+        self._send(self._next, Kind.LOCAL_GRADIENT, step, flatten(self._tail_gradients))
+
+    def _body_update(self, step: int) -> None:
+        self._rest_updater.update(self._result.rest, self._job.lr(step))
+
+    def _replica_backward(self, step: int) -> None:
+        self._replica_gradients = self._method.link_backward(self._replica_graph, self._result.error)
+        del self._replica_graph
+
+    def _send_link_gradient(self, step: int) -> None:
+        self._send(self._previous, Kind.LINK_GRADIENT, step, flatten(self._replica_gradients))
+
+    def _receive_local_gradient(self, step: int) -> None:
+        vector = self._receive(self._previous, Kind.LOCAL_GRADIENT, step)
+        self._previous_gradients = unflatten(vector, list(self._replica.parameters()))
+
+    def _replica_update(self, step: int) -> None:
+        mixed = self._method.mix(self._replica, self._previous_gradients, self._replica_gradients)
+        self._replica_updater.update(mixed, self._job.lr(step))
+
+    def _draws(self, step: int) -> Draws:
+        return Draws(self._job.seed, step)
+
+    def _send(self, link: Link, kind: Kind, step: int, tensor: Tensor) -> None:
+        start = time.perf_counter()
+        link.send(kind, step, tensor)
+        self._link_s += time.perf_counter() - start
+
+    def _receive(self, link: Link, kind: Kind, step: int) -> Tensor:
+        start = time.perf_counter()
+        tensor = link.receive(kind, step)
+        self._link_s += time.perf_counter() - start
+        return tensor
+
+    # Between chunks, with every stage drained.
+
+    def evaluate(self, which: str) -> Evaluation | None:
+        """Pass one image set through the stages; the last one returns the result, the others None."""
+        total = EvaluationSum()
+        images: ImageSet = self._job.evaluations[which]
+        batches = evaluation_batches(images, self._job.batch_size, self._job.mean, self._job.std, self._device)
+        for index, (x, labels) in enumerate(batches):
+            self.position = (index, f"evaluate {which}")
+            x = x if self._plan.is_first else self._previous.receive(Kind.ACTIVATION, index)
+            y = forward_for_evaluation([self._module], x)
+            if self._plan.is_last:
+                total.add(y, labels)
+            else:
+                self._next.send(Kind.ACTIVATION, index, y)
+        return total.result() if self._plan.is_last else None
+
+    def state(self) -> TrainState:
+        """Return this stage's part of the state, on the CPU; the replica is its owner's to give."""
+        weights = {n: t.detach() for n, t in self._module.named_state()}
+        return to_cpu(TrainState(weights, {**self._rest_updater.momentum(), **self._tail_updater.momentum()}, self._step))
+
+    def load(self, state: TrainState) -> None:
+        """Take this stage's part, and its replica's, out of a whole state."""
+        load_named([self._module], state.weights)
+        with torch.no_grad():
+            for name, tensor in (*self._replica.named(), *self._replica.named_buffers_of_units()):
+                tensor.copy_(state.weights[name])
+        for updater in (self._rest_updater, self._tail_updater, self._replica_updater):
+            updater.load_momentum(state.momentum)
+        self._step = state.step
+
+
+def merge_states(parts: Sequence[TrainState]) -> TrainState:
+    """Return one state from the parts of all stages, which stand at the same step."""
+    assert len({part.step for part in parts}) == 1, [part.step for part in parts]
+    weights = {n: t for part in parts for n, t in part.weights.items()}
+    return TrainState(weights, {n: t for part in parts for n, t in part.momentum.items()}, parts[0].step)

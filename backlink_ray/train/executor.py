@@ -1,0 +1,236 @@
+"""Executor: trains a job in chunks of steps, evaluates it, and hands its state out; here, in one process."""
+
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from backlink_ray.data.datasets import Augmentation, ImageSet
+from backlink_ray.data.loader import Batches, evaluation_batches
+from backlink_ray.local.module import Draws, LocalModule
+from backlink_ray.measure.metrics import peak_memory_mib, reset_peak_memory
+from backlink_ray.measure.timeline import Span
+from backlink_ray.methods.base import Method
+from backlink_ray.train.optim import LearningRate, Recipe
+from backlink_ray.train.trainer import Trainer, TrainState
+
+
+class NonFiniteLossError(RuntimeError):
+    """A local loss became NaN or infinite: training on would only hide it."""
+
+    def __init__(self, stage_index: int, step: int, value: float) -> None:
+        super().__init__(stage_index, step, value)
+        self.stage_index, self.step, self.value = stage_index, step, value
+
+    def __str__(self) -> str:
+        return f"the local loss of stage {self.stage_index} is {self.value} at step {self.step}; try a smaller lr"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What an executor trains: modules, method, data and the recipe, with nothing left to decide.
+
+    Attributes:
+        modules: from `split`, on the CPU; the executor moves what it needs.
+        train: training images.
+        evaluations: image sets by name, for example "test" and "val".
+        devices: stage k runs on devices[k % len(devices)].
+        stage_timeout_s: longest wait of a stage for its neighbour; the first step on a GPU can take half a minute.
+        timeline: record when each stage does what.
+    """
+
+    modules: list[LocalModule]
+    method: Method
+    train: ImageSet
+    evaluations: Mapping[str, ImageSet]
+    batch_size: int
+    lr: LearningRate
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    augmentation: Augmentation
+    augment: bool = True
+    recipe: Recipe = field(default_factory=Recipe)
+    seed: int = 0
+    devices: tuple[str, ...] = ("cpu",)
+    torch_threads: int = 1
+    stage_timeout_s: float = 120.0
+    timeline: bool = False
+
+    def batches(self, device: torch.device, images: ImageSet) -> Batches:
+        """Return the training batches as a stage on `device` draws them."""
+        return Batches(
+            images, self.batch_size, seed=self.seed, augmentation=self.augmentation,
+            mean=self.mean, std=self.std, device=device, augment=self.augment,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkReport:
+    """What a chunk of steps gave.
+
+    Attributes:
+        losses: (K, steps) float64, local losses before each update.
+        seconds: wall time of the chunk.
+        link_s: for each stage the seconds it waited for or sent messages.
+        peak_memory_mib: for each stage: device memory on CUDA, resident memory of its process on a CPU.
+        spans: who did what when, if recorded.
+    """
+
+    losses: Tensor
+    seconds: float
+    link_s: tuple[float, ...]
+    peak_memory_mib: tuple[float, ...]
+    spans: tuple[Span, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Wrong answers of the last head over a whole image set, and its mean loss."""
+
+    wrong: int
+    images: int
+    loss: float
+
+    @property
+    def error_pct(self) -> float:
+        """Return the error in percent."""
+        return 100.0 * self.wrong / self.images
+
+
+class Executor(ABC):
+    """Runs a job. Every executor gives the same weights, bit for bit on a CPU."""
+
+    name: str
+
+    @abstractmethod
+    def train(self, num_steps: int) -> ChunkReport:
+        """Train on the next `num_steps` batches; NonFiniteLossError names stage and step."""
+
+    @abstractmethod
+    def evaluate(self, which: str) -> Evaluation:
+        """Evaluate the last head on one of the job's image sets, without dropout and augmentation."""
+
+    @abstractmethod
+    def state(self) -> TrainState:
+        """Return the run's state on the CPU, one consistent step over all modules."""
+
+    @abstractmethod
+    def load(self, state: TrainState) -> None:
+        """Go on from a state."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End everything this executor started."""
+
+    def __enter__(self) -> "Executor":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+class LocalExecutor(Executor):
+    """All modules one after another on one device, in this process: the least memory."""
+
+    name = "local"
+
+    def __init__(self, job: Job) -> None:
+        torch.set_num_threads(job.torch_threads)
+        self._job = job
+        self._device = torch.device(job.devices[0])
+        self._batches = job.batches(self._device, job.train)
+        for module in job.modules:
+            module.to(self._device)
+        self._trainer = Trainer(job.modules, job.method, job.lr, job.recipe, job.seed)
+        reset_peak_memory(self._device)
+
+    def train(self, num_steps: int) -> ChunkReport:
+        """Train on the next batches."""
+        start, first = time.perf_counter(), self._trainer.step_index
+        steps = range(first, first + num_steps)
+        losses = [self._trainer.step(self._batches.images(t), self._batches.labels(t)) for t in steps]
+        table = torch.stack(losses, dim=1).double().cpu()
+        check_losses(table, first)
+        num = len(self._trainer.modules)
+        return ChunkReport(table, time.perf_counter() - start, (0.0,) * num, (peak_memory_mib(self._device),) * num)
+
+    def evaluate(self, which: str) -> Evaluation:
+        """Evaluate batch by batch."""
+        total = EvaluationSum()
+        for images, labels in evaluation_batches(
+            self._job.evaluations[which], self._job.batch_size, self._job.mean, self._job.std, self._device
+        ):
+            total.add(forward_for_evaluation(self._trainer.modules, images), labels)
+        return total.result()
+
+    def state(self) -> TrainState:
+        """Return a copy of the state on the CPU."""
+        return to_cpu(self._trainer.state())
+
+    def load(self, state: TrainState) -> None:
+        """Go on from a state."""
+        self._trainer.load(state)
+
+    def close(self) -> None:
+        """Nothing was started."""
+
+
+def forward_for_evaluation(modules: list[LocalModule], x: Tensor) -> Tensor:
+    """Return the last head's logits (N, classes), or the last unit's output where the last module is not among them."""
+    for module in modules:
+        module.eval()
+    with torch.no_grad():
+        for module in modules:
+            x = module.chain(x, Draws())
+        if modules[-1].is_last:
+            x = modules[-1].logits(x, Draws())
+    for module in modules:
+        module.train()
+    return x
+
+
+class EvaluationSum:
+    """Adds up logits batch by batch, without waiting for the device in between."""
+
+    def __init__(self) -> None:
+        self._images = 0
+        self._wrong: list[Tensor] = []
+        self._loss: list[Tensor] = []
+
+    def add(self, logits: Tensor, labels: Tensor) -> None:
+        """Add logits (N, classes) and labels (N,)."""
+        self._images += len(labels)
+        self._wrong.append((logits.argmax(dim=1) != labels).sum())
+        self._loss.append(torch.nn.functional.cross_entropy(logits.double(), labels, reduction="sum"))
+
+    def result(self) -> Evaluation:
+        """Return the sums over all images."""
+        wrong, loss = torch.stack(self._wrong).sum(), torch.stack(self._loss).sum()
+        return Evaluation(int(wrong), self._images, float(loss) / self._images)
+
+
+def check_losses(losses: Tensor, first_step: int) -> None:
+    """Raise NonFiniteLossError for the earliest step of losses (K, steps) that is not finite."""
+    bad = (~losses.isfinite()).nonzero()
+    if len(bad):
+        stage, offset = min(((int(k), int(t)) for k, t in bad), key=lambda pair: (pair[1], pair[0]))
+        raise NonFiniteLossError(stage, first_step + offset, float(losses[stage, offset]))
+
+
+def to_cpu(state: TrainState) -> TrainState:
+    """Return a copy of a state on the CPU that later steps do not change."""
+    return TrainState(
+        {n: t.detach().cpu().clone() for n, t in state.weights.items()},
+        {n: t.detach().cpu().clone() for n, t in state.momentum.items()},
+        state.step,
+    )
+
+
+def steps_of(job: Job, epochs: int) -> int:
+    """Return the steps of `epochs` epochs."""
+    return epochs * math.floor(len(job.train) / job.batch_size)
