@@ -1,0 +1,1 @@
+"""Measurements: memory, and when each stage does what."""
