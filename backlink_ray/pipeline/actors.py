@@ -141,7 +141,9 @@ class ActorGroup(StageGroup):
             if not done:
                 raise ConfigError(f"the stages were not ready within {timeout_s:g} s; is the cluster busy or too small?")
             if _error_of(done[0]) is not None:
-                raise guilty(self._outcomes(refs))
+                outcomes = self._outcomes(refs)
+                found = guilty(outcomes)
+                raise found from outcomes[found.stage_index].error
         return list(ray.get(refs))
 
     def _outcomes(self, refs: list[Any]) -> list[Outcome]:
@@ -185,8 +187,11 @@ def _outcome(ref: Any, position: tuple[int, str] | None) -> Outcome:
         return Outcome(None, position=position or (-1, ""))
     error = _error_of(ref)
     died = isinstance(error, (ray.exceptions.ActorDiedError, ray.exceptions.ActorUnavailableError))
-    cause = getattr(error, "cause", None) or error
-    return Outcome(cause, died, (-1, "") if died else position or (-1, ""))
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, BaseException):
+        cause.__cause__ = error  # it holds the stage's own traceback, as text
+        error = cause
+    return Outcome(error, died, (-1, "") if died else position or (-1, ""))
 
 
 def _try_get(ref: Any, timeout_s: float) -> Any:
