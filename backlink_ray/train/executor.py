@@ -1,6 +1,5 @@
 """Executor: trains a job in chunks of steps, evaluates it, and hands its state out; here, in one process."""
 
-import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -230,7 +229,3 @@ def to_cpu(state: TrainState) -> TrainState:
         state.step,
     )
 
-
-def steps_of(job: Job, epochs: int) -> int:
-    """Return the steps of `epochs` epochs."""
-    return epochs * math.floor(len(job.train) / job.batch_size)

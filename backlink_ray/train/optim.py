@@ -10,22 +10,26 @@ from torch import Tensor, nn
 LearningRate = Callable[[int], float]
 
 
-def cosine_schedule(lr: float, num_steps: int, warmup_fraction: float) -> LearningRate:
-    """Return lr(step): linear from 0 to `lr` over the warm-up, then a half cosine to 0 at `num_steps`.
+@dataclass(frozen=True, slots=True)
+class CosineSchedule:
+    """lr(step): linear from 0 to the peak over the warm-up, then a half cosine to 0 at the run's end.
 
     Args:
-        lr: peak, eta.
+        lr: the peak, eta.
         num_steps: steps of the whole run.
         warmup_fraction: part of the run, 0..1, that warms up.
     """
-    warmup = round(num_steps * warmup_fraction)
 
-    def at(step: int) -> float:
+    lr: float
+    num_steps: int
+    warmup_fraction: float = 0.05
+
+    def __call__(self, step: int) -> float:
+        """Return the learning rate of one step, from 0."""
+        warmup = round(self.num_steps * self.warmup_fraction)
         if step < warmup:
-            return lr * (step + 1) / warmup
-        return lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, num_steps - warmup)))
-
-    return at
+            return self.lr * (step + 1) / warmup
+        return self.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, self.num_steps - warmup)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

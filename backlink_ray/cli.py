@@ -1,0 +1,101 @@
+"""Command line: backlink-ray train | sync."""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from backlink_ray.config import ConfigError, RunConfig
+from backlink_ray.data.datasets import DataError, data_root, load_dataset
+from backlink_ray.pipeline.controller import NonFiniteLossError, StageError
+from backlink_ray.study.runner import RunOptions, run
+from backlink_ray.train.checkpoint import CheckpointError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Train one configuration into a run folder; the same command again goes on where it stopped."""
+
+    config: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig)
+    output_dir: Path
+    """The run folder: config.yaml, environment.json, metrics.jsonl, checkpoints/, result.json."""
+    data_root: str = ""
+    """Folder of the data sets; default $BACKLINK_RAY_DATA, else ~/.cache/backlink_ray."""
+    timeline: str = ""
+    """PNG file: when each stage forwards, waits, runs backward, exchanges and updates."""
+    stage_timeout_s: float = 120.0
+    """Longest wait of a stage for its neighbour, in seconds."""
+    cpus_per_stage: float = 0.25
+    """CPUs that Ray reserves for a stage."""
+    gpus_per_stage: float = 1.0
+    """GPUs that Ray reserves for a stage, where there are GPUs; a fraction lets stages share one."""
+
+    def main(self) -> int:
+        """Run it, an epoch a line."""
+        config = self.config
+        dataset = load_dataset(
+            config.dataset, data_root(self.data_root), train_images=config.train_images, test_images=config.test_images
+        )
+        options = RunOptions(
+            output_dir=self.output_dir, timeline=self.timeline, stage_timeout_s=self.stage_timeout_s,
+            cpus_per_stage=self.cpus_per_stage, gpus_per_stage=self.gpus_per_stage, on_epoch=_print_epoch(config),
+        )
+        result = run(config, dataset, options)
+        print(f"test error {result['test_error_pct']:.2f} %, {result['images_per_s']:.0f} images/s, in {self.output_dir}")
+        return 0
+
+
+def _print_epoch(config: RunConfig) -> Callable[[dict[str, Any]], None]:
+    def show(m: dict[str, Any]) -> None:
+        losses = " ".join(f"{loss:.3f}" for loss in m["local_loss"])
+        print(
+            f"epoch {m['epoch']}/{config.epochs}  test error {m['test_error_pct']:.2f} %  local losses {losses}  "
+            f"{m['images_per_s']:.0f} images/s  step {m['step_ms']:.1f} ms (link {m['link_ms']:.1f})",
+            flush=True,
+        )
+
+    return show
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sync:
+    """Replay what was tracked into MLflow, for example after its server was down; nothing is doubled."""
+
+    storage_path: Path
+    """The study's folder, which holds spool/."""
+    tracking_uri: str
+    """Where to: sqlite:////ABSOLUTE/mlflow.db or http://HOST:PORT."""
+
+    def main(self) -> int:
+        """Replay and say how much."""
+        from backlink_ray.study.tracking import sync  # mlflow takes seconds to import
+
+        print(sync(self.storage_path / "spool", self.tracking_uri))
+        return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse and run; 0 done, 1 the run failed, 2 bad arguments or data, 3 interrupted and resumable."""
+    try:
+        command: Train | Sync = tyro.extras.subcommand_cli_from_dict(
+            {"train": Train, "sync": Sync}, prog="backlink-ray", args=arguments, description=__doc__
+        )
+        return command.main()
+    except (ConfigError, DataError) as error:
+        return _say(f"error: {error}", 2)
+    except (NonFiniteLossError, StageError, CheckpointError) as error:
+        return _say(f"failed: {error}", 1)
+    except KeyboardInterrupt:
+        return _say("interrupted; the same command goes on from the last checkpoint", 3)
+
+
+def _say(text: str, code: int) -> int:
+    print(text, file=sys.stderr, flush=True)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

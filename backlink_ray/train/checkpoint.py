@@ -1,0 +1,123 @@
+"""Checkpoints: a run's state on disk, complete or absent, each file under a checksum, the last two kept."""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from backlink_ray.train.trainer import TrainState
+
+MANIFEST = "manifest.json"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be written or read: names the file, and what was expected."""
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Weights are named by global unit index and module index, so they load into another split; safetensors and JSON hold no
+    code. A checkpoint is written under a temporary name and renamed when all of it is on disk, so the newest one is whole
+    whatever happens.
+
+    Args:
+        folder: made if missing; what an interrupted write left there is removed.
+        keep: how many of the newest stay.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        self._folder, self._keep = folder, keep
+        folder.mkdir(parents=True, exist_ok=True)
+        for stray in folder.glob(".writing-*"):
+            shutil.rmtree(stray)
+
+    def save(self, state: TrainState, extra: Mapping[str, Any]) -> Path:
+        """Write a state and some JSON beside it; CheckpointError (disk full, say) leaves the older ones as they are."""
+        from safetensors.torch import save  # imported here: the library itself needs torch alone
+
+        final = self._folder / f"step-{state.step:09d}"
+        working = self._folder / f".writing-{os.getpid()}-{final.name}"
+        files = {
+            "weights.safetensors": save(_contiguous(state.weights)),
+            "momentum.safetensors": save(_contiguous(state.momentum)),
+            "state.json": json.dumps({"step": state.step, "extra": dict(extra)}).encode(),
+        }
+        files[MANIFEST] = json.dumps({name: hashlib.sha256(raw).hexdigest() for name, raw in files.items()}).encode()
+        try:
+            self._write(working, final, files)
+        except OSError as error:
+            shutil.rmtree(working, ignore_errors=True)
+            size = sum(map(len, files.values()))
+            raise CheckpointError(f"{final} ({size} bytes) cannot be written: {error.strerror}; free space there") from error
+        self._drop_old()
+        return final
+
+    def _write(self, working: Path, final: Path, files: Mapping[str, bytes]) -> None:
+        working.mkdir()
+        for name, raw in files.items():
+            with (working / name).open("wb") as file:
+                file.write(raw)
+                file.flush()
+                os.fsync(file.fileno())
+        if final.exists():
+            shutil.rmtree(final)
+        working.replace(final)
+        _sync_folder(self._folder)
+
+    def _drop_old(self) -> None:
+        for old in self._all()[: -self._keep]:
+            shutil.rmtree(old)
+
+    def _all(self) -> list[Path]:
+        return sorted(self._folder.glob("step-*"))
+
+    def newest(self) -> tuple[TrainState, dict[str, Any]] | None:
+        """Return the newest checkpoint whose files are all as written, with its JSON; None if there is none."""
+        for folder in reversed(self._all()):
+            try:
+                return _read(folder)
+            except CheckpointError as error:
+                print(f"{error}; going back to the one before", file=sys.stderr, flush=True)
+        return None
+
+
+def _read(folder: Path) -> tuple[TrainState, dict[str, Any]]:
+    from safetensors.torch import load
+
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        files = {name: (folder / name).read_bytes() for name in manifest}
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"checkpoint {folder} is incomplete ({error})") from error
+    for name, raw in files.items():
+        if hashlib.sha256(raw).hexdigest() != manifest[name]:
+            raise CheckpointError(f"checkpoint file {folder / name} is corrupt: expected sha256 {manifest[name]}")
+    state = json.loads(files["state.json"])
+    return TrainState(load(files["weights.safetensors"]), load(files["momentum.safetensors"]), state["step"]), state["extra"]
+
+
+def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def weights_sha256(state: TrainState) -> str:
+    """Return the hash of all unit parameters and buffers in name order: equal for equal networks, whatever trained them."""
+    total = hashlib.sha256()
+    for name in sorted(n for n in state.weights if n.startswith("units.")):
+        total.update(name.encode() + state.weights[name].detach().cpu().contiguous().numpy().tobytes())
+    return total.hexdigest()
