@@ -1,0 +1,176 @@
+"""Command: the one face of all studies: flags, presets, the dry run, exit codes and the last lines."""
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+
+from backlink_ray.config import ConfigError
+from backlink_ray.data.datasets import DataError, data_root, load_dataset
+from backlink_ray.study.paper import published_error_pct
+from backlink_ray.study.report import best_line, markdown, print_table
+from backlink_ray.study.runner import start_ray, write_whole
+from backlink_ray.study.search import base_with
+from backlink_ray.study.tuning import Places, Plan, Study, claim, cluster_places
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags:
+    """Flags that every study has."""
+
+    smoke_test: bool = False
+    """Under 2 minutes on 2 CPU cores, on the embedded real sample, no download."""
+    dry_run: bool = False
+    """Print what would run, what each trial needs, and stop."""
+    preset: str = ""
+    """One of the study's presets by name; default: the paper's budget with a GPU, the smoke test without."""
+    num_samples: int = 0
+    """Trials of a search; 0 takes the preset's."""
+    max_concurrent: int = 0
+    """Trials at once; 0: as many as the GPUs allow, one on a CPU machine."""
+    resume: Literal["auto", "never", "must"] = "auto"
+    """Go on with what the storage path holds: auto if there is something, never, or must."""
+    storage_path: str = "results"
+    """Folder of studies: records, checkpoints, Optuna's and MLflow's databases."""
+    tracking_uri: str = ""
+    """MLflow; default $MLFLOW_TRACKING_URI, else sqlite in the storage path."""
+    seed: int = 0
+    """Of weights, data order, augmentation and search."""
+    address: str = ""
+    """Ray cluster; default $RAY_ADDRESS, else a private one on this machine."""
+    executor: Literal["auto", "local", "threads", "ray"] = "auto"
+    """Where a trial's local modules run; auto: one Ray actor each where the cluster has the places."""
+    data_root: str = ""
+    """Folder of the data sets; default $BACKLINK_RAY_DATA, else ~/.cache/backlink_ray."""
+
+
+def main(name: str, presets: dict[str, Plan], description: str, arguments: Sequence[str] | None = None) -> int:
+    """Run a study from its command line.
+
+    Args:
+        name: of the study, and of its folders.
+        presets: "paper" and "smoke", and any others.
+        description: shown by --help.
+        arguments: the command line's if not given.
+
+    Returns:
+        0 done; 1 done, but some trials failed; 2 bad arguments or configuration; 3 interrupted and resumable.
+    """
+    flags = tyro.cli(Flags, prog=f"{name}.py", description=description, args=arguments)
+    try:
+        return _Command(name, presets, flags).run()
+    except (ConfigError, DataError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2
+
+
+class _Command:
+    def __init__(self, name: str, presets: dict[str, Plan], flags: Flags) -> None:
+        self._flags = flags
+        self._preset = self._choose(presets)
+        plan = presets[self._preset]
+        base = plan.base.replace(seed=flags.seed, executor=flags.executor)
+        self._plan = replace(plan, base=base, num_samples=flags.num_samples or plan.num_samples)
+        self._name = name if self._preset == "paper" else f"{name}-{self._preset}"
+        self._storage = Path(flags.storage_path).expanduser().absolute()
+        self._folder = self._storage / self._name
+
+    def _choose(self, presets: dict[str, Plan]) -> str:
+        flags = self._flags
+        if flags.smoke_test:
+            return "smoke"
+        if flags.preset:
+            if flags.preset not in presets:
+                raise ConfigError(f"preset={flags.preset!r} is not known; allowed: {', '.join(presets)}")
+            return flags.preset
+        if torch.cuda.is_available() or flags.address or os.environ.get("RAY_ADDRESS") or flags.dry_run:
+            return "paper"
+        print("no GPU here: the paper's budget needs one, so this runs the smoke preset (--preset paper insists)", file=sys.stderr)
+        return "smoke"
+
+    def run(self) -> int:
+        if self._flags.dry_run:
+            return self._dry_run()
+        base, flags = self._plan.base, self._flags
+        dataset = load_dataset(
+            base.dataset, data_root(flags.data_root), train_images=base.train_images, test_images=base.test_images
+        )
+        claim(self._folder, self._name, self._plan, flags.resume)
+        start_ray(flags.address)
+        places = cluster_places(flags.max_concurrent)
+        for choice in (*self._plan.cells, *self._plan.first):
+            places.check(base_with(base, choice))
+        study = Study(self._name, self._plan, self._folder, self._tracker())
+        try:
+            study.run(dataset, places)
+        finally:
+            code = self._finish(study)
+        return code
+
+    def _tracker(self):  # type: ignore[no-untyped-def]  # Tracker, whose import takes seconds
+        from backlink_ray.study.tracking import Tracker, default_tracking_uri, redact
+
+        flag, env = self._flags.tracking_uri, os.environ.get("MLFLOW_TRACKING_URI", "")
+        self._uri = flag or env or default_tracking_uri(self._storage)
+        source = "--tracking-uri" if flag else "$MLFLOW_TRACKING_URI" if env else "the storage path"
+        print(f"tracking to {redact(self._uri)} (from {source})", file=sys.stderr, flush=True)
+        base = self._plan.base
+        experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME") or f"backlink-{self._name}-{base.dataset}-{base.network}-{base.head}"
+        note = (
+            f"{self._name}: {base.network} on {base.dataset}, {base.head} heads, {base.epochs} epochs. "
+            "Lower `test_error_pct` is better. Group by `K`."
+        )
+        return Tracker(self._storage / "spool", self._uri, experiment=experiment, note=note)
+
+    def _finish(self, study: Study) -> int:
+        rows, metric = study.record.rows(), self._plan.metric
+        title = f"{self._name}: {self._plan.base.network} on {self._plan.base.dataset}, {len(rows)} of {self._plan.size} trials"
+        print_table(rows, metric, title)
+        report = self._folder / "table.md"
+        write_whole(report, markdown(rows, metric, title))
+        for row in rows[-1:]:
+            study.tracker.log_artifact(str(row["run_id"]), report)
+        waiting = study.tracker.close()
+        link, command = study.tracker.link(), study.tracker.command()
+        print(best_line(rows, metric))
+        print(f"results: {self._folder / 'results'} (Parquet), {report}")
+        print(f"MLflow: {command + '  then open ' if command else ''}{link}")
+        if waiting:
+            print(f"{waiting} events are not in MLflow yet; later: {study.tracker.sync_command()}")
+        print(f"resume: {self._resume_line()}")
+        if study.left():
+            print(f"interrupted with {study.left()} trials left", file=sys.stderr)
+            return 3
+        return 1 if any(row["status"] != "FINISHED" for row in rows) else 0
+
+    def _resume_line(self) -> str:
+        words = [word for word in sys.argv[1:] if not word.startswith("--resume")]
+        return shlex.join(["python", sys.argv[0], *words, "--resume=auto"])
+
+    def _dry_run(self) -> int:
+        plan = self._plan
+        places = Places(num_gpus=torch.cuda.device_count(), num_cpus=os.cpu_count() or 1)
+        for choice in plan.cells or plan.first:
+            print(self._describe(choice, places))
+        if plan.space:
+            space, rest = plan.space, plan.num_samples - len(plan.first)
+            print(
+                f"and {rest} trials that Optuna chooses: K in {space.num_modules}, l in 1..{space.longest} within the smallest module, "
+                f"alpha in {space.alphas}, eta in {space.lr[0]}..{space.lr[1]}"
+            )
+        print(f"{plan.size} trials of {plan.base.epochs} epochs, {plan.base.network} on {plan.base.dataset}, preset {self._preset}")
+        return 0
+
+    def _describe(self, choice: dict[str, object], places: Places) -> str:
+        config = base_with(self._plan.base, choice)
+        resolved = places.resolve(config)
+        need = {kind: sum(b.get(kind, 0.0) for b in places.bundles(config)) for kind in ("CPU", "GPU")}
+        published = published_error_pct(config)
+        paper = f"  paper {published:.2f} %" if published is not None else ""
+        return f"{config.method}/{config.run_name}  executor {resolved.executor}  needs {need['CPU']:g} CPU, {need['GPU']:g} GPU{paper}"

@@ -1,0 +1,29 @@
+"""Tune BackLink on ResNet110: Optuna chooses K, l, alpha and eta by the error on a held-out tenth of the training set.
+
+The paper preset is its recipe (CIFAR-10, 200 epochs, batch 512, fc heads) and needs GPUs; the smoke preset is the same
+search over a few hundred real images.
+"""
+
+import sys
+
+from backlink_ray import RunConfig
+from backlink_ray.study.command import main
+from backlink_ray.study.search import Space
+from backlink_ray.study.tuning import Plan
+
+PAPER = RunConfig(network="resnet110", dataset="cifar10", lr=0.3, batch_size=512, epochs=200, validation_fraction=0.1)
+SMOKE = PAPER.replace(
+    dataset="cifar10-sample", lr=0.1, batch_size=32, epochs=2, train_images=288, test_images=128, torch_threads=1
+)
+PRESETS = {
+    "paper": Plan(base=PAPER, space=Space(num_modules=(2, 4, 8, 16), longest=4), num_samples=50),
+    "smoke": Plan(
+        base=SMOKE,
+        space=Space(num_modules=(2, 4), longest=4, lr=(0.02, 0.2)),
+        first=({"K": 2, "l": 2, "alpha": 0.5, "eta": 0.1},),
+        num_samples=3,
+    ),
+}
+
+if __name__ == "__main__":
+    sys.exit(main("tune_resnet110", PRESETS, __doc__ or ""))

@@ -1,0 +1,36 @@
+"""Tune BackLink on ResNet32, or compare BP, GLL and BackLink at a CPU's budget.
+
+Presets: paper (a search under the paper's recipe, needs a GPU), cpu (K = 4, fc heads: BP, GLL and BackLink with l = 1, 2, 4
+on the first 10,000 training images and all test images of CIFAR-10, 8 epochs; about half an hour on 2 cores), smoke.
+"""
+
+import sys
+
+from backlink_ray import RunConfig
+from backlink_ray.study.command import main
+from backlink_ray.study.search import Space
+from backlink_ray.study.tuning import Plan
+
+PAPER = RunConfig(network="resnet32", dataset="cifar10", lr=0.5, batch_size=512, epochs=200, validation_fraction=0.1)
+CPU = PAPER.replace(lr=0.1, batch_size=128, epochs=8, train_images=10000, validation_fraction=0.0, warmup_fraction=0.125)
+SMOKE = PAPER.replace(dataset="cifar10-sample", lr=0.1, batch_size=64, epochs=2, train_images=640, test_images=200)
+CELLS = (
+    {"method": "bp"},
+    {"method": "gll", "K": 4},
+    {"K": 4, "l": 1, "alpha": 0.5},
+    {"K": 4, "l": 2, "alpha": 0.5},
+    {"K": 4, "l": 4, "alpha": 0.25},
+)
+PRESETS = {
+    "paper": Plan(base=PAPER, space=Space(), num_samples=50),
+    "cpu": Plan(base=CPU, cells=CELLS, metric="test_error_pct"),
+    "smoke": Plan(
+        base=SMOKE,
+        space=Space(num_modules=(2, 4), lr=(0.02, 0.2)),
+        first=({"K": 2, "l": 2, "alpha": 0.5, "eta": 0.1},),
+        num_samples=3,
+    ),
+}
+
+if __name__ == "__main__":
+    sys.exit(main("tune_resnet32", PRESETS, __doc__ or ""))
