@@ -1,6 +1,7 @@
 """Search: the space of K, l, alpha and eta, as Optuna walks it through Ray Tune."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def open_search(
     # Another seed at every start: the same one would repeat the suggestions that are already there.
     sampler = optuna.samplers.TPESampler(seed=base.seed + known)
     return Search(
-        space=lambda trial: space.suggest(base, trial),
+        space=partial(space.suggest, base),  # not a closure: Tune pickles its searcher
         metric=metric, mode="min", sampler=sampler, study_name=name, storage=storage,
     )  # fmt: skip
 

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ from backlink_ray.study.search import Space, base_with, open_search
 from backlink_ray.study.tracking import Tracker
 
 MANIFEST = "study.json"
+
+# Tune's own table shows none of our columns and repaints itself; the Reporter prints a line an epoch instead.
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,14 +154,11 @@ class Study:
         trainable = tune.with_parameters(
             _trial, base=self.plan.base, places=places, dataset=dataset, runs=self.folder / "runs", metric=self.plan.metric
         )
-        sized = tune.with_resources(trainable, lambda choice: PlacementGroupFactory(self._bundles(choice, places)))
+        sized = tune.with_resources(trainable, partial(_request, base=self.plan.base, places=places))
         tuner = tune.Tuner(
             sized, param_space=self._param_space(), tune_config=self._tune_config(count, places), run_config=self._run_config(dataset)
         )
         tuner.fit()
-
-    def _bundles(self, choice: dict[str, Any], places: Places) -> list[dict[str, float]]:
-        return places.bundles(base_with(self.plan.base, _flat(choice)))
 
     def _param_space(self) -> dict[str, Any]:
         return {} if self.plan.space else {"cell": tune.grid_search(self.cells_left())}
@@ -179,6 +180,11 @@ class Study:
 def _flat(choice: dict[str, Any]) -> dict[str, Any]:
     """A grid's trial has its choice under "cell", a search's has it directly."""
     return dict(choice.get("cell", choice))
+
+
+def _request(choice: dict[str, Any], base: RunConfig, places: Places) -> PlacementGroupFactory:
+    """Return a trial's placement group, whose size depends on K."""
+    return PlacementGroupFactory(places.bundles(base_with(base, _flat(choice))))
 
 
 def _trial(
@@ -208,6 +214,10 @@ class Reporter(tune.Callback):  # type: ignore[misc]  # ray is untyped
     def __init__(self, study: Study, dataset: Dataset) -> None:
         self._study, self._dataset = study, dataset
         self._ended = study.plan.size - study.left()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles its callbacks into a file for Tuner.restore, which is never used here."""
+        return {}
 
     def setup(self, stop: Any = None, num_samples: int | None = None, total_num_samples: int | None = None, **info: Any) -> None:
         """Ray asks for it; nothing to prepare."""
