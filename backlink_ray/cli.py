@@ -40,11 +40,17 @@ class Train:
             config.dataset, data_root(self.data_root), train_images=config.train_images, test_images=config.test_images
         )
         options = RunOptions(
-            output_dir=self.output_dir, timeline=self.timeline, stage_timeout_s=self.stage_timeout_s,
-            cpus_per_stage=self.cpus_per_stage, gpus_per_stage=self.gpus_per_stage, on_epoch=_print_epoch(config),
+            output_dir=self.output_dir,
+            timeline=self.timeline,
+            stage_timeout_s=self.stage_timeout_s,
+            cpus_per_stage=self.cpus_per_stage,
+            gpus_per_stage=self.gpus_per_stage,
+            on_epoch=_print_epoch(config),
         )
         result = run(config, dataset, options)
-        print(f"test error {result['test_error_pct']:.2f} %, {result['images_per_s']:.0f} images/s, in {self.output_dir}")
+        print(
+            f"test error {result['test_error_pct']:.2f} %, {result['images_per_s']:.0f} images/s, in {self.output_dir}"
+        )
         return 0
 
 

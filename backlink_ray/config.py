@@ -44,7 +44,9 @@ def module_sizes(num_units: int, num_modules: int, remainder: str = "front", net
     """
     _choice("remainder", remainder, ("front", "back"))
     if not 1 <= num_modules <= num_units:
-        raise ConfigError(f"num_modules={num_modules} is out of range for {network} with {num_units} units; allowed 1..{num_units}")
+        raise ConfigError(
+            f"num_modules={num_modules} is out of range for {network} with {num_units} units; allowed 1..{num_units}"
+        )
     small, larger = divmod(num_units, num_modules)
     sizes = [small + 1] * larger + [small] * (num_modules - larger)
     return sizes if remainder == "front" else sizes[::-1]
@@ -126,7 +128,7 @@ class RunConfig:
     torch_threads: int = 1
     """torch threads per local module on a CPU; results are bit-equal only at equal numbers."""
     executor: str = "auto"
-    """local: one module after another in one process; threads: stages as threads; ray: stages as actors; auto: ray where it fits."""
+    """local: one module after another in one process; threads: stages as threads; ray: stages as actors; auto: chosen."""
 
     def __post_init__(self) -> None:
         self._canonicalise()

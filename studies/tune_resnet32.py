@@ -12,7 +12,9 @@ from backlink_ray.study.search import Space
 from backlink_ray.study.tuning import Plan
 
 PAPER = RunConfig(network="resnet32", dataset="cifar10", lr=0.5, batch_size=512, epochs=200, validation_fraction=0.1)
-CPU = PAPER.replace(lr=0.1, batch_size=128, epochs=8, train_images=10000, validation_fraction=0.0, warmup_fraction=0.125)
+CPU = PAPER.replace(
+    lr=0.1, batch_size=128, epochs=8, train_images=10000, validation_fraction=0.0, warmup_fraction=0.125
+)
 SMOKE = PAPER.replace(dataset="cifar10-sample", lr=0.1, batch_size=64, epochs=2, train_images=640, test_images=200)
 CELLS = (
     {"method": "bp"},

@@ -156,7 +156,9 @@ def _load_sample(_root: Path, _download: bool) -> Dataset:
 
     table = pq.read_table(SAMPLE_FILE).to_pydict()
     sets = {
-        split: _decode([(w, y) for s, w, y in zip(table["split"], table["webp"], table["label"], strict=True) if s == split])
+        split: _decode(
+            [(w, y) for s, w, y in zip(table["split"], table["webp"], table["label"], strict=True) if s == split]
+        )
         for split in ("train", "test")
     }
     return _cifar10("cifar10-sample", sets["train"], sets["test"])
@@ -176,7 +178,13 @@ def _decode(rows: list[tuple[bytes, int]]) -> ImageSet:
 def _cifar10(name: str, train: ImageSet, test: ImageSet) -> Dataset:
     names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
     return Dataset(
-        name=name, train=train, test=test, class_names=names, image_size=32, mean=CIFAR10_MEAN, std=CIFAR10_STD,
+        name=name,
+        train=train,
+        test=test,
+        class_names=names,
+        image_size=32,
+        mean=CIFAR10_MEAN,
+        std=CIFAR10_STD,
         augmentation=Augmentation(pad=4, mode="reflect", flip=True),
     )
 
@@ -205,7 +213,9 @@ def _provide(source: Any, root: Path, download: bool) -> None:
         with FileLock(root / f".{source.base_folder}.lock"):  # two processes leave one good copy
             _fetch(source, root, download)
     except OSError as error:
-        raise DataError(f"data root {root} cannot be written ({error.strerror}); give another with --data-root") from error
+        raise DataError(
+            f"data root {root} cannot be written ({error.strerror}); give another with --data-root"
+        ) from error
 
 
 def _fetch(source: Any, root: Path, download: bool) -> None:

@@ -35,7 +35,9 @@ class Batches:
         mean: tuple[float, ...], std: tuple[float, ...], device: torch.device | str = "cpu", augment: bool = True,
     ) -> None:  # fmt: skip
         if not 1 <= batch_size <= len(images):
-            raise ConfigError(f"batch_size={batch_size} does not fit {len(images)} training images; allowed 1..{len(images)}")
+            raise ConfigError(
+                f"batch_size={batch_size} does not fit {len(images)} training images; allowed 1..{len(images)}"
+            )
         self._batch_size, self._seed, self._device = batch_size, seed, torch.device(device)
         self._pixels, self._labels = images.pixels.to(device), images.labels.to(device)
         self._augmentation, self._augment = augmentation, augment
@@ -51,7 +53,9 @@ class Batches:
         """Return images float32 (B, C, H, W) of the global step, augmented and normalised."""
         pixels = self._pixels[self._indices(step)]
         if self._augment:
-            generator = torch.Generator().manual_seed(derive_seed(self._seed, "augment", *divmod(step, self.steps_per_epoch)))
+            generator = torch.Generator().manual_seed(
+                derive_seed(self._seed, "augment", *divmod(step, self.steps_per_epoch))
+            )
             pixels = augment(pixels, self._augmentation, generator)
         return normalise(pixels, self._mean, self._std)
 

@@ -23,7 +23,9 @@ class Graph:
         recompute: do not record a graph now.
     """
 
-    def __init__(self, chain: Chain, x: Tensor, draws: Draws, *, wants_input_gradient: bool, recompute: bool = False) -> None:
+    def __init__(
+        self, chain: Chain, x: Tensor, draws: Draws, *, wants_input_gradient: bool, recompute: bool = False
+    ) -> None:
         self._chain = chain
         self._draws = draws
         self._input = x.detach().requires_grad_(wants_input_gradient)
@@ -61,9 +63,15 @@ class Graph:
         return torch.func.functional_call(self._chain, buffers, (self._input, self._draws))  # type: ignore[no-any-return]
 
 
-def differentiate(output: Tensor, inputs: Sequence[Tensor], error: Tensor | None = None, *, keep: bool = False) -> list[Tensor]:
+def differentiate(
+    output: Tensor, inputs: Sequence[Tensor], error: Tensor | None = None, *, keep: bool = False
+) -> list[Tensor]:
     """Return the gradients of output at each input, zeros where it does not depend on it (frozen parameters too)."""
     live = [x for x in inputs if x.requires_grad]
-    found = torch.autograd.grad(output, live, error, retain_graph=keep, allow_unused=True) if live and output.requires_grad else ()
+    found = (
+        torch.autograd.grad(output, live, error, retain_graph=keep, allow_unused=True)
+        if live and output.requires_grad
+        else ()
+    )
     by_id = {id(x): g for x, g in zip(live, found, strict=False) if g is not None}
     return [by_id[id(x)] if id(x) in by_id else torch.zeros_like(x) for x in inputs]

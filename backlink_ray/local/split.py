@@ -36,7 +36,9 @@ def split(
         ConfigError: K or a name out of range.
     """
     if balance != "count" or final_head not in ("auto", "native"):
-        raise ConfigError(f"balance={balance!r}, final_head={final_head!r}; allowed: balance count, final_head auto or native")
+        raise ConfigError(
+            f"balance={balance!r}, final_head={final_head!r}; allowed: balance count, final_head auto or native"
+        )
     facts = network.facts
     sizes = module_sizes(len(facts), num_modules, remainder, network.name)
     modules = []
@@ -45,7 +47,9 @@ def split(
         chain = Chain(list(network.units)[start:stop], start, [fact.random for fact in facts[start:stop]])
         own = k == num_modules - 1 and (final_head == "native" or head == "fc")
         classifier = network.classifier if own else build_head(head, network, stop - 1, seed)
-        modules.append(LocalModule(chain, classifier, _draws(classifier, network, facts[stop - 1].shape), k, num_modules))
+        modules.append(
+            LocalModule(chain, classifier, _draws(classifier, network, facts[stop - 1].shape), k, num_modules)
+        )
     return modules
 
 

@@ -93,14 +93,26 @@ def draw(spans: Sequence[Span], path: Path, title: str = "", steps: int = 4) -> 
     axes = figure.subplots()
     for span in shown:
         start, length = 1e3 * (span.start_s - zero), 1e3 * (span.end_s - span.start_s)
-        axes.barh(span.stage_index, length, left=start, height=0.72, color=COLOURS[span.kind], edgecolor="white", linewidth=0.4)
+        axes.barh(
+            span.stage_index,
+            length,
+            left=start,
+            height=0.72,
+            color=COLOURS[span.kind],
+            edgecolor="white",
+            linewidth=0.4,
+        )
     for span in shown:
         if span.action == "body_forward":
-            axes.text(1e3 * (span.start_s - zero), span.stage_index - 0.44, f" step {span.step}", fontsize=8, va="bottom")
+            axes.text(
+                1e3 * (span.start_s - zero), span.stage_index - 0.44, f" step {span.step}", fontsize=8, va="bottom"
+            )
     axes.set_yticks(stages, [f"stage {k}" for k in stages])
     axes.set_ylim(max(stages) + 0.6, min(stages) - 0.75)
     axes.set_xlabel("time [ms]")
-    axes.set_title(f"{title}\ntwo stages or more compute at once in {overlap(spans):.0%} of the time".strip(), fontsize=11)
+    axes.set_title(
+        f"{title}\ntwo stages or more compute at once in {overlap(spans):.0%} of the time".strip(), fontsize=11
+    )
     for kind, colour in COLOURS.items():
         axes.barh([0], [0], color=colour, label=kind)
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)

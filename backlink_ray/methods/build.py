@@ -24,4 +24,8 @@ def _backlink(config: RunConfig) -> Method:
     )
 
 
-METHODS: dict[str, Callable[[RunConfig], Method]] = {"bp": lambda _: BP(), "gll": lambda _: GLL(), "backlink": _backlink}
+METHODS: dict[str, Callable[[RunConfig], Method]] = {
+    "bp": lambda _: BP(),
+    "gll": lambda _: GLL(),
+    "backlink": _backlink,
+}

@@ -30,7 +30,9 @@ class Network(nn.Module):
         ConfigError: no units, a unit that cannot take the output before it, or a parameter that two units share.
     """
 
-    def __init__(self, units: Iterable[nn.Module], classifier: nn.Module, example: Tensor, name: str = "network") -> None:
+    def __init__(
+        self, units: Iterable[nn.Module], classifier: nn.Module, example: Tensor, name: str = "network"
+    ) -> None:
         super().__init__()
         self.units = nn.ModuleList(units)
         self.classifier = classifier
@@ -45,7 +47,9 @@ class Network(nn.Module):
             raise ConfigError("units=[] gives no network; allowed: one unit or more")
         counts = [len(list(m.parameters())) for m in (*self.units, self.classifier)]
         if sum(counts) != len(list(self.parameters())):
-            raise ConfigError("two units share a parameter, so they cannot train apart; give each unit parameters of its own")
+            raise ConfigError(
+                "two units share a parameter, so they cannot train apart; give each unit parameters of its own"
+            )
         self._facts = tuple(self._run_example())
 
     def forward(self, x: Tensor) -> Tensor:
@@ -59,7 +63,9 @@ class Network(nn.Module):
         """Return the width of the classifier's output, measured on the example."""
         with torch.no_grad():
             dtype, device = self.dtype_and_device()
-            return int(probe(self.classifier, torch.zeros(1, *self.facts[-1].shape, dtype=dtype, device=device)).shape[-1])
+            return int(
+                probe(self.classifier, torch.zeros(1, *self.facts[-1].shape, dtype=dtype, device=device)).shape[-1]
+            )
 
     def dtype_and_device(self) -> tuple[torch.dtype, torch.device]:
         """Return type and place of the first floating-point parameter (float32 on the CPU where there is none)."""
@@ -70,7 +76,10 @@ class Network(nn.Module):
         """Return zeros (batch_size, ...) that the first unit takes, in the network's type and on its device."""
         dtype, device = self.dtype_and_device()
         return torch.zeros(
-            batch_size, *self._example_shape, dtype=dtype if self._example_dtype.is_floating_point else self._example_dtype, device=device
+            batch_size,
+            *self._example_shape,
+            dtype=dtype if self._example_dtype.is_floating_point else self._example_dtype,
+            device=device,
         )
 
     @property
@@ -81,12 +90,17 @@ class Network(nn.Module):
     def _run_example(self) -> list[UnitFacts]:
         x, found = self.example(), []
         for index, unit in enumerate(self.units):
+            version = x._version
             try:
                 random = draws_at_random(unit, x)
-                x = probe(unit, x)
+                y = probe(unit, x)
             except (RuntimeError, ValueError, TypeError) as error:
                 raise ConfigError(f"units[{index}] cannot take its input of shape {tuple(x.shape)}: {error}") from error
-            found.append(UnitFacts(tuple(x.shape[1:]), random))
+            if x._version != version:
+                # Its input is another unit's output, which that unit's own head may still be reading.
+                raise ConfigError(f"units[{index}] changes its input in place; make its first operation inplace=False")
+            found.append(UnitFacts(tuple(y.shape[1:]), random))
+            x = y
         return found
 
 

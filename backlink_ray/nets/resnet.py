@@ -46,7 +46,9 @@ class ResidualBlock(nn.Module):
         self.conv2 = conv3x3(width_out, width_out)
         self.bn2 = nn.BatchNorm2d(width_out)
         self.relu = nn.ReLU(inplace=True)
-        self.shortcut = nn.Identity() if width_in == width_out and stride == 1 else _projection(width_in, width_out, stride)
+        self.shortcut = (
+            nn.Identity() if width_in == width_out and stride == 1 else _projection(width_in, width_out, stride)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, width_in, H, W) to (N, width_out, H / stride, W / stride)."""

@@ -104,22 +104,25 @@ def _actor_class() -> Any:
     methods = {name: ray.method(concurrency_group=group)(getattr(StageActor, name)) for name, group in _GROUPS.items()}
     plain = type("StageActor", (StageActor,), methods)
     # A step is not idempotent, so nothing is ever restarted or tried again behind the controller's back.
-    return ray.remote(concurrency_groups=dict.fromkeys(_GROUPS.values(), 1), max_restarts=0, max_task_retries=0)(plain)
+    options: dict[str, Any] = {"max_restarts": 0, "max_task_retries": 0}
+    options["concurrency_groups"] = dict.fromkeys(_GROUPS.values(), 1)
+    return ray.remote(**options)(plain)
 
 
 class ActorGroup(StageGroup):
     """The stages of one run as actors in one placement group."""
 
     def __init__(self, plans: Sequence[StagePlan], resources: Resources, group: PlacementGroup | None) -> None:
-        self._owned = None if group is not None else _reserve(resources, len(plans))
+        place = _reserve(resources, len(plans)) if group is None else group
+        self._owned = place if group is None else None
         self._actors: list[Any] = []
         try:
-            self._start(plans, resources, group if group is not None else self._owned)
+            self._start(plans, resources, place)
         except BaseException:
             self.close()
             raise
 
-    def _start(self, plans: Sequence[StagePlan], resources: Resources, group: PlacementGroup | None) -> None:
+    def _start(self, plans: Sequence[StagePlan], resources: Resources, group: PlacementGroup) -> None:
         cls = _actor_class()
         for k, plan in enumerate(plans):
             place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=1 + k)
@@ -127,7 +130,9 @@ class ActorGroup(StageGroup):
             self._actors.append(options.remote(plan))
         self.process_ids = self._wait([actor.ready.remote() for actor in self._actors], READY_TIMEOUT_S)
         neighbours = [None, *self._actors, None]
-        self._wait([a.connect.remote(neighbours[k], neighbours[k + 2]) for k, a in enumerate(self._actors)], READY_TIMEOUT_S)
+        self._wait(
+            [a.connect.remote(neighbours[k], neighbours[k + 2]) for k, a in enumerate(self._actors)], READY_TIMEOUT_S
+        )
 
     def call(self, name: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Call every stage's loop thread; the stages' own timeouts bound how long that takes."""
@@ -139,7 +144,9 @@ class ActorGroup(StageGroup):
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             done, pending = ray.wait(pending, num_returns=1, timeout=left)
             if not done:
-                raise ConfigError(f"the stages were not ready within {timeout_s:g} s; is the cluster busy or too small?")
+                raise ConfigError(
+                    f"the stages were not ready within {timeout_s:g} s; is the cluster busy or too small?"
+                )
             if _error_of(done[0]) is not None:
                 outcomes = self._outcomes(refs)
                 found = guilty(outcomes)
@@ -165,7 +172,7 @@ class ActorGroup(StageGroup):
 
 def _reserve(resources: Resources, num_stages: int) -> PlacementGroup:
     resources.check(num_stages, ray.cluster_resources())
-    group = placement_group(resources.bundles(num_stages), strategy="PACK")
+    group: PlacementGroup = placement_group(resources.bundles(num_stages), strategy="PACK")
     if not group.wait(READY_TIMEOUT_S):
         remove_placement_group(group)
         raise ConfigError(f"the cluster had no room for {num_stages} stages within {READY_TIMEOUT_S:g} s: it is busy")
@@ -176,7 +183,7 @@ def _error_of(ref: Any) -> BaseException | None:
     try:
         ray.get(ref)
     except ray.exceptions.RayError as error:
-        return error  # type: ignore[no-any-return]
+        return error
     except Exception as error:  # a task's own exception arrives as its own class
         return error
     return None

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from backlink_ray.pipeline.exchange import Link, LinkAborted, LinkError, Mailbox, NoLink, QueueLink
+from backlink_ray.pipeline.exchange import Link, LinkAbortedError, LinkError, Mailbox, NoLink, QueueLink
 from backlink_ray.pipeline.stage import Stage, StageReport, merge_states, plan_stages
 from backlink_ray.train.executor import ChunkReport, Evaluation, Executor, Job, NonFiniteLossError, check_losses
 from backlink_ray.train.trainer import TrainState
@@ -53,13 +53,15 @@ def guilty(outcomes: Sequence[Outcome]) -> StageError:
     ranks = [(_rank(outcome), k) for k, outcome in enumerate(outcomes) if outcome.error is not None]
     _, k = min(ranks)
     outcome = outcomes[k]
-    return StageError(k, len(outcomes), _where(outcomes, k), f"{type(outcome.error).__name__}: {_first_line(outcome.error)}")
+    return StageError(
+        k, len(outcomes), _where(outcomes, k), f"{type(outcome.error).__name__}: {_first_line(outcome.error)}"
+    )
 
 
 def _rank(outcome: Outcome) -> int:
     if outcome.died:
         return 0
-    if isinstance(outcome.error, LinkAborted):
+    if isinstance(outcome.error, LinkAbortedError):
         return 3
     return 2 if isinstance(outcome.error, LinkError) else 1
 
@@ -68,7 +70,9 @@ def _where(outcomes: Sequence[Outcome], k: int) -> str:
     step, action = outcomes[k].position
     if step >= 0:
         return f"step {step} ({action})"
-    near = [(j, outcomes[j].position) for j in (k - 1, k + 1) if 0 <= j < len(outcomes) and outcomes[j].position[0] >= 0]
+    near = [
+        (j, outcomes[j].position) for j in (k - 1, k + 1) if 0 <= j < len(outcomes) and outcomes[j].position[0] >= 0
+    ]
     if not near:
         return "a step nobody saw"
     j, (step, action) = max(near, key=lambda item: item[1][0])
@@ -117,7 +121,8 @@ class PipelineExecutor(Executor):
 
     def evaluate(self, which: str) -> Evaluation:
         """Pass an image set through all stages."""
-        return next(result for result in self._all("evaluate", which) if result is not None)
+        results: list[Evaluation | None] = self._all("evaluate", which)
+        return next(result for result in results if result is not None)
 
     def state(self) -> TrainState:
         """Gather the parts of all stages."""
@@ -183,7 +188,11 @@ class ThreadsExecutor(PipelineExecutor):
         stages = [Stage(plan) for plan in plans]
         for k, plan in enumerate(plans):
             device = torch.device(plan.job.devices[0])
-            before: Link = NoLink() if plan.is_first else QueueLink(forward[k], backward[k - 1], device, job.stage_timeout_s)
-            after: Link = NoLink() if plan.is_last else QueueLink(backward[k], forward[k + 1], device, job.stage_timeout_s)
+            before: Link = (
+                NoLink() if plan.is_first else QueueLink(forward[k], backward[k - 1], device, job.stage_timeout_s)
+            )
+            after: Link = (
+                NoLink() if plan.is_last else QueueLink(backward[k], forward[k + 1], device, job.stage_timeout_s)
+            )
             stages[k].connect(before, after)
         super().__init__(ThreadGroup(stages, [*forward, *backward]), len(plans))

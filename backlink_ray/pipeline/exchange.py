@@ -29,7 +29,7 @@ class LinkError(RuntimeError):
     """A message did not come or could not be sent: names the kind, the step and the time waited, never the data."""
 
 
-class LinkAborted(LinkError):
+class LinkAbortedError(LinkError):
     """Another stage failed, so this one was told to stop waiting."""
 
 
@@ -45,7 +45,9 @@ class Mailbox:
     def deliver(self, kind: Kind, step: int, payload: Any, timeout_s: float) -> None:
         """Put a message in; waits while the box is full, LinkError after `timeout_s`."""
         with self._changed:
-            self._wait(lambda: len(self._waiting[kind]) < self._capacity, f"{kind} of step {step} had no room", timeout_s)
+            self._wait(
+                lambda: len(self._waiting[kind]) < self._capacity, f"{kind} of step {step} had no room", timeout_s
+            )
             self._waiting[kind].append((step, payload))
             self._changed.notify_all()
 
@@ -60,7 +62,7 @@ class Mailbox:
         return payload
 
     def abort(self, reason: str) -> None:
-        """Make every present and future wait end with LinkAborted."""
+        """Make every present and future wait end with LinkAbortedError."""
         with self._changed:
             self._aborted = reason
             self._changed.notify_all()
@@ -69,7 +71,7 @@ class Mailbox:
         deadline = time.monotonic() + timeout_s
         while not ready() or self._aborted:
             if self._aborted:
-                raise LinkAborted(f"{what}: {self._aborted}")
+                raise LinkAbortedError(f"{what}: {self._aborted}")
             left = deadline - time.monotonic()
             if left <= 0:
                 raise LinkError(f"{what} within {timeout_s:g} s; the neighbour is slower than that, hangs or is gone")

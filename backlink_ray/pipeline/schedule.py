@@ -13,8 +13,18 @@ Stage 0 has no replica, so it is the one with time to wait; every other stage wo
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-COMPUTE = {"replica_forward": "r", "body_forward": "b", "tail_forward": "t", "local_backward": "L", "replica_backward": "R"}
-SENDS = {"send_activation": "activation", "send_local_gradient": "local_gradient", "send_link_gradient": "link_gradient"}
+COMPUTE = {
+    "replica_forward": "r",
+    "body_forward": "b",
+    "tail_forward": "t",
+    "local_backward": "L",
+    "replica_backward": "R",
+}
+SENDS = {
+    "send_activation": "activation",
+    "send_local_gradient": "local_gradient",
+    "send_link_gradient": "link_gradient",
+}
 RECEIVES = {
     "receive_activation": "activation",
     "receive_local_gradient": "local_gradient",
@@ -83,7 +93,9 @@ def picture(num_stages: int, num_steps: int, *, linked: bool = True) -> str:
     return "\n".join(f"stage {k}  {' '.join(row)}".rstrip(" .") for k, row in enumerate(rows))
 
 
-def _tick(k: int, queue: list[tuple[str, int]], row: list[str], arrived: set[tuple[int, str, int]]) -> list[tuple[int, str, int]]:
+def _tick(
+    k: int, queue: list[tuple[str, int]], row: list[str], arrived: set[tuple[int, str, int]]
+) -> list[tuple[int, str, int]]:
     """Advance one stage by one computation, and by everything instant before and after it; return what it sent."""
     sent: list[tuple[int, str, int]] = []
     computed = False

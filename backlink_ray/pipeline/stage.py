@@ -68,7 +68,9 @@ def plan_stages(job: Job) -> list[StagePlan]:
         length = job.method.tail_length(before) if k else 0
         train = job.train if k == 0 else job.train.without_pixels()
         needed = {name: s if k == 0 else s.without_pixels() for name, s in job.evaluations.items()}
-        own = replace(job, modules=[module], train=train, evaluations=needed, devices=(job.devices[k % len(job.devices)],))
+        own = replace(
+            job, modules=[module], train=train, evaluations=needed, devices=(job.devices[k % len(job.devices)],)
+        )
         plans.append(StagePlan(own, copy.deepcopy(before.tail(length)), k, len(modules)))
     return plans
 
@@ -217,7 +219,9 @@ class Stage:
     def state(self) -> TrainState:
         """Return this stage's part of the state, on the CPU; the replica is its owner's to give."""
         weights = {n: t.detach() for n, t in self._module.named_state()}
-        return to_cpu(TrainState(weights, {**self._rest_updater.momentum(), **self._tail_updater.momentum()}, self._step))
+        return to_cpu(
+            TrainState(weights, {**self._rest_updater.momentum(), **self._tail_updater.momentum()}, self._step)
+        )
 
     def load(self, state: TrainState) -> None:
         """Take this stage's part, and its replica's, out of a whole state."""

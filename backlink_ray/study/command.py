@@ -17,7 +17,9 @@ from backlink_ray.study.paper import published_error_pct
 from backlink_ray.study.report import best_line, markdown, print_table
 from backlink_ray.study.runner import start_ray, write_whole
 from backlink_ray.study.search import base_with
-from backlink_ray.study.tuning import Places, Plan, Study, claim, cluster_places
+from backlink_ray.study.tracking import Tracker, default_tracking_uri, redact
+from backlink_ray.study.trial import Places, cluster_places
+from backlink_ray.study.tuning import Plan, Study, claim
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +93,10 @@ class _Command:
             return flags.preset
         if torch.cuda.is_available() or flags.address or os.environ.get("RAY_ADDRESS") or flags.dry_run:
             return "paper"
-        print("no GPU here: the paper's budget needs one, so this runs the smoke preset (--preset paper insists)", file=sys.stderr)
+        print(
+            "no GPU here: the paper's budget needs one, so this runs the smoke preset (--preset paper insists)",
+            file=sys.stderr,
+        )
         return "smoke"
 
     def run(self) -> int:
@@ -102,26 +107,34 @@ class _Command:
             base.dataset, data_root(flags.data_root), train_images=base.train_images, test_images=base.test_images
         )
         claim(self._folder, self._name, self._plan, flags.resume)
-        start_ray(flags.address)
-        places = cluster_places(flags.max_concurrent)
-        for choice in (*self._plan.cells, *self._plan.first):
-            places.check(base_with(base, choice))
         study = Study(self._name, self._plan, self._folder, self._tracker())
         try:
-            study.run(dataset, places)
-        finally:
-            code = self._finish(study)
-        return code
+            if study.left():
+                study.run(dataset, self._places())
+            else:
+                print("nothing left to run: every trial has its result", file=sys.stderr, flush=True)
+        except BaseException:
+            study.tracker.close()
+            raise
+        return self._finish(study)
 
-    def _tracker(self):  # type: ignore[no-untyped-def]  # Tracker, whose import takes seconds
-        from backlink_ray.study.tracking import Tracker, default_tracking_uri, redact
+    def _places(self) -> Places:
+        start_ray(self._flags.address)
+        places = cluster_places(self._flags.max_concurrent)
+        for choice in (*self._plan.cells, *self._plan.first):
+            places.check(base_with(self._plan.base, choice))
+        return places
 
+    def _tracker(self) -> Tracker:
         flag, env = self._flags.tracking_uri, os.environ.get("MLFLOW_TRACKING_URI", "")
         self._uri = flag or env or default_tracking_uri(self._storage)
         source = "--tracking-uri" if flag else "$MLFLOW_TRACKING_URI" if env else "the storage path"
         print(f"tracking to {redact(self._uri)} (from {source})", file=sys.stderr, flush=True)
         base = self._plan.base
-        experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME") or f"backlink-{self._name}-{base.dataset}-{base.network}-{base.head}"
+        experiment = (
+            os.environ.get("MLFLOW_EXPERIMENT_NAME")
+            or f"backlink-{self._name}-{base.dataset}-{base.network}-{base.head}"
+        )
         note = (
             f"{self._name}: {base.network} on {base.dataset}, {base.head} heads, {base.epochs} epochs. "
             "Lower `test_error_pct` is better. Group by `K`."
@@ -161,10 +174,12 @@ class _Command:
         if plan.space:
             space, rest = plan.space, plan.num_samples - len(plan.first)
             print(
-                f"and {rest} trials that Optuna chooses: K in {space.num_modules}, l in 1..{space.longest} within the smallest module, "
-                f"alpha in {space.alphas}, eta in {space.lr[0]}..{space.lr[1]}"
+                f"and {rest} trials that Optuna chooses: K in {space.num_modules}, "
+                f"l in 1..{space.longest} within the smallest module, alpha in {space.alphas}, eta in {space.lr[0]}..{space.lr[1]}"
             )
-        print(f"{plan.size} trials of {plan.base.epochs} epochs, {plan.base.network} on {plan.base.dataset}, preset {self._preset}")
+        print(
+            f"{plan.size} trials of {plan.base.epochs} epochs, {plan.base.network} on {plan.base.dataset}, preset {self._preset}"
+        )
         return 0
 
     def _describe(self, choice: dict[str, object], places: Places) -> str:
@@ -173,4 +188,5 @@ class _Command:
         need = {kind: sum(b.get(kind, 0.0) for b in places.bundles(config)) for kind in ("CPU", "GPU")}
         published = published_error_pct(config)
         paper = f"  paper {published:.2f} %" if published is not None else ""
-        return f"{config.method}/{config.run_name}  executor {resolved.executor}  needs {need['CPU']:g} CPU, {need['GPU']:g} GPU{paper}"
+        needs = f"executor {resolved.executor}  needs {need['CPU']:g} CPU, {need['GPU']:g} GPU"
+        return f"{config.method}/{config.run_name}  {needs}{paper}"

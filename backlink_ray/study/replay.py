@@ -46,7 +46,7 @@ class Sink(Protocol):
         """The error in one line that may be logged."""
 
 
-class Busy(TimeoutError):
+class BusyError(TimeoutError):
     """Another process holds the lock."""
 
 
@@ -55,14 +55,14 @@ def exclusive(path: Path, timeout_s: float) -> Iterator[None]:
     """Hold the lock file `path`; the system lets go of it when the process dies.
 
     Raises:
-        Busy: Another process still held it after `timeout_s` seconds.
+        BusyError: Another process still held it after `timeout_s` seconds.
     """
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     deadline = time.monotonic() + timeout_s
     try:
         while not try_lock(handle, fcntl.LOCK_EX):
             if time.monotonic() >= deadline:
-                raise Busy(f"{path} was held by another process for {timeout_s:g} s")
+                raise BusyError(f"{path} was held by another process for {timeout_s:g} s")
             time.sleep(0.02)
         yield
     finally:
@@ -140,7 +140,7 @@ class Replayer:
         """Replay everything there is after the cursor, or everything.
 
         Raises:
-            Busy: Another process is replaying this spool.
+            BusyError: Another process is replaying this spool.
             Exception: Whatever the sink raises when its place cannot be reached.
         """
         with exclusive(self._lock_path, lock_timeout_s):
@@ -184,7 +184,7 @@ class Replayer:
         """One drain; returns how long to wait before the next one, 0 when all went well."""
         try:
             self.drain()
-        except Busy:
+        except BusyError:
             return _FIRST_DELAY_S
         except Exception as error:  # whatever MLflow, its database driver or the network raises: training goes on
             self._sink.reset()
@@ -196,7 +196,9 @@ class Replayer:
     def _say_down(self, error: Exception) -> None:
         if not self._is_down:
             reason = self._sink.explain(error)
-            _log.warning("%s fails (%s); training goes on, points wait in %s", self._destination, reason, self._spool.path)
+            _log.warning(
+                "%s fails (%s); training goes on, points wait in %s", self._destination, reason, self._spool.path
+            )
         self._is_down = True
 
     def _say_up(self) -> None:

@@ -10,7 +10,20 @@ from backlink_ray.config import RunConfig
 from backlink_ray.study.paper import published_error_pct
 from backlink_ray.study.record import Value
 
-COLUMNS = ("method", "K", "l", "alpha", "eta", "val error %", "test error %", "paper %", "images/s", "epoch s", "MiB", "status")
+COLUMNS = (
+    "method",
+    "K",
+    "l",
+    "alpha",
+    "eta",
+    "val error %",
+    "test error %",
+    "paper %",
+    "images/s",
+    "epoch s",
+    "MiB",
+    "status",
+)
 
 
 def config_of(row: dict[str, Any]) -> RunConfig:
@@ -50,8 +63,14 @@ def print_table(rows: Sequence[dict[str, Value]], metric: str, title: str) -> No
 
 def markdown(rows: Sequence[dict[str, Value]], metric: str, title: str) -> str:
     """Return the table as Markdown."""
-    lines = ["| " + " | ".join(cells) + " |" for cells in (list(COLUMNS), ["---"] * len(COLUMNS), *table_rows(rows, metric))]
-    return f"# {title}\n\n" + "\n".join(lines) + "\n\nOne seed a row; the paper's numbers are means of 5 trials under its full budget.\n"
+    lines = [
+        "| " + " | ".join(cells) + " |" for cells in (list(COLUMNS), ["---"] * len(COLUMNS), *table_rows(rows, metric))
+    ]
+    return (
+        f"# {title}\n\n"
+        + "\n".join(lines)
+        + "\n\nOne seed a row; the paper's numbers are means of 5 trials under its full budget.\n"
+    )
 
 
 def best_line(rows: Sequence[dict[str, Value]], metric: str) -> str:
@@ -62,7 +81,11 @@ def best_line(rows: Sequence[dict[str, Value]], metric: str) -> str:
     best: dict[str, Any] = min(finished, key=lambda row: float(row[metric]))
     config = config_of(best)
     published = published_error_pct(config)
-    paper = f"the paper's {published:.2f} % (200 epochs, all images)" if published is not None else "no such run in the paper"
+    paper = (
+        f"the paper's {published:.2f} % (200 epochs, all images)"
+        if published is not None
+        else "no such run in the paper"
+    )
     return (
         f"best trial: {config.method} {config.run_name}, {metric} {best[metric]:.2f}, "
         f"test error {best['test_error_pct']:.2f} % beside {paper}"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import os
 import sys
 import time
@@ -51,7 +52,9 @@ class RunOptions:
     on_epoch: EpochCallback = field(default=lambda _: None)
 
 
-def choose_executor(config: RunConfig, num_gpus: float, num_cpus: float, gpus_per_stage: float = 1.0) -> tuple[str, str]:
+def choose_executor(
+    config: RunConfig, num_gpus: float, num_cpus: float, gpus_per_stage: float = 1.0
+) -> tuple[str, str]:
     """Decide what executor "auto" means here; return it and why.
 
     Args:
@@ -152,16 +155,19 @@ def start_ray(address: str = "") -> None:
         ray.init(address=address, log_to_driver=False)
         return
     os.environ.setdefault("RAY_DISABLE_IMPORT_WARNING", "1")
-    ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="WARNING")
+    ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
     # Ray writes its token readable for everybody.
     token = Path.home() / ".ray" / "auth_token"
     if token.exists():
         token.chmod(0o600)
 
 
-def _train(config: RunConfig, dataset: Dataset, options: RunOptions, folder: "_Folder", executor: Executor) -> dict[str, Any]:
+def _train(
+    config: RunConfig, dataset: Dataset, options: RunOptions, folder: "_Folder", executor: Executor
+) -> dict[str, Any]:
     checkpoints = Checkpoints(options.output_dir / "checkpoints")
-    curve, spans = _resume(checkpoints, executor), ()
+    curve = _resume(checkpoints, executor)
+    spans: tuple[Span, ...] = ()
     steps = (len(dataset.train) - _held(config, dataset)) // config.batch_size
     for epoch in range(len(curve) + 1, config.epochs + 1):
         start = time.perf_counter()
@@ -240,7 +246,9 @@ class _Folder:
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigError(f"output_dir={str(path)!r} cannot be made ({error.strerror}); give another folder") from error
+            raise ConfigError(
+                f"output_dir={str(path)!r} cannot be made ({error.strerror}); give another folder"
+            ) from error
         self._claim(config)
 
     def _claim(self, config: RunConfig) -> None:

@@ -55,7 +55,7 @@ def base_with(base: RunConfig, choice: dict[str, Any]) -> RunConfig:
     return base.replace(**{_FIELDS.get(key, key): value for key, value in choice.items()})
 
 
-class Search(OptunaSearch):  # type: ignore[misc]  # ray is untyped
+class Search(OptunaSearch):
     """OptunaSearch, but a trial that failed counts as failed even if it had reported before."""
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:

@@ -113,7 +113,7 @@ class Event:
             ValueError: The line is torn or is no event.
         """
         found = json.loads(line)
-        if not isinstance(found, dict) or not _REQUIRED <= found.keys():
+        if not isinstance(found, dict) or not found.keys() >= _REQUIRED:
             raise ValueError(f"no event: {line[:80]!r}")
         return cls(**{key: value for key, value in found.items() if key in _KNOWN})
 
@@ -225,7 +225,9 @@ class Ledger:
             ValueError: Names every parameter that differs, with both values.
         """
         known = self._params.get(run_id, {})
-        changed = [f"{key}: {known[key]!r} -> {value!r}" for key, value in params.items() if known.get(key, value) != value]
+        changed = [
+            f"{key}: {known[key]!r} -> {value!r}" for key, value in params.items() if known.get(key, value) != value
+        ]
         if changed:
             raise ValueError(
                 f"run_id={run_id!r} already has other parameters ({'; '.join(changed)}); parameters are written once: "

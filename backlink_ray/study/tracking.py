@@ -87,12 +87,16 @@ class MlflowSink:
         refused = 0
         for event in events:
             try:
-                {"start": self._start, "metrics": self._metrics, "artifact": self._artifact, "end": self._end}[event.kind](event)
+                {"start": self._start, "metrics": self._metrics, "artifact": self._artifact, "end": self._end}[
+                    event.kind
+                ](event)
             except MlflowException as error:
                 if error.get_http_status_code() != 400:
                     raise
                 refused += 1
-                logging.getLogger(__name__).warning("MLflow refuses %s of run %s: %s", event.kind, event.run_id, self.explain(error))
+                logging.getLogger(__name__).warning(
+                    "MLflow refuses %s of run %s: %s", event.kind, event.run_id, self.explain(error)
+                )
         return refused
 
     def experiment(self, event: Event) -> str:
@@ -169,11 +173,17 @@ class Tracker:
     """
 
     def __init__(
-        self, spool_dir: Path, tracking_uri: str, *, experiment: str, note: str = "", primary_metric: str = "test_error_pct"
+        self,
+        spool_dir: Path,
+        tracking_uri: str,
+        *,
+        experiment: str,
+        note: str = "",
+        primary_metric: str = "test_error_pct",
     ) -> None:
         self._uri, self._folder = checked_uri(tracking_uri), spool_dir
         self._experiment = slug(experiment)
-        self._about = {"experiment": self._experiment, "note": note, "primary_metric": primary_metric}
+        self._note, self._metric = note, primary_metric
         self._spool = Spool(spool_dir, experiment)
         self._ledger = Ledger(self._spool.read())
         self._sink = MlflowSink(self._uri, spool_dir)
@@ -210,7 +220,11 @@ class Tracker:
         copy = Path("artifacts") / slug(run_id) / slug(path.name)
         (self._folder / copy).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, self._folder / copy)
-        self._put(Event(kind="artifact", run_id=run_id, time_ms=now_ms(), path=str(copy), folder=slug(folder) if folder else ""))
+        self._put(
+            Event(
+                kind="artifact", run_id=run_id, time_ms=now_ms(), path=str(copy), folder=slug(folder) if folder else ""
+            )
+        )
 
     def end_run(self, run_id: str, status: str, end_reason: str) -> None:
         """End a run as FINISHED, FAILED or KILLED."""
@@ -218,7 +232,7 @@ class Tracker:
         self._put(Event(kind="end", run_id=run_id, time_ms=now_ms(), status=status, reason=end_reason[:500]))
 
     def _put(self, event: Event) -> None:
-        event = replace(event, **self._about)
+        event = replace(event, experiment=self._experiment, note=self._note, primary_metric=self._metric)
         self._spool.append(event)
         self._ledger.note(event)
         self._replayer.wake()
@@ -237,8 +251,12 @@ class Tracker:
         """Return the link to the chart that compares the runs; a plain one where MLflow does not answer."""
         try:
             found = self._sink.client().get_experiment_by_name(self._experiment)
-            state = view_state(group_by, self._about["primary_metric"])
-            self._sink.client().set_experiment_tag(found.experiment_id, f"mlflow.sharedViewState.{view_key(group_by)}", state)
+            if found is None:
+                return chart_link(self._uri)
+            state = view_state(group_by, self._metric)
+            self._sink.client().set_experiment_tag(
+                found.experiment_id, f"mlflow.sharedViewState.{view_key(group_by)}", state
+            )
         except Exception:  # the link is a convenience: whatever MLflow does, the study has ended well
             return chart_link(self._uri)
         return chart_link(self._uri, found.experiment_id, view_key(group_by))

@@ -55,7 +55,9 @@ class Checkpoints:
         except OSError as error:
             shutil.rmtree(working, ignore_errors=True)
             size = sum(map(len, files.values()))
-            raise CheckpointError(f"{final} ({size} bytes) cannot be written: {error.strerror}; free space there") from error
+            raise CheckpointError(
+                f"{final} ({size} bytes) cannot be written: {error.strerror}; free space there"
+            ) from error
         self._drop_old()
         return final
 
@@ -100,7 +102,9 @@ def _read(folder: Path) -> tuple[TrainState, dict[str, Any]]:
         if hashlib.sha256(raw).hexdigest() != manifest[name]:
             raise CheckpointError(f"checkpoint file {folder / name} is corrupt: expected sha256 {manifest[name]}")
     state = json.loads(files["state.json"])
-    return TrainState(load(files["weights.safetensors"]), load(files["momentum.safetensors"]), state["step"]), state["extra"]
+    return TrainState(load(files["weights.safetensors"]), load(files["momentum.safetensors"]), state["step"]), state[
+        "extra"
+    ]
 
 
 def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

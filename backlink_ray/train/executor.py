@@ -63,8 +63,14 @@ class Job:
     def batches(self, device: torch.device, images: ImageSet) -> Batches:
         """Return the training batches as a stage on `device` draws them."""
         return Batches(
-            images, self.batch_size, seed=self.seed, augmentation=self.augmentation,
-            mean=self.mean, std=self.std, device=device, augment=self.augment,
+            images,
+            self.batch_size,
+            seed=self.seed,
+            augmentation=self.augmentation,
+            mean=self.mean,
+            std=self.std,
+            device=device,
+            augment=self.augment,
         )
 
 
@@ -129,7 +135,9 @@ class Executor(ABC):
     def __enter__(self) -> "Executor":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 
@@ -228,4 +236,3 @@ def to_cpu(state: TrainState) -> TrainState:
         {n: t.detach().cpu().clone() for n, t in state.momentum.items()},
         state.step,
     )
-

@@ -24,7 +24,9 @@ class TrainState:
     step: int
 
 
-def gradients(modules: Sequence[LocalModule], method: Method, images: Tensor, labels: Tensor, draws: Draws | None = None) -> dict[str, Tensor]:
+def gradients(
+    modules: Sequence[LocalModule], method: Method, images: Tensor, labels: Tensor, draws: Draws | None = None
+) -> dict[str, Tensor]:
     """Return the method's gradient of every parameter by name; no parameter and no statistic changes.
 
     Args:
@@ -46,7 +48,9 @@ def gradients(modules: Sequence[LocalModule], method: Method, images: Tensor, la
             buffer.copy_(value)
 
 
-def one_pass(modules: Sequence[LocalModule], method: Method, images: Tensor, labels: Tensor, draws: Draws) -> tuple[dict[str, Tensor], Tensor]:
+def one_pass(
+    modules: Sequence[LocalModule], method: Method, images: Tensor, labels: Tensor, draws: Draws
+) -> tuple[dict[str, Tensor], Tensor]:
     """Return gradients by name and the local losses (K,); batch norm statistics move once.
 
     At any time at most one module's graph is alive, and the tail of the one before it.

@@ -57,7 +57,9 @@ def main() -> int:
         return 2
     table = pa.Table.from_pylist([*rows(full.train, "train"), *rows(full.test, "test")])
     pq.write_table(table, arguments.output, compression="none", use_dictionary=["split", "label"])
-    print(f"{arguments.output}: {table.num_rows} images, sha256 {hashlib.sha256(arguments.output.read_bytes()).hexdigest()}")
+    print(
+        f"{arguments.output}: {table.num_rows} images, sha256 {hashlib.sha256(arguments.output.read_bytes()).hexdigest()}"
+    )
     return 0
 
 

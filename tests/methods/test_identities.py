@@ -1,0 +1,187 @@
+"""Identities of BackLink in float64, and its gradients straight from the definition: one separate graph a loss."""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import backlink_ray as bl
+from backlink_ray.local.module import Draws, LocalModule
+from tests.examples import batch, tiny_network
+
+
+def modules_of(k: int, units: int = 6, head: str = "fc", dropout: float = 0.0) -> list[LocalModule]:
+    return bl.split(tiny_network(units, dropout=dropout).double(), k, head=head)
+
+
+def gradients(k: int, method: object, units: int = 6, head: str = "fc", seed: int = 1) -> dict[str, Tensor]:
+    return bl.gradients(modules_of(k, units, head), method, *batch(seed=seed))  # type: ignore[arg-type]
+
+
+def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
+
+
+@pytest.mark.parametrize(("k", "head"), list(itertools.product((2, 3), ("fc", "conv"))))
+def test_no_link_is_gll(k: int, head: str) -> None:
+    gll = gradients(k, bl.GLL(), head=head)
+    assert equal(gll, gradients(k, bl.BackLink(propagation_length=0, alpha=0.3), head=head))
+    assert equal(gll, gradients(k, bl.BackLink(propagation_length=2, alpha=1.0), head=head))
+
+
+@pytest.mark.parametrize("head", ["fc", "conv"])
+def test_one_module_is_bp(head: str) -> None:
+    one = gradients(1, bl.BackLink(propagation_length=5, alpha=0.2), head=head)
+    assert equal(one, gradients(1, bl.BP(), head=head))
+    modules = modules_of(1, head=head)
+    images, labels = batch()
+    names, parameters = zip(*modules[0].named(), strict=True)
+    loss = F.cross_entropy(modules[0].logits(modules[0].chain(images, Draws()), Draws()), labels)
+    assert all(torch.equal(one[n], g) for n, g in zip(names, torch.autograd.grad(loss, parameters), strict=True))
+
+
+def test_two_modules_fully_linked_give_bps_unit_gradients() -> None:
+    linked = gradients(2, bl.BackLink(propagation_length=3, alpha=0.0))
+    bp = bl.gradients(modules_of(2), bl.BP(), *batch())
+    units = [n for n in bp if n.startswith("units.")]
+    assert len(units) == 18
+    assert all(torch.equal(linked[n], bp[n]) for n in units)
+
+
+def test_body_and_heads_do_not_depend_on_alpha_and_the_tail_does() -> None:
+    low, high = (gradients(3, bl.BackLink(propagation_length=1, alpha=a)) for a in (0.1, 0.9))
+    tail = {n for n in low if n.startswith(("units.1.", "units.3."))}
+    assert {n for n in low if not torch.equal(low[n], high[n])} == tail
+
+
+def test_labels_two_modules_away_do_not_reach_a_module() -> None:
+    """Module 0 hears L_0 and L_1 only: with other labels in module 2's loss alone, nothing of module 0 moves."""
+    images, labels = batch()
+
+    class OtherLabels(bl.BackLink):
+        def loss(self, module: LocalModule, features: Tensor, labels: Tensor, draws: Draws) -> Tensor:
+            return super().loss(module, features, labels.flip(0) if module.module_index == 2 else labels, draws)
+
+    plain = bl.gradients(modules_of(3), bl.BackLink(propagation_length=2, alpha=0.5), images, labels)
+    other = bl.gradients(modules_of(3), OtherLabels(propagation_length=2, alpha=0.5), images, labels)
+    moved = {n.split(".")[1] for n in plain if n.startswith("units.") and not torch.equal(plain[n], other[n])}
+    assert moved == {"2", "3", "4", "5"}
+
+
+def from_the_definition(modules: list[LocalModule], images: Tensor, labels: Tensor, length: int, alpha: float, mode: str) -> dict[str, Tensor]:
+    inputs, x = [], images
+    with torch.no_grad():
+        for m in modules:
+            inputs.append(x)
+            x = m.chain(x, Draws())
+    found: dict[str, Tensor] = {}
+    for k, m in enumerate(modules):
+        names, parameters = zip(*m.named(), strict=True)
+        loss = F.cross_entropy(m.head(m.chain(inputs[k], Draws())), labels)
+        found.update(zip(names, torch.autograd.grad(loss, parameters), strict=True))
+        if m.is_last or not length:
+            continue
+        tail = m.tail(length)
+        with torch.no_grad():
+            a = m.body(length)(inputs[k], Draws())
+        following = modules[k + 1]
+        loss = F.cross_entropy(following.head(following.chain(tail(a, Draws()), Draws())), labels)
+        names, parameters = zip(*tail.named(), strict=True)
+        for name, g in zip(names, torch.autograd.grad(loss, parameters), strict=True):
+            depth = m.chain.first_index + len(m.units) - int(name.split(".")[1])
+            e = depth if mode == "compound" else 1
+            found[name] = alpha**e * found[name] + (1 - alpha) ** e * g
+    return found
+
+
+@pytest.mark.parametrize(
+    ("k", "length", "alpha", "mode"), list(itertools.product((2, 3), (0, 1, 2), (0.0, 0.25, 1.0), ("once", "compound")))
+)
+def test_gradients_follow_the_definition(k: int, length: int, alpha: float, mode: str) -> None:
+    images, labels = batch()
+    modules = modules_of(k)
+    ours = bl.gradients(modules, bl.BackLink(propagation_length=length, alpha=alpha, alpha_mode=mode), images, labels)
+    expected = from_the_definition(modules, images, labels, length, alpha, mode)
+    assert ours.keys() == expected.keys()
+    assert max(float((ours[n] - expected[n]).abs().max()) for n in expected) < 1e-12
+
+
+def test_body_scale_alpha_scales_bodies_with_a_tail_and_nothing_else() -> None:
+    one = gradients(3, bl.BackLink(propagation_length=1, alpha=0.25))
+    scaled = gradients(3, bl.BackLink(propagation_length=1, alpha=0.25, body_scale="alpha"))
+    ratio = {n: float((scaled[n] / one[n]).nanmean()) for n in one}
+    assert {n for n, r in ratio.items() if abs(r - 1) > 1e-9} == {n for n in one if n.startswith(("units.0.", "units.2."))}
+    assert abs(ratio["units.0.0.weight"] - 0.25) < 1e-12
+
+
+@pytest.mark.parametrize(("dropout", "head"), [(0.0, "fc"), (0.3, "conv")])
+def test_recompute_equals_retain(dropout: float, head: str) -> None:
+    """Also with dropout in the tail, whose second forward must draw the same mask, and batch norm, which moves once."""
+    states = []
+    for memory in ("retain", "recompute"):
+        modules = bl.split(tiny_network(6, dropout=dropout).double(), 3, head=head)
+        trainer = bl.Trainer(modules, bl.BackLink(propagation_length=2, alpha=0.5, tail_memory=memory), lr=0.1)
+        for step in range(3):
+            trainer.step(*batch(seed=step))
+        states.append(trainer.state())
+    assert equal(states[0].weights, states[1].weights)
+    assert equal(states[0].momentum, states[1].momentum)
+    assert int(states[0].weights["units.1.1.num_batches_tracked"]) == 3
+
+
+def test_gradients_move_nothing() -> None:
+    modules = modules_of(3)
+    before = {n: t.clone() for m in modules for n, t in m.named_state()}
+    bl.gradients(modules, bl.BackLink(propagation_length=2, alpha=0.5), *batch())
+    assert equal(before, {n: t for m in modules for n, t in m.named_state()})
+
+
+def test_saved_tensors_are_bp_then_retain_then_recompute_then_gll() -> None:
+    def peak(method: object, k: int) -> int:
+        alive = worst = 0
+
+        def pack(t: Tensor) -> "Held":
+            nonlocal alive, worst
+            alive += t.numel()
+            worst = max(worst, alive)
+            return Held(t, release)
+
+        def release(size: int) -> None:
+            nonlocal alive
+            alive -= size
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda held: held.tensor):
+            gradients(k, method, units=8)
+        return worst
+
+    bp, gll = peak(bl.BP(), 4), peak(bl.GLL(), 4)
+    retain, recompute = (peak(bl.BackLink(propagation_length=2, tail_memory=m), 4) for m in ("retain", "recompute"))
+    assert bp > retain > recompute
+    assert recompute < 1.3 * gll
+    assert gll < 0.5 * bp
+
+
+class Held:
+    """A saved tensor that says when autograd lets go of it."""
+
+    def __init__(self, tensor: Tensor, release: object) -> None:
+        self.tensor, self._release = tensor, release
+
+    def __del__(self) -> None:
+        self._release(self.tensor.numel())  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: bl.BackLink(propagation_length=-1), "is negative"),
+        (lambda: bl.BackLink(alpha=2.0), "alpha=2.0 is out of range; allowed 0..1"),
+        (lambda: bl.BackLink(tail_memory="drop"), "tail_memory='drop' is not known; allowed: retain, recompute"),
+        (lambda: gradients(3, bl.BackLink(propagation_length=3)), "propagation_length=3 exceeds 2"),
+    ],
+)
+def test_refusals(make: object, message: str) -> None:
+    with pytest.raises(bl.ConfigError, match=message):
+        make()  # type: ignore[operator]

@@ -1,0 +1,71 @@
+"""Networks: units, parameter counts worked out by hand, and user networks."""
+
+import pytest
+import torch
+from torch import nn
+
+import backlink_ray as bl
+from backlink_ray.config import unit_count
+
+
+def block(width_in: int, width_out: int) -> int:
+    """Two 3x3 convolutions and two batch norms, and a projecting shortcut where the width changes."""
+    shortcut = width_in * width_out + 2 * width_out if width_in != width_out else 0
+    return 9 * width_in * width_out + 9 * width_out**2 + 4 * width_out + shortcut
+
+
+@pytest.mark.parametrize(("name", "units"), [("resnet8", 4), ("resnet32", 16), ("resnet110", 55)])
+def test_units_and_parameters(name: str, units: int) -> None:
+    n = (units - 1) // 3
+    groups = n * block(16, 16) + block(16, 32) + (n - 1) * block(32, 32) + block(32, 64) + (n - 1) * block(64, 64)
+    network = bl.build_network(name, num_classes=10, image_size=32)
+    assert len(network.units) == units == unit_count(name)
+    assert sum(p.numel() for p in network.units.parameters()) == 27 * 16 + 32 + groups
+    assert sum(p.numel() for p in network.classifier.parameters()) == 64 * 10 + 10
+
+
+@pytest.mark.parametrize("size", [32, 96])
+def test_any_image_size(size: int) -> None:
+    network = bl.build_network("resnet8", num_classes=7, image_size=size)
+    assert network(torch.zeros(2, 3, size, size)).shape == (2, 7)
+    assert [fact.shape[1] for fact in network.facts] == [size, size, size // 2, size // 4]
+
+
+def test_initial_weights_depend_on_seed_and_index_alone() -> None:
+    one, same, other = (bl.build_network("resnet8", seed=s).state_dict() for s in (0, 0, 1))
+    torch.manual_seed(99)
+    assert all(torch.equal(one[n], same[n]) for n in one)
+    assert not torch.equal(one["units.0.conv.weight"], other["units.0.conv.weight"])
+    deep = bl.build_network("resnet14", seed=0).state_dict()
+    assert torch.equal(one["units.0.conv.weight"], deep["units.0.conv.weight"])
+
+
+def test_a_network_of_ones_own() -> None:
+    units = [nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.ReLU()), nn.Sequential(nn.Linear(5, 6), nn.Dropout(0.1))]
+    network = bl.Network(units, nn.Linear(6, 3), torch.zeros(1, 3, 2, 2))
+    assert [(f.shape, f.random) for f in network.facts] == [((5,), False), ((6,), True)]
+    assert network.num_classes == 3
+    assert [len(m.units) for m in bl.split(network, 2)] == [1, 1]
+
+
+def test_looking_at_a_network_changes_nothing() -> None:
+    unit = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5))
+    classifier = nn.Sequential(nn.Flatten(), nn.Linear(4 * 36, 2))
+    state = torch.get_rng_state()
+    bl.Network([unit], classifier, torch.ones(1, 3, 8, 8))
+    assert torch.equal(state, torch.get_rng_state())
+    assert int(unit[1].num_batches_tracked) == 0
+    assert unit.training
+
+
+def test_what_a_network_refuses() -> None:
+    example = torch.zeros(1, 3, 8, 8)
+    with pytest.raises(bl.ConfigError, match=r"units=\[\]"):
+        bl.Network([], nn.Identity(), example)
+    with pytest.raises(bl.ConfigError, match=r"units\[1\] cannot take its input of shape"):
+        bl.Network([nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3)], nn.Identity(), example)
+    shared = nn.Conv2d(3, 3, 3, padding=1)
+    with pytest.raises(bl.ConfigError, match="share a parameter"):
+        bl.Network([shared, nn.Sequential(shared)], nn.Identity(), example)
+    with pytest.raises(bl.ConfigError, match=r"units\[1\] changes its input in place"):
+        bl.Network([nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True)], nn.Identity(), example)

@@ -1,0 +1,67 @@
+"""The conformance suite that every link back-end passes: two ends, one in this thread and one elsewhere."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from backlink_ray.pipeline.exchange import Kind, LinkError
+
+Pair = tuple[Any, Any]
+
+
+def carries_every_kind_bit_for_bit(pair: Pair) -> None:
+    left, right = pair
+    for kind in Kind:
+        tensor = torch.randn(3, 5)
+        left.send(kind, 4, tensor)
+        assert torch.equal(right.receive(kind, 4), tensor)
+        right.send(kind, 9, tensor[0])
+        assert torch.equal(left.receive(kind, 9), tensor[0])
+
+
+def kinds_do_not_wait_for_each_other(pair: Pair) -> None:
+    left, right = pair
+    left.send(Kind.ACTIVATION, 1, torch.ones(2))
+    left.send(Kind.LOCAL_GRADIENT, 0, torch.zeros(2))
+    assert right.receive(Kind.LOCAL_GRADIENT, 0).sum() == 0
+    assert right.receive(Kind.ACTIVATION, 1).sum() == 2
+
+
+def keeps_the_order_of_steps(pair: Pair) -> None:
+    left, right = pair
+    for step in (5, 6):
+        left.send(Kind.ACTIVATION, step, torch.full((1,), float(step)))
+    assert [float(right.receive(Kind.ACTIVATION, step)) for step in (5, 6)] == [5.0, 6.0]
+
+
+def what_is_received_may_be_changed(pair: Pair) -> None:
+    left, right = pair
+    left.send(Kind.ACTIVATION, 0, torch.ones(200_000))
+    received = right.receive(Kind.ACTIVATION, 0)
+    received.add_(1)
+    assert float(received.sum()) == 400_000
+
+
+def refuses_the_wrong_step(pair: Pair) -> None:
+    left, right = pair
+    left.send(Kind.ACTIVATION, 2, torch.ones(1))
+    with pytest.raises(LinkError, match="of step 3 was expected, that of step 2 came"):
+        right.receive(Kind.ACTIVATION, 3)
+
+
+def a_wait_ends(pair: Pair) -> None:
+    with pytest.raises(LinkError, match=r"link_gradient of step 8 did not come within 0\.5 s"):
+        pair[1].receive(Kind.LINK_GRADIENT, 8)
+
+
+def takes_empty_tensors(pair: Pair) -> None:
+    pair[0].send(Kind.LOCAL_GRADIENT, 0, torch.empty(0))
+    assert pair[1].receive(Kind.LOCAL_GRADIENT, 0).numel() == 0
+
+
+RULES: list[Callable[[Pair], None]] = [
+    carries_every_kind_bit_for_bit, kinds_do_not_wait_for_each_other, keeps_the_order_of_steps,
+    what_is_received_may_be_changed, refuses_the_wrong_step, a_wait_ends, takes_empty_tensors,
+]  # fmt: skip

@@ -1,0 +1,115 @@
+"""What happens when a stage fails: the guilty one is named, nothing hangs, nothing is left."""
+
+import os
+import signal
+import threading
+import time
+
+import psutil
+import pytest
+import torch
+from torch import Tensor, nn
+
+import backlink_ray as bl
+from backlink_ray.pipeline.controller import Outcome, StageError, ThreadsExecutor, guilty
+from backlink_ray.pipeline.exchange import LinkAbortedError, LinkError
+from backlink_ray.train.executor import LocalExecutor, NonFiniteLossError
+from tests.examples import job
+
+METHOD = bl.BackLink(propagation_length=1, alpha=0.5)
+
+
+def test_the_guilty_stage_is_the_dead_one_and_its_neighbour_knows_the_step() -> None:
+    waiting = Outcome(LinkError("late"), position=(12, "receive_link_gradient"))
+    error = guilty([waiting, Outcome(RuntimeError("gone"), died=True), Outcome(None, position=(11, "tail_forward"))])
+    assert str(error) == "stage 1 of 3 failed at step 12 (stage 0 was at receive_link_gradient): RuntimeError: gone"
+
+
+def test_an_error_of_its_own_counts_before_a_wait_in_vain() -> None:
+    late = Outcome(LinkError("late"), position=(5, "receive_activation"))
+    aborted = Outcome(LinkAbortedError("told to stop"), position=(5, "tail_forward"))
+    assert guilty([late, aborted, Outcome(ValueError("bad"), position=(4, "local_backward"))]).stage_index == 2
+    assert guilty([aborted, late]).stage_index == 1
+
+
+class Explodes(nn.Module):
+    """A unit that fails in its third training forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.count += int(self.training and torch.is_grad_enabled())
+        if self.count == 3:
+            raise RuntimeError("out of memory, say")
+        return x
+
+
+@pytest.mark.timeout(60)
+def test_a_failing_thread_ends_the_run_by_name() -> None:
+    training = job(METHOD, 3)
+    training.modules[2].chain.units.append(Explodes())
+    training.modules[2].chain.random += (False,)
+    executor = ThreadsExecutor(training)
+    start = time.monotonic()
+    with executor, pytest.raises(StageError, match=r"stage 2 of 3 failed at step 2 \(body_forward\): RuntimeError: out of memory"):
+        executor.train(6)
+    assert time.monotonic() - start < 30
+    assert not [t for t in threading.enumerate() if t.name.startswith("stage")]
+
+
+@pytest.mark.timeout(120)
+def test_sigkill_of_a_stage_is_named_within_seconds_and_leaves_nothing(ray_here: None) -> None:
+    import ray
+    from ray.util import placement_group_table
+
+    from backlink_ray.pipeline.actors import RayExecutor
+
+    with RayExecutor(job(METHOD, 3)) as executor:
+        pids = executor.actors.process_ids
+        assert executor.train(2).losses.shape == (3, 2)
+        threading.Timer(0.5, os.kill, (pids[1], signal.SIGKILL)).start()
+        start = time.monotonic()
+        with pytest.raises(StageError, match=r"stage 1 of 3 failed at step \d+ .*ActorDiedError"):
+            executor.train(100_000)
+        assert time.monotonic() - start < 15
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and any(psutil.pid_exists(pid) for pid in pids):
+        time.sleep(0.2)
+    assert not any(psutil.pid_exists(pid) for pid in pids)
+    assert {group["state"] for group in placement_group_table().values()} <= {"REMOVED"}
+    assert ray.is_initialized()
+
+
+@pytest.mark.timeout(120)
+def test_a_hung_stage_is_found_after_the_stage_timeout(ray_here: None) -> None:
+    from backlink_ray.pipeline.actors import RayExecutor
+
+    with RayExecutor(job(METHOD, 2, stage_timeout_s=2.0)) as executor:
+        executor.train(1)
+        os.kill(executor.actors.process_ids[1], signal.SIGSTOP)
+        start = time.monotonic()
+        with pytest.raises(StageError, match=r"stage 0 of 2 failed at step \d+ \(.*\): LinkError: .*within 2 s"):
+            executor.train(1000)
+        assert time.monotonic() - start < 15
+
+
+def test_too_few_cpus_are_refused_at_once(ray_here: None) -> None:
+    from backlink_ray.pipeline.actors import RayExecutor, Resources
+
+    start = time.monotonic()
+    with pytest.raises(bl.ConfigError, match=r"K=4 stages need 4\.1 CPUs, the cluster has 2"):
+        RayExecutor(job(METHOD, 4), Resources(cpus=1.0))
+    with pytest.raises(bl.ConfigError, match="K=2 stages need 2 GPUs, the cluster has 0"):
+        RayExecutor(job(METHOD, 2), Resources(gpus=1.0))
+    assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize("make", [LocalExecutor, ThreadsExecutor])
+def test_a_loss_that_is_not_finite_names_stage_and_step(make: type) -> None:
+    training = job(METHOD, 2)
+    with torch.no_grad():
+        next(iter(training.modules[1].head.parameters())).fill_(float("nan"))
+    with make(training) as executor, pytest.raises(NonFiniteLossError, match="local loss of stage 1 is nan at step 0; try a smaller lr"):
+        executor.train(2)

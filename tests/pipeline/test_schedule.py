@@ -1,0 +1,44 @@
+"""The schedule is the picture in its docstring."""
+
+import pytest
+
+from backlink_ray.pipeline import schedule
+from backlink_ray.pipeline.schedule import RECEIVES, SENDS, picture, run_actions, step_actions
+
+
+def test_the_picture_is_the_schedule() -> None:
+    assert schedule.__doc__ is not None
+    drawn = [line.strip() for line in schedule.__doc__.splitlines() if line.strip().startswith("stage ")]
+    assert drawn == picture(3, 4).splitlines()
+
+
+def test_without_a_link_nobody_waits_once_it_has_started() -> None:
+    for k, row in enumerate(picture(4, 5, linked=False).splitlines()):
+        ticks = row.split()[2:]
+        assert ticks[k:] == [f"{what}{step}" for step in range(5) for what in "btL"]
+
+
+def test_the_activation_leaves_before_the_only_wait_for_a_later_stage() -> None:
+    names = [a.name for a in step_actions(is_first=False, is_last=False, linked=True)]
+    assert names.index("send_activation") < names.index("receive_link_gradient") < names.index("tail_forward")
+    assert names.index("body_update") < names.index("replica_backward")
+
+
+@pytest.mark.parametrize("num_stages", [1, 2, 5])
+@pytest.mark.parametrize("linked", [True, False])
+def test_every_message_sent_is_received_once(num_stages: int, linked: bool) -> None:
+    sent, received = set(), set()
+    for k in range(num_stages):
+        actions = step_actions(is_first=k == 0, is_last=k == num_stages - 1, linked=linked)
+        for name, step in run_actions(7, 3, actions):
+            if name in SENDS:
+                sent.add((k - 1 if name == "send_link_gradient" else k + 1, SENDS[name], step))
+            if name in RECEIVES:
+                received.add((k, RECEIVES[name], step))
+    assert sent == received
+    assert len(sent) == 3 * (num_stages - 1) * (3 if linked else 1)
+
+
+def test_a_run_ends_drained() -> None:
+    actions = step_actions(is_first=True, is_last=False, linked=True)
+    assert list(run_actions(0, 2, actions))[-2:] == [("receive_link_gradient", 1), ("tail_update", 1)]

@@ -1,0 +1,113 @@
+"""With and without the pipeline: the same weights, batch norm buffers, momentum, losses and errors, bit for bit."""
+
+from collections.abc import Callable
+from itertools import product
+
+import pytest
+import torch
+from torch import Tensor
+
+import backlink_ray as bl
+from backlink_ray.methods.base import Method
+from backlink_ray.pipeline.controller import ThreadsExecutor
+from backlink_ray.train.executor import Executor, Job, LocalExecutor
+from tests.examples import job
+
+Outcome = tuple[dict[str, Tensor], dict[str, Tensor], Tensor, int]
+
+
+def outcome(make: Callable[[Job], Executor], training: Job) -> Outcome:
+    """Five steps in two chunks (so that draining is part of it), then an evaluation."""
+    with make(training) as executor:
+        losses = torch.cat([executor.train(3).losses, executor.train(2).losses], dim=1)
+        wrong = executor.evaluate("test").wrong
+        state = executor.state()
+    return state.weights, state.momentum, losses, wrong
+
+
+def check_equal(make: Callable[[Job], Executor], new_job: Callable[[], Job]) -> None:
+    expected, found = outcome(LocalExecutor, new_job()), outcome(make, new_job())
+    for ours, theirs in zip(found[:2], expected[:2], strict=True):
+        assert ours.keys() == theirs.keys()
+        assert [n for n in ours if not torch.equal(ours[n], theirs[n])] == []
+    assert torch.equal(found[2], expected[2])
+    assert found[3] == expected[3]
+
+
+MATRIX = list(product((1, 2, 4), (0, 1, 2), (0.0, 0.25, 1.0), ("retain", "recompute"), ("fc", "conv")))
+# Every value of every axis, and the pairs that matter most, in a few runs: each starts K processes.
+SOME = [
+    (1, 0, 1.0, "retain", "fc"), (2, 1, 0.25, "retain", "conv"), (2, 2, 0.0, "recompute", "fc"),
+    (4, 2, 0.25, "retain", "fc"), (4, 1, 0.0, "recompute", "conv"), (4, 0, 1.0, "retain", "conv"),
+]  # fmt: skip
+Setting = tuple[int, int, float, str, str]
+
+
+def job_of(setting: Setting) -> Job:
+    k, length, alpha, memory, head = setting
+    return job(bl.BackLink(propagation_length=length, alpha=alpha, tail_memory=memory), k, head)
+
+
+@pytest.mark.parametrize("setting", MATRIX, ids=str)
+def test_threads(setting: Setting) -> None:
+    check_equal(ThreadsExecutor, lambda: job_of(setting))
+
+
+def ray_executor(training: Job) -> Executor:
+    from backlink_ray.pipeline.actors import RayExecutor
+
+    return RayExecutor(training)
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("setting", SOME, ids=str)
+def test_ray(setting: Setting, ray_here: None) -> None:
+    check_equal(ray_executor, lambda: job_of(setting))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("setting", MATRIX, ids=str)
+def test_ray_everywhere(setting: Setting, ray_here: None) -> None:
+    check_equal(ray_executor, lambda: job_of(setting))
+
+
+OTHERS = {
+    "gll": bl.GLL(),
+    "bp": bl.BP(),
+    "compound": bl.BackLink(propagation_length=2, alpha=0.3, alpha_mode="compound", body_scale="alpha"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_methods(name: str) -> None:
+    method: Method = OTHERS[name]
+    check_equal(ThreadsExecutor, lambda: job(method, 3))
+
+
+def test_dropout_in_a_tail_draws_the_same_mask_in_its_replica() -> None:
+    check_equal(ThreadsExecutor, lambda: job(bl.BackLink(propagation_length=2, alpha=0.5), 3, "conv", dropout=0.3))
+
+
+def test_a_tail_of_another_length_is_another_result() -> None:
+    """The comparison above can fail."""
+    one = outcome(LocalExecutor, job(bl.BackLink(propagation_length=1), 2))
+    two = outcome(LocalExecutor, job(bl.BackLink(propagation_length=2), 2))
+    assert any(not torch.equal(one[0][n], two[0][n]) for n in one[0])
+
+
+@pytest.mark.parametrize("make", [LocalExecutor, ThreadsExecutor])
+def test_going_on_from_a_state_equals_never_having_stopped(make: Callable[[Job], Executor]) -> None:
+    method = bl.BackLink(propagation_length=1, alpha=0.5)
+    with make(job(method, 3, dropout=0.2)) as executor:
+        executor.train(3)
+        middle = executor.state()
+        executor.train(2)
+        end = executor.state()
+    with make(job(method, 3, dropout=0.2)) as executor:
+        executor.load(middle)
+        executor.train(2)
+        again = executor.state()
+    assert again.step == end.step == 5
+    assert all(torch.equal(again.weights[n], end.weights[n]) for n in end.weights)
+    assert all(torch.equal(again.momentum[n], end.momentum[n]) for n in end.momentum)

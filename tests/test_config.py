@@ -1,0 +1,103 @@
+"""RunConfig: what it refuses, and what it is known by."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backlink_ray.config import ConfigError, RunConfig, longest_propagation, module_sizes, unit_count
+
+TABLES = Path(__file__).parents[2] / "shared" / "paper" / "tables.yaml"
+ONE_LINE = [
+    ({"network": "resnet33"}, "network='resnet33' is not known"),
+    ({"network": "vgg"}, "allowed: resnet8"),
+    ({"dataset": "mnist"}, "dataset='mnist' is not known; allowed: cifar10-sample"),
+    ({"head": "mlp"}, "head='mlp' is not known; allowed: fc, conv"),
+    ({"method": "adam"}, "method='adam' is not known; allowed: bp, gll, backlink"),
+    ({"num_modules": 17}, "num_modules=17 is out of range for resnet32 with 16 units; allowed 1..16"),
+    ({"num_modules": 0}, "allowed 1..16"),
+    ({"num_modules": 8, "propagation_length": 4}, "propagation_length=4 exceeds 2, the smallest local module of resnet32 at K=8"),
+    ({"propagation_length": -1}, "allowed 0..4"),
+    ({"alpha": 1.01}, "alpha=1.01 is out of range; allowed 0..1"),
+    ({"alpha": float("nan")}, "alpha=nan"),
+    ({"lr": float("inf")}, "lr=inf"),
+    ({"batch_size": 0}, "batch_size=0"),
+    ({"epochs": 0}, "epochs=0"),
+    ({"executor": "spark"}, "allowed: auto, local, threads, ray"),
+]
+
+
+@pytest.mark.parametrize(("fields", "message"), ONE_LINE)
+def test_refusals_name_value_rule_and_mend(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=".") as caught:
+        RunConfig(**fields)  # type: ignore[arg-type]
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@given(st.integers(1, 200), st.integers(1, 200), st.sampled_from(["front", "back"]))
+def test_sizes_sum_and_differ_by_one_at_most(units: int, modules: int, remainder: str) -> None:
+    if modules > units:
+        with pytest.raises(ConfigError):
+            module_sizes(units, modules, remainder)
+        return
+    sizes = module_sizes(units, modules, remainder)
+    assert sum(sizes) == units
+    assert len(sizes) == modules
+    assert max(sizes) - min(sizes) <= 1
+    assert sizes == sorted(sizes, reverse=remainder == "front")
+
+
+@given(st.sampled_from(["resnet8", "resnet32", "resnet110"]), st.integers(1, 60), st.integers(0, 60))
+def test_every_k_and_l_is_accepted_or_refused_by_the_rule(network: str, k: int, length: int) -> None:
+    valid = k <= unit_count(network) and (k == 1 or length <= min(module_sizes(unit_count(network), k)[:-1]))
+    if valid:
+        assert RunConfig(network=network, num_modules=k, propagation_length=length).num_modules == k
+    else:
+        with pytest.raises(ConfigError):
+            RunConfig(network=network, num_modules=k, propagation_length=length)
+
+
+def test_run_id_depends_on_the_result_alone() -> None:
+    one = RunConfig(num_modules=2, alpha=0.25)
+    assert one.run_id == RunConfig(alpha=0.25, num_modules=2).run_id
+    assert one.run_id == one.replace(executor="ray").run_id
+    assert one.run_id != one.replace(seed=1).run_id
+    assert RunConfig().run_id == "86f22c7db83f85e3", "a new default or field: old run folders are no longer found"
+
+
+def test_bp_and_gll_have_one_identity_each() -> None:
+    assert RunConfig(method="bp", num_modules=8, alpha=0.2).run_id == RunConfig(method="bp").run_id
+    assert RunConfig(method="gll", propagation_length=1).run_id == RunConfig(method="gll", propagation_length=0).run_id
+    assert RunConfig(method="bp").num_modules == 1
+
+
+def test_every_field_says_what_it_is() -> None:
+    source = Path(RunConfig.__module__.replace(".", "/")).name
+    assert source == "config"
+    assert all(f.default is not None for f in dataclasses.fields(RunConfig))
+
+
+@pytest.mark.skipif(not TABLES.exists(), reason="the paper's tables are not beside the repository")
+def test_the_papers_cells() -> None:
+    """Every filled (K, l) of ResNet32 and ResNet110 is accepted, every blank one refused by name."""
+    accepted = refused = 0
+    for row in yaml.safe_load(TABLES.read_text())["tables_raw"]:
+        network = row["network"].lower()
+        if not network.startswith("resnet"):
+            continue
+        for length, values in row["improvement"].items():
+            for k, value in zip(row["K"], values, strict=True):
+                fields = {"network": network, "num_modules": k, "propagation_length": int(length[2:])}
+                if value is not None:
+                    RunConfig(**fields)
+                    accepted += 1
+                else:
+                    limit = longest_propagation(module_sizes(unit_count(network), k))
+                    with pytest.raises(ConfigError, match=f"exceeds {limit}, the smallest local module of {network} at K={k}"):
+                        RunConfig(**fields)
+                    refused += 1
+    assert (accepted, refused) == (106, 22), (accepted, refused)

@@ -1,0 +1,85 @@
+"""The house: imports go down only, and importing the library is light."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "backlink_ray"
+LAYERS = [
+    {"config", "environment"}, {"nets", "data", "measure"}, {"local"}, {"methods"}, {"train"}, {"pipeline"}, {"study"}, {"cli"},
+]  # fmt: skip
+ALLOWED = {"ray": ("pipeline/", "study/"), "mlflow": ("study/tracking.py",), "optuna": ("study/",)}
+
+
+def layer(name: str) -> int:
+    return next(i for i, names in enumerate(LAYERS) if name in names)
+
+
+def faults(relative: str, source: str) -> list[str]:
+    """Return what a file of the package imports against the rules."""
+    found = []
+    own = relative.split("/")[0].removesuffix(".py")
+    for node in ast.walk(ast.parse(source)):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module or "." * node.level]
+        for name in names:
+            top, *rest = name.split(".")
+            if top in ALLOWED and not relative.startswith(ALLOWED[top]):
+                found.append(f"{relative}:{node.lineno} imports {top}")
+            if top == "backlink_ray" and rest and own != "__init__" and layer(rest[0]) > layer(own):
+                found.append(f"{relative}:{node.lineno} imports upward: {name}")
+            if top == "":
+                found.append(f"{relative}:{node.lineno} imports relatively")
+    return found
+
+
+def test_imports_go_down() -> None:
+    files = sorted(PACKAGE.rglob("*.py"))
+    assert len(files) > 30
+    assert [f for path in files for f in faults(str(path.relative_to(PACKAGE)), path.read_text())] == []
+
+
+@pytest.mark.parametrize(
+    ("relative", "source"),
+    [
+        ("nets/network.py", "from backlink_ray.train.trainer import Trainer"),
+        ("methods/base.py", "import backlink_ray.pipeline.stage"),
+        ("train/trainer.py", "def f():\n    import ray"),
+        ("study/record.py", "import mlflow"),
+        ("pipeline/stage.py", "from optuna import Trial"),
+        ("local/module.py", "from . import heads"),
+    ],
+)
+def test_the_rule_can_fail(relative: str, source: str) -> None:
+    assert len(faults(relative, source)) == 1
+
+
+def test_importing_the_library_loads_torch_alone() -> None:
+    code = "import sys, backlink_ray; print([m for m in ('ray','mlflow','optuna','torchvision','pyarrow','pandas') if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+def test_the_contents_page_is_complete() -> None:
+    import backlink_ray as bl
+
+    assert list(bl.__all__) == sorted(bl.__all__, key=lambda n: (not n.isupper(), n))
+    assert all(hasattr(bl, name) for name in bl.__all__)
+
+
+def test_no_file_is_long() -> None:
+    assert [p.name for p in PACKAGE.rglob("*.py") if len(p.read_text().splitlines()) > 350] == []
+
+
+FORBIDDEN = ("torch.load(", "pickle.load", "allow_pickle=True", "yaml.load(", "eval(", "exec(")
+
+
+def test_no_code_is_ever_loaded_from_a_file() -> None:
+    found = [(p.name, w) for p in PACKAGE.rglob("*.py") for w in FORBIDDEN if w in p.read_text().replace(".eval()", "")]
+    assert found == []

@@ -1,0 +1,147 @@
+"""Checkpoints: whole or absent, corruption found, and no code in them."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import backlink_ray as bl
+from backlink_ray.local.module import load_named
+from backlink_ray.train.checkpoint import CheckpointError, Checkpoints, weights_sha256
+from backlink_ray.train.trainer import TrainState
+from tests.examples import batch, tiny_network
+
+
+def trained(k: int = 4) -> bl.Trainer:
+    trainer = bl.Trainer(bl.split(tiny_network().double(), k), bl.BackLink(propagation_length=1), lr=0.1)
+    trainer.step(*batch())
+    return trainer
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    state = trained().state()
+    Checkpoints(tmp_path).save(state, {"curve": [1, 2]})
+    found = Checkpoints(tmp_path).newest()
+    assert found is not None
+    assert found[1] == {"curve": [1, 2]}
+    assert found[0].step == 1
+    assert all(torch.equal(found[0].weights[n], state.weights[n]) for n in state.weights)
+    assert all(torch.equal(found[0].momentum[n], state.momentum[n]) for n in state.momentum)
+    assert weights_sha256(found[0]) == weights_sha256(state)
+
+
+def test_the_units_of_one_split_load_into_another(tmp_path: Path) -> None:
+    state = trained(8 // 2).state()
+    Checkpoints(tmp_path).save(state, {})
+    found = Checkpoints(tmp_path).newest()
+    assert found is not None
+    other = bl.split(tiny_network(seed=5).double(), 2)
+    heads = {n: t for m in other for n, t in m.named_state() if n.startswith("heads.")}
+    load_named(other, {**found[0].weights, **heads})
+    assert all(torch.equal(t, state.weights[n]) for m in other for n, t in m.named_state() if n.startswith("units."))
+
+
+def test_the_last_two_are_kept(tmp_path: Path) -> None:
+    state = trained().state()
+    for step in (10, 20, 30):
+        Checkpoints(tmp_path).save(TrainState(state.weights, state.momentum, step), {})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000000020", "step-000000030"]
+
+
+def test_fifty_bit_flips_are_all_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state = trained().state()
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2):
+        newest = checkpoints.save(TrainState(state.weights, state.momentum, step), {})
+    chance = random.Random(0)
+    for _ in range(50):
+        file = chance.choice(sorted(newest.iterdir()))
+        raw = bytearray(file.read_bytes())
+        good = bytes(raw)
+        raw[chance.randrange(len(raw))] ^= 1 << chance.randrange(8)
+        file.write_bytes(raw)
+        found = checkpoints.newest()
+        assert found is not None
+        assert found[0].step == 1
+        file.write_bytes(good)
+    assert capsys.readouterr().err.count("going back to the one before") == 50
+
+
+WRITER = """
+import sys, torch
+from pathlib import Path
+from backlink_ray.train.checkpoint import Checkpoints
+from backlink_ray.train.trainer import TrainState
+checkpoints, step = Checkpoints(Path(sys.argv[1])), 0
+while True:
+    step += 1
+    checkpoints.save(TrainState({"units.0.w": torch.full((300_000,), float(step))}, {}, step), {})
+    print(step, flush=True)
+"""
+
+
+@pytest.mark.timeout(120)
+def test_kill_during_writing_leaves_a_whole_newest_one(tmp_path: Path) -> None:
+    chance = random.Random(1)
+    for _ in range(5):
+        child = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+        assert child.stdout is not None
+        for _ in range(chance.randrange(1, 8)):
+            child.stdout.readline()
+        os.kill(child.pid, signal.SIGKILL)
+        child.wait()
+        checkpoints = Checkpoints(tmp_path)
+        assert not list(tmp_path.glob(".writing-*"))
+        found = checkpoints.newest()
+        assert found is not None
+        assert set(found[0].weights["units.0.w"].tolist()) == {float(found[0].step)}
+
+
+FULL_DISK = """
+import resource, signal, sys, torch
+from pathlib import Path
+from backlink_ray.train.checkpoint import CheckpointError, Checkpoints
+from backlink_ray.train.trainer import TrainState
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+checkpoints = Checkpoints(Path(sys.argv[1]))
+checkpoints.save(TrainState({"units.0.w": torch.zeros(10)}, {}, 1), {})
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    checkpoints.save(TrainState({"units.0.w": torch.zeros(100_000)}, {}, 2), {})
+except CheckpointError as error:
+    print(error)
+print(checkpoints.newest()[0].step)
+"""
+
+
+def test_a_full_disk_names_path_and_bytes_and_keeps_the_old_one(tmp_path: Path) -> None:
+    out = subprocess.run([sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True, check=True)
+    message, step = out.stdout.strip().splitlines()
+    assert "step-000000002 (400" in message
+    assert "bytes) cannot be written: File too large" in message
+    assert step == "1"
+    assert not list(tmp_path.glob(".writing-*"))
+
+
+def test_a_checkpoint_that_is_a_pickle_is_never_run(tmp_path: Path) -> None:
+    import pickle
+
+    class Evil:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return Path.touch, (str(tmp_path / "ran"),)
+
+    folder = tmp_path / "step-000000001"
+    folder.mkdir()
+    for name in ("weights.safetensors", "momentum.safetensors", "state.json", "manifest.json"):
+        (folder / name).write_bytes(pickle.dumps(Evil()))
+    assert Checkpoints(tmp_path).newest() is None
+    assert not (tmp_path / "ran").exists()
+
+
+def test_an_error_is_a_runtime_error() -> None:
+    assert issubclass(CheckpointError, RuntimeError)
