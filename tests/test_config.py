@@ -19,7 +19,10 @@ ONE_LINE = [
     ({"method": "adam"}, "method='adam' is not known; allowed: bp, gll, backlink"),
     ({"num_modules": 17}, "num_modules=17 is out of range for resnet32 with 16 units; allowed 1..16"),
     ({"num_modules": 0}, "allowed 1..16"),
-    ({"num_modules": 8, "propagation_length": 4}, "propagation_length=4 exceeds 2, the smallest local module of resnet32 at K=8"),
+    (
+        {"num_modules": 8, "propagation_length": 4},
+        "propagation_length=4 exceeds 2, the smallest local module of resnet32 at K=8",
+    ),
     ({"propagation_length": -1}, "allowed 0..4"),
     ({"alpha": 1.01}, "alpha=1.01 is out of range; allowed 0..1"),
     ({"alpha": float("nan")}, "alpha=nan"),
@@ -97,7 +100,9 @@ def test_the_papers_cells() -> None:
                     accepted += 1
                 else:
                     limit = longest_propagation(module_sizes(unit_count(network), k))
-                    with pytest.raises(ConfigError, match=f"exceeds {limit}, the smallest local module of {network} at K={k}"):
+                    with pytest.raises(
+                        ConfigError, match=f"exceeds {limit}, the smallest local module of {network} at K={k}"
+                    ):
                         RunConfig(**fields)
                     refused += 1
     assert (accepted, refused) == (106, 22), (accepted, refused)

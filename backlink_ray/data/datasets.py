@@ -1,6 +1,9 @@
 """Data sets: found, checked against their checksums, and loaded whole as uint8 tensors."""
 
+import contextlib
 import hashlib
+import io
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -34,6 +37,10 @@ class Augmentation:
     mode: str
     flip: bool
 
+    def __post_init__(self) -> None:
+        if self.mode not in ("reflect", "constant") or self.pad < 0:
+            raise ConfigError(f"pad={self.pad}, mode={self.mode!r}; allowed: pad 0 or more, mode reflect or constant")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageSet:
@@ -52,8 +59,10 @@ class ImageSet:
 
     def first(self, count: int, field: str) -> "ImageSet":
         """Return the first `count` images (0: all); ConfigError names `field` if there are fewer."""
-        if count > len(self):
-            raise ConfigError(f"{field}={count} exceeds the {len(self)} images there are; allowed 0 (all)..{len(self)}")
+        if not 0 <= count <= len(self):
+            raise ConfigError(
+                f"{field}={count} does not fit the {len(self)} images there are; allowed 0 (all)..{len(self)}"
+            )
         return self.take(torch.arange(count or len(self)))
 
     def take(self, indices: Tensor) -> "ImageSet":
@@ -123,14 +132,21 @@ def hold_out(dataset: Dataset, fraction: float, seed: int) -> tuple[ImageSet, Im
 
     Args:
         dataset: not changed.
-        fraction: part held out of every class, 0..0.5, rounded to whole images.
+        fraction: part held out of every class, 0..0.5, rounded up to whole images.
         seed: chooses the images.
+
+    Raises:
+        ConfigError: another fraction.
     """
+    if not 0 <= fraction <= 0.5:
+        raise ConfigError(f"fraction={fraction} cannot be held out; allowed 0..0.5")
     labels, chosen = dataset.train.labels, []
     for label in range(dataset.num_classes):
         of_class = (labels == label).nonzero().flatten()
         generator = torch.Generator().manual_seed(derive_seed(seed, "hold_out", label))
-        chosen.append(of_class[torch.randperm(len(of_class), generator=generator)[: round(fraction * len(of_class))]])
+        chosen.append(
+            of_class[torch.randperm(len(of_class), generator=generator)[: math.ceil(fraction * len(of_class) - 1e-9)]]
+        )
     held = torch.zeros(len(labels), dtype=torch.bool)
     held[torch.cat(chosen)] = True
     return dataset.train.take((~held).nonzero().flatten()), dataset.train.take(held.nonzero().flatten())
@@ -151,8 +167,10 @@ def _load_sample(_root: Path, _download: bool) -> Dataset:
             f"found {hashlib.sha256(raw).hexdigest() if raw else 'no file'}; reinstall with "
             "pip install --force-reinstall --no-deps backlink-ray"
         )
-    # Imported here, so that the library itself needs torch alone.
-    import pyarrow.parquet as pq
+    try:  # imported here, so that the library itself needs torch alone
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise DataError(f"{SAMPLE_FILE.name} is Parquet and pyarrow is not installed; pip install pyarrow") from error
 
     table = pq.read_table(SAMPLE_FILE).to_pydict()
     sets = {
@@ -165,8 +183,6 @@ def _load_sample(_root: Path, _download: bool) -> Dataset:
 
 
 def _decode(rows: list[tuple[bytes, int]]) -> ImageSet:
-    import io
-
     import numpy as np
     from PIL import Image
 
@@ -225,7 +241,11 @@ def _fetch(source: Any, root: Path, download: bool) -> None:
     if faults and download:
         print(f"fetching {source.filename} into {root}", file=sys.stderr, flush=True)
         try:
-            source(root, download=True)
+            with (
+                contextlib.redirect_stderr(io.StringIO()),
+                contextlib.redirect_stdout(io.StringIO()),
+            ):  # its progress bar
+                source(root, download=True)
         except Exception as error:  # whatever the network does, the user needs the same sentence
             raise DataError(_how_to_get(source, root, f"{faults[0]}; download failed: {error}")) from error
     elif faults:

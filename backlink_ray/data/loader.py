@@ -38,6 +38,10 @@ class Batches:
             raise ConfigError(
                 f"batch_size={batch_size} does not fit {len(images)} training images; allowed 1..{len(images)}"
             )
+        if augment and images.pixels.shape[0] and augmentation.pad >= min(images.pixels.shape[2:]):
+            raise ConfigError(
+                f"pad={augmentation.pad} is more than an image mirrors; allowed 0..{min(images.pixels.shape[2:]) - 1}"
+            )
         self._batch_size, self._seed, self._device = batch_size, seed, torch.device(device)
         self._pixels, self._labels = images.pixels.to(device), images.labels.to(device)
         self._augmentation, self._augment = augmentation, augment
@@ -110,6 +114,8 @@ def evaluation_batches(
 
     Images are empty, (0, C, H, W), where the set has no pixels.
     """
+    if batch_size < 1:
+        raise ConfigError(f"batch_size={batch_size} evaluates nothing; allowed 1 or more")
     mean_, std_ = (torch.tensor(v).view(1, -1, 1, 1).to(device) for v in (mean, std))
     for start in range(0, len(images), batch_size):
         part = slice(start, start + batch_size)

@@ -1,26 +1,44 @@
-"""Timeline: when each stage forwards, runs backward, waits, exchanges and updates, as numbers and as a picture."""
+"""Timeline: when each stage computes, waits, exchanges and updates, as numbers and as a picture."""
 
 import contextlib
+import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 KINDS = {
     "forward": ("replica_forward", "body_forward", "tail_forward"),
     "backward": ("local_backward", "replica_backward"),
     "update": ("tail_update", "body_update", "replica_update"),
     "exchange": ("send_activation", "send_local_gradient", "send_link_gradient"),
+    # Over Ray the waiting includes the copy out of the object store.
     "wait": ("receive_activation", "receive_link_gradient", "receive_local_gradient"),
 }
-# Okabe-Ito: told apart with any colour vision.
-COLOURS = {"forward": "#56B4E9", "backward": "#0072B2", "update": "#009E73", "exchange": "#E69F00", "wait": "#DDDDDD"}
+COMPUTE = ("forward", "backward")
+OVERALL = -1
+LAST_STEPS = range(-4, 0)
 _KIND_OF = {action: kind for kind, actions in KINDS.items() for action in actions}
+
+# Okabe and Ito's colours: told apart with any colour vision. Both kinds of computing are blue, waiting steps back.
+COLOURS = {"forward": "#56B4E9", "backward": "#0072B2", "update": "#009E73", "exchange": "#E69F00", "wait": "#E3E3E3"}
+_INK = "#333333"
+_WIDTH_IN, _ROW_WIDTH_PT = 13.0, 770.0
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """One action of one stage; seconds of the host's clock, comparable between processes of one host."""
+    """One action of one stage.
+
+    start_s and end_s are seconds of the host's clock (`time.time`), comparable between the processes of one host. On a
+    GPU they say when the host issued the work; only a stage that synchronises after an action measures the work itself.
+    """
 
     stage_index: int
     step: int
@@ -28,93 +46,212 @@ class Span:
     start_s: float
     end_s: float
 
-    @property
-    def kind(self) -> str:
-        """Return forward, backward, update, exchange or wait."""
-        return _KIND_OF[self.action]
-
 
 class Timeline:
-    """Records one stage's spans."""
+    """Records what one stage does. `spans` grows by up to 14 a step: whoever owns it takes them away now and then."""
 
     def __init__(self, stage_index: int) -> None:
         self._stage_index = stage_index
         self.spans: list[Span] = []
 
-    @contextlib.contextmanager
-    def record(self, action: str, step: int) -> Iterator[None]:
-        """Record what happens inside as one span."""
-        start = time.time()
-        yield
-        self.spans.append(Span(self._stage_index, step, action, start, time.time()))
+    def record(self, action: str, step: int) -> AbstractContextManager[None]:
+        """Record what happens inside `with` as one span, also when it raises."""
+        return _Recording(self, self._stage_index, action, step)
 
 
 class NoTimeline(Timeline):
-    """Records nothing."""
+    """The same face; records nothing."""
 
     def __init__(self) -> None:
-        super().__init__(-1)
+        super().__init__(OVERALL)
 
-    @contextlib.contextmanager
-    def record(self, action: str, step: int) -> Iterator[None]:
+    def record(self, action: str, step: int) -> AbstractContextManager[None]:
         """Do nothing."""
-        yield
+        return _NOTHING
 
 
-def seconds_by_kind(spans: Sequence[Span]) -> dict[int, dict[str, float]]:
-    """Return for each stage the seconds it spent in each kind of action."""
-    found: dict[int, dict[str, float]] = {}
+class _Recording(AbstractContextManager[None]):
+    # A class of four slots instead of a generator: this runs a dozen times a step, around actions of microseconds.
+    __slots__ = ("_action", "_owner", "_stage_index", "_start_s", "_step")
+
+    def __init__(self, owner: Timeline, stage_index: int, action: str, step: int) -> None:
+        self._owner, self._stage_index, self._action, self._step = owner, stage_index, action, step
+
+    def __enter__(self) -> None:
+        self._start_s = time.time()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._owner.spans.append(Span(self._stage_index, self._step, self._action, self._start_s, time.time()))
+
+
+_NOTHING = contextlib.nullcontext()
+
+
+def kind_of(action: str) -> str:
+    """Return forward, backward, update, exchange or wait."""
+    if action not in _KIND_OF:
+        raise ValueError(f"action={action!r} is none of a stage's: {', '.join(_KIND_OF)}")
+    return _KIND_OF[action]
+
+
+def summary(spans: Iterable[Span]) -> dict[int, dict[str, float]]:
+    """Return the seconds that each stage spent in each kind of action, and `step_s`, its wall time a step.
+
+    The entry OVERALL (-1) has the sums over the stages, `step_s` of the whole pipeline, and `overlap`.
+    """
+    spans = sorted(spans, key=lambda span: span.stage_index)
+    found = {stage: _seconds(list(group)) for stage, group in itertools.groupby(spans, key=lambda s: s.stage_index)}
+    return {**found, OVERALL: {**_seconds(spans), "overlap": overlap(spans)}} if spans else {}
+
+
+def _seconds(spans: Sequence[Span]) -> dict[str, float]:
+    seconds = dict.fromkeys(KINDS, 0.0)
     for span in spans:
-        stage = found.setdefault(span.stage_index, dict.fromkeys(KINDS, 0.0))
-        stage[span.kind] += span.end_s - span.start_s
+        seconds[kind_of(span.action)] += span.end_s - span.start_s
+    return {**seconds, "step_s": _wall_s(spans) / len({span.step for span in spans})}
+
+
+def _wall_s(spans: Sequence[Span]) -> float:
+    return max(span.end_s for span in spans) - min(span.start_s for span in spans)
+
+
+def overlap(spans: Iterable[Span]) -> float:
+    """Return the part of the wall time, 0..1, in which at least two stages compute (forward or backward) at once."""
+    spans = list(spans)
+    computing = [span for span in spans if kind_of(span.action) in COMPUTE]
+    edges = [(s.start_s, 1, s.stage_index) for s in computing] + [(s.end_s, -1, s.stage_index) for s in computing]
+    together, before, depth = 0.0, 0.0, dict.fromkeys((span.stage_index for span in computing), 0)
+    for moment, change, stage in sorted(edges):
+        together += (moment - before) if sum(map(bool, depth.values())) >= 2 else 0.0
+        depth[stage] += change
+        before = moment
+    wall_s = _wall_s(spans) if spans else 0.0
+    return together / wall_s if wall_s else 0.0
+
+
+def draw(spans: Iterable[Span], path: Path, title: str = "", steps: tuple[int, int] | range = LAST_STEPS) -> None:
+    """Write a PNG: one row a stage, time across in milliseconds from the window's start, coloured by kind.
+
+    The last steps of a run show the pipeline running empty; name steps from the middle to see it run full.
+
+    Args:
+        spans: of any number of stages; other steps are shown too where they reach into the window.
+        path: the file; its folder is made.
+        title: a line above the numbers of the window.
+        steps: (first, last), or a range of step numbers; a range that starts below zero counts from the last step.
+    """
+    from matplotlib.figure import Figure  # here: numbers need no drawing library, and a figure of its own no screen
+
+    spans = list(spans)
+    chosen = chosen_steps(spans, steps)
+    window = _window(spans, chosen)
+    zero_s, width_ms = window[0].start_s, 1e3 * _wall_s(window)
+    stages = sorted({span.stage_index for span in spans})
+    row_in = 0.62 if len(stages) <= 8 else 0.42
+    figure = Figure(figsize=(_WIDTH_IN, 1.7 + row_in * len(stages)), layout="constrained")
+    axes = figure.subplots()
+    _draw_bars(axes, window, zero_s)
+    if len(stages) <= 8:
+        _draw_names(axes, window, zero_s, width_ms)
+    _draw_steps(axes, window, chosen, zero_s)
+    _draw_computing(axes, window, stages)
+    _dress(axes, stages, width_ms)
+    axes.set_title(_heading(window, chosen, title), fontsize=11, loc="left", color=_INK, pad=22)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+
+
+def chosen_steps(spans: Iterable[Span], steps: tuple[int, int] | range) -> list[int]:
+    """Return the recorded steps that `steps` names; a ValueError where there is none."""
+    recorded = sorted({span.step for span in spans})
+    if isinstance(steps, tuple):
+        found = [step for step in recorded if steps[0] <= step <= steps[1]]
+    elif steps.start < 0:
+        found = recorded[steps.start : steps.stop or None]
+    else:
+        found = [step for step in recorded if step in steps]
+    if not found:
+        have = f"{recorded[0]} to {recorded[-1]}" if recorded else "none"
+        raise ValueError(f"steps={steps} names no recorded step; recorded: {have}")
     return found
 
 
-def overlap(spans: Sequence[Span]) -> float:
-    """Return the part of the wall time, 0..1, in which at least two stages compute (forward or backward) at once."""
-    computing = [s for s in spans if s.kind in ("forward", "backward")]
-    edges = sorted([(s.start_s, 1) for s in computing] + [(s.end_s, -1) for s in computing])
-    together, active, before = 0.0, 0, 0.0
-    for moment, change in edges:
-        together += (moment - before) if active >= 2 else 0.0
-        active, before = active + change, moment
-    return together / (edges[-1][0] - edges[0][0]) if edges else 0.0
+def _window(spans: Sequence[Span], chosen: Sequence[int]) -> list[Span]:
+    """All spans between the first start and the last end of the chosen steps, cut at both, in order of time."""
+    inside = [span for span in spans if span.step in set(chosen)]
+    first, last = min(span.start_s for span in inside), max(span.end_s for span in inside)
+    seen = [span for span in spans if span.end_s > first and span.start_s < last]
+    cut = [Span(s.stage_index, s.step, s.action, max(s.start_s, first), min(s.end_s, last)) for s in seen]
+    return sorted(cut, key=lambda span: span.start_s)
 
 
-def draw(spans: Sequence[Span], path: Path, title: str = "", steps: int = 4) -> None:
-    """Draw the last `steps` steps as a PNG: one row a stage, time across in milliseconds."""
-    from matplotlib.figure import Figure  # imported here: the library itself needs torch alone
-
-    last = max(span.step for span in spans)
-    shown = [span for span in spans if span.step > last - steps]
-    zero = min(span.start_s for span in shown)
-    stages = sorted({span.stage_index for span in shown})
-    figure = Figure(figsize=(13, 1.6 + 0.75 * len(stages)), layout="constrained")
-    axes = figure.subplots()
-    for span in shown:
-        start, length = 1e3 * (span.start_s - zero), 1e3 * (span.end_s - span.start_s)
-        axes.barh(
-            span.stage_index,
-            length,
-            left=start,
-            height=0.72,
-            color=COLOURS[span.kind],
-            edgecolor="white",
-            linewidth=0.4,
-        )
-    for span in shown:
-        if span.action == "body_forward":
-            axes.text(
-                1e3 * (span.start_s - zero), span.stage_index - 0.44, f" step {span.step}", fontsize=8, va="bottom"
-            )
-    axes.set_yticks(stages, [f"stage {k}" for k in stages])
-    axes.set_ylim(max(stages) + 0.6, min(stages) - 0.75)
-    axes.set_xlabel("time [ms]")
-    axes.set_title(
-        f"{title}\ntwo stages or more compute at once in {overlap(spans):.0%} of the time".strip(), fontsize=11
+def _heading(window: Sequence[Span], chosen: Sequence[int], title: str) -> str:
+    steps = f"steps {chosen[0]} to {chosen[-1]}" if len(chosen) > 1 else f"step {chosen[0]}"
+    numbers = (
+        f"{steps}: at least two stages compute at once in {overlap(window):.0%} of the {1e3 * _wall_s(window):.3g} ms"
     )
-    for kind, colour in COLOURS.items():
-        axes.barh([0], [0], color=colour, label=kind)
-    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=130)
+    return f"{title}\n{numbers}" if title else numbers
+
+
+def _draw_bars(axes: "Axes", window: Sequence[Span], zero_s: float) -> None:
+    rows = len({span.stage_index for span in window})
+    edge = 0.25 if len(window) < 150 * rows else 0.0  # a white edge parts neighbours, but swallows bars of one pixel
+    for (stage, kind), group in _by_row_and_kind(window):
+        bars = [(1e3 * (span.start_s - zero_s), 1e3 * (span.end_s - span.start_s)) for span in group]
+        axes.broken_barh(bars, (stage - 0.36, 0.72), facecolors=COLOURS[kind], edgecolors="white", linewidths=edge)
+
+
+def _by_row_and_kind(window: Sequence[Span]) -> Iterable[tuple[tuple[int, str], list[Span]]]:
+    groups: dict[tuple[int, str], list[Span]] = {}
+    for span in window:
+        groups.setdefault((span.stage_index, kind_of(span.action)), []).append(span)
+    return groups.items()
+
+
+def _draw_names(axes: "Axes", window: Sequence[Span], zero_s: float, width_ms: float) -> None:
+    """Write what is computed (replica, body, tail, local) into the bars that are wide enough for the word."""
+    for span in window:
+        kind, word, length_ms = kind_of(span.action), span.action.split("_")[0], 1e3 * (span.end_s - span.start_s)
+        if kind in COMPUTE and _ROW_WIDTH_PT * length_ms / width_ms > 4.2 * len(word) + 4:
+            middle = 1e3 * (span.start_s - zero_s) + length_ms / 2
+            colour = "white" if kind == "backward" else "black"
+            axes.text(middle, span.stage_index, word, fontsize=7, color=colour, ha="center", va="center")
+
+
+def _draw_steps(axes: "Axes", window: Sequence[Span], chosen: Sequence[int], zero_s: float) -> None:
+    """Mark where each stage begins each step: a line that runs down the rows, and the step's number above it."""
+    every = -(-len(chosen) // 16)  # sixteen numbers fit above the rows
+    for step in chosen:
+        starts: dict[int, float] = {}
+        for span in window:
+            if span.step == step and kind_of(span.action) in COMPUTE:
+                starts.setdefault(span.stage_index, 1e3 * (span.start_s - zero_s))
+        x = [starts[stage] for stage in sorted(starts) for _ in range(2)]
+        y = [stage + edge for stage in sorted(starts) for edge in (-0.45, 0.45)]
+        axes.plot(x, y, color=_INK, linewidth=1.0, solid_capstyle="butt", zorder=3, clip_on=False)
+        if starts and step % every == 0:
+            axes.text(x[0], y[0] - 0.05, f"step {step}", fontsize=8, color=_INK, ha="left", va="bottom")
+
+
+def _draw_computing(axes: "Axes", window: Sequence[Span], stages: Sequence[int]) -> None:
+    """Write at the right end of each row which part of the window the stage computed."""
+    seconds, wall_s, right = summary(window), _wall_s(window), axes.get_yaxis_transform()
+    for stage in stages:
+        share = sum(seconds[stage][kind] for kind in COMPUTE) / wall_s if stage in seconds else 0.0
+        axes.text(1.01, stage, f"{share:.0%}", transform=right, fontsize=9, color=_INK, va="center")
+    axes.text(1.01, stages[0] - 0.5, "computes", transform=right, fontsize=8, color=_INK, va="bottom")
+
+
+def _dress(axes: "Axes", stages: Sequence[int], width_ms: float) -> None:
+    from matplotlib.patches import Patch
+
+    axes.set_yticks(stages, [f"stage {stage}" for stage in stages])
+    axes.set_ylim(stages[-1] + 0.55, stages[0] - 0.55)
+    axes.set_xlim(0, width_ms)
+    axes.set_xlabel("time since the window's start [ms]")
+    axes.tick_params(axis="y", length=0)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    patches = [Patch(facecolor=colour, label=kind) for kind, colour in COLOURS.items()]
+    axes.figure.legend(handles=patches, loc="outside lower center", ncols=len(patches), frameon=False, fontsize=9)

@@ -175,7 +175,8 @@ class _Command:
             space, rest = plan.space, plan.num_samples - len(plan.first)
             print(
                 f"and {rest} trials that Optuna chooses: K in {space.num_modules}, "
-                f"l in 1..{space.longest} within the smallest module, alpha in {space.alphas}, eta in {space.lr[0]}..{space.lr[1]}"
+                f"l in 1..{space.longest} within the smallest module, alpha in {space.alphas}, "
+                f"eta in {space.lr[0]}..{space.lr[1]}"
             )
         print(
             f"{plan.size} trials of {plan.base.epochs} epochs, {plan.base.network} on {plan.base.dataset}, preset {self._preset}"

@@ -70,7 +70,9 @@ def test_labels_two_modules_away_do_not_reach_a_module() -> None:
     assert moved == {"2", "3", "4", "5"}
 
 
-def from_the_definition(modules: list[LocalModule], images: Tensor, labels: Tensor, length: int, alpha: float, mode: str) -> dict[str, Tensor]:
+def from_the_definition(
+    modules: list[LocalModule], images: Tensor, labels: Tensor, length: int, alpha: float, mode: str
+) -> dict[str, Tensor]:
     inputs, x = [], images
     with torch.no_grad():
         for m in modules:
@@ -112,7 +114,9 @@ def test_body_scale_alpha_scales_bodies_with_a_tail_and_nothing_else() -> None:
     one = gradients(3, bl.BackLink(propagation_length=1, alpha=0.25))
     scaled = gradients(3, bl.BackLink(propagation_length=1, alpha=0.25, body_scale="alpha"))
     ratio = {n: float((scaled[n] / one[n]).nanmean()) for n in one}
-    assert {n for n, r in ratio.items() if abs(r - 1) > 1e-9} == {n for n in one if n.startswith(("units.0.", "units.2."))}
+    assert {n for n, r in ratio.items() if abs(r - 1) > 1e-9} == {
+        n for n in one if n.startswith(("units.0.", "units.2."))
+    }
     assert abs(ratio["units.0.0.weight"] - 0.25) < 1e-12
 
 

@@ -53,7 +53,10 @@ def test_a_failing_thread_ends_the_run_by_name() -> None:
     training.modules[2].chain.random += (False,)
     executor = ThreadsExecutor(training)
     start = time.monotonic()
-    with executor, pytest.raises(StageError, match=r"stage 2 of 3 failed at step 2 \(body_forward\): RuntimeError: out of memory"):
+    with (
+        executor,
+        pytest.raises(StageError, match=r"stage 2 of 3 failed at step 2 \(body_forward\): RuntimeError: out of memory"),
+    ):
         executor.train(6)
     assert time.monotonic() - start < 30
     assert not [t for t in threading.enumerate() if t.name.startswith("stage")]
@@ -111,5 +114,8 @@ def test_a_loss_that_is_not_finite_names_stage_and_step(make: type) -> None:
     training = job(METHOD, 2)
     with torch.no_grad():
         next(iter(training.modules[1].head.parameters())).fill_(float("nan"))
-    with make(training) as executor, pytest.raises(NonFiniteLossError, match="local loss of stage 1 is nan at step 0; try a smaller lr"):
+    with (
+        make(training) as executor,
+        pytest.raises(NonFiniteLossError, match="local loss of stage 1 is nan at step 0; try a smaller lr"),
+    ):
         executor.train(2)

@@ -55,7 +55,9 @@ def test_cosine_schedule() -> None:
     assert lr(10) == 0.5
     assert lr(105) == pytest.approx(0.25)
     assert 0 < lr(199) < 1e-4
-    assert [CosineSchedule(1.0, 4, 0.0)(t) for t in range(4)] == pytest.approx([0.5 * (1 + math.cos(math.pi * t / 4)) for t in range(4)])
+    assert [CosineSchedule(1.0, 4, 0.0)(t) for t in range(4)] == pytest.approx(
+        [0.5 * (1 + math.cos(math.pi * t / 4)) for t in range(4)]
+    )
 
 
 def test_bp_on_a_split_network_trains_it_as_a_whole() -> None:

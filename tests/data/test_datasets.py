@@ -1,0 +1,116 @@
+"""Names, budgets, digests and the held-out part; the constants against the full set."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backlink_ray.config import DATASETS, ConfigError
+from backlink_ray.data.datasets import LOADERS, Dataset, data_root, hold_out, load_dataset
+
+
+@pytest.fixture(scope="module")
+def sample() -> Dataset:
+    return load_dataset("cifar10-sample")
+
+
+def test_unknown_name_lists_the_allowed_ones() -> None:
+    with pytest.raises(ConfigError, match="mnist") as caught:
+        load_dataset("mnist")
+    assert all(name in str(caught.value) for name in LOADERS)
+
+
+@given(st.text().filter(lambda name: name not in DATASETS))
+def test_hostile_names_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError):
+        load_dataset(name)
+
+
+@pytest.mark.parametrize("name", ["../cifar10", "/etc", "%2e%2f", "a\\b", "a\0b", "x" * 300])
+def test_names_that_look_like_paths_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError):
+        load_dataset(name)
+
+
+def test_root_is_flag_then_environment_then_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BACKLINK_RAY_DATA", "from-environment")
+    assert data_root("from-flag") == Path("from-flag")
+    assert data_root() == Path("from-environment")
+    monkeypatch.delenv("BACKLINK_RAY_DATA")
+    assert data_root() == Path.home() / ".cache" / "backlink_ray"
+
+
+def test_a_budget_is_the_first_images_in_file_order(sample: Dataset) -> None:
+    budget = load_dataset("cifar10-sample", train_images=64, test_images=32)
+    assert torch.equal(budget.train.pixels, sample.train.pixels[:64])
+    assert torch.equal(budget.train.labels, sample.train.labels[:64])
+    assert torch.equal(budget.test.pixels, sample.test.pixels[:32])
+    assert budget.digest != sample.digest
+    assert budget.digest == load_dataset("cifar10-sample", train_images=64, test_images=32).digest
+
+
+@pytest.mark.parametrize("budget", [{"train_images": 2001}, {"test_images": 501}])
+def test_a_budget_beyond_the_set_gives_value_and_limit(budget: dict[str, int]) -> None:
+    ((field, value),) = budget.items()
+    with pytest.raises(ConfigError, match=rf"{field}={value}.*\.\.{value - 1}"):
+        load_dataset("cifar10-sample", **budget)
+
+
+def test_a_negative_budget_is_refused() -> None:
+    with pytest.raises(ConfigError, match="train_images=-1"):
+        load_dataset("cifar10-sample", train_images=-1)
+
+
+def test_digest_sees_pixels_and_labels(sample: Dataset) -> None:
+    from backlink_ray.data.datasets import _digest
+
+    pixels, labels = sample.train.pixels.clone(), sample.train.labels.clone()
+    pixels[7, 1, 3, 3] ^= 1
+    labels[7] = (labels[7] + 1) % 10
+    changes = ({}, {"pixels": pixels}, {"labels": labels})
+    digests = {_digest(replace(sample.train, **change), sample.test) for change in changes}
+    assert len(digests) == 3
+    assert _digest(sample.train, sample.test) == sample.digest
+
+
+def test_held_out_part_is_stratified_and_disjoint(sample: Dataset) -> None:
+    kept, held = hold_out(sample, 0.1, seed=0)
+    assert kept.labels.bincount().tolist() == [180] * 10
+    assert held.labels.bincount().tolist() == [20] * 10
+    images = {image.numpy().tobytes() for image in sample.train.pixels}
+    parts = [{image.numpy().tobytes() for image in part.pixels} for part in (kept, held)]
+    assert parts[0] | parts[1] == images
+    assert not parts[0] & parts[1]
+
+
+def test_held_out_part_follows_the_seed(sample: Dataset) -> None:
+    first, again, other = (hold_out(sample, 0.1, seed=seed)[1].pixels for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_full_set_and_its_constants(full_root: Path) -> None:
+    full = load_dataset("cifar10", full_root, download=False)
+    assert full.train.pixels.shape == (50000, 3, 32, 32)
+    assert full.test.pixels.shape == (10000, 3, 32, 32)
+    assert full.train.pixels.is_contiguous()
+    assert full.train.pixels.dtype == torch.uint8
+    assert full.train.labels.bincount().tolist() == [5000] * 10
+    counts = torch.stack([channel.flatten().bincount(minlength=256) for channel in full.train.pixels.transpose(0, 1)])
+    levels, weights = torch.arange(256).double() / 255, counts.double() / counts.sum(1, keepdim=True)
+    mean = weights @ levels
+    std = (weights @ levels.square() - mean.square()).sqrt()
+    assert mean.tolist() == pytest.approx(full.mean, abs=5.1e-6)
+    assert std.tolist() == pytest.approx(full.std, abs=5.1e-6)
+
+
+def test_sample_and_full_set_agree_on_what_belongs_to_both(full_root: Path, sample: Dataset) -> None:
+    from torchvision.datasets import CIFAR10
+
+    full = load_dataset("cifar10", full_root, download=False, train_images=10, test_images=10)
+    for field in ("class_names", "mean", "std", "augmentation", "image_size", "num_classes"):
+        assert getattr(full, field) == getattr(sample, field)
+    assert full.class_names == tuple(CIFAR10(full_root, train=False).classes)

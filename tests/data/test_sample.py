@@ -1,0 +1,87 @@
+"""The embedded sample: whole, checked, balanced, and bit for bit the originals."""
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from backlink_ray.data import datasets
+from backlink_ray.data.datasets import SAMPLE_FILE, DataError, load_dataset
+from backlink_ray.data.sample import make_sample
+
+
+def test_shape_and_balance() -> None:
+    sample = load_dataset("cifar10-sample")
+    assert sample.train.pixels.shape == (2000, 3, 32, 32)
+    assert sample.test.pixels.shape == (500, 3, 32, 32)
+    assert sample.train.pixels.dtype == torch.uint8
+    assert sample.train.pixels.is_contiguous()
+    assert sample.train.labels.dtype == torch.int64
+    assert sample.train.labels.bincount().tolist() == [200] * 10
+    assert sample.test.labels.bincount().tolist() == [50] * 10
+
+
+def test_file_is_a_few_megabytes() -> None:
+    assert SAMPLE_FILE.stat().st_size < 6_000_000
+
+
+@pytest.mark.parametrize("harm", [lambda raw: raw[:-1], lambda raw: raw[:999] + bytes([raw[999] ^ 1]) + raw[1000:]])
+def test_corrupt_sample_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm) -> None:
+    (tmp_path / SAMPLE_FILE.name).write_bytes(harm(SAMPLE_FILE.read_bytes()))
+    monkeypatch.setattr(datasets, "SAMPLE_FILE", tmp_path / SAMPLE_FILE.name)
+    with pytest.raises(DataError, match=f"{SAMPLE_FILE.name}.*expected sha256 {datasets.SAMPLE_SHA256}.*pip install"):
+        load_dataset("cifar10-sample")
+
+
+def test_missing_sample_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets, "SAMPLE_FILE", tmp_path / SAMPLE_FILE.name)
+    with pytest.raises(DataError, match="missing"):
+        load_dataset("cifar10-sample")
+
+
+def test_without_pyarrow_the_error_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(DataError, match="pyarrow"):
+        load_dataset("cifar10-sample")
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_every_image_equals_its_original_and_the_choice_repeats(full_root: Path, split: str) -> None:
+    names = ("cifar10", "cifar10-sample")
+    full, sample = (getattr(load_dataset(name, full_root, download=False), split) for name in names)
+    rows = pq.read_table(SAMPLE_FILE, columns=["split", "index"], filters=[("split", "=", split)])
+    index = torch.tensor(rows["index"].to_pylist())
+    assert torch.equal(sample.pixels, full.pixels[index])
+    assert torch.equal(sample.labels, full.labels[index])
+    assert torch.equal(index, make_sample.choose(full.labels, make_sample.PER_CLASS[split], split))
+
+
+def test_script_is_lossless_and_repeatable(full_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(make_sample, "PER_CLASS", {"train": 2, "test": 1})  # all 2,500 take over a minute to encode
+    tables = []
+    for name in ("first", "second"):
+        arguments = ["--data-root", str(full_root), "--output", str(tmp_path / name)]
+        monkeypatch.setattr(sys, "argv", ["make_sample", *arguments])
+        assert make_sample.main() == 0
+        tables.append(pq.read_table(tmp_path / name))
+    assert tables[0].num_rows == 30
+    assert tables[0].equals(tables[1])
+    full = load_dataset("cifar10", full_root, download=False)
+    for row in tables[0].to_pylist():
+        original = getattr(full, row["split"])
+        written = np.asarray(Image.open(io.BytesIO(row["webp"])).convert("RGB"))
+        assert np.array_equal(written, original.pixels[row["index"]].permute(1, 2, 0).numpy())
+        assert row["label"] == original.labels[row["index"]]
+
+
+def test_script_explains_itself() -> None:
+    command = [sys.executable, "-m", "backlink_ray.data.sample.make_sample", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert "--data-root" in done.stdout

@@ -1,0 +1,277 @@
+"""Timeline: recording, the numbers on spans made by hand, and the picture."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from backlink_ray.measure.timeline import (
+    COLOURS,
+    KINDS,
+    OVERALL,
+    NoTimeline,
+    Span,
+    Timeline,
+    chosen_steps,
+    draw,
+    kind_of,
+    overlap,
+    summary,
+)
+from backlink_ray.pipeline.schedule import RECEIVES, SENDS, run_actions, step_actions
+
+MS = {"replica_forward": 1.1, "body_forward": 2.6, "tail_forward": 1.0, "local_backward": 5.2, "replica_backward": 2.0}
+HOP_MS = 0.6
+
+
+def span(stage: int, action: str, start_s: float, end_s: float, step: int = 0) -> Span:
+    return Span(stage, step, action, start_s, end_s)
+
+
+def pipeline(num_stages: int, num_steps: int, start_s: float = 1.7e9) -> list[Span]:
+    """Spans of an exact pipeline with durations of its own: each stage works through its list, waiting for messages."""
+    queues = [_stage_actions(stage, num_stages, num_steps) for stage in range(num_stages)]
+    waiting = [next(queue, None) for queue in queues]
+    clock_ms, sent, spans = [0.0] * num_stages, dict[tuple[int, str, int], float](), list[Span]()
+    while any(waiting):
+        for stage, current in enumerate(waiting):
+            ready_ms = _ready_ms(stage, current, sent)
+            if current is None or ready_ms is None:
+                continue
+            begin_ms = clock_ms[stage]
+            clock_ms[stage] = max(begin_ms, ready_ms) + _cost_ms(stage, *current)
+            if current[0] in SENDS:
+                sent[stage, SENDS[current[0]], current[1]] = clock_ms[stage] + HOP_MS
+            spans.append(span(stage, current[0], start_s + begin_ms / 1e3, start_s + clock_ms[stage] / 1e3, current[1]))
+            waiting[stage] = next(queues[stage], None)
+    return spans
+
+
+def _stage_actions(stage: int, num_stages: int, num_steps: int) -> Iterator[tuple[str, int]]:
+    return run_actions(0, num_steps, step_actions(is_first=stage == 0, is_last=stage == num_stages - 1, linked=True))
+
+
+def _ready_ms(stage: int, current: tuple[str, int] | None, sent: dict[tuple[int, str, int], float]) -> float | None:
+    """When the message that `current` waits for is there; None while it was not sent; 0 where it waits for none."""
+    if current is None or current[0] not in RECEIVES:
+        return 0.0
+    message = RECEIVES[current[0]]
+    return sent.get((stage + (1 if message == "link_gradient" else -1), message, current[1]))
+
+
+def _cost_ms(stage: int, action: str, step: int) -> float:
+    base_ms = MS.get(action, {"update": 0.45, "exchange": 0.25, "wait": 0.05}.get(kind_of(action), 0.0))
+    return base_ms * (1.0 + 0.08 * ((stage * 7 + step * 3) % 5))
+
+
+# --- Recording --------------------------------------------------------------------------------------------------
+
+
+def test_record_keeps_stage_step_action_and_the_time_between() -> None:
+    timeline = Timeline(3)
+    before = time.time()
+    with timeline.record("body_forward", 7):
+        time.sleep(0.01)
+    (found,) = timeline.spans
+    assert (found.stage_index, found.step, found.action) == (3, 7, "body_forward")
+    assert before <= found.start_s <= found.end_s - 0.01 <= time.time()
+
+
+def fail(timeline: Timeline) -> None:
+    with timeline.record("local_backward", 0):
+        raise RuntimeError("out of memory")
+
+
+def test_record_keeps_the_action_that_raised_and_lets_the_error_out() -> None:
+    timeline = Timeline(0)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        fail(timeline)
+    assert [found.action for found in timeline.spans] == ["local_backward"]
+
+
+def test_nested_records_are_two_spans() -> None:
+    timeline = Timeline(0)
+    with timeline.record("body_forward", 0), timeline.record("send_activation", 0):
+        pass
+    assert [found.action for found in timeline.spans] == ["send_activation", "body_forward"]
+
+
+def test_no_timeline_has_the_same_face_and_records_nothing() -> None:
+    timeline = NoTimeline()
+    with timeline.record("body_forward", 0):
+        pass
+    assert isinstance(timeline, Timeline)
+    assert timeline.spans == []
+
+
+def test_recording_costs_microseconds() -> None:
+    timeline, count = Timeline(0), 2000
+    best_s = min(timed(timeline, count) for _ in range(5))
+    assert best_s / count < 50e-6  # 2 measured; the margin is for a busy machine
+
+
+def timed(timeline: Timeline, count: int) -> float:
+    start = time.perf_counter()
+    for step in range(count):
+        with timeline.record("body_forward", step):
+            pass
+    return time.perf_counter() - start
+
+
+# --- Kinds ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+@pytest.mark.parametrize("is_last", [True, False])
+def test_every_action_of_the_schedule_has_a_kind(is_first: bool, is_last: bool) -> None:
+    names = [action.name for action in step_actions(is_first=is_first, is_last=is_last, linked=True)]
+    assert {kind_of(name) for name in names} <= set(KINDS) == set(COLOURS)
+
+
+def test_kinds_list_every_action_of_a_middle_stage_once() -> None:
+    listed = [action for actions in KINDS.values() for action in actions]
+    assert sorted(listed) == sorted(a.name for a in step_actions(is_first=False, is_last=False, linked=True))
+
+
+def test_unknown_action_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="action='forwrad' is none of"):
+        kind_of("forwrad")
+
+
+# --- Numbers ----------------------------------------------------------------------------------------------------
+
+
+def test_overlap_of_two_stages_is_the_shared_part_of_the_wall_time() -> None:
+    assert overlap([span(0, "body_forward", 0, 6), span(1, "local_backward", 4, 10)]) == pytest.approx(0.2)
+
+
+def test_overlap_counts_time_with_three_stages_once() -> None:
+    spans = [span(0, "body_forward", 0, 4), span(1, "body_forward", 0, 4), span(2, "body_forward", 2, 8)]
+    assert overlap(spans) == pytest.approx(0.5)
+
+
+def test_overlap_is_nothing_for_stages_that_take_turns() -> None:
+    assert overlap([span(0, "body_forward", 0, 5), span(1, "body_forward", 5, 10)]) == 0.0
+
+
+def test_overlap_ignores_waiting_exchange_and_update() -> None:
+    busy = [span(0, "body_forward", 0, 10)]
+    idle = ["receive_activation", "send_activation", "tail_update"]
+    assert overlap(busy + [span(1, action, 0, 10) for action in idle]) == 0.0
+
+
+def test_overlap_takes_the_wall_time_of_everything_recorded() -> None:
+    spans = [span(0, "body_forward", 0, 2), span(1, "body_forward", 0, 2), span(1, "receive_activation", 2, 8)]
+    assert overlap(spans) == pytest.approx(0.25)
+
+
+def test_one_stage_with_nested_spans_does_not_overlap_with_itself() -> None:
+    assert overlap([span(0, "body_forward", 0, 10), span(0, "tail_forward", 2, 4)]) == 0.0
+
+
+def test_overlap_does_not_depend_on_the_order_of_the_spans() -> None:
+    spans = pipeline(4, 5)
+    assert overlap(spans) == overlap(spans[::-1]) > 0.5
+
+
+def test_overlap_of_nothing_is_zero() -> None:
+    assert overlap([]) == overlap([span(0, "body_forward", 1, 1)]) == 0.0
+
+
+def test_summary_sums_seconds_by_stage_and_kind() -> None:
+    spans = [
+        span(0, "body_forward", 0.0, 2.0),
+        span(0, "tail_forward", 2.0, 3.0),
+        span(0, "local_backward", 3.0, 7.0, step=1),
+        span(1, "receive_activation", 0.0, 2.5),
+        span(1, "body_forward", 2.5, 3.5),
+        span(1, "body_update", 3.5, 4.0),
+        span(1, "send_link_gradient", 4.0, 4.25),
+    ]
+    found = summary(spans)
+    assert found[0] == {"forward": 3, "backward": 4, "update": 0, "exchange": 0, "wait": 0, "step_s": 3.5}
+    assert found[1] == {"forward": 1, "backward": 0, "update": 0.5, "exchange": 0.25, "wait": 2.5, "step_s": 4.25}
+    assert found[OVERALL]["forward"] == 4
+    assert found[OVERALL]["step_s"] == 3.5
+    assert found[OVERALL]["overlap"] == pytest.approx(1.0 / 7.0)
+
+
+def test_summary_of_nothing_is_empty() -> None:
+    assert summary([]) == {}
+
+
+def test_summary_takes_any_iterable() -> None:
+    spans = pipeline(2, 3)
+    assert summary(iter(spans)) == summary(spans)
+
+
+# --- The window -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [((2, 4), [2, 3, 4]), (range(2, 4), [2, 3]), (range(-3, 0), [7, 8, 9]), (range(-3, -1), [7, 8]), ((8, 99), [8, 9])],
+)
+def test_steps_are_chosen_by_pair_range_or_from_the_end(steps: tuple[int, int] | range, expected: list[int]) -> None:
+    assert chosen_steps(pipeline(2, 10), steps) == expected
+
+
+def test_range_from_the_end_takes_what_there_is() -> None:
+    assert chosen_steps(pipeline(2, 2), range(-4, 0)) == [0, 1]
+
+
+def test_steps_that_were_not_recorded_are_refused_with_those_that_were() -> None:
+    with pytest.raises(ValueError, match=r"steps=\(20, 30\) names no recorded step; recorded: 0 to 9"):
+        chosen_steps(pipeline(2, 10), (20, 30))
+    with pytest.raises(ValueError, match="recorded: none"):
+        chosen_steps([], range(-4, 0))
+
+
+# --- The picture ------------------------------------------------------------------------------------------------
+
+
+def colours_of(path: Path) -> dict[str, np.ndarray]:
+    """For each kind the mask of the pixels in its colour."""
+    pixels = np.rint(matplotlib.image.imread(path)[..., :3] * 255).astype(int)
+    rgb = {kind: [int(colour[i : i + 2], 16) for i in (1, 3, 5)] for kind, colour in COLOURS.items()}
+    return {kind: (pixels == value).all(axis=-1) for kind, value in rgb.items()}
+
+
+@pytest.mark.parametrize("num_stages", [1, 2, 4, 16])
+def test_picture_shows_every_kind_that_happened(tmp_path: Path, num_stages: int) -> None:
+    draw(pipeline(num_stages, 8), tmp_path / "deep" / "timeline.png", "tiny network")
+    masks = colours_of(tmp_path / "deep" / "timeline.png")
+    legend_rows = 60  # the lowest pixels hold the legend, which shows every kind
+    happened = {kind_of(action) for action, _ in _stage_actions(0, num_stages, 1)}
+    assert {kind for kind, mask in masks.items() if mask[:-legend_rows].sum() > 50} >= happened
+
+
+def test_picture_has_stage_0_on_top_and_time_going_right(tmp_path: Path) -> None:
+    spans = [span(0, "body_forward", 0, 1), span(1, "local_backward", 1, 2)]
+    draw(spans, tmp_path / "timeline.png")
+    masks = colours_of(tmp_path / "timeline.png")
+    forward, backward = (np.argwhere(masks[kind][:-60]).mean(axis=0) for kind in ("forward", "backward"))
+    assert forward[0] < backward[0]
+    assert forward[1] < backward[1]
+
+
+def test_picture_is_the_same_whatever_epoch_the_clock_counts_from(tmp_path: Path) -> None:
+    draw(pipeline(3, 6, start_s=0.0), tmp_path / "a.png")
+    draw(pipeline(3, 6, start_s=1024.0), tmp_path / "b.png")
+    pixels = [matplotlib.image.imread(tmp_path / name) for name in ("a.png", "b.png")]
+    assert pixels[0].shape == pixels[1].shape
+    assert np.abs(pixels[0] - pixels[1]).mean() < 1e-3
+
+
+def test_module_imports_nothing_but_the_standard_library() -> None:
+    code = "import sys, runpy; runpy.run_path(sys.argv[1]); print(*sys.modules)"
+    source = Path(sys.modules[Timeline.__module__].__file__ or "")
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(source)], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert not {"torch", "matplotlib", "numpy", "ray"} & set(done.stdout.split())

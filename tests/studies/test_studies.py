@@ -1,0 +1,125 @@
+"""Studies from the outside, on the embedded real images: the main job, twice, and what it refuses."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def study(name: str, *arguments: str, timeout_s: float = 170) -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
+    command = [sys.executable, str(ROOT / "studies" / name), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, env=environment)
+
+
+@pytest.mark.timeout(400)
+def test_the_main_job_twice(tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    flags = ("--smoke-test", "--storage-path", str(tmp_path))
+    done = study("tune_resnet110.py", *flags)
+    assert done.returncode == 0, done.stderr
+    assert "K=2 l=2 alpha=0.5 eta=0.1 backlink ray  epoch 2/2" in done.stdout
+    again = study("tune_resnet110.py", *flags, "--resume", "auto")
+    assert again.returncode == 0, again.stderr
+    assert "nothing left to run" in again.stderr
+    assert " epoch 1/2 " not in again.stdout
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    runs = [r for e in client.search_experiments() for r in client.search_runs([e.experiment_id])]
+    assert [r.info.status for r in runs] == ["FINISHED"] * 3
+    for r in runs:
+        assert set(r.data.params) == {
+            "K", "l", "alpha", "eta", "seed", "dataset", "network", "head", "method", "batch_size", "epochs",
+        }  # fmt: skip
+        assert {"test_error_pct", "images_per_s", "epoch_s", "peak_memory_mib", "local_loss/stage_00"} <= set(
+            r.data.metrics
+        )
+        assert len(client.get_metric_history(r.info.run_id, "curve/test_error_pct")) == 2
+        assert r.data.tags["study"] == "tune_resnet110-smoke"
+
+
+@pytest.mark.timeout(300)
+def test_a_trial_whose_loss_is_not_finite_fails_by_name_and_the_study_goes_on(tmp_path: Path) -> None:
+    recipe = tmp_path / "tiny.py"
+    recipe.write_text(RECIPE)
+    command = [
+        sys.executable,
+        str(recipe),
+        "--smoke-test",
+        "--storage-path",
+        str(tmp_path / "s"),
+        "--executor",
+        "local",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=170, cwd=ROOT)
+    assert done.returncode == 1, done.stderr
+    assert "the local loss of stage" in done.stderr
+    assert "done" in done.stdout
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{tmp_path / 's' / 'mlflow.db'}")
+    runs = [r for e in client.search_experiments() for r in client.search_runs([e.experiment_id])]
+    assert sorted(r.info.status for r in runs) == ["FAILED", "FINISHED"]
+    assert any("local loss of stage" in r.data.tags["end_reason"] for r in runs)
+
+
+RECIPE = """
+import sys
+from backlink_ray import RunConfig
+from backlink_ray.study.command import main
+from backlink_ray.study.tuning import Plan
+BASE = RunConfig(network="resnet8", lr=0.1, batch_size=40, epochs=1, train_images=80, test_images=40)
+CELLS = ({"K": 2, "l": 1, "eta": 1e9}, {"K": 2, "l": 1, "eta": 0.05})
+sys.exit(main("tiny", {"smoke": Plan(base=BASE, cells=CELLS, metric="test_error_pct")}, ""))
+"""
+
+
+def test_dry_run_says_what_would_run() -> None:
+    done = study("tune_resnet32.py", "--dry-run", "--preset", "cpu")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 6
+    assert lines[0].startswith("bp/K01-l0")
+    assert "paper 7.51 %" in lines[0]
+    assert "5 trials of 8 epochs" in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("prepare", "flags", "message"),
+    [
+        ("alien", (), "holds no manifest of ours"),
+        ("nothing", ("--resume", "must"), "holds no study to resume"),
+        ("open", (), "anybody may write to it"),
+        ("file", (), "cannot be written"),
+        ("nothing", ("--preset", "huge"), "preset='huge' is not known; allowed: paper, cpu, smoke"),
+        ("nothing", ("--tracking-uri", "/some/folder"), "MLflow 3 no longer takes"),
+    ],
+)
+def test_refusals_are_one_line(tmp_path: Path, prepare: str, flags: tuple[str, ...], message: str) -> None:
+    storage = tmp_path / "storage"
+    folder = storage / "tune_resnet32-smoke"
+    if prepare in ("alien", "open"):
+        folder.mkdir(parents=True)
+        (folder / "something.pkl").write_text("x")
+        folder.chmod(0o777 if prepare == "open" else 0o755)
+    if prepare == "file":
+        storage.write_text("")
+    preset = () if "--preset" in flags else ("--smoke-test",)
+    done = study("tune_resnet32.py", *preset, "--storage-path", str(storage), *flags)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("item", ["correctness", "memory", "speed", "headline"])
+def test_the_gpu_list_in_miniature(item: str, tmp_path: Path) -> None:
+    flags = ("--smoke-test", "--device", "cpu", "--results", str(tmp_path), "--runs", str(tmp_path / "runs"))
+    done = study("gpu_list.py", item, *flags)
+    assert done.returncode == 0, done.stderr
+    rows = (tmp_path / f"{item}.jsonl").read_text().splitlines()
+    assert len(rows) >= 3
+    assert all('"commit"' in row and '"date"' in row for row in rows)

@@ -1,0 +1,62 @@
+"""backlink-ray from the outside: exit codes, one clear line, and what it leaves behind."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SMALL = [
+    "--network", "resnet8", "--dataset", "cifar10-sample", "--num-modules", "2", "--propagation-length", "1", "--lr", "0.1",
+    "--batch-size", "40", "--epochs", "1", "--train-images", "80", "--test-images", "50",
+]  # fmt: skip
+
+
+def train(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "backlink_ray.cli", "train", *SMALL, "--output-dir", str(folder), *more]
+    return subprocess.run(command, capture_output=True, text=True, timeout=110)
+
+
+@pytest.mark.parametrize("executor", ["local", "threads", "ray"])
+def test_train(tmp_path: Path, executor: str) -> None:
+    picture = tmp_path / "timeline.png"
+    done = train(
+        tmp_path / "run", "--executor", executor, *(["--timeline", str(picture)] if executor != "local" else [])
+    )
+    assert done.returncode == 0, done.stderr
+    assert "epoch 1/1  test error" in done.stdout
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["executor"] == executor
+    if executor != "local":
+        assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--num-modules", "5"], 2, "num_modules=5 is out of range for resnet8 with 4 units; allowed 1..4"),
+        (["--propagation-length", "3"], 2, "propagation_length=3 exceeds 2"),
+        (["--alpha", "1.5"], 2, "alpha=1.5 is out of range; allowed 0..1"),
+        (["--network", "resnet9"], 2, "network='resnet9' is not known"),
+        (["--dataset", "imagenet"], 2, "dataset='imagenet' is not known; allowed:"),
+        (["--head", "mlp"], 2, "head='mlp' is not known"),
+        (["--method", "sgd"], 2, "method='sgd' is not known"),
+        (["--batch-size", "81"], 2, "batch_size=81 does not fit 80 training images; allowed 1..80"),
+        (["--train-images", "2001"], 2, "train_images=2001 does not fit the 2000 images there are"),
+        (["--dataset", "cifar10", "--data-root", "/dev/null/x"], 2, "data root /dev/null/x cannot be written"),
+        (["--lr", "1e9", "--executor", "local"], 1, "the local loss of stage"),
+        (["--executor", "ray", "--cpus-per-stage", "1000"], 2, "K=2 stages need 2000.1 CPUs, the cluster has"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path: Path, arguments: list[str], code: int, message: str) -> None:
+    done = train(tmp_path / "run", *arguments)
+    assert done.returncode == code, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_help_says_what_there_is() -> None:
+    done = subprocess.run([sys.executable, "-m", "backlink_ray.cli", "train", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0
+    for flag in ("--alpha", "--timeline", "--data-root", "--tail-memory", "--executor"):
+        assert flag in done.stdout
