@@ -44,7 +44,7 @@ def test_train(tmp_path: Path, executor: str) -> None:
         (["--batch-size", "81"], 2, "batch_size=81 does not fit 80 training images; allowed 1..80"),
         (["--train-images", "2001"], 2, "train_images=2001 does not fit the 2000 images there are"),
         (["--dataset", "cifar10", "--data-root", "/dev/null/x"], 2, "data root /dev/null/x cannot be written"),
-        (["--lr", "1e9", "--executor", "local"], 1, "the local loss of stage"),
+        (["--lr", "1e30", "--executor", "local"], 1, "the local loss of stage"),
         (["--executor", "ray", "--cpus-per-stage", "1000"], 2, "K=2 stages need 2000.1 CPUs, the cluster has"),
     ],
 )

@@ -34,10 +34,7 @@ class Batches:
         self, images: ImageSet, batch_size: int, *, seed: int, augmentation: Augmentation,
         mean: tuple[float, ...], std: tuple[float, ...], device: torch.device | str = "cpu", augment: bool = True,
     ) -> None:  # fmt: skip
-        if not 1 <= batch_size <= len(images):
-            raise ConfigError(
-                f"batch_size={batch_size} does not fit {len(images)} training images; allowed 1..{len(images)}"
-            )
+        check_batch_size(batch_size, len(images))
         if augment and images.pixels.shape[0] and augmentation.pad >= min(images.pixels.shape[2:]):
             raise ConfigError(
                 f"pad={augmentation.pad} is more than an image mirrors; allowed 0..{min(images.pixels.shape[2:]) - 1}"
@@ -69,6 +66,12 @@ class Batches:
             generator = torch.Generator().manual_seed(derive_seed(self._seed, "order", epoch))
             self._order = (epoch, torch.randperm(len(self._labels), generator=generator).to(self._device))
         return self._order[1][position * self._batch_size : (position + 1) * self._batch_size]
+
+
+def check_batch_size(batch_size: int, images: int) -> None:
+    """Refuse a batch that the training images do not fill once; ConfigError gives what is allowed."""
+    if not 1 <= batch_size <= images:
+        raise ConfigError(f"batch_size={batch_size} does not fit {images} training images; allowed 1..{images}")
 
 
 def augment(pixels: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:

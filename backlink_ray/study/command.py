@@ -12,7 +12,8 @@ import torch
 import tyro
 
 from backlink_ray.config import ConfigError
-from backlink_ray.data.datasets import DataError, data_root, load_dataset
+from backlink_ray.data.datasets import DataError, data_root, hold_out, load_dataset
+from backlink_ray.data.loader import check_batch_size
 from backlink_ray.study.paper import published_error_pct
 from backlink_ray.study.report import best_line, markdown, print_table
 from backlink_ray.study.runner import start_ray, write_whole
@@ -106,6 +107,7 @@ class _Command:
         dataset = load_dataset(
             base.dataset, data_root(flags.data_root), train_images=base.train_images, test_images=base.test_images
         )
+        check_batch_size(base.batch_size, len(hold_out(dataset, base.validation_fraction, base.seed)[0]))
         claim(self._folder, self._name, self._plan, flags.resume)
         study = Study(self._name, self._plan, self._folder, self._tracker())
         try:

@@ -17,6 +17,7 @@ import yaml
 from backlink_ray import environment
 from backlink_ray.config import ConfigError, RunConfig
 from backlink_ray.data.datasets import Dataset, hold_out
+from backlink_ray.data.loader import check_batch_size
 from backlink_ray.local.split import split
 from backlink_ray.measure.metrics import memory_source
 from backlink_ray.measure.timeline import Span, draw
@@ -101,6 +102,7 @@ def make_job(config: RunConfig, dataset: Dataset, options: RunOptions) -> Job:
     train, evaluations = dataset.train, {"test": dataset.test}
     if config.validation_fraction:
         train, evaluations["val"] = hold_out(dataset, config.validation_fraction, config.seed)
+    check_batch_size(config.batch_size, len(train))
     steps = config.epochs * (len(train) // config.batch_size)
     return Job(
         modules=modules,
