@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 from urllib.parse import quote, unquote
 
+from backlink_ray.study.database import database_path
 from backlink_ray.study.spool import slug
 
 LOCAL_SERVER = "http://127.0.0.1:5000"  # what `ui_command` starts
@@ -31,7 +32,7 @@ def hide_secrets(text: str, uri: str) -> str:
 
 
 def default_tracking_uri(storage: Path) -> str:
-    """The SQLite store of a storage folder, `sqlite:////absolute/mlflow.db`; artifacts lie in `mlartifacts` beside it."""
+    """The SQLite store of a storage folder, `sqlite:////absolute/mlflow.db`; artifacts: `mlartifacts` beside it."""
     return checked_uri(f"sqlite:///{(storage / 'mlflow.db').absolute()}")
 
 
@@ -39,28 +40,16 @@ def checked_uri(uri: str) -> str:
     """The tracking URI, a relative SQLite path made absolute.
 
     Raises:
-        ValueError: It is empty, a folder (MLflow 3 refuses its old file store), or a SQLite store without a usable path.
+        ValueError: It is a folder (MLflow 3 refuses its old file store), or a SQLite store without a usable path.
     """
-    if uri.startswith("sqlite:"):
-        return f"sqlite:///{_database_path(uri)}"
+    if path := database_path(uri):
+        return f"sqlite:///{path}"
     if "://" not in uri or uri.startswith("file:"):
         raise ValueError(
             f"tracking URI {redact(uri)!r} is a folder, which MLflow 3 no longer takes; "
             "allowed: sqlite:////absolute/mlflow.db, http(s)://host:port, or a database URI"
         )
     return uri
-
-
-def _database_path(uri: str) -> Path:
-    path = uri.removeprefix("sqlite:///")
-    if path == uri or not path or ":memory:" in path or "?" in path:
-        raise ValueError(f"tracking URI {redact(uri)!r} has no file; allowed: sqlite:////absolute/path.db without '?'")
-    return Path(path).absolute()
-
-
-def database_path(uri: str) -> Path | None:
-    """The file of a SQLite store; nothing for every other kind of store."""
-    return _database_path(uri) if uri.startswith("sqlite:") else None
 
 
 def ui_command(uri: str) -> str:
@@ -114,3 +103,12 @@ def chart_link(uri: str, experiment_id: str = "", view: str = "") -> str:
     # Without workflowType MLflow 3.17 opens its GenAI page and shows ten runs.
     link = f"{page}/{experiment_id}/runs?workflowType=machine_learning&compareRunsMode=CHART"
     return f"{link}&viewStateShareKey={quote(view)}" if view else link
+
+
+def artifact_location(uri: str, artifact_root: str, experiment: str) -> str:
+    """Where a new experiment's artifacts go, always absolute; empty where that is the server's to decide."""
+    database = database_path(uri)
+    root = artifact_root or (str(database.with_name("mlartifacts")) if database else "")
+    if not root:
+        return ""
+    return f"{root if '://' in root else Path(root).absolute().as_uri()}/{experiment}"

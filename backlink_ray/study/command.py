@@ -151,13 +151,11 @@ class _Command:
         write_whole(report, markdown(rows, metric, title))
         for row in rows[-1:]:
             study.tracker.log_artifact(str(row["run_id"]), report)
-        waiting = study.tracker.close()
+        study.tracker.close()
         link, command = study.tracker.link(), study.tracker.command()
         print(best_line(rows, metric))
         print(f"results: {self._folder / 'results'} (Parquet), {report}")
         print(f"MLflow: {command + '  then open ' if command else ''}{link}")
-        if waiting:
-            print(f"{waiting} events are not in MLflow yet; later: {study.tracker.sync_command()}")
         print(f"resume: {self._resume_line()}")
         if study.left():
             print(f"interrupted with {study.left()} trials left", file=sys.stderr)

@@ -1,6 +1,6 @@
 """Replay: a background thread that carries the spool to wherever it belongs, again and again until it is there.
 
-    spool --follow from the cursor--> apply a chunk --> move the cursor        (a failure: wait, reopen, same chunk again)
+    spool --follow from the cursor--> apply a chunk --> move the cursor     (a failure: wait, then the same chunk)
 
 Pure: what the events are applied to is a `Sink`. A chunk may be applied twice (killed before the cursor moved), so
 `Sink.apply` has to be idempotent. A lock file keeps two processes from replaying one spool at the same time.
@@ -92,7 +92,7 @@ class Cursor:
         self._spool = spool
 
     def load(self, identity: str = "") -> int:
-        """Bytes already replayed; 0 for a lost or foreign cursor. An empty identity asks about whatever place it was."""
+        """Bytes already replayed; 0 for a lost cursor or another place's. An empty identity takes any place."""
         try:
             saved = json.loads(self._path.read_text())
             offset, place = int(saved["offset_bytes"]), str(saved["identity"])
@@ -149,6 +149,28 @@ class Replayer:
             if self.cursor.load() < self._spool.size_bytes():
                 self._drain_from_cursor()
 
+    def replay_all(self, timeout_s: float) -> None:
+        """Replay everything from the beginning, in this thread.
+
+        Raises:
+            ConnectionError: The sink failed, or another process held the spool, and nothing moved for `timeout_s`.
+        """
+        from_start, moved_to, deadline = True, 0, time.monotonic() + timeout_s
+        while True:
+            try:
+                return self.drain(from_start=from_start)
+            except BusyError as error:
+                reason = str(error)
+            except Exception as error:  # as in `_attempt`
+                reason = self._sink.explain(error)
+                self._sink.reset()
+                from_start = False
+            if self.cursor.load() > moved_to:
+                moved_to, deadline = self.cursor.load(), time.monotonic() + timeout_s
+            if time.monotonic() >= deadline:
+                raise ConnectionError(f"{self._destination}: {reason}; {self.pending()} events are not there yet")
+            time.sleep(_CLOSING_DELAY_S)
+
     def close(self, timeout_s: float) -> int:
         """Try until everything is replayed or the time is over; return the events still to be replayed."""
         self._deadline_s = time.monotonic() + timeout_s
@@ -195,10 +217,8 @@ class Replayer:
 
     def _say_down(self, error: Exception) -> None:
         if not self._is_down:
-            reason = self._sink.explain(error)
-            _log.warning(
-                "%s fails (%s); training goes on, points wait in %s", self._destination, reason, self._spool.path
-            )
+            reason = f"{self._destination} fails ({self._sink.explain(error)})"
+            _log.warning("%s; training goes on, points wait in %s", reason, self._spool.path)
         self._is_down = True
 
     def _say_up(self) -> None:

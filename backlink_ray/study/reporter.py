@@ -12,6 +12,7 @@ from ray import tune
 from backlink_ray import environment
 from backlink_ray.config import RunConfig
 from backlink_ray.data.datasets import Dataset
+from backlink_ray.study.journal import Status
 from backlink_ray.study.paper import published_error_pct
 from backlink_ray.study.record import Record
 from backlink_ray.study.search import base_with
@@ -83,7 +84,7 @@ class Reporter(tune.Callback):
         """Record the failure with its reason."""
         self._end(trial, "FAILED", failure_reason(trial))
 
-    def _end(self, trial: Any, status: str, reason: str) -> None:
+    def _end(self, trial: Any, status: Status, reason: str) -> None:
         self._ended += 1
         config = self._config(trial)
         folder = self._study.folder / "runs" / config.run_id

@@ -12,7 +12,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Literal, get_args
@@ -32,10 +32,10 @@ def slug(name: str) -> str:
         name: Any text, also with `..`, slashes, backslashes, percent escapes or NUL.
 
     Returns:
-        1 to 100 characters out of `A-Z a-z 0-9 . _ = + -`, not beginning with a dot. A name that had to be changed
-        carries a short hash of the original, so two names never meet in one slug.
+        1 to 100 characters out of `A-Z a-z 0-9 . _ = + -`, beginning with neither `.` nor `-`. A name that had to be
+        changed carries a short hash of the original, so that two changed names do not meet in one slug.
     """
-    cleaned = _UNSAFE.sub("-", name).strip("-").lstrip(".")
+    cleaned = _UNSAFE.sub("-", name).rstrip("-").lstrip(".-")
     if cleaned == name and 0 < len(name) <= _MAX_SLUG:
         return name
     return f"{cleaned[: _MAX_SLUG - 9] or 'name'}-{_digest(name)}"
@@ -120,6 +120,14 @@ class Event:
 
 _KNOWN = {f.name for f in fields(Event)}
 _REQUIRED = {f.name for f in fields(Event) if f.default is MISSING and f.default_factory is MISSING}
+
+
+def by_run(events: Iterable[Event]) -> list[list[Event]]:
+    """The events sorted into their runs, in the order in which the runs and their events came."""
+    runs: dict[str, list[Event]] = {}
+    for event in events:
+        runs.setdefault(event.run_id, []).append(event)
+    return list(runs.values())
 
 
 class Spool:
@@ -225,9 +233,7 @@ class Ledger:
             ValueError: Names every parameter that differs, with both values.
         """
         known = self._params.get(run_id, {})
-        changed = [
-            f"{key}: {known[key]!r} -> {value!r}" for key, value in params.items() if known.get(key, value) != value
-        ]
+        changed = [f"{key}: {known[key]!r} -> {new!r}" for key, new in params.items() if known.get(key, new) != new]
         if changed:
             raise ValueError(
                 f"run_id={run_id!r} already has other parameters ({'; '.join(changed)}); parameters are written once: "

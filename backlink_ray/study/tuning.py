@@ -115,8 +115,6 @@ class Study:
 
     def run(self, dataset: Dataset, places: Places) -> None:
         """Run what is left, at least one trial."""
-        for run_id in self.tracker.open_runs():
-            self.tracker.end_run(run_id, "KILLED", "the driver ended before the run did")
         count = self.left()
         trainable = tune.with_parameters(
             trial,

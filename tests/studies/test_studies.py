@@ -72,7 +72,8 @@ import sys
 from backlink_ray import RunConfig
 from backlink_ray.study.command import main
 from backlink_ray.study.tuning import Plan
-BASE = RunConfig(network="resnet8", lr=0.1, batch_size=40, epochs=1, train_images=80, test_images=40)
+BASE = RunConfig(network="resnet8", num_modules=2, propagation_length=1,
+    lr=0.1, batch_size=40, epochs=1, train_images=80, test_images=40)
 CELLS = ({"K": 2, "l": 1, "eta": 1e30}, {"K": 2, "l": 1, "eta": 0.05})
 sys.exit(main("tiny", {"smoke": Plan(base=BASE, cells=CELLS, metric="test_error_pct")}, ""))
 """
