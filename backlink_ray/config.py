@@ -154,7 +154,8 @@ class RunConfig:
     @property
     def run_name(self) -> str:
         """Return a short name that sorts as numbers do, for example K08-l4-a0.50-e0.30-s0."""
-        return f"K{self.num_modules:02d}-l{self.propagation_length}-a{self.alpha:.2f}-e{self.lr:.2f}-s{self.seed}"
+        lr = f"{self.lr:.2f}" if 0.01 <= self.lr < 100 else f"{self.lr:.1e}"
+        return f"K{self.num_modules:02d}-l{self.propagation_length}-a{self.alpha:.2f}-e{lr}-s{self.seed}"
 
     def replace(self, **changes: object) -> "RunConfig":
         """Return a copy with some fields changed, checked like a new one."""

@@ -157,8 +157,8 @@ class _Command:
         print(f"results: {self._folder / 'results'} (Parquet), {report}")
         print(f"MLflow: {command + '  then open ' if command else ''}{link}")
         print(f"resume: {self._resume_line()}")
-        if study.left():
-            print(f"interrupted with {study.left()} trials left", file=sys.stderr)
+        if study.missing():
+            print(f"interrupted with {study.missing()} trials left", file=sys.stderr)
             return 3
         return 1 if any(row["status"] != "FINISHED" for row in rows) else 0
 

@@ -15,6 +15,7 @@ from backlink_ray.data.datasets import Dataset
 from backlink_ray.study.journal import Status
 from backlink_ray.study.paper import published_error_pct
 from backlink_ray.study.record import Record
+from backlink_ray.study.runner import FAILURE
 from backlink_ray.study.search import base_with
 from backlink_ray.study.tracking import Tracker
 from backlink_ray.study.trial import choice_of
@@ -82,12 +83,12 @@ class Reporter(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Record the failure with its reason."""
-        self._end(trial, "FAILED", failure_reason(trial))
+        self._end(trial, "FAILED", failure_reason(self._folder(trial)))
 
     def _end(self, trial: Any, status: Status, reason: str) -> None:
         self._ended += 1
         config = self._config(trial)
-        folder = self._study.folder / "runs" / config.run_id
+        folder = self._folder(trial)
         result = json.loads((folder / "result.json").read_text()) if (folder / "result.json").exists() else {}
         for metrics in result.get("curve", []):  # epochs whose report was lost with a killed driver
             self._study.tracker.log_metrics(config.run_id, curve_points(metrics), int(metrics["epoch"]))
@@ -104,17 +105,17 @@ class Reporter(tune.Callback):
         if status == "FAILED":
             print(f"trial {config.run_name} failed: {reason}", file=sys.stderr, flush=True)
 
+    def _folder(self, trial: Any) -> Path:
+        return self._study.folder / "runs" / self._config(trial).run_id
+
     def _config(self, trial: Any) -> RunConfig:
         return base_with(self._study.base, choice_of(trial.config))
 
 
-def failure_reason(trial: Any) -> str:
-    """Return the last line of what the trial raised, which names stage and step."""
-    error = trial.get_ray_actor_exception() if hasattr(trial, "get_ray_actor_exception") else None
-    error = error or trial.get_error() or trial.get_pickled_error()
-    cause = getattr(error, "cause", None) or error
-    lines = [line for line in str(cause).strip().splitlines() if line.strip()]
-    return lines[-1] if lines else type(cause).__name__
+def failure_reason(folder: Path) -> str:
+    """Return why a run failed: what it wrote itself, naming stage and step, or that its process died."""
+    file = folder / FAILURE
+    return str(json.loads(file.read_text())["reason"]) if file.exists() else "the trial's process died"
 
 
 def run_params(config: RunConfig) -> dict[str, str | int | float]:

@@ -28,6 +28,8 @@ from backlink_ray.train.checkpoint import Checkpoints, weights_sha256
 from backlink_ray.train.executor import ChunkReport, Executor, Job, LocalExecutor
 from backlink_ray.train.optim import CosineSchedule, Recipe
 
+FAILURE = "failure.json"
+
 EpochCallback = Callable[[dict[str, Any]], None]
 
 
@@ -87,8 +89,12 @@ def run(config: RunConfig, dataset: Dataset, options: RunOptions) -> dict[str, A
     done = folder.result()
     if done:
         return done
-    with _open_executor(config, dataset, options) as executor:
-        return _train(config, dataset, options, folder, executor)
+    try:
+        with _open_executor(config, dataset, options) as executor:
+            return _train(config, dataset, options, folder, executor)
+    except Exception as error:
+        folder.fail(str(error))
+        raise
 
 
 def make_job(config: RunConfig, dataset: Dataset, options: RunOptions) -> Job:
@@ -241,7 +247,7 @@ def _draw(config: RunConfig, executor: str, spans: tuple[Span, ...], path: Path)
 
 
 class _Folder:
-    """The run folder: config.yaml, environment.json, metrics.jsonl, checkpoints/, result.json."""
+    """The run folder: config.yaml, environment.json, metrics.jsonl, checkpoints/, result.json or failure.json."""
 
     def __init__(self, path: Path, config: RunConfig) -> None:
         self._path = path
@@ -263,12 +269,17 @@ class _Folder:
                     f"output_dir={str(self._path)!r} holds run {found.get('run_id')}, not {config.run_id}; give another folder"
                 )
         write_whole(file, yaml.safe_dump(wanted, sort_keys=False))
+        (self._path / FAILURE).unlink(missing_ok=True)
         write_whole(self._path / "environment.json", json.dumps(environment.describe(), indent=2))
 
     def result(self) -> dict[str, Any]:
         """Return the finished run's result, {} if it is not finished."""
         file = self._path / "result.json"
         return dict(json.loads(file.read_text())) if file.exists() else {}
+
+    def fail(self, reason: str) -> None:
+        """Write why the run failed into failure.json, for whoever looks at the folder later."""
+        write_whole(self._path / FAILURE, json.dumps({"status": "FAILED", "reason": reason}))
 
     def append(self, metrics: dict[str, Any]) -> None:
         """Add one epoch to metrics.jsonl; an epoch that ran again after a crash stands there again, the last one counts."""

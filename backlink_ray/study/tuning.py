@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import os
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +22,8 @@ from backlink_ray.study.trial import Places, request, trial
 
 MANIFEST = "study.json"
 
+# A failed trial is told by the Reporter in one line; Tune would add two tracebacks.
+logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
 # Tune's own table shows none of our columns and repaints itself; the Reporter prints a line an epoch instead.
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 
@@ -103,10 +106,14 @@ class Study:
         self.record = Record(folder / "results")
 
     def left(self) -> int:
-        """Return how many trials of the plan have no result yet (failed ones count as results)."""
+        """Return how many trials of the plan are to be run: a search's failed ones stay failed, a grid's run again."""
         if self.plan.space:
             return max(0, self.plan.num_samples - len(self.record.rows()))
         return len(self.cells_left())
+
+    def missing(self) -> int:
+        """Return how many trials of the plan have not ended in any way: those an interruption left."""
+        return max(0, self.plan.size - len(self.record.rows()))
 
     def cells_left(self) -> list[dict[str, Any]]:
         """Return the cells that are not done; failed ones run again."""
