@@ -1,5 +1,6 @@
 """Studies from the outside, on the embedded real images: the main job, twice, and what it refuses."""
 
+import json
 import os
 import subprocess
 import sys
@@ -124,3 +125,14 @@ def test_the_gpu_list_in_miniature(item: str, tmp_path: Path) -> None:
     rows = (tmp_path / f"{item}.jsonl").read_text().splitlines()
     assert len(rows) >= 3
     assert all('"commit"' in row and '"date"' in row for row in rows)
+
+
+@pytest.mark.timeout(180)
+def test_the_overlap_benchmark_in_miniature(tmp_path: Path) -> None:
+    flags = ("--network", "resnet8", "--batch-size", "8", "--steps", "1", "--rounds", "2", "--results", str(tmp_path))
+    done = study("overlap.py", *flags)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(row) for row in (tmp_path / "overlap.jsonl").read_text().splitlines()]
+    assert [row["run"] for row in rows] == ["BP, one core", "BackLink K=2 l=1, threads", "BackLink K=2 l=1, ray"]
+    assert rows[0]["time_ratio"] == 1.0
+    assert all(row["n"] == 2 and row["link_ms"] > 0 for row in rows[1:])
