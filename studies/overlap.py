@@ -26,12 +26,18 @@ def main() -> int:
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--steps", type=int, default=5, help="steps a round")
     parser.add_argument("--rounds", type=int, default=7, help="rounds counted, after one that is thrown away")
-    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", help="folder of overlap.jsonl")
+    parser.add_argument(
+        "--results", type=Path, default=Path(__file__).parent / "results", help="folder of overlap.jsonl"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     start_ray()
     rows = bench.overlap_rows(
-        arguments.network, arguments.batch_size, arguments.steps, arguments.rounds, [("threads", ThreadsExecutor), ("ray", on_ray)]
+        arguments.network,
+        arguments.batch_size,
+        arguments.steps,
+        arguments.rounds,
+        [("threads", ThreadsExecutor), ("ray", on_ray)],
     )
     bench.write_rows(rows, arguments.results / "overlap.jsonl", "overlap", "cpu")
     return 0

@@ -4,12 +4,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from backlink_ray.study.record import Record
+from backlink_ray.study.record import Record, Value
 
 
 def test_rows_come_back_typed_and_in_order(tmp_path: Path) -> None:
     record = Record(tmp_path)
-    rows = [
+    rows: list[dict[str, Value]] = [
         {"run_id": "b", "status": "FINISHED", "test_error_pct": 12.5, "K": 4, "fits": True},
         {"run_id": "a", "status": "FAILED", "test_error_pct": float("inf"), "K": 8, "fits": False},
     ]
@@ -33,7 +33,11 @@ def test_the_newest_row_of_a_run_wins(tmp_path: Path) -> None:
 
 def test_a_schema_that_grew_or_changed_type_still_reads(tmp_path: Path) -> None:
     record = Record(tmp_path)
-    rows = [{"run_id": "a", "x": 1}, {"run_id": "b", "x": 1.5, "new": "y"}, {"run_id": "c", "x": "text"}]
+    rows: list[dict[str, Value]] = [
+        {"run_id": "a", "x": 1},
+        {"run_id": "b", "x": 1.5, "new": "y"},
+        {"run_id": "c", "x": "text"},
+    ]
     for row in rows:
         record.append(row)
     assert record.rows() == rows
