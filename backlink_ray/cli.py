@@ -1,5 +1,6 @@
 """Command line: backlink-ray train | sync."""
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -8,8 +9,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from backlink_ray.config import ConfigError, RunConfig
-from backlink_ray.data.datasets import DataError, data_root, load_dataset
+from backlink_ray.config import RunConfig
+from backlink_ray.data.datasets import data_root, load_dataset
 from backlink_ray.pipeline.controller import NonFiniteLossError, StageError
 from backlink_ray.study.runner import RunOptions, run
 from backlink_ray.train.checkpoint import CheckpointError
@@ -70,16 +71,16 @@ def _print_epoch(config: RunConfig) -> Callable[[dict[str, Any]], None]:
 class Sync:
     """Replay what was tracked into MLflow, for example after its server was down; nothing is doubled."""
 
-    storage_path: Path
-    """The study's folder, which holds spool/."""
-    tracking_uri: str
-    """Where to: sqlite:////ABSOLUTE/mlflow.db or http://HOST:PORT."""
+    spool_dir: tyro.conf.Positional[Path]
+    """The folder of spools: STORAGE/spool of a study."""
+    tracking_uri: str = field(default_factory=lambda: os.environ.get("MLFLOW_TRACKING_URI", ""))
+    """Where to: sqlite:////ABSOLUTE/mlflow.db or http://HOST:PORT; default $MLFLOW_TRACKING_URI."""
 
     def main(self) -> int:
         """Replay and say how much."""
         from backlink_ray.study.tracking import sync  # mlflow takes seconds to import
 
-        print(sync(self.storage_path / "spool", self.tracking_uri))
+        print(sync(self.spool_dir, self.tracking_uri))
         return 0
 
 
@@ -90,9 +91,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             {"train": Train, "sync": Sync}, prog="backlink-ray", args=arguments, description=__doc__
         )
         return command.main()
-    except (ConfigError, DataError) as error:
+    except ValueError as error:  # ConfigError, DataError, a tracking URI
         return _say(f"error: {error}", 2)
-    except (NonFiniteLossError, StageError, CheckpointError) as error:
+    except (NonFiniteLossError, StageError, CheckpointError, ConnectionError) as error:
         return _say(f"failed: {error}", 1)
     except KeyboardInterrupt:
         return _say("interrupted; the same command goes on from the last checkpoint", 3)

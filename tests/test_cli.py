@@ -60,3 +60,28 @@ def test_help_says_what_there_is() -> None:
     assert done.returncode == 0
     for flag in ("--alpha", "--timeline", "--data-root", "--tail-memory", "--executor"):
         assert flag in done.stdout
+
+
+def test_sync_replays_a_spool_and_refuses_what_is_none(tmp_path: Path) -> None:
+    from backlink_ray.study.tracking import Tracker
+
+    tracker = Tracker(tmp_path / "spool", f"sqlite:///{tmp_path / 'one.db'}", experiment="e")
+    tracker.start_run("r", "name", {"K": 2}, {})
+    tracker.log_metrics("r", {"curve/test_error_pct": 50.0}, 1)
+    tracker.end_run("r", "FINISHED", "done")
+    assert tracker.close() == 0
+    command = [sys.executable, "-m", "backlink_ray.cli", "sync", str(tmp_path / "spool")]
+    done = subprocess.run(
+        [*command, "--tracking-uri", f"sqlite:///{tmp_path / 'two.db'}"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{tmp_path / 'two.db'}")
+    (run,) = client.search_runs([client.get_experiment_by_name("e").experiment_id])
+    assert (run.info.status, run.data.metrics) == ("FINISHED", {"curve/test_error_pct": 50.0})
+    bad = subprocess.run(
+        [*command[:-1], str(tmp_path / "none"), "--tracking-uri", "/folder"], capture_output=True, text=True
+    )
+    assert bad.returncode == 2, bad.stderr
+    assert "Traceback" not in bad.stderr

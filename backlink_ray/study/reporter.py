@@ -58,7 +58,7 @@ class Reporter(tune.Callback):
         }  # fmt: skip
         known = {
             "name": self._dataset.name,
-            "digest": self._dataset.digest,
+            "md5": self._dataset.digest,
             "source": json.dumps(_sizes(self._dataset)),
         }
         self._study.tracker.start_run(config.run_id, config.run_name, run_params(config), tags, known)

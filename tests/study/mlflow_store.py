@@ -101,6 +101,14 @@ class Store:
         )
         return sorted((str(run), str(status)) for run, status in rows if str(run).startswith(prefix))
 
+    def runs_with_dataset(self, prefix: str = "") -> list[str]:
+        """Our ids of the runs that have a data set as their input, sorted; twice is a duplicate."""
+        rows = self.query(
+            "select t.value from inputs i join tags t on t.run_uuid = i.destination_id "
+            "where t.key = 'backlink_ray.run_id' and i.source_type = 'DATASET'"
+        )
+        return sorted(str(run) for (run,) in rows if str(run).startswith(prefix))
+
     def tags(self, run_id: str) -> dict[str, str]:
         rows = self.query(
             "select a.key, a.value from tags a join tags t on t.run_uuid = a.run_uuid "
@@ -145,7 +153,7 @@ def fork_writers(prefix: str, count: int, batches: int, uri: str, folder: Path, 
     """
     command = [sys.executable, "-c", _WRITERS, prefix, str(count), str(batches), uri, str(folder), str(timeout_s)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=2 * timeout_s, check=False)
-    return (done.stdout + done.stderr).strip()
+    return done.stdout.strip() or done.stderr
 
 
 def written(prefix: str, count: int, batches: int) -> Points:

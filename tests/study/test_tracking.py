@@ -159,6 +159,25 @@ def test_a_run_that_mlflow_refuses_does_not_hold_up_the_others(
     assert "MLflow refuses a start: MlflowException: Changing param values is not allowed" in caplog.text
 
 
+def test_a_request_that_lost_a_race_is_sent_again(
+    tmp_path: Path, uri: str, database: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, exceptions = pytest.importorskip("mlflow").MlflowClient, pytest.importorskip("mlflow.exceptions")
+    log_inputs, lost = client.log_inputs, iter([True])
+
+    def lose_once(*args: object, **kwargs: object) -> None:
+        if next(lost, False):  # two runs that log one new data set at once: MLflow's own word for it
+            raise exceptions.RestException({"error_code": "BAD_REQUEST", "message": "UNIQUE constraint failed"})
+        log_inputs(*args, **kwargs)
+
+    monkeypatch.setattr(client, "log_inputs", lose_once)
+    tracker = Tracker(tmp_path / "spool", uri, experiment="e")
+    train(tracker)
+    assert tracker.close() == 0
+    assert database.runs_with_dataset() == ["r"]
+    assert database.runs() == [("r", "FINISHED")]
+
+
 def test_a_killed_driver_leaves_no_second_run_and_no_open_one(tmp_path: Path, uri: str, database: Store) -> None:
     kept = 30
     script = (

@@ -76,6 +76,7 @@ def test_concurrent_first_starts_and_writers_lose_and_repeat_nothing(
     assert store.query("select count(*) from experiments where name = 'shared'") == [(1,)]
     assert store.points(prefix) == written(prefix, writers, batches)
     assert store.runs(prefix) == [(f"{prefix}{i:02d}", "FINISHED") for i in range(writers)]
+    assert store.runs_with_dataset(prefix) == [f"{prefix}{i:02d}" for i in range(writers)]
     sync(tmp_path / "spools" / f"{prefix}00", server.uri)
     assert store.points(prefix) == written(prefix, writers, batches)
 
