@@ -131,6 +131,7 @@ class RunConfig:
     """local: one module after another in one process; threads: stages as threads; ray: stages as actors; auto: chosen."""
 
     def __post_init__(self) -> None:
+        self._check_types()
         self._canonicalise()
         for field, allowed in _CHOICES.items():
             _choice(field, getattr(self, field), allowed)
@@ -138,6 +139,15 @@ class RunConfig:
             _range(field, getattr(self, field), low, high, rule)
         sizes = module_sizes(unit_count(self.network), self.num_modules, self.remainder, self.network)
         check_propagation(self.propagation_length, sizes, self.network)
+
+    def _check_types(self) -> None:
+        """A whole number is a fine alpha or lr (and one identity with its float); anything else must be what it says."""
+        for field in dataclasses.fields(self):
+            value, wanted = getattr(self, field.name), type(field.default)
+            if wanted is float and type(value) is int:
+                object.__setattr__(self, field.name, float(value))
+            elif type(value) is not wanted:
+                raise ConfigError(f"{field.name}={value!r} is a {type(value).__name__}; allowed: {wanted.__name__}")
 
     def _canonicalise(self) -> None:
         fixed = {"bp": {"num_modules": 1}, "gll": {}}.get(self.method)

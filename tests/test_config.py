@@ -29,6 +29,7 @@ ONE_LINE = [
     ({"lr": float("inf")}, "lr=inf"),
     ({"batch_size": 0}, "batch_size=0"),
     ({"epochs": 0}, "epochs=0"),
+    ({"batch_size": 32.5}, "batch_size=32.5 is a float; allowed: int"),
     ({"executor": "spark"}, "allowed: auto, local, threads, ray"),
 ]
 
@@ -69,6 +70,7 @@ def test_run_id_depends_on_the_result_alone() -> None:
     assert one.run_id == RunConfig(alpha=0.25, num_modules=2).run_id
     assert one.run_id == one.replace(executor="ray").run_id
     assert one.run_id != one.replace(seed=1).run_id
+    assert one.replace(alpha=1).run_id == one.replace(alpha=1.0).run_id
     assert RunConfig().run_id == "86f22c7db83f85e3", "a new default or field: old run folders are no longer found"
 
 

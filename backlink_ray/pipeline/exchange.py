@@ -116,7 +116,7 @@ class QueueLink(Link):
         tensor, ready = self._mine.take(kind, step, self._timeout_s)
         if ready is not None:
             torch.cuda.current_stream(tensor.device).wait_event(ready)
-        return tensor.to(self._device, non_blocking=True)  # type: ignore[no-any-return]
+        return tensor.to(self._device, non_blocking=self._device.type == "cuda")  # type: ignore[no-any-return]
 
 
 class NoLink(Link):

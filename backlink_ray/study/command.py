@@ -1,5 +1,6 @@
 """Command: the one face of all studies: flags, presets, the dry run, exit codes and the last lines."""
 
+import contextlib
 import os
 import shlex
 import sys
@@ -123,7 +124,8 @@ class _Command:
     def _places(self) -> Places:
         start_ray(self._flags.address)
         places = cluster_places(self._flags.max_concurrent)
-        for choice in (*self._plan.cells, *self._plan.first):
+        ks = self._plan.space.num_modules if self._plan.space else ()
+        for choice in (*self._plan.cells, *self._plan.first, *({"K": k, "l": 1} for k in ks)):
             places.check(base_with(self._plan.base, choice))
         return places
 
@@ -149,8 +151,10 @@ class _Command:
         print_table(rows, metric, title)
         report = self._folder / "table.md"
         write_whole(report, markdown(rows, metric, title))
-        for row in rows[-1:]:
-            study.tracker.log_artifact(str(row["run_id"]), report)
+        with contextlib.suppress(
+            ValueError
+        ):  # a study that ended earlier, under another experiment or without its spool
+            study.tracker.log_artifact(str(rows[-1]["run_id"]) if rows else "", report)
         study.tracker.close()
         link, command = study.tracker.link(), study.tracker.command()
         print(best_line(rows, metric))

@@ -186,9 +186,10 @@ def _train(
         folder.append(metrics)
         checkpoints.save(executor.state(), {"run_id": config.run_id, "curve": curve})
         options.on_epoch(metrics)
+    result = folder.finish(_result(config, dataset, curve, executor))
     if options.timeline and spans:
         _draw(config, executor.name, spans, Path(options.timeline))
-    return folder.finish(_result(config, dataset, curve, executor))
+    return result
 
 
 def _held(config: RunConfig, dataset: Dataset) -> int:

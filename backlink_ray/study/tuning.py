@@ -113,12 +113,19 @@ class Study:
 
     def missing(self) -> int:
         """Return how many trials of the plan have not ended in any way: those an interruption left."""
-        return max(0, self.plan.size - len(self.record.rows()))
+        if self.plan.space:
+            return self.left()
+        ended = {row["run_id"] for row in self.record.rows()}
+        return len({self._run_id(cell) for cell in self.plan.cells} - ended)
+
+    def _run_id(self, cell: dict[str, Any]) -> str:
+        return base_with(self.plan.base, cell).run_id
 
     def cells_left(self) -> list[dict[str, Any]]:
         """Return the cells that are not done; failed ones run again."""
         done = self.record.done()
-        return [cell for cell in self.plan.cells if base_with(self.plan.base, cell).run_id not in done]
+        by_run = {self._run_id(cell): cell for cell in self.plan.cells}  # two cells may be one run, as BP at any K
+        return [cell for run_id, cell in by_run.items() if run_id not in done]
 
     def run(self, dataset: Dataset, places: Places) -> None:
         """Run what is left, at least one trial."""

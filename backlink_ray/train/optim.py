@@ -62,7 +62,8 @@ class Updater:
         """Take one step along gradients, one for each parameter in order."""
         self._sgd.param_groups[0]["lr"] = lr
         for parameter, gradient in zip(self._named.values(), gradients, strict=True):
-            parameter.grad = gradient
+            if parameter.requires_grad:  # a frozen parameter does not even decay
+                parameter.grad = gradient
         self._sgd.step()
         self._sgd.zero_grad(set_to_none=True)
 

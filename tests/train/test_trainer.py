@@ -70,3 +70,13 @@ def test_bp_on_a_split_network_trains_it_as_a_whole() -> None:
 def test_a_length_that_does_not_fit_is_refused_before_anything_moves() -> None:
     with pytest.raises(bl.ConfigError, match="propagation_length=3 exceeds 2"):
         bl.Trainer(bl.split(tiny_network(), 4), bl.BackLink(propagation_length=3))
+
+
+def test_a_frozen_unit_does_not_move() -> None:
+    network = tiny_network().double()
+    network.units[0].requires_grad_(False)
+    before = [p.clone() for p in network.units[0].parameters()]
+    trainer = bl.Trainer(bl.split(network, 2), bl.BackLink(propagation_length=1), lr=0.5)
+    for step in range(3):
+        trainer.step(*batch(seed=step))
+    assert all(torch.equal(a, b) for a, b in zip(before, network.units[0].parameters(), strict=True))
