@@ -94,10 +94,12 @@ def _read(folder: Path) -> tuple[TrainState, dict[str, Any]]:
     from safetensors.torch import load
 
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
+        manifest = dict(json.loads((folder / MANIFEST).read_bytes()))
         files = {name: (folder / name).read_bytes() for name in manifest}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"checkpoint {folder} is incomplete ({error})") from error
+    if not {"weights.safetensors", "momentum.safetensors", "state.json"} <= set(manifest):
+        raise CheckpointError(f"checkpoint {folder} is incomplete (its manifest does not name all of its files)")
     for name, raw in files.items():
         if hashlib.sha256(raw).hexdigest() != manifest[name]:
             raise CheckpointError(f"checkpoint file {folder / name} is corrupt: expected sha256 {manifest[name]}")

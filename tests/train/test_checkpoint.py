@@ -145,3 +145,13 @@ def test_a_checkpoint_that_is_a_pickle_is_never_run(tmp_path: Path) -> None:
 
 def test_an_error_is_a_runtime_error() -> None:
     assert issubclass(CheckpointError, RuntimeError)
+
+
+@pytest.mark.parametrize("manifest", ["{}", "null", "[1]", '{"state.json": "x"}'])
+def test_a_manifest_that_says_nothing_is_a_broken_checkpoint(tmp_path: Path, manifest: str) -> None:
+    checkpoints, state = Checkpoints(tmp_path), trained().state()
+    checkpoints.save(TrainState(state.weights, state.momentum, 1), {})
+    (checkpoints.save(TrainState(state.weights, state.momentum, 2), {}) / "manifest.json").write_text(manifest)
+    found = checkpoints.newest()
+    assert found is not None
+    assert found[0].step == 1
