@@ -9,7 +9,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "backlink_ray"
 LAYERS = [
-    {"config", "environment"}, {"nets", "data", "measure"}, {"local"}, {"methods"}, {"train"}, {"pipeline"}, {"study"}, {"cli"},
+    {"config", "environment", "files"}, {"nets", "data", "measure"},
+    {"local"}, {"methods"}, {"train"}, {"pipeline"}, {"study"}, {"cli"},
 ]  # fmt: skip
 ALLOWED = {"ray": ("pipeline/", "study/"), "mlflow": ("study/tracking.py",), "optuna": ("study/",)}
 

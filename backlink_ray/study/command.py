@@ -15,9 +15,10 @@ import tyro
 from backlink_ray.config import ConfigError
 from backlink_ray.data.datasets import DataError, data_root, hold_out, load_dataset
 from backlink_ray.data.loader import check_batch_size
+from backlink_ray.files import write_whole
 from backlink_ray.study.paper import published_error_pct
 from backlink_ray.study.report import best_line, markdown, print_table
-from backlink_ray.study.runner import start_ray, write_whole
+from backlink_ray.study.runner import start_ray
 from backlink_ray.study.search import base_with
 from backlink_ray.study.tracking import Tracker, default_tracking_uri, redact
 from backlink_ray.study.trial import Places, cluster_places

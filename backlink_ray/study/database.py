@@ -5,7 +5,7 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
-from backlink_ray.study.replay import exclusive
+from backlink_ray.files import exclusive
 
 _FIRST_START_TIMEOUT_S = 60.0  # making the tables takes 2 to 5 s, and 20 processes may queue
 _PROBE_TIMEOUT_S = 5.0

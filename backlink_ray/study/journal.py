@@ -14,8 +14,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, get_args
 
-from backlink_ray.study.replay import try_lock
-from backlink_ray.study.spool import Event, Ledger, Spool, metric_key, now_ms, slug, sync_folder
+from backlink_ray.files import sync_folder, try_lock
+from backlink_ray.study.spool import Event, Ledger, Spool, metric_key, now_ms, slug
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 Scalar = str | int | float

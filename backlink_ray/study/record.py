@@ -11,7 +11,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from backlink_ray.study.spool import slug, sync_folder
+from backlink_ray.files import write_whole
+from backlink_ray.study.spool import slug
 
 Value = str | int | float | bool
 
@@ -43,13 +44,9 @@ class Record:
         _check(row)
         # Nanoseconds, zero-padded: the order of names is the order of time. The process id tells writers apart.
         name = f"part-{time.time_ns():020d}-{os.getpid()}-{slug(str(row['run_id']))}.parquet"
-        temporary = self._folder / f".{name}.tmp"
-        with temporary.open("wb") as file:
-            pq.write_table(pa.Table.from_pylist([dict(row)]), file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self._folder / name)
-        sync_folder(self._folder)
+        buffer = pa.BufferOutputStream()
+        pq.write_table(pa.Table.from_pylist([dict(row)]), buffer)
+        write_whole(self._folder / name, buffer.getvalue().to_pybytes())
 
     def rows(self) -> list[dict[str, Value]]:
         """The newest row of every run, oldest first; a row has the columns that it was written with.

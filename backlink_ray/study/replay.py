@@ -6,7 +6,6 @@ Pure: what the events are applied to is a `Sink`. A chunk may be applied twice (
 `Sink.apply` has to be idempotent. A lock file keeps two processes from replaying one spool at the same time.
 """
 
-import fcntl
 import hashlib
 import itertools
 import json
@@ -14,11 +13,10 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Protocol
 
+from backlink_ray.files import BusyError, exclusive
 from backlink_ray.study.spool import Event, Spool
 
 _log = logging.getLogger(__name__)
@@ -44,38 +42,6 @@ class Sink(Protocol):
 
     def explain(self, error: Exception) -> str:
         """The error in one line that may be logged."""
-
-
-class BusyError(TimeoutError):
-    """Another process holds the lock."""
-
-
-@contextmanager
-def exclusive(path: Path, timeout_s: float) -> Iterator[None]:
-    """Hold the lock file `path`; the system lets go of it when the process dies.
-
-    Raises:
-        BusyError: Another process still held it after `timeout_s` seconds.
-    """
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    deadline = time.monotonic() + timeout_s
-    try:
-        while not try_lock(handle, fcntl.LOCK_EX):
-            if time.monotonic() >= deadline:
-                raise BusyError(f"{path} was held by another process for {timeout_s:g} s")
-            time.sleep(0.02)
-        yield
-    finally:
-        os.close(handle)
-
-
-def try_lock(handle: int, mode: int) -> bool:
-    """Take the lock on an open file if it is free."""
-    try:
-        fcntl.flock(handle, mode | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 class Cursor:

@@ -18,6 +18,7 @@ from backlink_ray import environment
 from backlink_ray.config import ConfigError, RunConfig
 from backlink_ray.data.datasets import Dataset, hold_out
 from backlink_ray.data.loader import check_batch_size
+from backlink_ray.files import write_whole
 from backlink_ray.local.split import split
 from backlink_ray.measure.metrics import memory_source
 from backlink_ray.measure.timeline import Span, draw
@@ -293,13 +294,3 @@ class _Folder:
         """Write result.json."""
         write_whole(self._path / "result.json", json.dumps(result, indent=2))
         return result
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that a reader finds the old or the new text, never a part."""
-    working = path.with_name(f".{path.name}.{os.getpid()}")
-    with working.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    working.replace(path)

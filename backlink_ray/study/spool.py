@@ -17,6 +17,8 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Literal, get_args
 
+from backlink_ray.files import sync_folder
+
 Kind = Literal["start", "metrics", "artifact", "end"]
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._=+-]+")
@@ -185,15 +187,6 @@ class Spool:
     def _is_torn(self) -> bool:
         size = self.size_bytes()
         return size > 0 and os.pread(self._file, 1, size - 1) != b"\n"
-
-
-def sync_folder(folder: Path) -> None:
-    """Wait until the disk knows the names in `folder`: a new file survives a power cut only after this."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 class Ledger:

@@ -13,9 +13,9 @@ from ray import tune
 
 from backlink_ray.config import ConfigError, RunConfig
 from backlink_ray.data.datasets import Dataset
+from backlink_ray.files import write_whole
 from backlink_ray.study.record import Record
 from backlink_ray.study.reporter import Ledger, Reporter
-from backlink_ray.study.runner import write_whole
 from backlink_ray.study.search import Space, base_with, open_search
 from backlink_ray.study.tracking import Tracker
 from backlink_ray.study.trial import Places, request, trial

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from backlink_ray.files import sync_folder, write_synced
 from backlink_ray.train.trainer import TrainState
 
 MANIFEST = "manifest.json"
@@ -64,14 +65,11 @@ class Checkpoints:
     def _write(self, working: Path, final: Path, files: Mapping[str, bytes]) -> None:
         working.mkdir()
         for name, raw in files.items():
-            with (working / name).open("wb") as file:
-                file.write(raw)
-                file.flush()
-                os.fsync(file.fileno())
+            write_synced(working / name, raw)
         if final.exists():
             shutil.rmtree(final)
         working.replace(final)
-        _sync_folder(self._folder)
+        sync_folder(self._folder)
 
     def _drop_old(self) -> None:
         for old in self._all()[: -self._keep]:
@@ -111,14 +109,6 @@ def _read(folder: Path) -> tuple[TrainState, dict[str, Any]]:
 
 def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def weights_sha256(state: TrainState) -> str:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from backlink_ray.files import BusyError, exclusive
 from backlink_ray.study.address import (
     artifact_location,
     chart_link,
@@ -20,7 +21,6 @@ from backlink_ray.study.address import (
     view_state,
 )
 from backlink_ray.study.database import alone_at_database, database_path
-from backlink_ray.study.replay import BusyError, exclusive
 
 SQLITE = "sqlite:////data/mlflow.db"
 

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -49,9 +50,11 @@ def test_a_file_killed_half_way_is_not_a_result(tmp_path: Path, monkeypatch: pyt
     def die(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pq, "write_table", die)
+    monkeypatch.setattr(os, "fsync", die)  # the bytes are written, their name is not
     with pytest.raises(KeyboardInterrupt):
         record.append({"run_id": "a"})
+    monkeypatch.undo()
+    assert len(list((tmp_path / "results").iterdir())) == 1
     assert record.rows() == []
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from backlink_ray.study.replay import BusyError, Cursor, Replayer, exclusive
+from backlink_ray.files import BusyError, exclusive
+from backlink_ray.study.replay import Cursor, Replayer
 from backlink_ray.study.spool import Event, Spool
 
 pytestmark = pytest.mark.timeout(20)
