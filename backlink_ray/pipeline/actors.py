@@ -1,6 +1,7 @@
 """Actors: the same stages, each in a Ray actor on its own device, anywhere in the cluster."""
 
 import contextlib
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -23,6 +24,9 @@ from backlink_ray.train.executor import Job
 READY_TIMEOUT_S = 120.0
 # How long the driver gives the other stages to say how they ended, once one has failed.
 LAST_WORDS_S = 2.0
+# How often the driver asks stages at work where they are: rarely enough to cost nothing, often enough to find a hanging one
+# soon after its stage_timeout_s, also where no neighbour waits for it.
+HEARTBEAT_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +120,7 @@ class ActorGroup(StageGroup):
         place = _reserve(resources, len(plans)) if group is None else group
         self._owned = place if group is None else None
         self._actors: list[Any] = []
+        self._stage_timeout_s = plans[0].job.stage_timeout_s
         try:
             self._start(plans, resources, place)
         except BaseException:
@@ -135,28 +140,34 @@ class ActorGroup(StageGroup):
         )
 
     def call(self, name: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """Call every stage's loop thread; the stages' own timeouts bound how long that takes."""
+        """Call every stage's loop thread; it may take as long as it likes, while every stage answers where it is."""
         return self._wait([actor.call.remote(name, a) for actor, a in zip(self._actors, arguments, strict=True)], None)
 
     def _wait(self, refs: list[Any], timeout_s: float | None) -> list[Any]:
-        pending, deadline = list(refs), None if timeout_s is None else time.monotonic() + timeout_s
+        pending, deadline = list(refs), math.inf if timeout_s is None else time.monotonic() + timeout_s
         while pending:
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            left = max(0.0, min(HEARTBEAT_S, deadline - time.monotonic()))
             done, pending = ray.wait(pending, num_returns=1, timeout=left)
-            if not done:
+            if not done and time.monotonic() >= deadline:
                 raise ConfigError(
                     f"the stages were not ready within {timeout_s:g} s; is the cluster busy or too small?"
                 )
-            if _error_of(done[0]) is not None:
-                outcomes = self._outcomes(refs)
-                found = guilty(outcomes)
-                raise found from outcomes[found.stage_index].error
+            if (done and _error_of(done[0]) is not None) or (not done and timeout_s is None and not self._answer()):
+                self._name_the_guilty(refs)
         return list(ray.get(refs))
 
-    def _outcomes(self, refs: list[Any]) -> list[Outcome]:
-        positions = [_try_get(actor.position.remote(), LAST_WORDS_S) for actor in self._actors]
-        ray.wait(refs, num_returns=len(refs), timeout=LAST_WORDS_S)
-        return [_outcome(ref, position) for ref, position in zip(refs, positions, strict=True)]
+    def _answer(self) -> bool:
+        """Tell whether every stage says where it is (a dead one answers with an error at once, which its call has too)."""
+        positions = [actor.position.remote() for actor in self._actors]
+        return not ray.wait(positions, num_returns=len(positions), timeout=self._stage_timeout_s)[1]
+
+    def _name_the_guilty(self, refs: list[Any]) -> None:
+        positions = [actor.position.remote() for actor in self._actors]
+        ray.wait([*positions, *refs], num_returns=len(positions) + len(refs), timeout=LAST_WORDS_S)
+        outcomes = [_outcome(ref, position) for ref, position in zip(refs, positions, strict=True)]
+        if any(outcome.error for outcome in outcomes):
+            found = guilty(outcomes)
+            raise found from outcomes[found.stage_index].error
 
     def close(self) -> None:
         """Kill the actors, give the placement group back."""
@@ -189,23 +200,19 @@ def _error_of(ref: Any) -> BaseException | None:
     return None
 
 
-def _outcome(ref: Any, position: tuple[int, str] | None) -> Outcome:
-    if not ray.wait([ref], timeout=0)[0]:
-        return Outcome(None, position=position or (-1, ""))
-    error = _error_of(ref)
-    died = isinstance(error, (ray.exceptions.ActorDiedError, ray.exceptions.ActorUnavailableError))
+def _outcome(call: Any, position: Any) -> Outcome:
+    answered, ended = (bool(ray.wait([ref], timeout=0)[0]) for ref in (position, call))
+    where = ray.get(position) if answered and _error_of(position) is None else (-1, "")
+    if not ended:
+        silent = None if answered else TimeoutError("its process does not answer: it hangs, or its machine is gone")
+        return Outcome(silent, lost=not answered, position=where)
+    error = _error_of(call)
+    lost = isinstance(error, (ray.exceptions.ActorDiedError, ray.exceptions.ActorUnavailableError))
     cause = getattr(error, "cause", None)
     if isinstance(cause, BaseException):
         cause.__cause__ = error  # it holds the stage's own traceback, as text
         error = cause
-    return Outcome(error, died, (-1, "") if died else position or (-1, ""))
-
-
-def _try_get(ref: Any, timeout_s: float) -> Any:
-    try:
-        return ray.get(ref, timeout=timeout_s)
-    except Exception:  # dead or hanging: exactly what the caller wants to find out
-        return None
+    return Outcome(error, lost, where)
 
 
 class RayExecutor(PipelineExecutor):

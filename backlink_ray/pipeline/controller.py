@@ -35,20 +35,20 @@ class Outcome:
 
     Attributes:
         error: what it raised, or None.
-        died: whether its process is gone.
+        lost: whether its process is gone or does not answer.
         position: the last (step, action) known of it; (-1, "") if nothing is.
     """
 
     error: BaseException | None
-    died: bool = False
+    lost: bool = False
     position: tuple[int, str] = (-1, "")
 
 
 def guilty(outcomes: Sequence[Outcome]) -> StageError:
     """Decide which stage caused a failure that others suffer from, and where it happened.
 
-    A dead stage before one that raised, one that raised before one that waited in vain, and of those the one that was told
-    to stop last. A dead stage cannot say where it was: its neighbours, who wait for it, can.
+    A lost stage before one that raised, one that raised before one that waited in vain, and of those the one that was told
+    to stop last. A lost stage cannot say where it was: its neighbours, who wait for it, can.
     """
     ranks = [(_rank(outcome), k) for k, outcome in enumerate(outcomes) if outcome.error is not None]
     _, k = min(ranks)
@@ -59,7 +59,7 @@ def guilty(outcomes: Sequence[Outcome]) -> StageError:
 
 
 def _rank(outcome: Outcome) -> int:
-    if outcome.died:
+    if outcome.lost:
         return 0
     if isinstance(outcome.error, LinkAbortedError):
         return 3

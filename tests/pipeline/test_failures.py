@@ -21,7 +21,7 @@ METHOD = bl.BackLink(propagation_length=1, alpha=0.5)
 
 def test_the_guilty_stage_is_the_dead_one_and_its_neighbour_knows_the_step() -> None:
     waiting = Outcome(LinkError("late"), position=(12, "receive_link_gradient"))
-    error = guilty([waiting, Outcome(RuntimeError("gone"), died=True), Outcome(None, position=(11, "tail_forward"))])
+    error = guilty([waiting, Outcome(RuntimeError("gone"), lost=True), Outcome(None, position=(11, "tail_forward"))])
     assert str(error) == "stage 1 of 3 failed at step 12 (stage 0 was at receive_link_gradient): RuntimeError: gone"
 
 
@@ -86,15 +86,17 @@ def test_sigkill_of_a_stage_is_named_within_seconds_and_leaves_nothing(ray_here:
 
 
 @pytest.mark.timeout(120)
-def test_a_hung_stage_is_found_after_the_stage_timeout(ray_here: None) -> None:
+@pytest.mark.parametrize(("num_modules", "during"), [(2, "train"), (3, "state"), (1, "train")])
+def test_a_hung_stage_is_found_by_name_after_the_stage_timeout(num_modules: int, during: str, ray_here: None) -> None:
     from backlink_ray.pipeline.actors import RayExecutor
 
-    with RayExecutor(job(METHOD, 2, stage_timeout_s=2.0)) as executor:
+    with RayExecutor(job(METHOD, num_modules, stage_timeout_s=2.0)) as executor:
         executor.train(1)
-        os.kill(executor.actors.process_ids[1], signal.SIGSTOP)
+        os.kill(executor.actors.process_ids[-1], signal.SIGSTOP)
         start = time.monotonic()
-        with pytest.raises(StageError, match=r"stage 0 of 2 failed at step \d+ \(.*\): LinkError: .*within 2 s"):
-            executor.train(1000)
+        last = num_modules - 1
+        with pytest.raises(StageError, match=rf"stage {last} of {num_modules} failed .* its process does not answer"):
+            executor.train(1000) if during == "train" else executor.state()
         assert time.monotonic() - start < 15
 
 
