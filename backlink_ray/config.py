@@ -8,7 +8,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-DATASETS = ("cifar10-sample", "cifar10", "cifar100", "svhn", "stl10", "cifar10-lt")
+# Every data set with its number of training images.
+DATASETS = {
+    "cifar10-sample": 2_000, "cifar10": 50_000, "cifar100": 50_000, "svhn": 73_257, "stl10": 5_000, "cifar10-lt": 20_089,
+}  # fmt: skip
 METHODS = ("bp", "gll", "backlink")
 HEADS = ("fc", "conv")
 EXECUTORS = ("auto", "local", "threads", "ray")
@@ -156,6 +159,11 @@ class RunConfig:
                 object.__setattr__(self, field, value)
 
     @property
+    def num_train_images(self) -> int:
+        """Return how many training images the run draws on, held-out ones among them."""
+        return self.train_images or DATASETS[self.dataset]
+
+    @property
     def run_id(self) -> str:
         """Return 16 hexadecimal digits that depend on every field that decides the result, and not on their order."""
         fields = {k: v for k, v in dataclasses.asdict(self).items() if k not in _NOT_IDENTITY}
@@ -173,7 +181,7 @@ class RunConfig:
 
 
 _CHOICES: dict[str, tuple[str, ...]] = {
-    "dataset": DATASETS,
+    "dataset": tuple(DATASETS),
     "method": METHODS,
     "head": HEADS,
     "executor": EXECUTORS,

@@ -27,7 +27,12 @@ class Network(nn.Module):
         name: used in messages.
 
     Raises:
-        ConfigError: no units, a unit that cannot take the output before it, or a parameter that two units share.
+        ConfigError: no units, a unit or classifier that cannot take the output before it or changes it in place, or a
+            parameter that two units share.
+
+    Attributes:
+        num_classes: width of the classifier's output on the example.
+        facts: what the example told about each unit.
     """
 
     def __init__(
@@ -39,10 +44,10 @@ class Network(nn.Module):
         self.name = name
         self._example_shape = tuple(example.shape[1:])
         self._example_dtype = example.dtype
-        self._facts: tuple[UnitFacts, ...] = ()
-        self._check()
+        self._check_parameters()
+        self.facts, self.num_classes = self._run_example()
 
-    def _check(self) -> None:
+    def _check_parameters(self) -> None:
         if not len(self.units):
             raise ConfigError("units=[] gives no network; allowed: one unit or more")
         counts = [len(list(m.parameters())) for m in (*self.units, self.classifier)]
@@ -50,22 +55,12 @@ class Network(nn.Module):
             raise ConfigError(
                 "two units share a parameter, so they cannot train apart; give each unit parameters of its own"
             )
-        self._facts = tuple(self._run_example())
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (N, classes) of inputs (N, ...)."""
         for unit in self.units:
             x = unit(x)
         return self.classifier(x)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
-
-    @property
-    def num_classes(self) -> int:
-        """Return the width of the classifier's output, measured on the example."""
-        with torch.no_grad():
-            dtype, device = self.dtype_and_device()
-            return int(
-                probe(self.classifier, torch.zeros(1, *self.facts[-1].shape, dtype=dtype, device=device)).shape[-1]
-            )
 
     def dtype_and_device(self) -> tuple[torch.dtype, torch.device]:
         """Return type and place of the first floating-point parameter (float32 on the CPU where there is none)."""
@@ -82,26 +77,27 @@ class Network(nn.Module):
             device=device,
         )
 
-    @property
-    def facts(self) -> tuple[UnitFacts, ...]:
-        """Return what the example told about each unit when the network was made."""
-        return self._facts
-
-    def _run_example(self) -> list[UnitFacts]:
+    def _run_example(self) -> tuple[tuple[UnitFacts, ...], int]:
         x, found = self.example(), []
         for index, unit in enumerate(self.units):
-            version = x._version
-            try:
-                random = draws_at_random(unit, x)
-                y = probe(unit, x)
-            except (RuntimeError, ValueError, TypeError) as error:
-                raise ConfigError(f"units[{index}] cannot take its input of shape {tuple(x.shape)}: {error}") from error
-            if x._version != version:
-                # Its input is another unit's output, which that unit's own head may still be reading.
-                raise ConfigError(f"units[{index}] changes its input in place; make its first operation inplace=False")
+            y, random = _try_out(f"units[{index}]", unit, x)
             found.append(UnitFacts(tuple(y.shape[1:]), random))
             x = y
-        return found
+        logits, _ = _try_out("classifier", self.classifier, x)
+        return tuple(found), int(logits.shape[-1])
+
+
+def _try_out(name: str, module: nn.Module, x: Tensor) -> tuple[Tensor, bool]:
+    version = x._version
+    try:
+        random = draws_at_random(module, x)
+        y = probe(module, x)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise ConfigError(f"{name} cannot take its input of shape {tuple(x.shape)}: {error}") from error
+    if x._version != version:
+        # Its input is another unit's output, which that unit's own head may still be reading.
+        raise ConfigError(f"{name} changes its input in place; make its first operation inplace=False")
+    return y, random
 
 
 def probe(module: nn.Module, x: Tensor, training: bool = False) -> Tensor:

@@ -233,4 +233,4 @@ class RayExecutor(PipelineExecutor):
         resources = resources or Resources()
         plans = plan_stages(replace(job, devices=("cuda" if resources.gpus else "cpu",)))
         self.actors = ActorGroup(plans, resources, group)
-        super().__init__(self.actors, len(plans))
+        super().__init__(self.actors, plans)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from backlink_ray.pipeline.exchange import Link, LinkAbortedError, LinkError, Mailbox, NoLink, QueueLink
-from backlink_ray.pipeline.stage import Stage, StageReport, merge_states, plan_stages
+from backlink_ray.pipeline.stage import Stage, StagePlan, StageReport, merge_states, plan_stages
 from backlink_ray.train.executor import ChunkReport, Evaluation, Executor, Job, NonFiniteLossError, check_losses
 from backlink_ray.train.trainer import TrainState
 
@@ -99,9 +99,10 @@ class StageGroup(ABC):
 class PipelineExecutor(Executor):
     """Trains a job by stages that work at the same time."""
 
-    def __init__(self, group: StageGroup, num_stages: int) -> None:
+    def __init__(self, group: StageGroup, plans: Sequence[StagePlan]) -> None:
         self._group = group
-        self._num_stages = num_stages
+        self._num_stages = len(plans)
+        self.device = torch.device(plans[0].job.devices[0])
         self._step = 0
 
     def train(self, num_steps: int) -> ChunkReport:
@@ -195,4 +196,4 @@ class ThreadsExecutor(PipelineExecutor):
                 NoLink() if plan.is_last else QueueLink(backward[k], forward[k + 1], device, job.stage_timeout_s)
             )
             stages[k].connect(before, after)
-        super().__init__(ThreadGroup(stages, [*forward, *backward]), len(plans))
+        super().__init__(ThreadGroup(stages, [*forward, *backward]), plans)

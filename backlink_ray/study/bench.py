@@ -53,6 +53,14 @@ def synchronise(device: str) -> None:
         torch.cuda.synchronize(device)
 
 
+def images_per_s(config: RunConfig, device: str) -> float:
+    """Measure one training step of at most 64 images, one module after another, after a warm-up step; takes seconds."""
+    config = config.replace(batch_size=min(64, config.batch_size))
+    with LocalExecutor(job_for(config, random_images(2 * config.batch_size), device)) as executor:
+        executor.train(1)
+        return config.batch_size / executor.train(1).seconds
+
+
 # 1. Correctness
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -13,16 +14,17 @@ import torch
 import tyro
 
 from backlink_ray.config import ConfigError
-from backlink_ray.data.datasets import DataError, data_root, hold_out, load_dataset
+from backlink_ray.data.datasets import Dataset, data_root, hold_out, load_dataset
 from backlink_ray.data.loader import check_batch_size
 from backlink_ray.files import write_whole
+from backlink_ray.study.bench import images_per_s
 from backlink_ray.study.paper import published_error_pct
 from backlink_ray.study.report import best_line, markdown, print_table
 from backlink_ray.study.runner import start_ray
 from backlink_ray.study.search import base_with
 from backlink_ray.study.tracking import Tracker, default_tracking_uri, redact
 from backlink_ray.study.trial import Places, cluster_places
-from backlink_ray.study.tuning import Plan, Study, claim
+from backlink_ray.study.tuning import Plan, Study, claim, only_driver
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +41,8 @@ class Flags:
     """Trials of a search; 0 takes the preset's."""
     max_concurrent: int = 0
     """Trials at once; 0: as many as the GPUs allow, one on a CPU machine."""
+    asha: bool = False
+    """Stop the trials of a search early that rank low at an epoch (ASHA); best with several trials at once."""
     resume: Literal["auto", "never", "must"] = "auto"
     """Go on with what the storage path holds: auto if there is something, never, or must."""
     storage_path: str = "results"
@@ -65,14 +69,30 @@ def main(name: str, presets: dict[str, Plan], description: str, arguments: Seque
         arguments: the command line's if not given.
 
     Returns:
-        0 done; 1 done, but some trials failed; 2 bad arguments or configuration; 3 interrupted and resumable.
+        0 done; 1 done, but some trials failed; 2 bad arguments or configuration; 3 interrupted and resumable; 130 the same
+        at a second Ctrl-C, with no time for a table.
     """
     flags = tyro.cli(Flags, prog=f"{name}.py", description=description, args=arguments)
     try:
         return _Command(name, presets, flags).run()
-    except (ConfigError, DataError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return 2
+    except ValueError as error:  # ConfigError, DataError, a tracking URI
+        return _say(f"error: {error}", 2)
+    except KeyboardInterrupt as error:
+        return _say(f"interrupted; resume: {_resume_line()}", 130 if isinstance(error, SecondInterruptError) else 3)
+
+
+def _say(text: str, code: int) -> int:
+    print(text, file=sys.stderr, flush=True)
+    return code
+
+
+def _resume_line() -> str:
+    line = shlex.join(["python", *sys.argv])
+    return re.sub(r" --resume[ =]\w+", "", line) + " --resume auto"
+
+
+class SecondInterruptError(KeyboardInterrupt):
+    """Ctrl-C while the trials were already being ended after an earlier one."""
 
 
 class _Command:
@@ -81,7 +101,15 @@ class _Command:
         self._preset = self._choose(presets)
         plan = presets[self._preset]
         base = plan.base.replace(seed=flags.seed, executor=flags.executor)
-        self._plan = replace(plan, base=base, num_samples=flags.num_samples or plan.num_samples)
+        if flags.num_samples < 0 or flags.max_concurrent < 0:
+            raise ConfigError(
+                f"num_samples={flags.num_samples}, max_concurrent={flags.max_concurrent}; allowed 0 (the default) or more"
+            )
+        if flags.asha and not plan.space:
+            raise ConfigError(
+                f"--asha stops trials of a search; preset {self._preset!r} is a list of runs, each wanted whole"
+            )
+        self._plan = replace(plan, base=base, num_samples=flags.num_samples or plan.num_samples, asha=flags.asha)
         self._name = name if self._preset == "paper" else f"{name}-{self._preset}"
         self._storage = Path(flags.storage_path).expanduser().absolute()
         self._folder = self._storage / self._name
@@ -111,16 +139,27 @@ class _Command:
         )
         check_batch_size(base.batch_size, len(hold_out(dataset, base.validation_fraction, base.seed)[0]))
         claim(self._folder, self._name, self._plan, flags.resume)
+        with only_driver(self._folder):
+            return self._carry_out(dataset)
+
+    def _carry_out(self, dataset: Dataset) -> int:
         study = Study(self._name, self._plan, self._folder, self._tracker())
         try:
             if study.left():
-                study.run(dataset, self._places())
+                self._fit(study, dataset)
             else:
                 print("nothing left to run: every trial has its result", file=sys.stderr, flush=True)
         except BaseException:
             study.tracker.close()
             raise
         return self._finish(study)
+
+    def _fit(self, study: Study, dataset: Dataset) -> None:
+        places = self._places()
+        try:
+            study.run(dataset, places)
+        except KeyboardInterrupt as error:  # Tune keeps the first one for itself, and ends its trials in order
+            raise SecondInterruptError from error
 
     def _places(self) -> Places:
         start_ray(self._flags.address)
@@ -161,15 +200,11 @@ class _Command:
         print(best_line(rows, metric))
         print(f"results: {self._folder / 'results'} (Parquet), {report}")
         print(f"MLflow: {command + '  then open ' if command else ''}{link}")
-        print(f"resume: {self._resume_line()}")
+        print(f"resume: {_resume_line()}")
         if study.missing():
             print(f"interrupted with {study.missing()} trials left", file=sys.stderr)
             return 3
-        return 1 if any(row["status"] != "FINISHED" for row in rows) else 0
-
-    def _resume_line(self) -> str:
-        words = [word for word in sys.argv[1:] if not word.startswith("--resume")]
-        return shlex.join(["python", sys.argv[0], *words, "--resume=auto"])
+        return 1 if any(row["status"] == "FAILED" for row in rows) else 0
 
     def _dry_run(self) -> int:
         plan = self._plan
@@ -186,7 +221,18 @@ class _Command:
         print(
             f"{plan.size} trials of {plan.base.epochs} epochs, {plan.base.network} on {plan.base.dataset}, preset {self._preset}"
         )
+        print(self._cost())
         return 0
+
+    def _cost(self) -> str:
+        plan, device = self._plan, "cuda" if torch.cuda.is_available() else "cpu"
+        first = base_with(plan.base, next(iter((*plan.cells, *plan.first)), {}))
+        rate, images = images_per_s(first, device), round(plan.base.num_train_images * (1 - first.validation_fraction))
+        hours = plan.size * plan.base.epochs * images / rate / 3600
+        return (
+            f"estimated: {hours:.3g} device-hours of training, at {rate:.0f} images/s "
+            f"({first.method} {first.run_name}, measured now on one {device} device) and {images} images an epoch"
+        )
 
     def _describe(self, choice: dict[str, object], places: Places) -> str:
         config = base_with(self._plan.base, choice)

@@ -5,14 +5,13 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ray import tune
 
 from backlink_ray import environment
 from backlink_ray.config import RunConfig
 from backlink_ray.data.datasets import Dataset
-from backlink_ray.study.journal import Status
 from backlink_ray.study.paper import published_error_pct
 from backlink_ray.study.record import Record
 from backlink_ray.study.runner import FAILURE
@@ -51,6 +50,7 @@ class Reporter(tune.Callback):
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Open the run."""
         config = self._config(trial)
+        print(f"{self._label(config)} starts", flush=True)
         published = published_error_pct(config)
         tags = {
             "study": self._study.name, "method": config.method, "version": environment.describe()["backlink_ray"],
@@ -70,26 +70,38 @@ class Reporter(tune.Callback):
         config = self._config(trial)
         self._study.tracker.log_metrics(config.run_id, curve_points(result), int(result["epoch"]))
         losses = " ".join(f"{loss:.3f}" for loss in result["local_loss"])
+        left = (config.epochs - int(result["epoch"])) * result["epoch_s"]
         print(
-            f"[{self._ended + 1}/{self._size}] K={config.num_modules} l={config.propagation_length} alpha={config.alpha:g} "
-            f"eta={config.lr:.3g} {config.method} {result['executor']}  epoch {result['epoch']}/{config.epochs}  "
-            f"test error {result['test_error_pct']:.2f} %  losses {losses}  {result['images_per_s']:.0f} images/s",
+            f"{self._label(config)} {result['executor']}  epoch {result['epoch']}/{config.epochs}  "
+            f"test error {result['test_error_pct']:.2f} %  losses {losses}  {result['images_per_s']:.0f} images/s  "
+            f"{left / 60:.1f} min left",
             flush=True,
         )
 
+    def _label(self, config: RunConfig) -> str:
+        return (
+            f"[{self._ended}/{self._size} done] {config.method} K={config.num_modules} l={config.propagation_length} "
+            f"alpha={config.alpha:g} eta={config.lr:.3g}"
+        )
+
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Record the result."""
-        self._end(trial, "FINISHED", "done")
+        """Record the result, or what there is of it where the trial was stopped early."""
+        if (self._folder(trial) / "result.json").exists():
+            self._end(trial, "FINISHED", "done")
+        else:
+            self._end(trial, "STOPPED", f"stopped early, after epoch {trial.last_result['epoch']}")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Record the failure with its reason."""
         self._end(trial, "FAILED", failure_reason(self._folder(trial)))
 
-    def _end(self, trial: Any, status: Status, reason: str) -> None:
+    def _end(self, trial: Any, status: Literal["FINISHED", "STOPPED", "FAILED"], reason: str) -> None:
         self._ended += 1
         config = self._config(trial)
         folder = self._folder(trial)
         result = json.loads((folder / "result.json").read_text()) if (folder / "result.json").exists() else {}
+        if status == "STOPPED":
+            result = {name: trial.last_result[name] for name in HEADLINE if name in trial.last_result}
         for metrics in result.get("curve", []):  # epochs whose report was lost with a killed driver
             self._study.tracker.log_metrics(config.run_id, curve_points(metrics), int(metrics["epoch"]))
         headline = {k: v for k, v in result.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
@@ -101,7 +113,7 @@ class Reporter(tune.Callback):
         self._study.record.append(
             {**dataclasses.asdict(config), "run_id": config.run_id, "status": status, "reason": reason, **headline}
         )
-        self._study.tracker.end_run(config.run_id, status, reason)
+        self._study.tracker.end_run(config.run_id, "FAILED" if status == "FAILED" else "FINISHED", reason)
         if status == "FAILED":
             print(f"trial {config.run_name} failed: {reason}", file=sys.stderr, flush=True)
 
@@ -110,6 +122,10 @@ class Reporter(tune.Callback):
 
     def _config(self, trial: Any) -> RunConfig:
         return base_with(self._study.base, choice_of(trial.config))
+
+
+# What a run that was stopped early still tells.
+HEADLINE = ("test_error_pct", "val_error_pct", "images_per_s", "epoch_s", "peak_memory_mib")
 
 
 def failure_reason(folder: Path) -> str:

@@ -136,12 +136,25 @@ def _devices() -> tuple[str, ...]:
 
 
 def _open_executor(config: RunConfig, dataset: Dataset, options: RunOptions) -> Executor:
-    name, why = choose_executor(config, torch.cuda.device_count(), os.cpu_count() or 1, options.gpus_per_stage)
+    gpus, cpus = _within_reach() if config.executor == "auto" else (0.0, 0.0)
+    name, why = choose_executor(config, gpus, cpus, options.gpus_per_stage)
     print(f"executor {name}: {why}", file=sys.stderr, flush=True)
     job = make_job(config, dataset, options)
     if name == "ray":
         return _open_ray(job, options)
     return {"local": LocalExecutor, "threads": ThreadsExecutor}[name](job)
+
+
+def _within_reach() -> tuple[float, float]:
+    """Return GPUs and CPUs of the Ray cluster that $RAY_ADDRESS names, else of this machine."""
+    if not os.environ.get("RAY_ADDRESS"):
+        return torch.cuda.device_count(), os.cpu_count() or 1
+    import ray
+
+    if not ray.is_initialized():
+        start_ray()
+    found = ray.cluster_resources()
+    return found.get("GPU", 0.0), found.get("CPU", 0.0)
 
 
 def _open_ray(job: Job, options: RunOptions) -> Executor:
@@ -186,8 +199,10 @@ def _train(
         spans = report.spans
         folder.append(metrics)
         checkpoints.save(executor.state(), {"run_id": config.run_id, "curve": curve})
-        options.on_epoch(metrics)
+        if epoch < config.epochs:
+            options.on_epoch(metrics)
     result = folder.finish(_result(config, dataset, curve, executor))
+    options.on_epoch(curve[-1])  # after the result is on disk: whoever hears of the last epoch may end this process
     if options.timeline and spans:
         _draw(config, executor.name, spans, Path(options.timeline))
     return result
@@ -237,7 +252,7 @@ def _result(config: RunConfig, dataset: Dataset, curve: list[dict[str, Any]], ex
         "best_test_error_pct": min(m["test_error_pct"] for m in curve),
         "weights_sha256": weights_sha256(executor.state()),
         "executor": executor.name,
-        "memory_source": memory_source(torch.device(_devices()[0])),
+        "memory_source": memory_source(executor.device),
         "dataset_digest": dataset.digest,
         "curve": curve,
     }

@@ -4,16 +4,19 @@ import dataclasses
 import json
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ray import tune
+from ray.tune.schedulers import ASHAScheduler
 
 from backlink_ray.config import ConfigError, RunConfig
 from backlink_ray.data.datasets import Dataset
-from backlink_ray.files import write_whole
+from backlink_ray.files import BusyError, exclusive, write_whole
 from backlink_ray.study.record import Record
 from backlink_ray.study.reporter import Ledger, Reporter
 from backlink_ray.study.search import Space, base_with, open_search
@@ -39,6 +42,7 @@ class Plan:
         first: choices of a search to try before any suggestion.
         num_samples: trials of a search.
         metric: minimised, and what orders the table.
+        asha: stop trials of a search early that rank low.
     """
 
     base: RunConfig
@@ -47,6 +51,7 @@ class Plan:
     first: tuple[dict[str, Any], ...] = ()
     num_samples: int = 20
     metric: str = "val_error_pct"
+    asha: bool = False
 
     @property
     def size(self) -> int:
@@ -88,6 +93,20 @@ def claim(folder: Path, name: str, plan: Plan, resume: str) -> None:
         raise ConfigError(
             f"storage folder {str(folder)!r} cannot be written ({error.strerror}); give another --storage-path"
         ) from error
+
+
+@contextmanager
+def only_driver(folder: Path) -> Iterator[None]:
+    """Hold a study folder for this process; ConfigError where another one is at work in it."""
+    with ExitStack() as held:
+        try:
+            held.enter_context(exclusive(folder / ".driver.lock", 0.0))
+        except BusyError as error:
+            raise ConfigError(
+                f"storage folder {str(folder)!r} is in use by another process that runs this study; wait for it, or give "
+                "another --storage-path"
+            ) from error
+        yield
 
 
 def _check_owner(folder: Path) -> None:
@@ -157,6 +176,7 @@ class Study:
         return tune.TuneConfig(
             num_samples=count,
             search_alg=found,
+            scheduler=_asha(self.plan.base.epochs) if self.plan.asha else None,
             max_concurrent_trials=limit or None,
             metric=self.plan.metric,
             mode="min",
@@ -170,3 +190,7 @@ class Study:
         )
         callback = Reporter(ledger, dataset, self.plan.size, self.plan.size - self.left())
         return tune.RunConfig(name=attempt, storage_path=str(self.folder / "tune"), callbacks=[callback], verbose=0)
+
+
+def _asha(epochs: int) -> ASHAScheduler:
+    return ASHAScheduler(time_attr="epoch", max_t=epochs, grace_period=max(1, epochs // 20), reduction_factor=3)

@@ -108,9 +108,15 @@ class Evaluation:
 
 
 class Executor(ABC):
-    """Runs a job. Every executor gives the same weights, bit for bit on a CPU."""
+    """Runs a job. Every executor gives the same weights, bit for bit on a CPU.
+
+    Attributes:
+        name: local, threads or ray.
+        device: of the first module.
+    """
 
     name: str
+    device: torch.device
 
     @abstractmethod
     def train(self, num_steps: int) -> ChunkReport:
@@ -149,12 +155,12 @@ class LocalExecutor(Executor):
     def __init__(self, job: Job) -> None:
         torch.set_num_threads(job.torch_threads)
         self._job = job
-        self._device = torch.device(job.devices[0])
-        self._batches = job.batches(self._device, job.train)
+        self.device = torch.device(job.devices[0])
+        self._batches = job.batches(self.device, job.train)
         for module in job.modules:
-            module.to(self._device)
+            module.to(self.device)
         self._trainer = Trainer(job.modules, job.method, job.lr, job.recipe, job.seed)
-        reset_peak_memory(self._device)
+        reset_peak_memory(self.device)
 
     def train(self, num_steps: int) -> ChunkReport:
         """Train on the next batches."""
@@ -164,13 +170,13 @@ class LocalExecutor(Executor):
         table = torch.stack(losses, dim=1).double().cpu()
         check_losses(table, first)
         num = len(self._trainer.modules)
-        return ChunkReport(table, time.perf_counter() - start, (0.0,) * num, (peak_memory_mib(self._device),) * num)
+        return ChunkReport(table, time.perf_counter() - start, (0.0,) * num, (peak_memory_mib(self.device),) * num)
 
     def evaluate(self, which: str) -> Evaluation:
         """Evaluate batch by batch."""
         total = EvaluationSum()
         for images, labels in evaluation_batches(
-            self._job.evaluations[which], self._job.batch_size, self._job.mean, self._job.std, self._device
+            self._job.evaluations[which], self._job.batch_size, self._job.mean, self._job.std, self.device
         ):
             total.add(forward_for_evaluation(self._trainer.modules, images), labels)
         return total.result()

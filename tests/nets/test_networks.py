@@ -67,5 +67,9 @@ def test_what_a_network_refuses() -> None:
     shared = nn.Conv2d(3, 3, 3, padding=1)
     with pytest.raises(bl.ConfigError, match="share a parameter"):
         bl.Network([shared, nn.Sequential(shared)], nn.Identity(), example)
+    with pytest.raises(bl.ConfigError, match="classifier changes its input in place; make its first"):
+        bl.Network([nn.Conv2d(3, 4, 3)], nn.Sequential(nn.ReLU(inplace=True), nn.Flatten()), example)
+    with pytest.raises(bl.ConfigError, match=r"classifier cannot take its input of shape \(2, 4, 6, 6\)"):
+        bl.Network([nn.Conv2d(3, 4, 3)], nn.Linear(5, 10), example)
     with pytest.raises(bl.ConfigError, match=r"units\[1\] changes its input in place"):
         bl.Network([nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True)], nn.Identity(), example)

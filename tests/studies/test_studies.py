@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +26,7 @@ def test_the_main_job_twice(tmp_path: Path) -> None:
     flags = ("--smoke-test", "--storage-path", str(tmp_path))
     done = study("tune_resnet110.py", *flags)
     assert done.returncode == 0, done.stderr
-    assert "K=2 l=2 alpha=0.5 eta=0.1 backlink ray  epoch 2/2" in done.stdout
+    assert "backlink K=2 l=2 alpha=0.5 eta=0.1 ray  epoch 2/2" in done.stdout
     again = study("tune_resnet110.py", *flags, "--resume", "auto")
     assert again.returncode == 0, again.stderr
     assert "nothing left to run" in again.stderr
@@ -45,18 +47,7 @@ def test_the_main_job_twice(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(300)
 def test_a_trial_whose_loss_is_not_finite_fails_by_name_and_the_study_goes_on(tmp_path: Path) -> None:
-    recipe = tmp_path / "tiny.py"
-    recipe.write_text(RECIPE)
-    command = [
-        sys.executable,
-        str(recipe),
-        "--smoke-test",
-        "--storage-path",
-        str(tmp_path / "s"),
-        "--executor",
-        "local",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=170, cwd=ROOT)
+    done = subprocess.run(recipe(tmp_path, NOT_FINITE), capture_output=True, text=True, timeout=170, cwd=ROOT)
     assert done.returncode == 1, done.stderr
     assert "the local loss of stage" in done.stderr
     assert "done" in done.stdout
@@ -72,22 +63,72 @@ RECIPE = """
 import sys
 from backlink_ray import RunConfig
 from backlink_ray.study.command import main
+from backlink_ray.study.search import Space
 from backlink_ray.study.tuning import Plan
 BASE = RunConfig(network="resnet8", num_modules=2, propagation_length=1,
     lr=0.1, batch_size=40, epochs=1, train_images=80, test_images=40)
-CELLS = ({"K": 2, "l": 1, "eta": 1e30}, {"K": 2, "l": 1, "eta": 0.05})
-sys.exit(main("tiny", {"smoke": Plan(base=BASE, cells=CELLS, metric="test_error_pct")}, ""))
+sys.exit(main("tiny", {"smoke": PLAN}, ""))
 """
+NOT_FINITE = 'Plan(base=BASE, cells=({"eta": 1e30}, {"eta": 0.05}), metric="test_error_pct")'
+LONG = 'Plan(base=BASE.replace(epochs=30), cells=({"eta": 0.05},), metric="test_error_pct")'
+# The second one cannot learn, so it ranks low by its loss whatever the first one's is.
+ASHA = """Plan(base=BASE.replace(epochs=6), space=Space(num_modules=(2,), lr=(1e-9, 0.2)), num_samples=2, metric="train_loss",
+    first=({"K": 2, "l": 1, "alpha": 0.5, "eta": 0.05}, {"K": 2, "l": 1, "alpha": 0.5, "eta": 1e-9}))"""
+
+
+def recipe(folder: Path, plan: str) -> list[str]:
+    """Return the command of a study of one's own."""
+    file = folder / "tiny.py"
+    file.write_text(RECIPE.replace("PLAN", plan))
+    return [sys.executable, str(file), "--smoke-test", "--storage-path", str(folder / "s"), "--executor", "local"]
+
+
+@pytest.mark.timeout(240)
+def test_asha_stops_what_ranks_low_and_keeps_what_it_had(tmp_path: Path) -> None:
+    from backlink_ray.study.record import Record
+
+    command = recipe(tmp_path, ASHA)
+    done = subprocess.run([*command, "--asha"], capture_output=True, text=True, timeout=170, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    rows = Record(tmp_path / "s" / "tiny-smoke" / "results").rows()
+    assert [row["status"] for row in rows] == ["FINISHED", "STOPPED"]
+    assert re.fullmatch(r"stopped early, after epoch [13]", str(rows[1]["reason"]))
+    assert 0 < float(rows[1]["test_error_pct"]) <= 100
+    assert "stopped early, after" in done.stdout
+    again = subprocess.run([*command, "--asha"], capture_output=True, text=True, timeout=170, cwd=ROOT)
+    assert "nothing left to run" in again.stderr
+
+
+@pytest.mark.timeout(240)
+def test_ctrl_c_is_resumable_and_nothing_runs_twice(tmp_path: Path) -> None:
+    from backlink_ray.study.record import Record
+
+    command = recipe(tmp_path, LONG)
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    assert child.stdout is not None
+    while "epoch 2/" not in child.stdout.readline():
+        assert child.poll() is None
+    child.send_signal(signal.SIGINT)
+    out, err = child.communicate(timeout=60)
+    assert child.returncode == 3, err
+    assert "resume: python " in out
+    assert "Traceback" not in err
+    assert Record(tmp_path / "s" / "tiny-smoke" / "results").rows() == []
+    done = subprocess.run(command, capture_output=True, text=True, timeout=170, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert " epoch 1/" not in done.stdout
+    assert [row["status"] for row in Record(tmp_path / "s" / "tiny-smoke" / "results").rows()] == ["FINISHED"]
 
 
 def test_dry_run_says_what_would_run() -> None:
     done = study("tune_resnet32.py", "--dry-run", "--preset", "cpu")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert len(lines) == 6
+    assert len(lines) == 7
     assert lines[0].startswith("bp/K01-l0")
     assert "paper 7.51 %" in lines[0]
-    assert "5 trials of 8 epochs" in lines[-1]
+    assert "5 trials of 8 epochs" in lines[-2]
+    assert re.fullmatch(r"estimated: [\d.]+ device-hours .* and 10000 images an epoch", lines[-1])
 
 
 @pytest.mark.parametrize(
@@ -98,6 +139,8 @@ def test_dry_run_says_what_would_run() -> None:
         ("open", (), "anybody may write to it"),
         ("file", (), "cannot be written"),
         ("nothing", ("--preset", "huge"), "preset='huge' is not known; allowed: paper, cpu, smoke"),
+        ("nothing", ("--num-samples", "-1"), "num_samples=-1, max_concurrent=0; allowed 0"),
+        ("nothing", ("--preset", "cpu", "--asha"), "preset 'cpu' is a list of runs"),
         ("nothing", ("--tracking-uri", "/some/folder"), "MLflow 3 no longer takes"),
     ],
 )

@@ -8,6 +8,7 @@ import yaml
 
 from backlink_ray.config import ConfigError, RunConfig
 from backlink_ray.data.datasets import load_dataset
+from backlink_ray.study import runner
 from backlink_ray.study.runner import RunOptions, choose_executor, run
 
 CONFIG = RunConfig(
@@ -79,6 +80,15 @@ def test_auto(k: int, gpus: float, cpus: float, expected: str) -> None:
     assert name == expected
     assert f"K={k}" in why
     assert choose_executor(config.replace(executor="threads"), gpus, cpus)[0] == "threads"
+
+
+def test_the_cluster_named_by_the_environment_counts_not_this_machine(
+    ray_here: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    assert runner._within_reach()[1] == 64
+    monkeypatch.setenv("RAY_ADDRESS", "the one that is joined already")
+    assert runner._within_reach() == (0.0, 2.0)
 
 
 def test_four_stages_may_share_two_gpus() -> None:
