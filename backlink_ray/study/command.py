@@ -53,6 +53,10 @@ class Flags:
     """Of weights, data order, augmentation and search."""
     address: str = ""
     """Ray cluster; default $RAY_ADDRESS, else a private one on this machine."""
+    gpus: float = 0.0
+    """GPUs the cluster at --address can grow to, where it starts machines on demand; 0: those it has now."""
+    gpus_per_stage: float = 1.0
+    """GPUs one local module takes, where there are GPUs; a fraction lets modules share one."""
     executor: Literal["auto", "local", "threads", "ray"] = "auto"
     """Where a trial's local modules run; auto: one Ray actor each where the cluster has the places."""
     data_root: str = ""
@@ -95,16 +99,23 @@ class SecondInterruptError(KeyboardInterrupt):
     """Ctrl-C while the trials were already being ended after an earlier one."""
 
 
+def _check_numbers(flags: Flags) -> None:
+    for field in ("num_samples", "max_concurrent", "gpus"):
+        if not getattr(flags, field) >= 0:
+            raise ConfigError(f"{field}={getattr(flags, field)} is out of range; allowed 0 (the default) or more")
+    if not flags.gpus_per_stage > 0:
+        raise ConfigError(f"gpus_per_stage={flags.gpus_per_stage} is out of range; allowed more than 0")
+    if flags.gpus and not (flags.address or os.environ.get("RAY_ADDRESS")):
+        raise ConfigError(f"gpus={flags.gpus:g} is for a cluster that grows; give its --address, or leave --gpus out")
+
+
 class _Command:
     def __init__(self, name: str, presets: dict[str, Plan], flags: Flags) -> None:
         self._flags = flags
         self._preset = self._choose(presets)
         plan = presets[self._preset]
         base = plan.base.replace(seed=flags.seed, executor=flags.executor)
-        if flags.num_samples < 0 or flags.max_concurrent < 0:
-            raise ConfigError(
-                f"num_samples={flags.num_samples}, max_concurrent={flags.max_concurrent}; allowed 0 (the default) or more"
-            )
+        _check_numbers(flags)
         if flags.asha and not plan.space:
             raise ConfigError(
                 f"--asha stops trials of a search; preset {self._preset!r} is a list of runs, each wanted whole"
@@ -163,11 +174,16 @@ class _Command:
 
     def _places(self) -> Places:
         start_ray(self._flags.address)
-        places = cluster_places(self._flags.max_concurrent)
+        places = self._grown(cluster_places())
         ks = self._plan.space.num_modules if self._plan.space else ()
         for choice in (*self._plan.cells, *self._plan.first, *({"K": k, "l": 1} for k in ks)):
             places.check(base_with(self._plan.base, choice))
         return places
+
+    def _grown(self, places: Places) -> Places:
+        flags = self._flags
+        gpus = max(places.num_gpus, flags.gpus)
+        return replace(places, num_gpus=gpus, max_concurrent=flags.max_concurrent, gpus_per_stage=flags.gpus_per_stage)
 
     def _tracker(self) -> Tracker:
         flag, env = self._flags.tracking_uri, os.environ.get("MLFLOW_TRACKING_URI", "")
@@ -208,7 +224,7 @@ class _Command:
 
     def _dry_run(self) -> int:
         plan = self._plan
-        places = Places(num_gpus=torch.cuda.device_count(), num_cpus=os.cpu_count() or 1)
+        places = self._grown(Places(num_gpus=torch.cuda.device_count(), num_cpus=os.cpu_count() or 1))
         for choice in plan.cells or plan.first:
             print(self._describe(choice, places))
         if plan.space:

@@ -48,10 +48,10 @@ class Places:
             self.resources().check(config.num_modules, {"CPU": self.num_cpus, "GPU": self.num_gpus})
 
 
-def cluster_places(max_concurrent: int = 0) -> Places:
+def cluster_places() -> Places:
     """Return what the connected Ray cluster has."""
     found = ray.cluster_resources()
-    return Places(num_gpus=found.get("GPU", 0.0), num_cpus=found.get("CPU", 0.0), max_concurrent=max_concurrent)
+    return Places(num_gpus=found.get("GPU", 0.0), num_cpus=found.get("CPU", 0.0))
 
 
 def choice_of(choice: dict[str, Any]) -> dict[str, Any]:

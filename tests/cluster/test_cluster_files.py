@@ -379,3 +379,13 @@ def test_the_page_names_files_that_exist() -> None:
     named = set(re.findall(r"cluster/[\w./-]*\.(?:yaml|md)|cluster/kuberay/Dockerfile\b", "\n".join(texts().values())))
     assert len(named) >= 6
     assert {name for name in named if not (ROOT / name).is_file()} == set()
+
+
+def test_studies_are_started_with_flags_that_they_have() -> None:
+    from backlink_ray.study.command import Flags
+
+    known = {"--" + field.replace("_", "-") for field in Flags.__dataclass_fields__}
+    calls = re.findall(r"studies/\w+\.py((?:\s+[\w/.-]+)*)", "\n".join(texts().values()))
+    used = {word for call in calls for word in call.split() if word.startswith("--")}
+    assert used >= {"--address", "--gpus", "--storage-path"}
+    assert used <= known
