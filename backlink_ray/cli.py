@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from backlink_ray.config import RunConfig
+from backlink_ray.config import ConfigError, RunConfig
 from backlink_ray.data.datasets import data_root, load_dataset
 from backlink_ray.pipeline.controller import NonFiniteLossError, StageError
 from backlink_ray.study.runner import RunOptions, run
@@ -37,6 +37,8 @@ class Train:
     def main(self) -> int:
         """Run it, an epoch a line."""
         config = self.config
+        if self.timeline and not self.timeline.endswith(".png"):
+            raise ConfigError(f"timeline={self.timeline!r} is no PNG file; give a name that ends in .png")
         dataset = load_dataset(
             config.dataset, data_root(self.data_root), train_images=config.train_images, test_images=config.test_images
         )
@@ -91,10 +93,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             {"train": Train, "sync": Sync}, prog="backlink-ray", args=arguments, description=__doc__
         )
         return command.main()
-    except ValueError as error:  # ConfigError, DataError, a tracking URI
-        return _say(f"error: {error}", 2)
     except (NonFiniteLossError, StageError, CheckpointError, ConnectionError) as error:
         return _say(f"failed: {error}", 1)
+    except (ValueError, OSError) as error:  # ConfigError, DataError, a tracking URI; a full or forbidden disk
+        return _say(f"error: {error}", 2)
     except KeyboardInterrupt:
         return _say("interrupted; the same command goes on from the last checkpoint", 3)
 

@@ -54,6 +54,7 @@ def describe() -> dict[str, Any]:
         "versions": {name: _version(name) for name in names},
         "cpu": _cpu_name(),
         "cpu_cores": os.cpu_count(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "torch_threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }

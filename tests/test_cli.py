@@ -45,6 +45,8 @@ def test_train(tmp_path: Path, executor: str) -> None:
         (["--train-images", "2001"], 2, "train_images=2001 does not fit the 2000 images there are"),
         (["--dataset", "cifar10", "--data-root", "/dev/null/x"], 2, "data root /dev/null/x cannot be written"),
         (["--lr", "1e30", "--executor", "local"], 1, "the local loss of stage"),
+        (["--timeline", "x.foo", "--executor", "threads"], 2, "timeline='x.foo' is no PNG file"),
+        (["--timeline", "x.png", "--executor", "local"], 2, "executor local has one; use executor threads or ray"),
         (["--executor", "ray", "--cpus-per-stage", "1000"], 2, "K=2 stages need 2000.1 CPUs, the cluster has"),
     ],
 )

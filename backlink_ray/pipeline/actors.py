@@ -14,7 +14,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from backlink_ray.config import ConfigError
-from backlink_ray.pipeline.controller import Outcome, PipelineExecutor, StageGroup, guilty
+from backlink_ray.pipeline.controller import Outcome, PipelineExecutor, StageGroup, guilty, stage_places
 from backlink_ray.pipeline.exchange import Kind, Link, Mailbox, NoLink
 from backlink_ray.pipeline.objectstore import ObjectStoreLink
 from backlink_ray.pipeline.stage import Stage, StagePlan, plan_stages
@@ -27,6 +27,9 @@ LAST_WORDS_S = 2.0
 # How often the driver asks stages at work where they are: rarely enough to cost nothing, often enough to find a hanging one
 # soon after its stage_timeout_s, also where no neighbour waits for it.
 HEARTBEAT_S = 1.0
+
+
+_MEND = "use a smaller K, a fraction per stage, a larger cluster, or executor=local"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,13 +53,15 @@ class Resources:
 
     def check(self, num_stages: int, cluster: dict[str, float]) -> None:
         """Refuse at once what the cluster can never hold; Ray itself would wait for ever."""
-        for name in ("CPU", "GPU"):
-            need = sum(bundle.get(name, 0.0) for bundle in self.bundles(num_stages))
-            if need > cluster.get(name, 0.0) + 1e-9:
-                raise ConfigError(
-                    f"K={num_stages} stages need {need:g} {name}s, the cluster has {cluster.get(name, 0.0):g}; "
-                    "use a smaller K, a fraction per stage, a larger cluster, or executor=local"
-                )
+        cpus, gpus = cluster.get("CPU", 0.0), cluster.get("GPU", 0.0)
+        need = self.driver_cpus + num_stages * self.cpus
+        if need > cpus + 1e-9:
+            raise ConfigError(f"K={num_stages} stages need {need:g} CPUs, the cluster has {cpus:g}; {_MEND}")
+        if self.gpus and stage_places(gpus, self.gpus) < num_stages:
+            raise ConfigError(
+                f"K={num_stages} stages need {self.gpus:g} GPUs each, the cluster has {gpus:g}, "
+                f"places for {stage_places(gpus, self.gpus)}; {_MEND}"
+            )
 
 
 class StageActor:
@@ -205,14 +210,14 @@ def _outcome(call: Any, position: Any) -> Outcome:
     where = ray.get(position) if answered and _error_of(position) is None else (-1, "")
     if not ended:
         silent = None if answered else TimeoutError("its process does not answer: it hangs, or its machine is gone")
-        return Outcome(silent, lost=not answered, position=where)
+        return Outcome(silent, silent=not answered, position=where)
     error = _error_of(call)
-    lost = isinstance(error, (ray.exceptions.ActorDiedError, ray.exceptions.ActorUnavailableError))
+    died = isinstance(error, (ray.exceptions.ActorDiedError, ray.exceptions.ActorUnavailableError))
     cause = getattr(error, "cause", None)
     if isinstance(cause, BaseException):
         cause.__cause__ = error  # it holds the stage's own traceback, as text
         error = cause
-    return Outcome(error, lost, where)
+    return Outcome(error, died, position=where)
 
 
 class RayExecutor(PipelineExecutor):

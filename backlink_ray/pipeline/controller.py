@@ -19,11 +19,21 @@ __all__ = ["NonFiniteLossError", "PipelineExecutor", "StageError", "StageGroup",
 
 
 class StageError(RuntimeError):
-    """A stage failed or died, and with it the run: names the stage, where it was, and why."""
+    """A stage failed or was lost, and with it the run: names the stage, where it was, and why.
 
-    def __init__(self, stage_index: int, num_stages: int, where: str, reason: str) -> None:
-        super().__init__(stage_index, num_stages, where, reason)
-        self.stage_index, self.num_stages, self.where, self.reason = stage_index, num_stages, where, reason
+    Attributes:
+        lost: its process or machine went, or hangs: the run itself may be in order.
+    """
+
+    def __init__(self, stage_index: int, num_stages: int, where: str, reason: str, lost: bool = False) -> None:
+        super().__init__(stage_index, num_stages, where, reason, lost)
+        self.stage_index, self.num_stages, self.where, self.reason, self.lost = (
+            stage_index,
+            num_stages,
+            where,
+            reason,
+            lost,
+        )
 
     def __str__(self) -> str:
         return f"stage {self.stage_index} of {self.num_stages} failed at {self.where}: {self.reason}"
@@ -35,35 +45,38 @@ class Outcome:
 
     Attributes:
         error: what it raised, or None.
-        lost: whether its process is gone or does not answer.
+        died: whether its process is gone.
+        silent: whether its process does not answer; it may hang, be gone with its machine, or only be slow.
         position: the last (step, action) known of it; (-1, "") if nothing is.
     """
 
     error: BaseException | None
-    lost: bool = False
+    died: bool = False
+    silent: bool = False
     position: tuple[int, str] = (-1, "")
 
 
 def guilty(outcomes: Sequence[Outcome]) -> StageError:
     """Decide which stage caused a failure that others suffer from, and where it happened.
 
-    A lost stage before one that raised, one that raised before one that waited in vain, and of those the one that was told
-    to stop last. A lost stage cannot say where it was: its neighbours, who wait for it, can.
+    A dead stage before one that raised, then one that does not answer, one that waited in vain, and one that was told to
+    stop. A stage that is gone cannot say where it was: its neighbours, who wait for it, can.
     """
     ranks = [(_rank(outcome), k) for k, outcome in enumerate(outcomes) if outcome.error is not None]
     _, k = min(ranks)
     outcome = outcomes[k]
-    return StageError(
-        k, len(outcomes), _where(outcomes, k), f"{type(outcome.error).__name__}: {_first_line(outcome.error)}"
-    )
+    reason = f"{type(outcome.error).__name__}: {_telling_line(outcome.error)}"
+    return StageError(k, len(outcomes), _where(outcomes, k), reason, outcome.died or outcome.silent)
 
 
 def _rank(outcome: Outcome) -> int:
-    if outcome.lost:
+    if outcome.died:
         return 0
     if isinstance(outcome.error, LinkAbortedError):
+        return 4
+    if isinstance(outcome.error, LinkError):
         return 3
-    return 2 if isinstance(outcome.error, LinkError) else 1
+    return 2 if outcome.silent else 1
 
 
 def _where(outcomes: Sequence[Outcome], k: int) -> str:
@@ -79,9 +92,17 @@ def _where(outcomes: Sequence[Outcome], k: int) -> str:
     return f"step {step} (stage {j} was at {action})"
 
 
-def _first_line(error: BaseException | None) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else "no message"
+def _telling_line(error: BaseException | None) -> str:
+    """Return the first line; the last where an actor's constructor failed, since Ray puts its traceback into the message."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"]
+    return lines[-1 if getattr(error, "actor_init_failed", False) else 0]
+
+
+def stage_places(num_gpus: float, gpus_per_stage: float) -> int:
+    """Return how many stages fit on GPUs: a fraction shares one GPU, and never spans two."""
+    if gpus_per_stage >= 1:
+        return int(num_gpus / gpus_per_stage + 1e-9)
+    return int(num_gpus) * int(1 / gpus_per_stage + 1e-9)
 
 
 class StageGroup(ABC):

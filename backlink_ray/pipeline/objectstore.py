@@ -1,6 +1,5 @@
 """ObjectStoreLink: messages between Ray actors through Ray's object store."""
 
-import time
 import warnings
 from collections import deque
 from typing import Any
@@ -44,11 +43,12 @@ class ObjectStoreLink(Link):
             self._confirm(*self._under_way.popleft())
 
     def _confirm(self, kind: Kind, step: int, taken: Any) -> None:
-        deadline = time.monotonic() + self._timeout_s
         try:
-            ray.get(taken, timeout=max(0.0, deadline - time.monotonic()))
+            ray.get(taken, timeout=self._timeout_s)
         except ray.exceptions.GetTimeoutError as error:
             raise LinkError(f"{kind} of step {step} was not taken within {self._timeout_s:g} s") from error
+        except LinkError:  # the neighbour's own word: it had no room
+            raise
         except ray.exceptions.RayError as error:
             raise LinkError(f"{kind} of step {step} could not be delivered: the neighbour is gone") from error
 

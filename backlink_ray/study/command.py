@@ -12,6 +12,7 @@ from typing import Literal
 
 import torch
 import tyro
+from ray.tune import TuneError
 
 from backlink_ray.config import ConfigError
 from backlink_ray.data.datasets import Dataset, data_root, hold_out, load_dataset
@@ -79,8 +80,13 @@ def main(name: str, presets: dict[str, Plan], description: str, arguments: Seque
     flags = tyro.cli(Flags, prog=f"{name}.py", description=description, args=arguments)
     try:
         return _Command(name, presets, flags).run()
-    except ValueError as error:  # ConfigError, DataError, a tracking URI
+    except (
+        ValueError,
+        OSError,
+    ) as error:  # ConfigError, DataError, a tracking URI; no cluster at the address, a full disk
         return _say(f"error: {error}", 2)
+    except TuneError as error:
+        return _say(f"failed: {str(error).strip().splitlines()[-1]}; resume: {_resume_line()}", 1)
     except KeyboardInterrupt as error:
         return _say(f"interrupted; resume: {_resume_line()}", 130 if isinstance(error, SecondInterruptError) else 3)
 
@@ -227,6 +233,8 @@ class _Command:
         places = self._grown(Places(num_gpus=torch.cuda.device_count(), num_cpus=os.cpu_count() or 1))
         for choice in plan.cells or plan.first:
             print(self._describe(choice, places))
+        for k in plan.space.num_modules if plan.space else ():
+            print(f"any K={k}: {self._describe({'K': k, 'l': 1}, places)}")
         if plan.space:
             space, rest = plan.space, plan.num_samples - len(plan.first)
             print(
@@ -242,6 +250,8 @@ class _Command:
 
     def _cost(self) -> str:
         plan, device = self._plan, "cuda" if torch.cuda.is_available() else "cpu"
+        if self._flags.gpus and device == "cpu":
+            return "estimated: nothing, since there is no GPU here to measure on"
         first = base_with(plan.base, next(iter((*plan.cells, *plan.first)), {}))
         rate, images = images_per_s(first, device), round(plan.base.num_train_images * (1 - first.validation_fraction))
         hours = plan.size * plan.base.epochs * images / rate / 3600
@@ -254,6 +264,10 @@ class _Command:
         config = base_with(self._plan.base, choice)
         resolved = places.resolve(config)
         need = {kind: sum(b.get(kind, 0.0) for b in places.bundles(config)) for kind in ("CPU", "GPU")}
+        try:
+            places.check(config)
+        except ConfigError as error:
+            return f"{config.method}/{config.run_name}  refused: {error}"
         published = published_error_pct(config)
         paper = f"  paper {published:.2f} %" if published is not None else ""
         needs = f"executor {resolved.executor}  needs {need['CPU']:g} CPU, {need['GPU']:g} GPU"

@@ -22,6 +22,7 @@ COLUMNS = (
     "images/s",
     "epoch s",
     "MiB",
+    "executor",
     "status",
 )
 
@@ -44,6 +45,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
         config.method, str(config.num_modules), str(config.propagation_length), f"{config.alpha:g}", f"{config.lr:.3g}",
         _number(row.get("val_error_pct")), _number(row.get("test_error_pct")), _number(published),
         _number(row.get("images_per_s"), 0), _number(row.get("epoch_s"), 1), _number(row.get("peak_memory_mib"), 0),
+        row["executor"],
         f"FAILED: {row['reason']}" if row["status"] == "FAILED" else row["reason"],
     ]  # fmt: skip
 

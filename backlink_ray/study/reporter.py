@@ -5,19 +5,21 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ray import tune
 
 from backlink_ray import environment
 from backlink_ray.config import RunConfig
 from backlink_ray.data.datasets import Dataset
+from backlink_ray.study.ending import Ending, ending_of
+from backlink_ray.study.journal import Status
 from backlink_ray.study.paper import published_error_pct
-from backlink_ray.study.record import Record
-from backlink_ray.study.runner import FAILURE
+from backlink_ray.study.record import Record, Value
+from backlink_ray.study.runner import RESULT
 from backlink_ray.study.search import base_with
 from backlink_ray.study.tracking import Tracker
-from backlink_ray.study.trial import choice_of
+from backlink_ray.study.trial import Places, choice_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,14 +31,21 @@ class Ledger:
     folder: Path
     record: Record
     tracker: Tracker
+    places: Places
 
 
 class Reporter(tune.Callback):
     """Writes what trials report to the record and the tracker, in the driver, and a line an epoch to the terminal."""
 
     def __init__(self, ledger: Ledger, dataset: Dataset, size: int, ended: int) -> None:
-        self._study, self._dataset = ledger, dataset
+        self._study, self._dataset = ledger, about(dataset)
         self._size, self._ended = size, ended
+        self._tags = {
+            "study": ledger.name,
+            "version": environment.describe()["backlink_ray"],
+            "commit": environment.commit(),
+        }
+        self._started: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune pickles its callbacks into a file for Tuner.restore, which is never used here."""
@@ -53,15 +62,11 @@ class Reporter(tune.Callback):
         print(f"{self._label(config)} starts", flush=True)
         published = published_error_pct(config)
         tags = {
-            "study": self._study.name, "method": config.method, "version": environment.describe()["backlink_ray"],
-            "commit": environment.commit(), **({"paper.error_pct": str(published)} if published is not None else {}),
+            **self._tags, "method": config.method, "executor": self._study.places.resolve(config).executor,
+            **({"paper.error_pct": str(published)} if published is not None else {}),
         }  # fmt: skip
-        known = {
-            "name": self._dataset.name,
-            "md5": self._dataset.digest,
-            "source": json.dumps(_sizes(self._dataset)),
-        }
-        self._study.tracker.start_run(config.run_id, config.run_name, run_params(config), tags, known)
+        self._study.tracker.start_run(config.run_id, config.run_name, run_params(config), tags, self._dataset)
+        self._started.add(config.run_id)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -86,36 +91,45 @@ class Reporter(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Record the result, or what there is of it where the trial was stopped early."""
-        if (self._folder(trial) / "result.json").exists():
-            self._end(trial, "FINISHED", "done")
-        else:
-            self._end(trial, "STOPPED", f"stopped early, after epoch {trial.last_result['epoch']}")
+        self._end(trial, None)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Record the failure with its reason."""
-        self._end(trial, "FAILED", failure_reason(self._folder(trial)))
+        self._end(trial, str(trial.get_error() or ""))
 
-    def _end(self, trial: Any, status: Literal["FINISHED", "STOPPED", "FAILED"], reason: str) -> None:
-        self._ended += 1
+    def _end(self, trial: Any, error: str | None) -> None:
         config = self._config(trial)
-        folder = self._folder(trial)
-        result = json.loads((folder / "result.json").read_text()) if (folder / "result.json").exists() else {}
-        if status == "STOPPED":
-            result = {name: trial.last_result[name] for name in HEADLINE if name in trial.last_result}
-        for metrics in result.get("curve", []):  # epochs whose report was lost with a killed driver
-            self._study.tracker.log_metrics(config.run_id, curve_points(metrics), int(metrics["epoch"]))
-        headline = {k: v for k, v in result.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
-        if headline:
-            self._study.tracker.log_metrics(config.run_id, headline, config.epochs)
-        for name in ("config.yaml", "environment.json", "result.json"):
+        if config.run_id not in self._started:  # its process never came up, so Tune did not announce it
+            self.on_trial_start(0, [], trial)
+        ending = ending_of(self._folder(trial), config.epochs, trial.last_result or {}, error)
+        self._track(config, ending)
+        if ending.status == "LOST":
+            print(f"trial {config.run_name} was lost: {ending.reason}", file=sys.stderr, flush=True)
+            return  # no result: the study asks for it again when it is resumed
+        self._ended += 1
+        row: dict[str, Value] = {
+            **dataclasses.asdict(config),
+            "run_id": config.run_id,
+            "status": ending.status,
+            "reason": ending.reason,
+        }
+        measured: dict[str, Value] = {
+            name: str(ending.result[name]) for name in ("executor", "memory_source") if name in ending.result
+        }
+        self._study.record.append({**row, **measured, **ending.headline})
+        if ending.status == "FAILED":
+            print(f"trial {config.run_name} failed: {ending.reason}", file=sys.stderr, flush=True)
+
+    def _track(self, config: RunConfig, ending: Ending) -> None:
+        tracker, folder = self._study.tracker, self._study.folder / "runs" / config.run_id
+        for metrics in ending.result.get("curve", []):  # epochs whose report was lost with a killed driver
+            tracker.log_metrics(config.run_id, curve_points(metrics), int(metrics["epoch"]))
+        if ending.headline:
+            tracker.log_metrics(config.run_id, ending.headline, ending.epochs)
+        for name in ("config.yaml", "environment.json", RESULT):
             if (folder / name).exists():
-                self._study.tracker.log_artifact(config.run_id, folder / name)
-        self._study.record.append(
-            {**dataclasses.asdict(config), "run_id": config.run_id, "status": status, "reason": reason, **headline}
-        )
-        self._study.tracker.end_run(config.run_id, "FAILED" if status == "FAILED" else "FINISHED", reason)
-        if status == "FAILED":
-            print(f"trial {config.run_name} failed: {reason}", file=sys.stderr, flush=True)
+                tracker.log_artifact(config.run_id, folder / name)
+        tracker.end_run(config.run_id, _MLFLOW_STATUS[ending.status], ending.reason)
 
     def _folder(self, trial: Any) -> Path:
         return self._study.folder / "runs" / self._config(trial).run_id
@@ -124,14 +138,9 @@ class Reporter(tune.Callback):
         return base_with(self._study.base, choice_of(trial.config))
 
 
-# What a run that was stopped early still tells.
-HEADLINE = ("test_error_pct", "val_error_pct", "images_per_s", "epoch_s", "peak_memory_mib")
-
-
-def failure_reason(folder: Path) -> str:
-    """Return why a run failed: what it wrote itself, naming stage and step, or that its process died."""
-    file = folder / FAILURE
-    return str(json.loads(file.read_text())["reason"]) if file.exists() else "the trial's process died"
+_MLFLOW_STATUS: dict[str, Status] = {
+    "FINISHED": "FINISHED", "STOPPED": "FINISHED", "FAILED": "FAILED", "LOST": "KILLED",
+}  # fmt: skip
 
 
 def run_params(config: RunConfig) -> dict[str, str | int | float]:
@@ -150,5 +159,7 @@ def curve_points(metrics: dict[str, Any]) -> dict[str, float]:
     return points | {f"local_loss/stage_{k:02d}": float(loss) for k, loss in enumerate(metrics["local_loss"])}
 
 
-def _sizes(dataset: Dataset) -> dict[str, int]:
-    return {"train_images": len(dataset.train), "test_images": len(dataset.test)}
+def about(dataset: Dataset) -> dict[str, str]:
+    """Return what MLflow is told of a data set: its name, the digest of what is used of it, and the sizes."""
+    sizes = {"train_images": len(dataset.train), "test_images": len(dataset.test)}
+    return {"name": dataset.name, "md5": dataset.digest, "source": json.dumps(sizes)}

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -24,12 +25,12 @@ from backlink_ray.measure.metrics import memory_source
 from backlink_ray.measure.timeline import Span, draw
 from backlink_ray.methods.build import build_method
 from backlink_ray.nets.build import build_network
-from backlink_ray.pipeline.controller import ThreadsExecutor
+from backlink_ray.pipeline.controller import StageError, ThreadsExecutor, stage_places
 from backlink_ray.train.checkpoint import Checkpoints, weights_sha256
 from backlink_ray.train.executor import ChunkReport, Executor, Job, LocalExecutor
 from backlink_ray.train.optim import CosineSchedule, Recipe
 
-FAILURE = "failure.json"
+FAILURE, RESULT = "failure.json", "result.json"
 
 EpochCallback = Callable[[dict[str, Any]], None]
 
@@ -71,7 +72,7 @@ def choose_executor(
         return config.executor, "asked for"
     if stages == 1:
         return "local", "K=1 has nothing to spread"
-    devices, kind = (num_gpus / gpus_per_stage, "GPU") if num_gpus else (num_cpus, "CPU")
+    devices, kind = (stage_places(num_gpus, gpus_per_stage), "GPU") if num_gpus else (num_cpus, "CPU")
     if devices >= stages:
         return "ray", f"{devices:g} {kind} places for K={stages} stages"
     return "local", f"{devices:g} {kind} places are too few for K={stages} stages"
@@ -91,11 +92,15 @@ def run(config: RunConfig, dataset: Dataset, options: RunOptions) -> dict[str, A
     if done:
         return done
     try:
-        with _open_executor(config, dataset, options) as executor:
-            return _train(config, dataset, options, folder, executor)
+        job = make_job(config, dataset, options)
+        with _open_executor(config, job, options) as executor:
+            result, spans = _train(config, dataset.digest, job, options, folder, executor)
     except Exception as error:
-        folder.fail(str(error))
+        folder.fail(str(error), lost=isinstance(error, StageError) and error.lost)
         raise
+    if options.timeline and spans:
+        _draw(config, result["executor"], spans, Path(options.timeline))
+    return result
 
 
 def make_job(config: RunConfig, dataset: Dataset, options: RunOptions) -> Job:
@@ -135,11 +140,15 @@ def _devices() -> tuple[str, ...]:
     return tuple(f"cuda:{i}" for i in range(torch.cuda.device_count())) or ("cpu",)
 
 
-def _open_executor(config: RunConfig, dataset: Dataset, options: RunOptions) -> Executor:
+def _open_executor(config: RunConfig, job: Job, options: RunOptions) -> Executor:
     gpus, cpus = _within_reach() if config.executor == "auto" else (0.0, 0.0)
     name, why = choose_executor(config, gpus, cpus, options.gpus_per_stage)
     print(f"executor {name}: {why}", file=sys.stderr, flush=True)
-    job = make_job(config, dataset, options)
+    if name == "local" and options.timeline:
+        raise ConfigError(
+            f"timeline={options.timeline!r} shows stages at work at once, and executor local has one; "
+            "use executor threads or ray"
+        )
     if name == "ray":
         return _open_ray(job, options)
     return {"local": LocalExecutor, "threads": ThreadsExecutor}[name](job)
@@ -174,6 +183,7 @@ def start_ray(address: str = "") -> None:
 
     address = address or os.environ.get("RAY_ADDRESS", "")
     if address:
+        _check_reachable(address)
         ray.init(address=address, log_to_driver=False)
         return
     os.environ.setdefault("RAY_DISABLE_IMPORT_WARNING", "1")
@@ -184,32 +194,36 @@ def start_ray(address: str = "") -> None:
         token.chmod(0o600)
 
 
+def _check_reachable(address: str) -> None:
+    """Ask a HOST:PORT for a sign of life: Ray itself tries for three minutes before it says that nobody is there."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or "/" in host:
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"address={address!r} does not answer ({error}); start Ray there, or give another") from error
+
+
 def _train(
-    config: RunConfig, dataset: Dataset, options: RunOptions, folder: "_Folder", executor: Executor
-) -> dict[str, Any]:
+    config: RunConfig, digest: str, job: Job, options: RunOptions, folder: "_Folder", executor: Executor
+) -> tuple[dict[str, Any], tuple[Span, ...]]:
     checkpoints = Checkpoints(options.output_dir / "checkpoints")
     curve = _resume(checkpoints, executor)
     spans: tuple[Span, ...] = ()
-    steps = (len(dataset.train) - _held(config, dataset)) // config.batch_size
+    steps = len(job.train) // config.batch_size
     for epoch in range(len(curve) + 1, config.epochs + 1):
-        start = time.perf_counter()
         report = executor.train(steps)
-        metrics = _metrics(config, epoch, report, executor, time.perf_counter() - start)
+        metrics = _metrics(config, epoch, report, executor)
         curve.append(metrics)
         spans = report.spans
         folder.append(metrics)
         checkpoints.save(executor.state(), {"run_id": config.run_id, "curve": curve})
         if epoch < config.epochs:
             options.on_epoch(metrics)
-    result = folder.finish(_result(config, dataset, curve, executor))
+    result = folder.finish(_result(config, digest, curve, executor))
     options.on_epoch(curve[-1])  # after the result is on disk: whoever hears of the last epoch may end this process
-    if options.timeline and spans:
-        _draw(config, executor.name, spans, Path(options.timeline))
-    return result
-
-
-def _held(config: RunConfig, dataset: Dataset) -> int:
-    return len(hold_out(dataset, config.validation_fraction, config.seed)[1]) if config.validation_fraction else 0
+    return result, spans
 
 
 def _resume(checkpoints: Checkpoints, executor: Executor) -> list[dict[str, Any]]:
@@ -220,7 +234,7 @@ def _resume(checkpoints: Checkpoints, executor: Executor) -> list[dict[str, Any]
     return list(found[1]["curve"])
 
 
-def _metrics(config: RunConfig, epoch: int, report: ChunkReport, executor: Executor, _seconds: float) -> dict[str, Any]:
+def _metrics(config: RunConfig, epoch: int, report: ChunkReport, executor: Executor) -> dict[str, Any]:
     losses = report.losses.mean(dim=1).tolist()
     start = time.perf_counter()
     test = executor.evaluate("test")
@@ -241,7 +255,7 @@ def _metrics(config: RunConfig, epoch: int, report: ChunkReport, executor: Execu
     return found
 
 
-def _result(config: RunConfig, dataset: Dataset, curve: list[dict[str, Any]], executor: Executor) -> dict[str, Any]:
+def _result(config: RunConfig, digest: str, curve: list[dict[str, Any]], executor: Executor) -> dict[str, Any]:
     last = {k: v for k, v in curve[-1].items() if k not in ("epoch", "local_loss")}
     rates = sorted(m["images_per_s"] for m in curve)
     return {
@@ -253,7 +267,7 @@ def _result(config: RunConfig, dataset: Dataset, curve: list[dict[str, Any]], ex
         "weights_sha256": weights_sha256(executor.state()),
         "executor": executor.name,
         "memory_source": memory_source(executor.device),
-        "dataset_digest": dataset.digest,
+        "dataset_digest": digest,
         "curve": curve,
     }
 
@@ -270,11 +284,11 @@ class _Folder:
         self._path = path
         try:
             path.mkdir(parents=True, exist_ok=True)
+            self._claim(config)
         except OSError as error:
             raise ConfigError(
-                f"output_dir={str(path)!r} cannot be made ({error.strerror}); give another folder"
+                f"output_dir={str(path)!r} cannot be written ({error.strerror}); give another folder"
             ) from error
-        self._claim(config)
 
     def _claim(self, config: RunConfig) -> None:
         file = self._path / "config.yaml"
@@ -291,12 +305,12 @@ class _Folder:
 
     def result(self) -> dict[str, Any]:
         """Return the finished run's result, {} if it is not finished."""
-        file = self._path / "result.json"
+        file = self._path / RESULT
         return dict(json.loads(file.read_text())) if file.exists() else {}
 
-    def fail(self, reason: str) -> None:
-        """Write why the run failed into failure.json, for whoever looks at the folder later."""
-        write_whole(self._path / FAILURE, json.dumps({"status": "FAILED", "reason": reason}))
+    def fail(self, reason: str, *, lost: bool) -> None:
+        """Write into failure.json why the run failed, and whether a process or machine was lost, so that it may go on."""
+        write_whole(self._path / FAILURE, json.dumps({"status": "LOST" if lost else "FAILED", "reason": reason}))
 
     def append(self, metrics: dict[str, Any]) -> None:
         """Add one epoch to metrics.jsonl; an epoch that ran again after a crash stands there again, the last one counts."""
@@ -307,5 +321,5 @@ class _Folder:
 
     def finish(self, result: dict[str, Any]) -> dict[str, Any]:
         """Write result.json."""
-        write_whole(self._path / "result.json", json.dumps(result, indent=2))
+        write_whole(self._path / RESULT, json.dumps(result, indent=2))
         return result

@@ -1,5 +1,6 @@
 """Search: the space of K, l, alpha and eta, as Optuna walks it through Ray Tune."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -64,12 +65,19 @@ class Search(OptunaSearch):
 
 
 def open_search(
-    space: Space, base: RunConfig, metric: str, folder: Path, name: str, first: tuple[dict[str, Any], ...] = ()
+    space: Space,
+    base: RunConfig,
+    metric: str,
+    folder: Path,
+    name: str,
+    *,
+    first: tuple[dict[str, Any], ...] = (),
+    has_result: Callable[[dict[str, Any]], bool],
 ) -> Search:
     """Open a study's Optuna storage and return Ray's searcher on it.
 
-    A trial that a killed driver left running is marked failed, and its parameters are asked again first, so that its run
-    goes on from its own checkpoint.
+    A trial that a killed driver left running is marked failed. What Optuna chose and the study has no result of, because
+    the driver, the trial or a machine went, is asked again first, so that its run goes on from its own checkpoint.
 
     Args:
         space, base: what is searched.
@@ -77,12 +85,13 @@ def open_search(
         folder: of the study; the storage is optuna.db in it.
         name: of the study in the storage.
         first: choices to try before any suggestion, where the study is new.
+        has_result: tells whether the study has a result of a choice.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = optuna.storages.RDBStorage(f"sqlite:///{folder / 'optuna.db'}")
     study = optuna.create_study(storage=storage, study_name=name, direction="minimize", load_if_exists=True)
     known = len(study.trials)
-    for choice in _interrupted(study) if known else first:
+    for choice in _without_result(study, has_result) if known else first:
         study.enqueue_trial(choice)
     # Another seed at every start: the same one would repeat the suggestions that are already there.
     sampler = optuna.samplers.TPESampler(seed=base.seed + known)
@@ -92,9 +101,10 @@ def open_search(
     )  # fmt: skip
 
 
-def _interrupted(study: optuna.Study) -> list[dict[str, Any]]:
-    """Fail the trials that a dead driver left running; return their choices."""
-    left = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,))
-    for trial in left:
+def _without_result(study: optuna.Study, has_result: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
+    """Fail the trials that a dead driver left running; return the choices of all trials that are to be asked again."""
+    for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
         study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-    return [dict(trial.params) for trial in left if trial.params]
+    tried = [dict(trial.params) for trial in study.trials if trial.params]
+    waiting = [trial.system_attrs.get("fixed_params") for trial in study.trials if not trial.params]
+    return [c for i, c in enumerate(tried) if not has_result(c) and c not in tried[:i] and c not in waiting]

@@ -65,7 +65,7 @@ def claim(folder: Path, name: str, plan: Plan, resume: str) -> None:
     Args:
         folder: of the study.
         name: of the study.
-        plan: recorded, so that a folder never mixes two.
+        plan: its base and metric are recorded, so that a folder never mixes two studies; cells and trials may be added.
         resume: auto (go on if there is something), never (there must be nothing), must (there must be something).
     """
     file = folder / MANIFEST
@@ -122,7 +122,7 @@ class Study:
 
     def __init__(self, name: str, plan: Plan, folder: Path, tracker: Tracker) -> None:
         self.name, self.plan, self.folder, self.tracker = name, plan, folder, tracker
-        self.record = Record(folder / "results")
+        self.record = Record(folder)
 
     def left(self) -> int:
         """Return how many trials of the plan are to be run: a search's failed ones stay failed, a grid's run again."""
@@ -161,7 +161,7 @@ class Study:
             sized,
             param_space=self._param_space(),
             tune_config=self._tune_config(count, places),
-            run_config=self._run_config(dataset),
+            run_config=self._run_config(dataset, places),
         )
         tuner.fit()
 
@@ -172,7 +172,11 @@ class Study:
         limit = places.max_concurrent or (0 if places.num_gpus else 1)
         if not self.plan.space:
             return tune.TuneConfig(num_samples=1, max_concurrent_trials=limit or None)
-        found = open_search(self.plan.space, self.plan.base, self.plan.metric, self.folder, self.name, self.plan.first)
+        recorded = {str(row["run_id"]) for row in self.record.rows()}
+        found = open_search(
+            self.plan.space, self.plan.base, self.plan.metric, self.folder, self.name, first=self.plan.first,
+            has_result=lambda choice: self._run_id(choice) in recorded,
+        )  # fmt: skip
         return tune.TuneConfig(
             num_samples=count,
             search_alg=found,
@@ -182,11 +186,16 @@ class Study:
             mode="min",
         )
 
-    def _run_config(self, dataset: Dataset) -> tune.RunConfig:
+    def _run_config(self, dataset: Dataset, places: Places) -> tune.RunConfig:
         # Tune's own folder is new at every start and never restored: it holds pickles. What we resume from is ours.
         attempt = f"attempt-{len(list((self.folder / 'tune').glob('attempt-*'))):03d}"
         ledger = Ledger(
-            name=self.name, base=self.plan.base, folder=self.folder, record=self.record, tracker=self.tracker
+            name=self.name,
+            base=self.plan.base,
+            folder=self.folder,
+            record=self.record,
+            tracker=self.tracker,
+            places=places,
         )
         callback = Reporter(ledger, dataset, self.plan.size, self.plan.size - self.left())
         return tune.RunConfig(name=attempt, storage_path=str(self.folder / "tune"), callbacks=[callback], verbose=0)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import backlink_ray as bl
-from backlink_ray.pipeline.controller import Outcome, StageError, ThreadsExecutor, guilty
+from backlink_ray.pipeline.controller import Outcome, StageError, ThreadsExecutor, guilty, stage_places
 from backlink_ray.pipeline.exchange import LinkAbortedError, LinkError
 from backlink_ray.train.executor import LocalExecutor, NonFiniteLossError
 from tests.examples import job
@@ -21,7 +21,7 @@ METHOD = bl.BackLink(propagation_length=1, alpha=0.5)
 
 def test_the_guilty_stage_is_the_dead_one_and_its_neighbour_knows_the_step() -> None:
     waiting = Outcome(LinkError("late"), position=(12, "receive_link_gradient"))
-    error = guilty([waiting, Outcome(RuntimeError("gone"), lost=True), Outcome(None, position=(11, "tail_forward"))])
+    error = guilty([waiting, Outcome(RuntimeError("gone"), died=True), Outcome(None, position=(11, "tail_forward"))])
     assert str(error) == "stage 1 of 3 failed at step 12 (stage 0 was at receive_link_gradient): RuntimeError: gone"
 
 
@@ -30,6 +30,23 @@ def test_an_error_of_its_own_counts_before_a_wait_in_vain() -> None:
     aborted = Outcome(LinkAbortedError("told to stop"), position=(5, "tail_forward"))
     assert guilty([late, aborted, Outcome(ValueError("bad"), position=(4, "local_backward"))]).stage_index == 2
     assert guilty([aborted, late]).stage_index == 1
+
+
+def test_a_stage_that_only_does_not_answer_is_blamed_after_those_that_are_known_to_have_failed() -> None:
+    silent = Outcome(TimeoutError("no answer"), silent=True)
+    late = Outcome(LinkError("late"), position=(5, "receive_activation"))
+    assert guilty([late, silent]).stage_index == 1
+    assert guilty([late, silent]).lost
+    assert guilty([silent, late, Outcome(ValueError("bad"))]).stage_index == 2
+    died = guilty([silent, Outcome(RuntimeError("gone"), died=True)])
+    assert (died.stage_index, died.lost) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "per_stage", "places"), [(8, 1.0, 8), (6, 0.75, 6), (4, 0.5, 8), (3, 2.0, 1), (0, 1.0, 0), (1, 0.1, 10)]
+)
+def test_a_gpu_is_shared_but_a_stage_never_spans_two(gpus: float, per_stage: float, places: int) -> None:
+    assert stage_places(gpus, per_stage) == places
 
 
 class Explodes(nn.Module):
@@ -106,7 +123,7 @@ def test_too_few_cpus_are_refused_at_once(ray_here: None) -> None:
     start = time.monotonic()
     with pytest.raises(bl.ConfigError, match=r"K=4 stages need 4\.1 CPUs, the cluster has 2"):
         RayExecutor(job(METHOD, 4), Resources(cpus=1.0))
-    with pytest.raises(bl.ConfigError, match="K=2 stages need 2 GPUs, the cluster has 0"):
+    with pytest.raises(bl.ConfigError, match="K=2 stages need 1 GPUs each, the cluster has 0, places for 0"):
         RayExecutor(job(METHOD, 2), Resources(gpus=1.0))
     assert time.monotonic() - start < 5
 

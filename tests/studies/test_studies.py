@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -26,7 +27,7 @@ def test_the_main_job_twice(tmp_path: Path) -> None:
     flags = ("--smoke-test", "--storage-path", str(tmp_path))
     done = study("tune_resnet110.py", *flags)
     assert done.returncode == 0, done.stderr
-    assert "backlink K=2 l=2 alpha=0.5 eta=0.1 ray  epoch 2/2" in done.stdout
+    assert "backlink K=2 l=2 alpha=0.5 eta=0.02 ray  epoch 2/2" in done.stdout
     again = study("tune_resnet110.py", *flags, "--resume", "auto")
     assert again.returncode == 0, again.stderr
     assert "nothing left to run" in again.stderr
@@ -50,7 +51,7 @@ def test_a_trial_whose_loss_is_not_finite_fails_by_name_and_the_study_goes_on(tm
     done = subprocess.run(recipe(tmp_path, NOT_FINITE), capture_output=True, text=True, timeout=170, cwd=ROOT)
     assert done.returncode == 1, done.stderr
     assert "the local loss of stage" in done.stderr
-    assert "done" in done.stdout
+    assert "│ done" in done.stdout
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{tmp_path / 's' / 'mlflow.db'}")
@@ -71,6 +72,8 @@ sys.exit(main("tiny", {"smoke": PLAN}, ""))
 """
 NOT_FINITE = 'Plan(base=BASE, cells=({"eta": 1e30}, {"eta": 0.05}), metric="test_error_pct")'
 LONG = 'Plan(base=BASE.replace(epochs=30), cells=({"eta": 0.05},), metric="test_error_pct")'
+SEARCH = """Plan(base=BASE.replace(epochs=30), space=Space(num_modules=(2,), lr=(1e-9, 0.2)), num_samples=1, metric="train_loss",
+    first=({"K": 2, "l": 1, "alpha": 0.5, "eta": 0.05},))"""
 # The second one cannot learn, so it ranks low by its loss whatever the first one's is.
 ASHA = """Plan(base=BASE.replace(epochs=6), space=Space(num_modules=(2,), lr=(1e-9, 0.2)), num_samples=2, metric="train_loss",
     first=({"K": 2, "l": 1, "alpha": 0.5, "eta": 0.05}, {"K": 2, "l": 1, "alpha": 0.5, "eta": 1e-9}))"""
@@ -90,13 +93,36 @@ def test_asha_stops_what_ranks_low_and_keeps_what_it_had(tmp_path: Path) -> None
     command = recipe(tmp_path, ASHA)
     done = subprocess.run([*command, "--asha"], capture_output=True, text=True, timeout=170, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    rows = Record(tmp_path / "s" / "tiny-smoke" / "results").rows()
+    rows = Record(tmp_path / "s" / "tiny-smoke").rows()
     assert [row["status"] for row in rows] == ["FINISHED", "STOPPED"]
     assert re.fullmatch(r"stopped early, after epoch [13]", str(rows[1]["reason"]))
     assert 0 < float(rows[1]["test_error_pct"]) <= 100
     assert "stopped early, after" in done.stdout
     again = subprocess.run([*command, "--asha"], capture_output=True, text=True, timeout=170, cwd=ROOT)
     assert "nothing left to run" in again.stderr
+
+
+@pytest.mark.timeout(240)
+def test_a_trial_whose_process_is_killed_is_no_result_and_goes_on_when_resumed(tmp_path: Path) -> None:
+    from backlink_ray.study.record import Record
+
+    command = recipe(tmp_path, SEARCH)
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    assert child.stdout is not None
+    while "epoch 2/" not in child.stdout.readline():
+        assert child.poll() is None
+    (trial,) = [
+        p for p in psutil.Process(child.pid).children(recursive=True) if "ImplicitFunc" in " ".join(p.cmdline())
+    ]
+    trial.kill()
+    _, err = child.communicate(timeout=100)
+    assert child.returncode == 3, err
+    assert "was lost: " in err
+    assert Record(tmp_path / "s" / "tiny-smoke").rows() == []
+    done = subprocess.run(command, capture_output=True, text=True, timeout=170, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert " epoch 1/" not in done.stdout
+    assert [(r["status"], r["lr"]) for r in Record(tmp_path / "s" / "tiny-smoke").rows()] == [("FINISHED", 0.05)]
 
 
 @pytest.mark.timeout(240)
@@ -113,11 +139,11 @@ def test_ctrl_c_is_resumable_and_nothing_runs_twice(tmp_path: Path) -> None:
     assert child.returncode == 3, err
     assert "resume: python " in out
     assert "Traceback" not in err
-    assert Record(tmp_path / "s" / "tiny-smoke" / "results").rows() == []
+    assert Record(tmp_path / "s" / "tiny-smoke").rows() == []
     done = subprocess.run(command, capture_output=True, text=True, timeout=170, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert " epoch 1/" not in done.stdout
-    assert [row["status"] for row in Record(tmp_path / "s" / "tiny-smoke" / "results").rows()] == ["FINISHED"]
+    assert [row["status"] for row in Record(tmp_path / "s" / "tiny-smoke").rows()] == ["FINISHED"]
 
 
 def test_dry_run_says_what_would_run() -> None:
@@ -143,6 +169,7 @@ def test_dry_run_says_what_would_run() -> None:
         ("nothing", ("--gpus", "4"), "gpus=4 is for a cluster that grows"),
         ("nothing", ("--gpus-per-stage", "0"), "gpus_per_stage=0.0 is out of range"),
         ("nothing", ("--preset", "cpu", "--asha"), "preset 'cpu' is a list of runs"),
+        ("nothing", ("--address", "127.0.0.1:1"), "address='127.0.0.1:1' does not answer"),
         ("nothing", ("--tracking-uri", "/some/folder"), "MLflow 3 no longer takes"),
     ],
 )

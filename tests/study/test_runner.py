@@ -60,14 +60,19 @@ def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"holds run \w+, not \w+; give another folder"):
         run(CONFIG.replace(seed=1), DATA, RunOptions(output_dir=tmp_path))
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="cannot be made"):
+    with pytest.raises(ConfigError, match="cannot be written"):
         run(CONFIG, DATA, RunOptions(output_dir=tmp_path / "file" / "x"))
 
 
 def test_a_held_out_part_is_ranked_by_and_not_trained_on(tmp_path: Path) -> None:
-    result = run(CONFIG.replace(validation_fraction=0.25), DATA, RunOptions(output_dir=tmp_path))
-    assert 0 <= result["val_error_pct"] <= 100
-    assert len(DATA.train) == 120
+    config, options = CONFIG.replace(validation_fraction=0.25), RunOptions(output_dir=tmp_path)
+    job = runner.make_job(config, DATA, options)
+    train, held = ({x.numpy().tobytes() for x in s.pixels} for s in (job.train, job.evaluations["val"]))
+    assert len(train) + len(held) == 120
+    assert len(held) >= 30
+    assert not train & held
+    result = run(config, DATA, options)
+    assert result["val_error_pct"] * len(held) / 100 == pytest.approx(round(result["val_error_pct"] * len(held) / 100))
 
 
 @pytest.mark.parametrize(

@@ -29,19 +29,35 @@ def test_a_hundred_suggestions_are_all_valid_runs() -> None:
 
 def test_what_a_killed_driver_left_running_is_asked_again(tmp_path: Path) -> None:
     first: dict[str, Any] = {"K": 2, "l": 2, "alpha": 0.5, "eta": 0.1}
-    one = open_search(SPACE, BASE, "val_error_pct", tmp_path, "s", (first,))
+    one = open_search(
+        SPACE, BASE, "val_error_pct", tmp_path, "s", first=(first,), has_result=lambda choice: choice == first
+    )
     assert one.suggest("a") == first
     one.on_trial_complete("a", {"val_error_pct": 50.0, "training_iteration": 1})
     left = one.suggest("b")
-    two = open_search(SPACE, BASE, "val_error_pct", tmp_path, "s", (first,))
+    two = open_search(
+        SPACE, BASE, "val_error_pct", tmp_path, "s", first=(first,), has_result=lambda choice: choice == first
+    )
     assert two.suggest("c") == left
     assert two.suggest("d") not in (first, left)
     study = optuna.load_study(study_name="s", storage=f"sqlite:///{tmp_path / 'optuna.db'}")
     assert [t.state.name for t in study.trials] == ["COMPLETE", "FAIL", "RUNNING", "RUNNING"]
 
 
+def test_what_ended_without_a_result_is_asked_again_once(tmp_path: Path) -> None:
+    one = open_search(SPACE, BASE, "val_error_pct", tmp_path, "s", has_result=lambda _: False)
+    lost = one.suggest("a")
+    one.on_trial_complete("a", {"val_error_pct": 50.0, "training_iteration": 1}, error=True)
+    ended = one.suggest("b")
+    one.on_trial_complete("b", {"val_error_pct": 50.0, "training_iteration": 1})
+    for _ in range(2):  # a second start that runs nothing asks for nothing twice
+        two = open_search(SPACE, BASE, "val_error_pct", tmp_path, "s", has_result=lambda _: False)
+    assert [two.suggest("c"), two.suggest("d")] == [lost, ended]
+    assert two.suggest("e") not in (lost, ended)
+
+
 def test_a_failed_trial_counts_as_failed_even_if_it_had_reported(tmp_path: Path) -> None:
-    search = open_search(SPACE, BASE, "val_error_pct", tmp_path, "s")
+    search = open_search(SPACE, BASE, "val_error_pct", tmp_path, "s", has_result=lambda _: True)
     search.suggest("a")
     search.on_trial_complete("a", {"val_error_pct": 50.0, "training_iteration": 1}, error=True)
     study = optuna.load_study(study_name="s", storage=f"sqlite:///{tmp_path / 'optuna.db'}")

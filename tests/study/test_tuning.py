@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from backlink_ray.config import ConfigError, RunConfig
+from backlink_ray.study.trial import Places
 from backlink_ray.study.tuning import Plan, claim, only_driver
 
 
@@ -17,3 +18,13 @@ def test_a_folder_is_driven_by_one_process_at_a_time(tmp_path: Path) -> None:
         claim(folder, "study", Plan(base=RunConfig(), num_samples=1), "must")
     with only_driver(folder):
         pass
+
+
+def test_a_trial_that_can_never_be_placed_is_refused_before_anything_starts() -> None:
+    config = RunConfig(num_modules=4, propagation_length=1, executor="ray")
+    with pytest.raises(ConfigError, match=r"K=4 stages need 0\.9 CPUs, the cluster has 0\.5"):
+        Places(num_gpus=0, num_cpus=0.5).check(config)
+    with pytest.raises(ConfigError, match=r"K=4 stages need 0\.75 GPUs each, the cluster has 3, places for 3"):
+        Places(num_gpus=3, num_cpus=8, gpus_per_stage=0.75).check(config)
+    Places(num_gpus=2, num_cpus=8, gpus_per_stage=0.5).check(config)
+    assert Places(num_gpus=3, num_cpus=8).resolve(config.replace(executor="auto")).executor == "local"
