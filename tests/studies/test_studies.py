@@ -71,8 +71,8 @@ BASE = RunConfig(network="resnet8", num_modules=2, propagation_length=1,
 sys.exit(main("tiny", {"smoke": PLAN}, ""))
 """
 NOT_FINITE = 'Plan(base=BASE, cells=({"eta": 1e30}, {"eta": 0.05}), metric="test_error_pct")'
-LONG = 'Plan(base=BASE.replace(epochs=30), cells=({"eta": 0.05},), metric="test_error_pct")'
-SEARCH = """Plan(base=BASE.replace(epochs=30), space=Space(num_modules=(2,), lr=(1e-9, 0.2)), num_samples=1, metric="train_loss",
+LONG = 'Plan(base=BASE.replace(epochs=12), cells=({"eta": 0.05},), metric="test_error_pct")'
+SEARCH = """Plan(base=BASE.replace(epochs=12), space=Space(num_modules=(2,), lr=(1e-9, 0.2)), num_samples=1, metric="train_loss",
     first=({"K": 2, "l": 1, "alpha": 0.5, "eta": 0.05},))"""
 # The second one cannot learn, so it ranks low by its loss whatever the first one's is.
 ASHA = """Plan(base=BASE.replace(epochs=6), space=Space(num_modules=(2,), lr=(1e-9, 0.2)), num_samples=2, metric="train_loss",
@@ -97,7 +97,7 @@ def test_asha_stops_what_ranks_low_and_keeps_what_it_had(tmp_path: Path) -> None
     assert [row["status"] for row in rows] == ["FINISHED", "STOPPED"]
     assert re.fullmatch(r"stopped early, after epoch [13]", str(rows[1]["reason"]))
     assert 0 < float(rows[1]["test_error_pct"]) <= 100
-    assert "stopped early, after" in done.stdout
+    assert "stopped early" in done.stdout
     again = subprocess.run([*command, "--asha"], capture_output=True, text=True, timeout=170, cwd=ROOT)
     assert "nothing left to run" in again.stderr
 
