@@ -13,7 +13,7 @@ from backlink_ray.study.tuning import Plan
 
 PAPER = RunConfig(network="resnet110", dataset="cifar10", lr=0.3, batch_size=512, epochs=200, validation_fraction=0.1)
 SMOKE = PAPER.replace(
-    dataset="cifar10-sample", lr=0.02, batch_size=16, epochs=2, train_images=288, test_images=128, torch_threads=1
+    dataset="cifar10-sample", lr=0.02, batch_size=16, epochs=2, train_images=160, test_images=100, torch_threads=1
 )
 PRESETS = {
     "paper": Plan(base=PAPER, space=Space(num_modules=(2, 4, 8, 16), longest=4), num_samples=50),
