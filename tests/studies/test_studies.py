@@ -86,6 +86,14 @@ def recipe(folder: Path, plan: str) -> list[str]:
     return [sys.executable, str(file), "--smoke-test", "--storage-path", str(folder / "s"), "--executor", "local"]
 
 
+def started_until_epoch_2(command: list[str]) -> subprocess.Popen[str]:
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    assert child.stdout is not None
+    while "epoch 2/" not in child.stdout.readline():
+        assert child.poll() is None
+    return child
+
+
 @pytest.mark.timeout(240)
 def test_asha_stops_what_ranks_low_and_keeps_what_it_had(tmp_path: Path) -> None:
     from backlink_ray.study.record import Record
@@ -107,10 +115,7 @@ def test_a_trial_whose_process_is_killed_is_no_result_and_goes_on_when_resumed(t
     from backlink_ray.study.record import Record
 
     command = recipe(tmp_path, SEARCH)
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
-    assert child.stdout is not None
-    while "epoch 2/" not in child.stdout.readline():
-        assert child.poll() is None
+    child = started_until_epoch_2(command)
     (trial,) = [
         p for p in psutil.Process(child.pid).children(recursive=True) if "ImplicitFunc" in " ".join(p.cmdline())
     ]
@@ -130,10 +135,7 @@ def test_ctrl_c_is_resumable_and_nothing_runs_twice(tmp_path: Path) -> None:
     from backlink_ray.study.record import Record
 
     command = recipe(tmp_path, LONG)
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
-    assert child.stdout is not None
-    while "epoch 2/" not in child.stdout.readline():
-        assert child.poll() is None
+    child = started_until_epoch_2(command)
     child.send_signal(signal.SIGINT)
     out, err = child.communicate(timeout=60)
     assert child.returncode == 3, err
