@@ -1,10 +1,13 @@
-"""Seeds, and the record of hardware, versions and commit that goes beside every result."""
+"""Environment: seeds, and what a result was made with: hardware, versions, commit, programs."""
 
 import contextlib
 import hashlib
 import os
 import platform
+import shlex
+import shutil
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from importlib import metadata
@@ -36,11 +39,11 @@ def _devices_in_use() -> list[int]:
     return [torch.cuda.current_device()] if torch.cuda.is_available() and torch.cuda.is_initialized() else []
 
 
-def set_deterministic(enabled: bool = True) -> None:
-    """Make CUDA kernels repeatable (cuBLAS workspace, cuDNN choice); the CPU is repeatable at a fixed number of threads."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(enabled)
-    torch.backends.cudnn.benchmark = not enabled
+def as_typed(program: str) -> str:
+    """The name under which a program of this Python's environment can be typed: bare where the shell finds it, else its path."""
+    here = Path(sys.executable).with_name(program)
+    found = shutil.which(program)
+    return program if not here.exists() or (found and Path(found).samefile(here)) else shlex.quote(str(here))
 
 
 def describe() -> dict[str, Any]:

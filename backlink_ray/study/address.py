@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 from urllib.parse import quote, unquote
 
+from backlink_ray.environment import as_typed
 from backlink_ray.study.database import database_path
 from backlink_ray.study.spool import slug
 
@@ -56,14 +57,14 @@ def ui_command(uri: str) -> str:
     """The shell command that shows the store on the loopback address; empty where a server already does."""
     if uri.startswith(("http://", "https://")):
         return ""
-    return f"mlflow ui --backend-store-uri {shlex.quote(redact(uri))} --host 127.0.0.1 --port 5000"
+    return f"{as_typed('mlflow')} ui --backend-store-uri {shlex.quote(redact(uri))} --host 127.0.0.1 --port 5000"
 
 
 def sync_command(spool_dir: Path, uri: str) -> str:
     """The shell command that brings the spool to MLflow later. A URI with a secret is left to the environment."""
     if redact(uri) != uri:
-        return f"backlink-ray sync {shlex.quote(str(spool_dir))}  (with MLFLOW_TRACKING_URI set)"
-    return f"backlink-ray sync {shlex.quote(str(spool_dir))} --tracking-uri {shlex.quote(uri)}"
+        return f"{as_typed('backlink-ray')} sync {shlex.quote(str(spool_dir))}  (with MLFLOW_TRACKING_URI set)"
+    return f"{as_typed('backlink-ray')} sync {shlex.quote(str(spool_dir))} --tracking-uri {shlex.quote(uri)}"
 
 
 def browser_base(uri: str) -> str:

@@ -97,7 +97,7 @@ def _say(text: str, code: int) -> int:
 
 
 def _resume_line() -> str:
-    line = shlex.join(["python", *sys.argv])
+    line = shlex.join([sys.orig_argv[0], *sys.argv])  # the Python as the user typed it
     return re.sub(r" --resume[ =]\w+", "", line) + " --resume auto"
 
 
@@ -134,6 +134,8 @@ class _Command:
     def _choose(self, presets: dict[str, Plan]) -> str:
         flags = self._flags
         if flags.smoke_test:
+            if flags.preset not in ("", "smoke"):
+                raise ConfigError(f"--smoke-test is the preset 'smoke'; leave out --preset {flags.preset!r}")
             return "smoke"
         if flags.preset:
             if flags.preset not in presets:

@@ -3,9 +3,12 @@
 import json
 import os
 import re
+import runpy
+import shlex
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -139,13 +142,27 @@ def test_ctrl_c_is_resumable_and_nothing_runs_twice(tmp_path: Path) -> None:
     child.send_signal(signal.SIGINT)
     out, err = child.communicate(timeout=60)
     assert child.returncode == 3, err
-    assert "resume: python " in out
+    assert f"resume: {shlex.join(command)} --resume auto" in out
     assert "Traceback" not in err
     assert Record(tmp_path / "s" / "tiny-smoke").rows() == []
     done = subprocess.run(command, capture_output=True, text=True, timeout=170, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert " epoch 1/" not in done.stdout
     assert [row["status"] for row in Record(tmp_path / "s" / "tiny-smoke").rows()] == ["FINISHED"]
+
+
+@pytest.mark.timeout(240)
+def test_a_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
+    command = recipe(tmp_path, LONG)
+    child = started_until_epoch_2(command)
+    child.send_signal(signal.SIGINT)
+    time.sleep(0.2)
+    child.send_signal(signal.SIGINT)
+    out, err = child.communicate(timeout=60)
+    assert child.returncode == 130, err
+    assert f"interrupted; resume: {shlex.join(command)} --resume auto" in err
+    assert "Traceback" not in err
+    assert "results:" not in out
 
 
 def test_dry_run_says_what_would_run() -> None:
@@ -167,6 +184,11 @@ def test_dry_run_says_what_would_run() -> None:
         ("open", (), "anybody may write to it"),
         ("file", (), "cannot be written"),
         ("nothing", ("--preset", "huge"), "preset='huge' is not known; allowed: paper, cpu, smoke"),
+        (
+            "nothing",
+            ("--smoke-test", "--preset", "cpu"),
+            "--smoke-test is the preset 'smoke'; leave out --preset 'cpu'",
+        ),
         ("nothing", ("--num-samples", "-1"), "num_samples=-1 is out of range; allowed 0"),
         ("nothing", ("--gpus", "4"), "gpus=4 is for a cluster that grows"),
         ("nothing", ("--gpus-per-stage", "0"), "gpus_per_stage=0.0 is out of range"),
@@ -175,7 +197,14 @@ def test_dry_run_says_what_would_run() -> None:
         ("nothing", ("--tracking-uri", "/some/folder"), "MLflow 3 no longer takes"),
     ],
 )
-def test_refusals_are_one_line(tmp_path: Path, prepare: str, flags: tuple[str, ...], message: str) -> None:
+def test_refusals_are_one_line(
+    tmp_path: Path,
+    prepare: str,
+    flags: tuple[str, ...],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     storage = tmp_path / "storage"
     folder = storage / "tune_resnet32-smoke"
     if prepare in ("alien", "open"):
@@ -185,10 +214,11 @@ def test_refusals_are_one_line(tmp_path: Path, prepare: str, flags: tuple[str, .
     if prepare == "file":
         storage.write_text("")
     preset = () if "--preset" in flags else ("--smoke-test",)
-    done = study("tune_resnet32.py", *preset, "--storage-path", str(storage), *flags)
-    assert done.returncode == 2, done.stderr
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+    monkeypatch.setattr("sys.argv", ["tune_resnet32.py", *preset, "--storage-path", str(storage), *flags])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "studies" / "tune_resnet32.py"), run_name="__main__")
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize("item", ["correctness", "memory", "speed", "headline"])

@@ -1,5 +1,6 @@
 import json
 import sqlite3
+import sys
 import urllib.parse
 from pathlib import Path
 
@@ -65,6 +66,13 @@ def test_uris_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
             checked_uri(bad)
 
 
+@pytest.fixture
+def activated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment of these tests, as one that the shell finds programs in."""
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
+
+
+@pytest.mark.usefixtures("activated")
 def test_commands_listen_on_loopback_and_hold_no_secret() -> None:
     assert ui_command(SQLITE) == f"mlflow ui --backend-store-uri {SQLITE} --host 127.0.0.1 --port 5000"
     assert ui_command("http://host:5000") == ""
