@@ -190,7 +190,7 @@ def _window(spans: Sequence[Span], chosen: Sequence[int]) -> list[Span]:
 def _heading(window: Sequence[Span], chosen: Sequence[int], title: str) -> str:
     steps = f"steps {chosen[0]} to {chosen[-1]}" if len(chosen) > 1 else f"step {chosen[0]}"
     numbers = (
-        f"{steps}: at least two stages compute at once in {overlap(window):.0%} of the {1e3 * _wall_s(window):.3g} ms"
+        f"{steps}: at least two stages compute at once in {overlap(window):.0%} of the {1e3 * _wall_s(window):,.0f} ms"
     )
     return f"{title}\n{numbers}" if title else numbers
 
