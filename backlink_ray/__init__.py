@@ -5,18 +5,26 @@ from backlink_ray.local.module import LocalModule
 from backlink_ray.local.split import split
 from backlink_ray.methods.backlink import BackLink
 from backlink_ray.methods.backprop import BP
+from backlink_ray.methods.dgl import DGL
+from backlink_ray.methods.dni import DNI
 from backlink_ray.methods.greedy import GLL
+from backlink_ray.methods.infopro import InfoPro
+from backlink_ray.methods.predsim import PredSim
 from backlink_ray.nets.build import build_network
 from backlink_ray.nets.network import Network
 from backlink_ray.train.trainer import Trainer, gradients
 
 __all__ = [
     "BP",
+    "DGL",
+    "DNI",
     "GLL",
     "BackLink",
     "ConfigError",
+    "InfoPro",
     "LocalModule",
     "Network",
+    "PredSim",
     "RunConfig",
     "Trainer",
     "build_network",

@@ -12,13 +12,24 @@ from dataclasses import dataclass
 DATASETS = {
     "cifar10-sample": 2_000, "cifar10": 50_000, "cifar100": 50_000, "svhn": 73_257, "stl10": 5_000, "cifar10-lt": 20_089,
 }  # fmt: skip
-METHODS = ("bp", "gll", "backlink")
-HEADS = ("fc", "conv")
+# Every method with the options that have a meaning for it; BackLink has those of the method it builds on besides.
+METHODS: dict[str, tuple[str, ...]] = {
+    "bp": (),
+    "gll": (),
+    "backlink": ("propagation_length", "alpha", "alpha_mode", "body_scale", "tail_memory", "link", "base"),
+    "dgl": (),
+    "predsim": ("beta",),
+    "infopro": ("lambda1_first", "lambda1_last", "lambda2_first", "lambda2_last"),
+    "dni": ("synthesizer_lr", "synthesizer_width", "label_conditioning"),
+}
+BASES = ("gll", "dgl", "predsim", "infopro")
+HEADS = ("fc", "conv", "pool", "mlp-sr")
 EXECUTORS = ("auto", "local", "threads", "ray")
-NETWORKS = "resnet8, resnet14, resnet20, resnet26, resnet32, ..., resnet110: any resnet<6n+2>"
+NETWORKS = "alexnet, vgg16, vit<depth> (vit1 to vit99), resnet<6n+2> (resnet8, resnet14, ..., resnet32, ..., resnet110)"
+_UNITS = {"alexnet": 8, "vgg16": 16}
 
 # What may differ between two runs that give the same weights: never part of a run's identity.
-_NOT_IDENTITY = ("executor",)
+_NOT_IDENTITY = ("executor", "link")
 
 
 class ConfigError(ValueError):
@@ -26,7 +37,11 @@ class ConfigError(ValueError):
 
 
 def unit_count(network: str) -> int:
-    """Return how many units a named network has: 3n + 1 for resnet<6n+2> (the stem and 3n residual blocks)."""
+    """Return how many units a named network has, for example 3n + 1 for resnet<6n+2> (the stem and 3n residual blocks)."""
+    if network in _UNITS:
+        return _UNITS[network]
+    if match := re.fullmatch(r"vit([1-9]\d?)", network):
+        return 1 + int(match[1])
     match = re.fullmatch(r"resnet([1-9]\d{0,3})", network)
     if not match or (int(match[1]) - 2) % 6 or int(match[1]) < 8:
         raise ConfigError(f"network={network!r} is not known; allowed: {NETWORKS}")
@@ -76,18 +91,18 @@ def check_propagation(propagation_length: int, sizes: Sequence[int], network: st
 class RunConfig:
     """One training run. Paper symbols: K = num_modules, l = propagation_length, eta = lr.
 
-    `method` bp means K = 1, l = 0, alpha = 1 and gll means l = 0, alpha = 1: these fields are set so, whatever was given,
-    because they do not exist there and equal runs must have equal identities.
+    bp means K = 1, and every method but backlink means l = 0 and alpha = 1; an option that has no meaning for the method
+    goes back to its default. These fields are set so, whatever was given, so that equal runs have equal identities.
     """
 
     network: str = "resnet32"
-    """resnet<6n+2>, for example resnet8, resnet32, resnet110."""
+    """alexnet, vgg16, vit<depth> or resnet<6n+2>, for example resnet8, resnet32, resnet110."""
     dataset: str = "cifar10-sample"
     """cifar10-sample is in the package; the others are fetched into the data root."""
     method: str = "backlink"
-    """bp, gll or backlink."""
+    """bp, gll, backlink, dgl, predsim, infopro or dni."""
     head: str = "fc"
-    """Auxiliary classifier of every local module: fc (pool, linear) or conv."""
+    """Auxiliary classifier of every local module: fc (pool, linear), conv, pool (PredSim's) or mlp-sr (DGL's)."""
     final_head: str = "auto"
     """Head of the last module: auto (same family as the auxiliary heads) or native (the network's own classifier)."""
     num_modules: int = 4
@@ -102,6 +117,26 @@ class RunConfig:
     """one: units before the linked ones take the local gradient as it is; alpha: scaled by alpha."""
     tail_memory: str = "retain"
     """retain the graph of the linked units until the next module's error is there, or recompute it then."""
+    link: str = "replica"
+    """What stages exchange for it: replica (parameter gradients; a copy of the tail) or error. The result is the same."""
+    base: str = "gll"
+    """Whose local losses backlink builds on: gll, dgl, predsim or infopro."""
+    beta: float = 0.99
+    """predsim: weight of similarity matching beside the prediction, 0..1."""
+    lambda1_first: float = 5.0
+    """infopro: weight of the reconstruction in the first auxiliary module ..."""
+    lambda1_last: float = 0.5
+    """... and in the last one, linear between."""
+    lambda2_first: float = 0.5
+    """infopro: weight of the cross entropy in the first auxiliary module ..."""
+    lambda2_last: float = 1.0
+    """... and in the last one, linear between."""
+    synthesizer_lr: float = 3e-5
+    """dni: learning rate of Adam for the synthesizers."""
+    synthesizer_width: int = 0
+    """dni: channels inside a synthesizer; 0: as many as the features have."""
+    label_conditioning: bool = False
+    """dni: synthesizers see the labels."""
     remainder: str = "front"
     """Which modules hold one unit more when K does not divide the number of units: front or back."""
     balance: str = "count"
@@ -135,11 +170,11 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         self._check_types()
-        self._canonicalise()
         for field, allowed in _CHOICES.items():
             _choice(field, getattr(self, field), allowed)
         for field, (low, high, rule) in _RANGES.items():
             _range(field, getattr(self, field), low, high, rule)
+        self._canonicalise()
         sizes = module_sizes(unit_count(self.network), self.num_modules, self.remainder, self.network)
         check_propagation(self.propagation_length, sizes, self.network)
 
@@ -153,10 +188,12 @@ class RunConfig:
                 raise ConfigError(f"{field.name}={value!r} is a {type(value).__name__}; allowed: {wanted.__name__}")
 
     def _canonicalise(self) -> None:
-        fixed = {"bp": {"num_modules": 1}, "gll": {}}.get(self.method)
-        if fixed is not None:
-            for field, value in {**fixed, "propagation_length": 0, "alpha": 1.0}.items():
-                object.__setattr__(self, field, value)
+        own = {*METHODS[self.method], *(METHODS[self.base] if self.method == "backlink" else ())}
+        defaults = {f.name: f.default for f in dataclasses.fields(self)} | {"propagation_length": 0, "alpha": 1.0}
+        for option in {option for options in METHODS.values() for option in options} - own:
+            object.__setattr__(self, option, defaults[option])
+        if self.method == "bp":
+            object.__setattr__(self, "num_modules", 1)
 
     @property
     def num_train_images(self) -> int:
@@ -166,8 +203,15 @@ class RunConfig:
     @property
     def run_id(self) -> str:
         """Return 16 hexadecimal digits that depend on every field that decides the result, and not on their order."""
-        fields = {k: v for k, v in dataclasses.asdict(self).items() if k not in _NOT_IDENTITY}
+        # Fields at their defaults do not count, so that a field added later changes no identity.
+        given = ((f.name, getattr(self, f.name), f.default) for f in dataclasses.fields(self))
+        fields = {name: v for name, v, default in given if v != default and name not in _NOT_IDENTITY}
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def label(self) -> str:
+        """Return the method's name, with what BackLink builds on: "backlink", "backlink+infopro"."""
+        return f"{self.method}+{self.base}" if self.base != "gll" else self.method
 
     @property
     def run_name(self) -> str:
@@ -182,19 +226,28 @@ class RunConfig:
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "dataset": tuple(DATASETS),
-    "method": METHODS,
+    "method": tuple(METHODS),
     "head": HEADS,
     "executor": EXECUTORS,
     "final_head": ("auto", "native"),
     "alpha_mode": ("once", "compound"),
     "body_scale": ("one", "alpha"),
     "tail_memory": ("retain", "recompute"),
+    "link": ("replica", "error"),
+    "base": BASES,
     "remainder": ("front", "back"),
     "balance": ("count",),
 }
 
 _RANGES: dict[str, tuple[float, float, str]] = {
     "alpha": (0.0, 1.0, "0..1"),
+    "beta": (0.0, 1.0, "0..1"),
+    "lambda1_first": (0.0, math.inf, "at least 0, finite"),
+    "lambda1_last": (0.0, math.inf, "at least 0, finite"),
+    "lambda2_first": (0.0, math.inf, "at least 0, finite"),
+    "lambda2_last": (0.0, math.inf, "at least 0, finite"),
+    "synthesizer_lr": (1e-12, math.inf, "above 0, finite"),
+    "synthesizer_width": (0, 10**6, "0 (as the features) or more"),
     "lr": (0.0, math.inf, "at least 0, finite"),
     "momentum": (0.0, 0.999999, "0..1, 1 excluded"),
     "weight_decay": (0.0, math.inf, "at least 0, finite"),

@@ -1,38 +1,38 @@
-"""Graph: one forward of a chain, cut off at both ends, that can be walked backward when an error arrives."""
+"""Graph: one forward of a module, cut off at both ends, that can be walked backward when an error arrives."""
 
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from backlink_ray.local.module import Chain, Draws
+from backlink_ray.local.module import Chain
 
 
 class Graph:
-    """The forward of a chain on x, with its autograd graph.
+    """The forward of a chain, or of a helper, on x, with its autograd graph.
 
     Cutting at both ends is what makes learning local: no error passes unless someone hands it on. A backward that finds
     no graph (freed by an earlier backward, or never recorded) forwards again with the buffers of the first forward, so
     batch norm statistics move once.
 
     Args:
-        chain: an empty chain gives its input back.
+        module: called with x and context; an empty chain gives its input back.
         x: input (N, ...), detached here.
-        draws: source of the chain's random draws.
+        context: a chain's `Draws`, a synthesizer's labels.
         wants_input_gradient: whether `backward` can also give the gradient at x.
         recompute: do not record a graph now.
     """
 
     def __init__(
-        self, chain: Chain, x: Tensor, draws: Draws, *, wants_input_gradient: bool, recompute: bool = False
+        self, module: nn.Module, x: Tensor, context: object, *, wants_input_gradient: bool, recompute: bool = False
     ) -> None:
-        self._chain = chain
-        self._draws = draws
+        self._module = module
+        self._context = context
         self._input = x.detach().requires_grad_(wants_input_gradient)
         # Only statistics that the first forward moves; a few kilobytes beside the activations.
-        self._buffers = {n: b.clone() for n, b in chain.named_buffers()}
+        self._buffers = {n: b.clone() for n, b in module.named_buffers()}
         with torch.set_grad_enabled(not recompute):
-            output = chain(self._input, draws)
+            output = module(self._input, context)
         self.output = output.detach()
         self._recorded: Tensor | None = None if recompute else output
 
@@ -45,14 +45,14 @@ class Graph:
             to_input: go on to the input, where its gradient was wanted.
 
         Returns:
-            Gradients of the chain's parameters in their order, and the gradient at the input (empty if not wanted).
+            Gradients of the module's parameters in their order, and the gradient at the input (empty if not wanted).
         """
-        if not len(self._chain):
+        if isinstance(self._module, Chain) and not len(self._module):
             return [], error
         output = self._forward_again() if self._recorded is None else self._recorded
         if not keep:
             self._recorded = None
-        parameters = list(self._chain.parameters())
+        parameters = list(self._module.parameters())
         inputs = [self._input] if self._input.requires_grad and to_input else []
         gradients = differentiate(output, [*parameters, *inputs], error, keep=keep)
         return gradients[: len(parameters)], gradients[-1] if inputs else error.new_empty(0)
@@ -60,7 +60,7 @@ class Graph:
     def _forward_again(self) -> Tensor:
         # Clones, since a batch norm moves the buffers it is called with.
         buffers = {n: b.clone() for n, b in self._buffers.items()}
-        return torch.func.functional_call(self._chain, buffers, (self._input, self._draws))  # type: ignore[no-any-return]
+        return torch.func.functional_call(self._module, buffers, (self._input, self._context))  # type: ignore[no-any-return]
 
 
 def differentiate(

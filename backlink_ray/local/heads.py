@@ -1,21 +1,22 @@
 """Heads: the classifiers that give every local module a loss of its own."""
 
+import math
 from collections.abc import Callable
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from backlink_ray.config import ConfigError
 from backlink_ray.nets.build import PooledLinear, initialise
 from backlink_ray.nets.network import Network
 from backlink_ray.nets.resnet import conv3x3
+from backlink_ray.nets.vit import TokenMean
 
 
 def build_head(family: str, network: Network, unit_index: int, seed: int = 0) -> nn.Module:
     """Return a new head for the output of unit `unit_index`, in the network's type and on its device.
 
     Args:
-        family: "fc" or "conv".
+        family: "fc", "conv", "pool" or "mlp-sr".
         network: where the head will stand.
         unit_index: global index of the local module's last unit.
         seed: of the initial weights, together with unit_index.
@@ -48,7 +49,7 @@ def conv_head(shape: tuple[int, ...], last: tuple[int, ...], num_classes: int) -
     unit): for the ResNets 16 to 32, 32 to 64, 64 to 64.
     """
     if len(shape) != 3:
-        raise ConfigError(f"head='conv' needs features (C, H, W), got {shape}; allowed here: fc")
+        raise ConfigError(f"head='conv' needs features (C, H, W), got {shape}; allowed here: fc, pool")
     width, stride = (shape[0], 1) if shape == last else (2 * shape[0], 2)
     return nn.Sequential(
         conv3x3(shape[0], width, stride),
@@ -63,12 +64,42 @@ def conv_head(shape: tuple[int, ...], last: tuple[int, ...], num_classes: int) -
     )
 
 
-class TokenMean(nn.Module):
-    """Mean over tokens: (N, T, C) to (N, C)."""
+def pool_head(shape: tuple[int, ...], _last: tuple[int, ...], num_classes: int) -> nn.Module:
+    """Return PredSim's predictor: average pool to at most 512 features in all, linear; where there is no (C, H, W), as fc."""
+    if len(shape) != 3:
+        return fc_head(shape, _last, num_classes)
+    side = max(1, min(shape[1], math.isqrt(POOLED_FEATURES // shape[0])))
+    return nn.Sequential(nn.AdaptiveAvgPool2d(side), nn.Flatten(), nn.Linear(shape[0] * side**2, num_classes))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return (N, C)."""
-        return torch.mean(x, dim=1)
+
+def mlp_sr_head(shape: tuple[int, ...], _last: tuple[int, ...], num_classes: int) -> nn.Module:
+    """Return DGL's head: pool to H/4 - 3 x (conv1x1 - batch norm - ReLU) - pool to 2 x 2 - two linear maps with ReLU, linear.
+
+    Source: Belilovsky et al. (2020), the auxiliary network "MLP-SR-aux".
+    """
+    if len(shape) != 3:
+        raise ConfigError(f"head='mlp-sr' needs features (C, H, W), got {shape}; allowed here: fc, pool")
+    width = shape[0]
+    convolutions = [layer for _ in range(3) for layer in _conv1x1(width)]
+    return nn.Sequential(
+        nn.AdaptiveAvgPool2d((math.ceil(shape[1] / 4), math.ceil(shape[2] / 4))),
+        *convolutions,
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        *(nn.Linear(4 * width, 4 * width), nn.ReLU(inplace=True)),
+        *(nn.Linear(4 * width, 4 * width), nn.ReLU(inplace=True)),
+        nn.Linear(4 * width, num_classes),
+    )
 
 
-HEADS: dict[str, Callable[[tuple[int, ...], tuple[int, ...], int], nn.Module]] = {"fc": fc_head, "conv": conv_head}
+def _conv1x1(width: int) -> list[nn.Module]:
+    return [nn.Conv2d(width, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+
+
+POOLED_FEATURES = 512
+HEADS: dict[str, Callable[[tuple[int, ...], tuple[int, ...], int], nn.Module]] = {
+    "fc": fc_head,
+    "conv": conv_head,
+    "pool": pool_head,
+    "mlp-sr": mlp_sr_head,
+}

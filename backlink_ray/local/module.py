@@ -59,23 +59,60 @@ class Chain(nn.Module):
             yield from ((f"units.{self.first_index + offset}.{n}", b) for n, b in unit.named_buffers())
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a local module stands in its network, and what its head and helper are made for; shapes are without batch.
+
+    Attributes:
+        module_index: k, from 0.
+        num_modules: K.
+        input_shape: of the network's input, for example (3, 32, 32).
+        feature_shape: of the module's last unit's output.
+        num_classes: width of the logits.
+        seed: of initial weights.
+    """
+
+    module_index: int
+    num_modules: int
+    input_shape: tuple[int, ...]
+    feature_shape: tuple[int, ...]
+    num_classes: int
+    seed: int = 0
+
+
+class NoHelper(nn.Module):
+    """The helper of a module whose method needs none."""
+
+
 class LocalModule(nn.Module):
     """One group of units with its head: what one stage trains.
 
     Attributes:
         units: the group's units, shared with the network.
         head: logits (N, classes) from the last unit's output.
+        helper: what a method adds beside the head: a decoder, a similarity branch, a synthesizer.
+        place: where the module stands.
         module_index: k, from 0.
         num_modules: K.
     """
 
-    def __init__(self, chain: Chain, head: nn.Module, head_random: bool, module_index: int, num_modules: int) -> None:
+    def __init__(
+        self, chain: Chain, head: nn.Module, head_random: bool, place: Place, helper: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.chain = chain
         self.head = head
         self.head_random = head_random
-        self.module_index = module_index
-        self.num_modules = num_modules
+        self.place = place
+        self.module_index = place.module_index
+        self.num_modules = place.num_modules
+        self.helper = helper or NoHelper()
+
+    def with_helper(self, helper: nn.Module) -> "LocalModule":
+        """Return this module with another helper, sharing units and head; the helper takes their type and device."""
+        like = next(self.chain.parameters(), torch.empty(0))
+        helper = helper.to(dtype=like.dtype, device=like.device)
+        return LocalModule(self.chain, self.head, self.head_random, self.place, helper)
 
     @property
     def units(self) -> nn.ModuleList:
@@ -105,16 +142,22 @@ class LocalModule(nn.Module):
         """Yield ("heads.<module index>.<name>", parameter)."""
         return ((f"heads.{self.module_index}.{n}", p) for n, p in self.head.named_parameters())
 
+    def helper_named(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield ("helpers.<module index>.<name>", parameter)."""
+        return ((f"helpers.{self.module_index}.{n}", p) for n, p in self.helper.named_parameters())
+
     def named(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Yield every parameter by its name: units, then head."""
+        """Yield every parameter by its name: units, head, helper."""
         yield from self.chain.named()
         yield from self.head_named()
+        yield from self.helper_named()
 
     def named_state(self) -> Iterator[tuple[str, Tensor]]:
         """Yield every parameter and buffer by its name."""
         yield from self.named()
         yield from self.chain.named_buffers_of_units()
-        yield from ((f"heads.{self.module_index}.{n}", b) for n, b in self.head.named_buffers())
+        for kind, part in (("heads", self.head), ("helpers", self.helper)):
+            yield from ((f"{kind}.{self.module_index}.{n}", b) for n, b in part.named_buffers())
 
 
 def load_named(modules: Sequence[LocalModule], state: dict[str, Tensor]) -> None:

@@ -7,7 +7,7 @@ from torch import nn
 
 from backlink_ray.config import ConfigError, module_sizes
 from backlink_ray.local.heads import build_head
-from backlink_ray.local.module import Chain, LocalModule
+from backlink_ray.local.module import Chain, LocalModule, Place
 from backlink_ray.nets.network import Network, draws_at_random
 
 
@@ -25,11 +25,12 @@ def split(
     Args:
         network: its units are shared with the modules, not copied.
         num_modules: K in 1..number of units.
-        head: family of the auxiliary heads, "fc" or "conv".
+        head: family of the auxiliary heads, "fc", "conv", "pool" or "mlp-sr".
         remainder: the first ("front") or the last ("back") modules hold one unit more when K does not divide N.
         balance: "count" makes the numbers of units equal.
         final_head: head of the last module. "auto": of the same family as the auxiliary heads, where "fc" is the network's
-            own classifier (pool and linear in the paper's networks); "native": the network's own classifier with any family.
+            own classifier (pool and linear in the paper's ResNets), as with any family after features without height and
+            width; "native": the network's own classifier always.
         seed: of the heads' initial weights.
 
     Raises:
@@ -45,11 +46,13 @@ def split(
     for k, stop in enumerate(accumulate(sizes)):
         start = stop - sizes[k]
         chain = Chain(list(network.units)[start:stop], start, [fact.random for fact in facts[start:stop]])
-        own = k == num_modules - 1 and (final_head == "native" or head == "fc")
+        own = k == num_modules - 1 and (final_head == "native" or head == "fc" or len(facts[-1].shape) != 3)
         classifier = network.classifier if own else build_head(head, network, stop - 1, seed)
-        modules.append(
-            LocalModule(chain, classifier, _draws(classifier, network, facts[stop - 1].shape), k, num_modules)
-        )
+        place = Place(
+            module_index=k, num_modules=num_modules, input_shape=network.input_shape,
+            feature_shape=facts[stop - 1].shape, num_classes=network.num_classes, seed=seed,
+        )  # fmt: skip
+        modules.append(LocalModule(chain, classifier, _draws(classifier, network, place.feature_shape), place))
     return modules
 
 

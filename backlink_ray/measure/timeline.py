@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 KINDS = {
     "forward": ("replica_forward", "body_forward", "tail_forward"),
-    "backward": ("local_backward", "replica_backward"),
+    "backward": ("local_backward", "replica_backward", "link_backward"),
     "update": ("tail_update", "body_update", "replica_update"),
-    "exchange": ("send_activation", "send_local_gradient", "send_link_gradient"),
+    "exchange": ("send_activation", "send_output", "send_local_gradient", "send_link_gradient", "send_error"),
     # Over Ray the waiting includes the copy out of the object store.
-    "wait": ("receive_activation", "receive_link_gradient", "receive_local_gradient"),
+    "wait": ("receive_activation", "receive_link_gradient", "receive_local_gradient", "receive_error"),
 }
 COMPUTE = ("forward", "backward")
 OVERALL = -1

@@ -6,21 +6,26 @@ Card
     rule        tail unit at depth d from its module's end:  g = alpha^e local + (1 - alpha)^e link
                 e = 1 (alpha_mode once) or e = d (compound); every other unit and every head: the local gradient
     crosses     activations forward; backward the next module's error, through the tail and no further
-    defaults    alpha_mode once, body_scale one, tail_memory retain
+    base        whose local losses and helpers are used: GLL's; DGL's, PredSim's or InfoPro's for the combination that the
+                paper proposes in section V.A
+    links       replica: the next stage holds a copy of the tail, and the two exchange parameter gradients (the paper's
+                "local network unfolding"); error: the next stage sends its error at the tail's output back
+    defaults    base GLL, link replica, alpha_mode once, body_scale one, tail_memory retain
     deviations  read literally, Eqs. (4)-(5) apply alpha again at every unit, so that alpha = 0, which the paper tunes over,
                 would leave every body untrained: that reading is alpha_mode compound with body_scale alpha
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from backlink_ray.config import ConfigError
+from backlink_ray.config import BASES, ConfigError
 from backlink_ray.local.graph import Graph
-from backlink_ray.local.module import Chain, Draws, LocalModule
-from backlink_ray.methods.base import Method
+from backlink_ray.local.module import Chain, Draws, LocalModule, Place
+from backlink_ray.methods.base import Batch, Method
+from backlink_ray.methods.greedy import GLL
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +38,8 @@ class BackLink(Method):
         alpha_mode: "once", or "compound" (alpha to the power of the unit's depth from the module's end).
         body_scale: "one", or "alpha": the body's local gradient is scaled as the deepest tail unit's is.
         tail_memory: "retain" the tail's graph until the next module's error is there, or "recompute" it then.
+        link: "replica" or "error": what two stages of a pipeline exchange; the result is the same.
+        base: GLL(), DGL(), PredSim() or InfoPro(): the local losses.
     """
 
     name: ClassVar[str] = "backlink"
@@ -41,15 +48,39 @@ class BackLink(Method):
     alpha_mode: str = "once"
     body_scale: str = "one"
     tail_memory: str = "retain"
+    link: str = "replica"
+    base: Method = field(default_factory=GLL)
 
     def __post_init__(self) -> None:
         if self.propagation_length < 0:
             raise ConfigError(f"propagation_length={self.propagation_length} is negative; allowed 0..smallest module")
         if not 0 <= self.alpha <= 1:
             raise ConfigError(f"alpha={self.alpha} is out of range; allowed 0..1")
-        for field, allowed in _OPTIONS.items():
-            if getattr(self, field) not in allowed:
-                raise ConfigError(f"{field}={getattr(self, field)!r} is not known; allowed: {', '.join(allowed)}")
+        for option, allowed in _OPTIONS.items():
+            if getattr(self, option) not in allowed:
+                raise ConfigError(f"{option}={getattr(self, option)!r} is not known; allowed: {', '.join(allowed)}")
+        if not isinstance(self.base, Method) or self.base.name not in BASES:
+            raise ConfigError(
+                f"base={getattr(self.base, 'name', self.base)!r} has no local losses to build on; allowed: {', '.join(BASES)}"
+            )
+
+    @property
+    def link_kind(self) -> str:
+        """Return the link, "" where the tail is empty."""
+        return self.link if self.propagation_length else ""
+
+    @property
+    def wants_images(self) -> bool:
+        """Tell what the base's losses look at."""
+        return self.base.wants_images
+
+    def build_helper(self, place: Place) -> nn.Module:
+        """Return the base's helper."""
+        return self.base.build_helper(place)
+
+    def loss(self, module: LocalModule, features: Tensor, batch: Batch) -> Tensor:
+        """Return the base's local loss."""
+        return self.base.loss(module, features, batch)
 
     @property
     def linked_units(self) -> int:
@@ -83,4 +114,9 @@ class BackLink(Method):
         return depth if self.alpha_mode == "compound" else 1
 
 
-_OPTIONS = {"alpha_mode": ("once", "compound"), "body_scale": ("one", "alpha"), "tail_memory": ("retain", "recompute")}
+_OPTIONS = {
+    "alpha_mode": ("once", "compound"),
+    "body_scale": ("one", "alpha"),
+    "tail_memory": ("retain", "recompute"),
+    "link": ("replica", "error"),
+}

@@ -26,7 +26,7 @@ class BP(Method):
         units = [unit for module in modules for unit in module.units]
         random = [flag for module in modules for flag in module.chain.random]
         last = modules[-1]
-        return [LocalModule(Chain(units, 0, random), last.head, last.head_random, last.module_index, last.num_modules)]
+        return [LocalModule(Chain(units, 0, random), last.head, last.head_random, last.place)]
 
     def wants_error(self, module: LocalModule) -> bool:
         """Nothing stands before the one module."""

@@ -7,16 +7,34 @@ forward_body, forward_tail, local_backward, and where there is a link: link_back
 The base class is a complete method by itself: every module learns from its own loss, and nothing crosses a cut.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from backlink_ray.config import check_propagation
+from backlink_ray.environment import seeded
 from backlink_ray.local.graph import Graph, differentiate
 from backlink_ray.local.losses import cross_entropy
-from backlink_ray.local.module import Chain, Draws, LocalModule
+from backlink_ray.local.module import Chain, Draws, LocalModule, NoHelper, Place
+
+Named = Iterator[tuple[str, nn.Parameter]]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One step's data as a local loss sees it.
+
+    Attributes:
+        images: the network's input (N, ...); empty where the method has no use for it (`Method.wants_images`).
+        labels: int64 (N,).
+        draws: source of random draws.
+    """
+
+    images: Tensor
+    labels: Tensor
+    draws: Draws
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,16 +42,18 @@ class LocalResult:
     """What one module's own loss gave.
 
     Attributes:
-        loss: scalar, detached.
-        rest: gradients of the body's parameters, then the head's.
-        tail: local gradients of the tail's parameters, not mixed yet.
+        loss: scalar, detached; 0 where the module has no loss of its own.
+        rest: gradients of `Method.rest_named`, which are all there is to know about them.
+        linked: local gradients of `Method.linked_named`, not mixed yet.
         error: gradient at the module's input (empty if not wanted).
+        graph: what the next module's error will be handed to (the tail's, unless a method says otherwise).
     """
 
     loss: Tensor
     rest: list[Tensor]
-    tail: list[Tensor]
+    linked: list[Tensor]
     error: Tensor
+    graph: Graph
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,18 +67,58 @@ class Method:
         """Return the number of tail units in every module but the last (the propagation length, where there is one)."""
         return 0
 
+    @property
+    def link_kind(self) -> str:
+        """Return how the next module's error comes back over a pipeline: "" (it does not), "replica" or "error"."""
+        return ""
+
+    @property
+    def wants_images(self) -> bool:
+        """Tell whether the local loss looks at the network's input."""
+        return False
+
+    @property
+    def helper_lr(self) -> float:
+        """Return the constant learning rate of Adam for linked helpers; 0 where SGD moves every parameter."""
+        return 0.0
+
     def arrange(self, modules: Sequence[LocalModule]) -> list[LocalModule]:
-        """Return the modules this method trains, checked; ConfigError where it cannot train them."""
+        """Return the modules this method trains, with its helpers; ConfigError where it cannot train them."""
         check_propagation(self.linked_units, [len(m.units) for m in modules])
-        return list(modules)
+        return [self._furnish(module) for module in modules]
+
+    def _furnish(self, module: LocalModule) -> LocalModule:
+        place = module.place
+        with seeded(place.seed, "init/helper", place.module_index):
+            helper = NoHelper() if module.is_last else self.build_helper(place)
+        kept = type(helper) is type(module.helper)  # it may have learned already
+        return module if kept else module.with_helper(helper)
+
+    def build_helper(self, place: Place) -> nn.Module:
+        """Return a new helper, as torch starts it, for a module but the last; ConfigError where its features do not suit."""
+        return NoHelper()
 
     def tail_length(self, module: LocalModule) -> int:
         """Return how many units of this module hear the next module's error."""
         return 0 if module.is_last else self.linked_units
 
+    def has_link(self, module: LocalModule) -> bool:
+        """Tell whether the next module's error reaches this module."""
+        return bool(self.link_kind) and not module.is_last
+
     def wants_error(self, module: LocalModule) -> bool:
         """Tell whether the module before needs the error at this module's input."""
-        return module.module_index > 0 and self.linked_units > 0
+        return bool(self.link_kind) and module.module_index > 0
+
+    def rest_named(self, module: LocalModule) -> Named:
+        """Yield the parameters that hear this module's loss only: body, head, helper."""
+        yield from module.body(self.tail_length(module)).named()
+        yield from module.head_named()
+        yield from module.helper_named()
+
+    def linked_named(self, module: LocalModule) -> Named:
+        """Yield the parameters whose update waits for the next module's error: the tail's."""
+        yield from module.tail(self.tail_length(module)).named()
 
     def forward_body(self, module: LocalModule, x: Tensor, draws: Draws) -> Graph:
         """Forward the body on x (N, ...); its output is what may leave the module at once."""
@@ -79,29 +139,29 @@ class Method:
         return True
 
     def local_backward(
-        self, module: LocalModule, body: Graph, tail: Graph, labels: Tensor, draws: Draws, *, keep_tail: bool = False
+        self, module: LocalModule, body: Graph, tail: Graph, batch: Batch, *, keep_tail: bool = False
     ) -> LocalResult:
         """Walk back from the module's own loss through head, tail and body; the body's graph is freed, the tail's unless kept."""
         features = tail.output.detach().requires_grad_()
-        loss = self.loss(module, features, labels, draws)
-        *head, error = differentiate(loss, [*module.head.parameters(), features])
+        loss = self.loss(module, features, batch)
+        *own, error = differentiate(loss, [*module.head.parameters(), *module.helper.parameters(), features])
         tail_gradients, error = tail.backward(error, keep=keep_tail)
         body_gradients, error = body.backward(error)
-        rest = [*self.scale_body(module, body_gradients), *head]
-        return LocalResult(loss.detach(), rest, tail_gradients, error)
+        rest = [*self.scale_body(module, body_gradients), *own]
+        return LocalResult(loss.detach(), rest, tail_gradients, error, tail)
 
-    def loss(self, module: LocalModule, features: Tensor, labels: Tensor, draws: Draws) -> Tensor:
-        """Return the local loss of features (N, ...) for labels (N,)."""
-        return cross_entropy(module.logits(features, draws), labels)
+    def loss(self, module: LocalModule, features: Tensor, batch: Batch) -> Tensor:
+        """Return the local loss of the module's features (N, ...)."""
+        return cross_entropy(module.logits(features, batch.draws), batch.labels)
 
     def scale_body(self, module: LocalModule, gradients: list[Tensor]) -> list[Tensor]:
         """Return the body's gradients as the update takes them."""
         return gradients
 
-    def link_backward(self, tail: Graph, error: Tensor) -> list[Tensor]:
-        """Return the tail's parameter gradients from the next module's error at the tail's output."""
-        return tail.backward(error, to_input=False)[0]
+    def link_backward(self, graph: Graph, error: Tensor) -> list[Tensor]:
+        """Return the linked parameters' gradients from the next module's error at this module's output."""
+        return graph.backward(error, to_input=False)[0]
 
     def mix(self, tail: Chain, local: Sequence[Tensor], link: Sequence[Tensor]) -> list[Tensor]:
-        """Return the tail's gradients from its own module's (local) and the next module's (link)."""
+        """Return the linked parameters' gradients from their own module's (local) and the next module's (link)."""
         raise AssertionError(f"{self.name} has no link to mix")

@@ -3,29 +3,41 @@
 import torch
 from torch import nn
 
+from backlink_ray.config import unit_count
 from backlink_ray.environment import seeded
 from backlink_ray.nets.network import Network
+from backlink_ray.nets.plain import CONVOLUTIONS, plain_units
 from backlink_ray.nets.resnet import WIDTHS, resnet_units
+from backlink_ray.nets.vit import vit_classifier, vit_units
 
 
 def build_network(name: str, *, num_classes: int = 10, image_size: int = 32, seed: int = 0) -> Network:
     """Return a named network for images (N, 3, image_size, image_size).
 
     Args:
-        name: resnet<6n+2>, for example "resnet32" (16 units) or "resnet110" (55 units).
+        name: resnet<6n+2> ("resnet32": 16 units, "resnet110": 55), "alexnet" (8), "vgg16" (16) or vit<depth> (depth + 1).
         num_classes: width of the logits.
         image_size: height and width in pixels; 32 for CIFAR and SVHN, 96 for STL-10.
         seed: of the initial weights.
 
     Raises:
-        ConfigError: an unknown name.
+        ConfigError: an unknown name, or images too small for it.
     """
-    units = resnet_units(name)
-    classifier = PooledLinear(WIDTHS[-1], num_classes)
+    unit_count(name)
+    with seeded(seed, "init/network"):
+        units, classifier = _parts(name, num_classes, image_size)
     for index, unit in enumerate(units):
         initialise(unit, seed, "unit", index)
     initialise(classifier, seed, "classifier", 0)
     return Network(units, classifier, torch.zeros(1, 3, image_size, image_size), name=name)
+
+
+def _parts(name: str, num_classes: int, image_size: int) -> tuple[list[nn.Module], nn.Module]:
+    if name in CONVOLUTIONS:
+        return plain_units(name, num_classes, image_size), nn.Identity()
+    if name.startswith("vit"):
+        return vit_units(name, image_size), vit_classifier(num_classes)
+    return resnet_units(name), PooledLinear(WIDTHS[-1], num_classes)
 
 
 class PooledLinear(nn.Sequential):
@@ -36,10 +48,12 @@ class PooledLinear(nn.Sequential):
 
 
 def initialise(module: nn.Module, seed: int, purpose: str, index: int) -> None:
-    """Set He fan-out normal convolutions, batch norm to ones and zeros, and torch's own start for linear maps."""
+    """Set He fan-out normal convolutions, and torch's own start for everything else that has weights."""
     with seeded(seed, f"init/{purpose}", index):
         for part in module.modules():
             if isinstance(part, nn.Conv2d):
                 nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
-            elif isinstance(part, (nn.BatchNorm2d, nn.Linear)):
+            elif isinstance(part, nn.MultiheadAttention):
+                part._reset_parameters()
+            elif isinstance(part, (nn.BatchNorm2d, nn.LayerNorm, nn.Linear)):
                 part.reset_parameters()

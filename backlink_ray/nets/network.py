@@ -31,6 +31,7 @@ class Network(nn.Module):
             parameter that two units share.
 
     Attributes:
+        input_shape: of one input, without batch.
         num_classes: width of the classifier's output on the example.
         facts: what the example told about each unit.
     """
@@ -42,7 +43,7 @@ class Network(nn.Module):
         self.units = nn.ModuleList(units)
         self.classifier = classifier
         self.name = name
-        self._example_shape = tuple(example.shape[1:])
+        self.input_shape = tuple(example.shape[1:])
         self._example_dtype = example.dtype
         self._check_parameters()
         self.facts, self.num_classes = self._run_example()
@@ -72,7 +73,7 @@ class Network(nn.Module):
         dtype, device = self.dtype_and_device()
         return torch.zeros(
             batch_size,
-            *self._example_shape,
+            *self.input_shape,
             dtype=dtype if self._example_dtype.is_floating_point else self._example_dtype,
             device=device,
         )

@@ -13,11 +13,12 @@ from torch import Tensor
 
 
 class Kind(StrEnum):
-    """What a message is: the cut's activation, or the parameter gradients of a tail from either side of the link."""
+    """What a message is: the cut's activation, its error, or parameter gradients of a tail from either side of the link."""
 
     ACTIVATION = "activation"
     LOCAL_GRADIENT = "local_gradient"
     LINK_GRADIENT = "link_gradient"
+    ERROR = "error"
 
 
 # How many messages of one kind may wait for a stage. Two keep a fast sender busy while the receiver computes; more would

@@ -1,13 +1,19 @@
 """Schedule: who does what in which order, as plain data.
 
 K = 3 stages, l >= 1, four steps, every computation one tick (r replica forward, b body forward, t tail forward,
-L local backward, R replica backward; digits are steps, dots are waiting):
+L local backward, R replica backward; digits are steps, dots are waiting), with the link `replica`:
 
     stage 0  b0 t0 L0 b1 .. .. t1 L1 b2 .. .. t2 L2 b3 .. .. t3 L3
     stage 1  .. r0 b0 t0 L0 R0 r1 b1 t1 L1 R1 r2 b2 t2 L2 R2 r3 b3 t3 L3 R3
     stage 2  .. .. .. r0 b0 t0 L0 R0 r1 b1 t1 L1 R1 r2 b2 t2 L2 R2 r3 b3 t3 L3 R3
 
 Stage 0 has no replica, so it is the one with time to wait; every other stage works without a gap once it has started.
+With the link `error` (E link backward) nothing is computed twice, and the tail, whose output is what travels, makes the
+next stage wait for the error of the step before:
+
+    stage 0  b0 t0 L0 b1 .. E0 t1 L1 b2 .. .. E1 t2 L2 b3 .. .. E2 t3 L3 .. .. .. E3
+    stage 1  .. .. b0 t0 L0 .. .. b1 E0 t1 L1 .. .. b2 E1 t2 L2 .. .. b3 E2 t3 L3 .. .. E3
+    stage 2  .. .. .. .. b0 t0 L0 .. .. .. b1 t1 L1 .. .. .. b2 t2 L2 .. .. .. b3 t3 L3
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,17 +25,22 @@ COMPUTE = {
     "tail_forward": "t",
     "local_backward": "L",
     "replica_backward": "R",
+    "link_backward": "E",
 }
 SENDS = {
     "send_activation": "activation",
+    "send_output": "activation",
     "send_local_gradient": "local_gradient",
     "send_link_gradient": "link_gradient",
+    "send_error": "error",
 }
 RECEIVES = {
     "receive_activation": "activation",
     "receive_local_gradient": "local_gradient",
     "receive_link_gradient": "link_gradient",
+    "receive_error": "error",
 }
+BACKWARD = ("link_gradient", "error")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,29 +51,40 @@ class Action:
     lag: int = 0
 
 
-def step_actions(*, is_first: bool, is_last: bool, linked: bool) -> tuple[Action, ...]:
+def step_actions(*, is_first: bool, is_last: bool, link: str = "", has_tail: bool = True) -> tuple[Action, ...]:
     """Return what one stage does in one step, in order.
 
-    The activation leaves before anything else is computed, and the only wait for a later module (the tail's gradient of
-    the step before) comes after it, so no stage keeps another from starting. Body and head update at once, since they
-    hear their own loss only.
+    The activation leaves before anything else is computed, and the only wait for a later module (for the step before)
+    comes after it, so no stage keeps another from starting. Body and head update at once, since they hear their own loss
+    only. With the link "error" a tail must be updated before its output can leave; without a tail (DNI) nothing waits.
+
+    Args:
+        is_first, is_last: the stage has no neighbour before, or after.
+        link: "", "replica" or "error", as `Method.link_kind`.
+        has_tail: whether modules but the last have tail units.
     """
-    replica, tail = linked and not is_first, linked and not is_last
+    replica, error = link == "replica", link == "error"
+    hears, tells = bool(link) and not is_last, bool(link) and not is_first
+    late = error and has_tail
     names: list[tuple[str, int, bool]] = [
         ("receive_activation", 0, not is_first),
-        ("replica_forward", 0, replica),
+        ("replica_forward", 0, replica and tells),
         ("body_forward", 0, True),
-        ("send_activation", 0, not is_last),
-        ("receive_link_gradient", 1, tail),
-        ("tail_update", 1, tail),
+        ("send_activation", 0, not is_last and not late),
+        ("receive_link_gradient", 1, replica and hears),
+        ("receive_error", 1, error and hears),
+        ("link_backward", 1, error and hears),
+        ("tail_update", 1, hears),
         ("tail_forward", 0, True),
+        ("send_output", 0, not is_last and late),
         ("local_backward", 0, True),
-        ("send_local_gradient", 0, tail),
+        ("send_error", 0, error and tells),
+        ("send_local_gradient", 0, replica and hears),
         ("body_update", 0, True),
-        ("replica_backward", 0, replica),
-        ("send_link_gradient", 0, replica),
-        ("receive_local_gradient", 0, replica),
-        ("replica_update", 0, replica),
+        ("replica_backward", 0, replica and tells),
+        ("send_link_gradient", 0, replica and tells),
+        ("receive_local_gradient", 0, replica and tells),
+        ("replica_update", 0, replica and tells),
     ]
     return tuple(Action(name, lag) for name, lag, present in names if present)
 
@@ -79,11 +101,12 @@ def run_actions(first_step: int, num_steps: int, actions: Sequence[Action]) -> I
             yield action.name, last
 
 
-def picture(num_stages: int, num_steps: int, *, linked: bool = True) -> str:
+def picture(num_stages: int, num_steps: int, link: str = "replica", *, has_tail: bool = True) -> str:
     """Draw a run as text: one row a stage, one column a tick, every computation one tick and every message instant."""
+    ends = [(k == 0, k == num_stages - 1) for k in range(num_stages)]
     queues = [
-        list(run_actions(0, num_steps, step_actions(is_first=k == 0, is_last=k == num_stages - 1, linked=linked)))
-        for k in range(num_stages)
+        list(run_actions(0, num_steps, step_actions(is_first=a, is_last=b, link=link, has_tail=has_tail)))
+        for a, b in ends
     ]
     rows: list[list[str]] = [[] for _ in queues]
     arrived: set[tuple[int, str, int]] = set()
@@ -117,4 +140,4 @@ def _tick(
 
 
 def _receiver(k: int, send: str) -> int:
-    return k - 1 if send == "send_link_gradient" else k + 1
+    return k - 1 if SENDS[send] in BACKWARD else k + 1

@@ -14,7 +14,7 @@ from backlink_ray.local.graph import Graph
 from backlink_ray.local.module import Chain, Draws, LocalModule, load_named
 from backlink_ray.measure.metrics import peak_memory_mib, reset_peak_memory
 from backlink_ray.measure.timeline import NoTimeline, Span, Timeline
-from backlink_ray.methods.base import LocalResult
+from backlink_ray.methods.base import Batch
 from backlink_ray.pipeline.exchange import Kind, Link, NoLink, flatten, unflatten
 from backlink_ray.pipeline.schedule import run_actions, step_actions
 from backlink_ray.train.executor import Evaluation, EvaluationSum, Job, forward_for_evaluation, to_cpu
@@ -65,8 +65,8 @@ def plan_stages(job: Job) -> list[StagePlan]:
     plans = []
     for k, module in enumerate(modules):
         before = modules[k - 1] if k else module
-        length = job.method.tail_length(before) if k else 0
-        train = job.train if k == 0 else job.train.without_pixels()
+        length = job.method.tail_length(before) if k and job.method.link_kind == "replica" else 0
+        train = job.train if k == 0 or job.method.wants_images else job.train.without_pixels()
         needed = {name: s if k == 0 else s.without_pixels() for name, s in job.evaluations.items()}
         own = replace(
             job, modules=[module], train=train, evaluations=needed, devices=(job.devices[k % len(job.devices)],)
@@ -92,19 +92,22 @@ class Stage:
         self._make_updaters()
         self._batches = self._job.batches(self._device, self._job.train)
         self._timeline = Timeline(plan.stage_index) if self._job.timeline else NoTimeline()
-        linked = self._method.linked_units > 0
-        self._actions = step_actions(is_first=plan.is_first, is_last=plan.is_last, linked=linked)
+        method = self._method
+        self._actions = step_actions(
+            is_first=plan.is_first, is_last=plan.is_last, link=method.link_kind, has_tail=method.linked_units > 0
+        )
         self._step = 0
         self._link_s = 0.0
         self._losses: list[Tensor] = []
+        self._no_images = torch.empty(0)
+        self._drawn: tuple[int, Tensor] = (-1, self._no_images)
         self.position: tuple[int, str] = (0, "ready")
         reset_peak_memory(self._device)
 
     def _make_updaters(self) -> None:
-        body = self._module.body(len(self._tail))
-        recipe = self._job.recipe
-        self._rest_updater = Updater([*body.named(), *self._module.head_named()], recipe)
-        self._tail_updater = Updater(self._tail.named(), recipe)
+        method, recipe = self._method, self._job.recipe
+        self._rest_updater = Updater(method.rest_named(self._module), recipe)
+        self._linked_updater = Updater(method.linked_named(self._module), recipe, method.helper_lr)
         self._replica_updater = Updater(self._replica.named(), recipe)
 
     def connect(self, previous: Link, following: Link) -> None:
@@ -138,40 +141,63 @@ class Stage:
         self._x = self._replica_graph.output
 
     def _body_forward(self, step: int) -> None:
-        x = self._batches.images(step) if self._plan.is_first else self._x
+        x = self._images(step) if self._plan.is_first else self._x
         self._body_graph: Graph = self._method.forward_body(self._module, x, self._draws(step))
 
     def _send_activation(self, step: int) -> None:
         self._send(self._next, Kind.ACTIVATION, step, self._body_graph.output)
+
+    def _send_output(self, step: int) -> None:
+        self._send(self._next, Kind.ACTIVATION, step, self._tail_graph.output)
+
+    def _receive_error(self, step: int) -> None:
+        self._error = self._receive(self._next, Kind.ERROR, step)
+
+    def _link_backward(self, step: int) -> None:
+        self._link_gradients = self._method.link_backward(self._open_graph, self._error)
+        del self._open_graph, self._error
 
     def _receive_link_gradient(self, step: int) -> None:
         vector = self._receive(self._next, Kind.LINK_GRADIENT, step)
         self._link_gradients = unflatten(vector, list(self._tail.parameters()))
 
     def _tail_update(self, step: int) -> None:
-        mixed = self._method.mix(self._tail, self._tail_gradients, self._link_gradients)
-        self._tail_updater.update(mixed, self._job.lr(step))
+        mixed = self._method.mix(self._tail, self._local_gradients, self._link_gradients)
+        self._linked_updater.update(mixed, self._job.lr(step))
 
     def _tail_forward(self, step: int) -> None:
         self._tail_graph: Graph = self._method.forward_tail(self._module, self._body_graph.output, self._draws(step))
 
     def _local_backward(self, step: int) -> None:
-        labels = self._batches.labels(step)
-        self._result: LocalResult = self._method.local_backward(
-            self._module, self._body_graph, self._tail_graph, labels, self._draws(step)
+        method, module = self._method, self._module
+        images = self._images(step) if method.wants_images else self._no_images
+        batch = Batch(images, self._batches.labels(step), self._draws(step))
+        waits = method.link_kind == "error" and method.has_link(module)
+        result = method.local_backward(
+            module, self._body_graph, self._tail_graph, batch, keep_tail=waits and method.keeps_tail()
         )
-        self._losses.append(self._result.loss)
-        self._tail_gradients = self._result.tail
+        self._losses.append(result.loss)
+        self._rest, self._local_gradients, self._input_error = result.rest, result.linked, result.error
+        if waits:
+            self._open_graph = result.graph
         del self._body_graph, self._tail_graph
 
+    def _images(self, step: int) -> Tensor:
+        if self._drawn[0] != step:  # a loss that looks at the images sees the ones that were forwarded
+            self._drawn = (step, self._batches.images(step))
+        return self._drawn[1]
+
+    def _send_error(self, step: int) -> None:
+        self._send(self._previous, Kind.ERROR, step, self._input_error)
+
     def _send_local_gradient(self, step: int) -> None:
-        self._send(self._next, Kind.LOCAL_GRADIENT, step, flatten(self._tail_gradients))
+        self._send(self._next, Kind.LOCAL_GRADIENT, step, flatten(self._local_gradients))
 
     def _body_update(self, step: int) -> None:
-        self._rest_updater.update(self._result.rest, self._job.lr(step))
+        self._rest_updater.update(self._rest, self._job.lr(step))
 
     def _replica_backward(self, step: int) -> None:
-        self._replica_gradients = self._method.link_backward(self._replica_graph, self._result.error)
+        self._replica_gradients = self._method.link_backward(self._replica_graph, self._input_error)
         del self._replica_graph
 
     def _send_link_gradient(self, step: int) -> None:
@@ -220,7 +246,7 @@ class Stage:
         """Return this stage's part of the state, on the CPU; the replica is its owner's to give."""
         weights = {n: t.detach() for n, t in self._module.named_state()}
         return to_cpu(
-            TrainState(weights, {**self._rest_updater.momentum(), **self._tail_updater.momentum()}, self._step)
+            TrainState(weights, {**self._rest_updater.momentum(), **self._linked_updater.momentum()}, self._step)
         )
 
     def load(self, state: TrainState) -> None:
@@ -229,7 +255,7 @@ class Stage:
         with torch.no_grad():
             for name, tensor in (*self._replica.named(), *self._replica.named_buffers_of_units()):
                 tensor.copy_(state.weights[name])
-        for updater in (self._rest_updater, self._tail_updater, self._replica_updater):
+        for updater in (self._rest_updater, self._linked_updater, self._replica_updater):
             updater.load_momentum(state.momentum)
         self._step = state.step
 

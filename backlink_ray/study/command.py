@@ -259,7 +259,7 @@ class _Command:
         hours = plan.size * plan.base.epochs * images / rate / 3600
         return (
             f"estimated: {hours:.3g} device-hours of training, at {rate:.0f} images/s "
-            f"({first.method} {first.run_name}, measured now on one {device} device) and {images} images an epoch"
+            f"({first.label} {first.run_name}, measured now on one {device} device) and {images} images an epoch"
         )
 
     def _describe(self, choice: dict[str, object], places: Places) -> str:
@@ -269,8 +269,8 @@ class _Command:
         try:
             places.check(config)
         except ConfigError as error:
-            return f"{config.method}/{config.run_name}  refused: {error}"
+            return f"{config.label}/{config.run_name}  refused: {error}"
         published = published_error_pct(config)
         paper = f"  paper {published:.2f} %" if published is not None else ""
         needs = f"executor {resolved.executor}  needs {need['CPU']:g} CPU, {need['GPU']:g} GPU"
-        return f"{config.method}/{config.run_name}  {needs}{paper}"
+        return f"{config.label}/{config.run_name}  {needs}{paper}"

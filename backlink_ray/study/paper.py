@@ -57,6 +57,8 @@ def _row_cells(row: dict[str, dict[str, float]]) -> Iterator[Cell]:
 
 def published_error_pct(config: RunConfig) -> float | None:
     """Return the paper's test error for a run's network, data set, head, K and l; None where the paper has none."""
+    if config.label not in ("bp", "gll", "backlink"):
+        return None
     key = (config.dataset, config.network, config.head, config.num_modules, config.propagation_length)
     found = (c for c in cells() if (c.dataset, c.network, c.head, c.num_modules, c.propagation_length) == key)
     return next((cell.error_pct for cell in found), None)

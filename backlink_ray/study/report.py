@@ -29,7 +29,7 @@ COLUMNS = (
 
 def config_of(row: dict[str, Any]) -> RunConfig:
     """Return the configuration a record's row was run with."""
-    return RunConfig(**{name: row[name] for name in RunConfig.__dataclass_fields__})
+    return RunConfig(**{name: row[name] for name in RunConfig.__dataclass_fields__ if name in row})
 
 
 def table_rows(rows: Sequence[dict[str, Value]], metric: str) -> list[list[str]]:
@@ -42,7 +42,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
     config = config_of(row)
     published = published_error_pct(config)
     return [
-        config.method, str(config.num_modules), str(config.propagation_length), f"{config.alpha:g}", f"{config.lr:.3g}",
+        config.label, str(config.num_modules), str(config.propagation_length), f"{config.alpha:g}", f"{config.lr:.3g}",
         _number(row.get("val_error_pct")), _number(row.get("test_error_pct")), _number(published),
         _number(row.get("images_per_s"), 0), _number(row.get("epoch_s"), 1), _number(row.get("peak_memory_mib"), 0),
         row["executor"],
@@ -89,6 +89,6 @@ def best_line(rows: Sequence[dict[str, Value]], metric: str) -> str:
         else "no such run in the paper"
     )
     return (
-        f"best trial: {config.method} {config.run_name}, {metric} {best[metric]:.2f}, "
+        f"best trial: {config.label} {config.run_name}, {metric} {best[metric]:.2f}, "
         f"test error {best['test_error_pct']:.2f} % beside {paper}"
     )

@@ -62,7 +62,7 @@ class Reporter(tune.Callback):
         print(f"{self._label(config)} starts", flush=True)
         published = published_error_pct(config)
         tags = {
-            **self._tags, "method": config.method, "executor": self._study.places.resolve(config).executor,
+            **self._tags, "method": config.label, "executor": self._study.places.resolve(config).executor,
             **({"paper.error_pct": str(published)} if published is not None else {}),
         }  # fmt: skip
         self._study.tracker.start_run(config.run_id, config.run_name, run_params(config), tags, self._dataset)
@@ -85,7 +85,7 @@ class Reporter(tune.Callback):
 
     def _label(self, config: RunConfig) -> str:
         return (
-            f"[{self._ended}/{self._size} done] {config.method} K={config.num_modules} l={config.propagation_length} "
+            f"[{self._ended}/{self._size} done] {config.label} K={config.num_modules} l={config.propagation_length} "
             f"alpha={config.alpha:g} eta={config.lr:.3g}"
         )
 
@@ -148,7 +148,7 @@ def run_params(config: RunConfig) -> dict[str, str | int | float]:
     return {
         "K": config.num_modules, "l": config.propagation_length, "alpha": config.alpha, "eta": round(config.lr, 6),
         "seed": config.seed, "dataset": config.dataset, "network": config.network, "head": config.head,
-        "method": config.method, "batch_size": config.batch_size, "epochs": config.epochs,
+        "method": config.label, "batch_size": config.batch_size, "epochs": config.epochs,
     }  # fmt: skip
 
 

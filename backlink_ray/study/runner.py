@@ -118,7 +118,7 @@ def make_job(config: RunConfig, dataset: Dataset, options: RunOptions) -> Job:
     steps = config.epochs * (len(train) // config.batch_size)
     return Job(
         modules=modules,
-        method=build_method(config),
+        method=build_method(config, dataset.mean, dataset.std),
         train=train,
         evaluations=evaluations,
         batch_size=config.batch_size,

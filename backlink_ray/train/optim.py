@@ -42,39 +42,71 @@ class Recipe:
 
 
 class Updater:
-    """SGD over some named parameters.
+    """SGD, or Adam where a helper asks for it, over some named parameters.
 
     Updating a module in parts (body and head, tail, a tail's replica) gives the same bits as updating it at once, because
-    SGD treats each element alone; that is what lets a stage update its body before the tail's gradient has arrived.
+    both treat each element alone; that is what lets a stage update its body before the tail's gradient has arrived.
+
+    Args:
+        named: the parameters; a frozen one does not even decay.
+        recipe: of SGD.
+        adam_lr: constant learning rate of Adam (without decay); 0 for SGD.
     """
 
-    def __init__(self, named: Iterable[tuple[str, nn.Parameter]], recipe: Recipe) -> None:
+    def __init__(self, named: Iterable[tuple[str, nn.Parameter]], recipe: Recipe, adam_lr: float = 0.0) -> None:
         self._named = dict(named)
-        self._sgd = torch.optim.SGD(
-            list(self._named.values()) or [torch.empty(0)],
-            lr=0.0,
-            momentum=recipe.momentum,
-            weight_decay=recipe.weight_decay,
-            nesterov=recipe.nesterov and recipe.momentum > 0,
+        self._adam_lr = adam_lr
+        parameters: list[Tensor] = [*self._named.values()] or [torch.empty(0)]
+        self._optimizer: torch.optim.Optimizer = (
+            torch.optim.Adam(parameters, lr=adam_lr) if adam_lr else _sgd(parameters, recipe)
         )
 
+    @property
+    def names(self) -> list[str]:
+        """Return the parameters' names in order."""
+        return list(self._named)
+
     def update(self, gradients: Sequence[Tensor], lr: float) -> None:
-        """Take one step along gradients, one for each parameter in order."""
-        self._sgd.param_groups[0]["lr"] = lr
+        """Take one step along gradients, one for each parameter in order; lr is SGD's."""
+        self._optimizer.param_groups[0]["lr"] = self._adam_lr or lr
         for parameter, gradient in zip(self._named.values(), gradients, strict=True):
-            if parameter.requires_grad:  # a frozen parameter does not even decay
+            if parameter.requires_grad:
                 parameter.grad = gradient
-        self._sgd.step()
-        self._sgd.zero_grad(set_to_none=True)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
 
     def momentum(self) -> dict[str, Tensor]:
-        """Return the momentum of every parameter that has taken a step, by the parameter's name."""
-        states = ((name, self._sgd.state[p].get("momentum_buffer")) for name, p in self._named.items())
-        return {name: buffer for name, buffer in states if buffer is not None}
+        """Return the momentum of every parameter that has taken a step by its name, and Adam's as "<name>/<part>"."""
+        states = ((name, self._optimizer.state[p]) for name, p in self._named.items())
+        return {
+            name if part == _MOMENTUM else f"{name}/{part}": tensor
+            for name, state in states
+            for part, tensor in state.items()
+            if tensor is not None
+        }
 
     def load_momentum(self, state: dict[str, Tensor]) -> None:
         """Put momentum back by name; a parameter without an entry starts without."""
         for name, parameter in self._named.items():
-            self._sgd.state[parameter].clear()
-            if name in state:
-                self._sgd.state[parameter]["momentum_buffer"] = state[name].detach().clone().to(parameter.device)
+            own = {part: state[key] for part, key in self._keys(name) if key in state}
+            place = {part: tensor.detach().clone() for part, tensor in own.items()}
+            # Adam counts its steps on the CPU, wherever the parameter is.
+            self._optimizer.state[parameter] = {
+                part: tensor if part == "step" else tensor.to(parameter.device) for part, tensor in place.items()
+            }
+
+    def _keys(self, name: str) -> list[tuple[str, str]]:
+        return [(part, f"{name}/{part}") for part in _ADAM] if self._adam_lr else [(_MOMENTUM, name)]
+
+
+_MOMENTUM, _ADAM = "momentum_buffer", ("step", "exp_avg", "exp_avg_sq")
+
+
+def _sgd(parameters: list[Tensor], recipe: Recipe) -> torch.optim.SGD:
+    return torch.optim.SGD(
+        parameters,
+        lr=0.0,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        nesterov=recipe.nesterov and recipe.momentum > 0,
+    )

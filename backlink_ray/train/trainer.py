@@ -6,9 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from backlink_ray.local.graph import Graph
 from backlink_ray.local.module import Draws, LocalModule, load_named
-from backlink_ray.methods.base import LocalResult, Method
+from backlink_ray.methods.base import Batch, LocalResult, Method, Named
 from backlink_ray.train.optim import LearningRate, Recipe, Updater
 
 
@@ -57,31 +56,30 @@ def one_pass(
     """
     found: dict[str, Tensor] = {}
     losses: list[Tensor] = []
-    before: tuple[LocalModule, Graph, LocalResult] | None = None
-    x = images
+    before: tuple[LocalModule, LocalResult] | None = None
+    batch, x = Batch(images, labels, draws), images
     for module in modules:
         body = method.forward_body(module, x, draws)
         tail = method.forward_tail(module, body.output, draws)
-        linked = method.tail_length(module) > 0
-        result = method.local_backward(module, body, tail, labels, draws, keep_tail=linked and method.keeps_tail())
-        found.update(_rest(module, method, result))
+        linked = method.has_link(module)
+        result = method.local_backward(module, body, tail, batch, keep_tail=linked and method.keeps_tail())
+        found.update(_by_name(method.rest_named(module), result.rest))
         if before is not None:
             found.update(_linked(method, *before, result.error))
-        before = (module, tail, result) if linked else None
+        before = (module, result) if linked else None
         losses.append(result.loss)
         x = tail.output
     return found, torch.stack(losses)
 
 
-def _rest(module: LocalModule, method: Method, result: LocalResult) -> dict[str, Tensor]:
-    names = [n for n, _ in module.body(method.tail_length(module)).named()] + [n for n, _ in module.head_named()]
-    return dict(zip(names, result.rest, strict=True))
+def _linked(method: Method, module: LocalModule, result: LocalResult, error: Tensor) -> dict[str, Tensor]:
+    tail = module.tail(method.tail_length(module))
+    mixed = method.mix(tail, result.linked, method.link_backward(result.graph, error))
+    return _by_name(method.linked_named(module), mixed)
 
 
-def _linked(method: Method, module: LocalModule, tail: Graph, result: LocalResult, error: Tensor) -> dict[str, Tensor]:
-    chain = module.tail(method.tail_length(module))
-    mixed = method.mix(chain, result.tail, method.link_backward(tail, error))
-    return dict(zip((n for n, _ in chain.named()), mixed, strict=True))
+def _by_name(named: Named, gradients: list[Tensor]) -> dict[str, Tensor]:
+    return {name: gradient for (name, _), gradient in zip(named, gradients, strict=True)}
 
 
 class Trainer:
@@ -111,8 +109,12 @@ class Trainer:
         self.step_index = 0
         self._seed = seed
         self._lr = lr
-        self._named = dict(pair for module in self.modules for pair in module.named())
-        self._updater = Updater(self._named.items(), recipe or Recipe())
+        self._updaters = [
+            Updater((pair for m in self.modules for pair in method.rest_named(m)), recipe or Recipe()),
+            Updater(
+                (pair for m in self.modules for pair in method.linked_named(m)), recipe or Recipe(), method.helper_lr
+            ),
+        ]
         for module in self.modules:
             module.train()
 
@@ -120,17 +122,20 @@ class Trainer:
         """Train on one batch, images (N, C, H, W) and labels (N,), and return the local losses (K,) before the update."""
         found, losses = one_pass(self.modules, self.method, images, labels, Draws(self._seed, self.step_index))
         lr = self._lr(self.step_index) if callable(self._lr) else self._lr
-        self._updater.update([found[name] for name in self._named], lr)
+        for updater in self._updaters:
+            updater.update([found[name] for name in updater.names], lr)
         self.step_index += 1
         return losses
 
     def state(self) -> TrainState:
         """Return weights, batch norm statistics, momentum and step; the tensors are the live ones."""
         weights = {n: t.detach() for module in self.modules for n, t in module.named_state()}
-        return TrainState(weights, self._updater.momentum(), self.step_index)
+        momentum = {n: t for updater in self._updaters for n, t in updater.momentum().items()}
+        return TrainState(weights, momentum, self.step_index)
 
     def load(self, state: TrainState) -> None:
         """Go on from a state; a tensor that is missing is a KeyError by its name."""
         load_named(self.modules, state.weights)
-        self._updater.load_momentum(state.momentum)
+        for updater in self._updaters:
+            updater.load_momentum(state.momentum)
         self.step_index = state.step

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import backlink_ray as bl
+from backlink_ray.methods.base import Method
 from tests.examples import tiny_network
 
 
@@ -41,7 +42,39 @@ def test_head_parameters() -> None:
     assert [sum(p.numel() for p in m.head.parameters()) for m in fc] == [170, 170, 330, 650]
 
 
+def test_head_parameters_of_predsim_and_dgl() -> None:
+    """pool: at most 512 features. mlp-sr: three 1x1 convolutions with batch norm, three linear maps on 4 C features."""
+    network = bl.build_network("resnet8")
+    pooled = bl.split(network, 4, head="pool")
+    sides = {16: 5, 32: 4, 64: 2}
+    assert [sum(p.numel() for p in m.head.parameters()) for m in pooled] == [
+        10 * c * sides[c] ** 2 + 10 for c in (16, 16, 32, 64)
+    ]
+    assert all(c * sides[c] ** 2 <= 512 < c * (sides[c] + 1) ** 2 for c in sides)
+    for module, c in zip(bl.split(network, 4, head="mlp-sr"), (16, 16, 32, 64), strict=True):
+        wide = 4 * c
+        expected = 3 * (c * c + 2 * c) + 2 * (wide * wide + wide) + wide * 10 + 10
+        assert sum(p.numel() for p in module.head.parameters()) == expected
+
+
+def test_helper_parameters() -> None:
+    """Decoder 9 C 12 + 24 + 9 12 3 + 3; similarity branch 9 C C; synthesizer 3 x 25 C C + 4 C, and linear C C + C."""
+    modules = bl.split(bl.build_network("resnet8"), 4)
+    widths = (16, 16, 32)
+
+    def counts(method: Method) -> list[int]:
+        return [sum(p.numel() for p in m.helper.parameters()) for m in method.arrange(modules)]
+
+    assert counts(bl.InfoPro()) == [9 * c * 12 + 24 + 9 * 12 * 3 + 3 for c in widths] + [0]
+    assert counts(bl.PredSim()) == [9 * c * c for c in widths] + [0]
+    assert counts(bl.DNI()) == [75 * c * c + 4 * c for c in widths] + [0]
+    tokens = bl.split(bl.build_network("vit3"), 2)
+    assert [sum(p.numel() for p in m.helper.parameters()) for m in bl.DNI().arrange(tokens)] == [192 * 192 + 192, 0]
+
+
 def test_final_head() -> None:
+    flat = bl.Network([torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten()], torch.nn.Identity(), torch.zeros(1, 3, 8, 8))
+    assert bl.split(flat, 2, head="conv")[-1].head is flat.classifier
     network = bl.build_network("resnet8")
     assert bl.split(network, 2, head="fc")[-1].head is network.classifier
     assert bl.split(network, 2, head="conv", final_head="native")[-1].head is network.classifier
@@ -58,7 +91,7 @@ def test_heads_take_type_and_initial_weights_from_where_they_stand() -> None:
 def test_refusals() -> None:
     with pytest.raises(bl.ConfigError, match="allowed 1..8"):
         bl.split(tiny_network(), 9)
-    with pytest.raises(bl.ConfigError, match="head='mlp'"):
+    with pytest.raises(bl.ConfigError, match="head='mlp' is not known; allowed: fc, conv, pool, mlp-sr"):
         bl.split(tiny_network(), 2, head="mlp")
     flat = bl.Network([torch.nn.Flatten(), torch.nn.Linear(12, 4)], torch.nn.Linear(4, 2), torch.zeros(1, 3, 2, 2))
     with pytest.raises(bl.ConfigError, match="needs features"):

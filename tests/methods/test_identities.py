@@ -1,6 +1,7 @@
 """Identities of BackLink in float64, and its gradients straight from the definition: one separate graph a loss."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 import backlink_ray as bl
 from backlink_ray.local.module import Draws, LocalModule
+from backlink_ray.methods.base import Batch
 from tests.examples import batch, tiny_network
 
 
@@ -61,8 +63,9 @@ def test_labels_two_modules_away_do_not_reach_a_module() -> None:
     images, labels = batch()
 
     class OtherLabels(bl.BackLink):
-        def loss(self, module: LocalModule, features: Tensor, labels: Tensor, draws: Draws) -> Tensor:
-            return super().loss(module, features, labels.flip(0) if module.module_index == 2 else labels, draws)
+        def loss(self, module: LocalModule, features: Tensor, batch: Batch) -> Tensor:
+            other = replace(batch, labels=batch.labels.flip(0)) if module.module_index == 2 else batch
+            return super().loss(module, features, other)
 
     plain = bl.gradients(modules_of(3), bl.BackLink(propagation_length=2, alpha=0.5), images, labels)
     other = bl.gradients(modules_of(3), OtherLabels(propagation_length=2, alpha=0.5), images, labels)

@@ -1,11 +1,14 @@
 """Networks: units, parameter counts worked out by hand, and user networks."""
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
 
 import backlink_ray as bl
 from backlink_ray.config import unit_count
+from backlink_ray.nets.plain import plain_units
 
 
 def block(width_in: int, width_out: int) -> int:
@@ -24,6 +27,55 @@ def test_units_and_parameters(name: str, units: int) -> None:
     assert sum(p.numel() for p in network.classifier.parameters()) == 64 * 10 + 10
 
 
+def conv(width_in: int, width_out: int) -> int:
+    """A 3x3 convolution without bias, and batch norm."""
+    return 9 * width_in * width_out + 2 * width_out
+
+
+def linear(width_in: int, width_out: int) -> int:
+    return width_in * width_out + width_out
+
+
+@pytest.mark.parametrize(("size", "flat"), [(32, 256 * 4 * 4), (96, 256 * 12 * 12)])
+def test_alexnet(size: int, flat: int) -> None:
+    with torch.device("meta"):
+        units = plain_units("alexnet", 10, size)
+    counts = [sum(p.numel() for p in u.parameters()) for u in units]
+    widths = (3, 64, 192, 384, 256, 256)
+    assert counts[:5] == [conv(a, b) for a, b in itertools.pairwise(widths)]
+    assert counts[5:] == [linear(flat, 4096), linear(4096, 4096), linear(4096, 10)]
+    assert len(units) == unit_count("alexnet") == 8
+
+
+@pytest.mark.parametrize(("size", "flat"), [(32, 512), (96, 512 * 3 * 3)])
+def test_vgg16(size: int, flat: int) -> None:
+    with torch.device("meta"):
+        units = plain_units("vgg16", 100, size)
+    widths = (3, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
+    counts = [sum(p.numel() for p in u.parameters()) for u in units]
+    assert counts[:13] == [conv(a, b) for a, b in itertools.pairwise(widths)]
+    assert counts[13:] == [linear(flat, 4096), linear(4096, 4096), linear(4096, 100)]
+    pools = [i + 1 for i, u in enumerate(units[:13]) if isinstance(u.pool, nn.MaxPool2d)]
+    assert pools == [2, 4, 7, 10, 13]
+    assert len(units) == unit_count("vgg16") == 16
+
+
+def test_vit() -> None:
+    network = bl.build_network("vit3", image_size=32)
+    block = 3 * linear(192, 192) + linear(192, 192) + linear(192, 384) + linear(384, 192) + 4 * 192
+    counts = [sum(p.numel() for p in u.parameters()) for u in network.units]
+    assert counts == [3 * 16 * 192 + 192 + 64 * 192, block, block, block]
+    assert sum(p.numel() for p in network.classifier.parameters()) == 2 * 192 + linear(192, 10)
+    assert [fact.shape for fact in network.facts] == [(64, 192)] * 4
+    assert len(network.units) == unit_count("vit3")
+
+
+@pytest.mark.parametrize(("name", "size"), [("alexnet", 4), ("vgg16", 16), ("vit2", 30)])
+def test_images_too_small_are_refused(name: str, size: int) -> None:
+    with pytest.raises(bl.ConfigError, match=rf"image_size={size} .* {name}; allowed"):
+        bl.build_network(name, image_size=size)
+
+
 @pytest.mark.parametrize("size", [32, 96])
 def test_any_image_size(size: int) -> None:
     network = bl.build_network("resnet8", num_classes=7, image_size=size)
@@ -36,6 +88,8 @@ def test_initial_weights_depend_on_seed_and_index_alone() -> None:
     torch.manual_seed(99)
     assert all(torch.equal(one[n], same[n]) for n in one)
     assert not torch.equal(one["units.0.conv.weight"], other["units.0.conv.weight"])
+    vits = [bl.build_network("vit2", seed=3).state_dict() for _ in range(2)]
+    assert all(torch.equal(vits[0][n], vits[1][n]) for n in vits[0])
     deep = bl.build_network("resnet14", seed=0).state_dict()
     assert torch.equal(one["units.0.conv.weight"], deep["units.0.conv.weight"])
 

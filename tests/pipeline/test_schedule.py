@@ -3,42 +3,48 @@
 import pytest
 
 from backlink_ray.pipeline import schedule
-from backlink_ray.pipeline.schedule import RECEIVES, SENDS, picture, run_actions, step_actions
+from backlink_ray.pipeline.schedule import BACKWARD, RECEIVES, SENDS, picture, run_actions, step_actions
+
+LINKS = [("", True), ("replica", True), ("error", True), ("error", False)]
 
 
-def test_the_picture_is_the_schedule() -> None:
+def test_the_pictures_are_the_schedules() -> None:
     assert schedule.__doc__ is not None
     drawn = [line.strip() for line in schedule.__doc__.splitlines() if line.strip().startswith("stage ")]
-    assert drawn == picture(3, 4).splitlines()
+    assert drawn == [*picture(3, 4).splitlines(), *picture(3, 4, "error").splitlines()]
 
 
-def test_without_a_link_nobody_waits_once_it_has_started() -> None:
-    for k, row in enumerate(picture(4, 5, linked=False).splitlines()):
-        ticks = row.split()[2:]
-        assert ticks[k:] == [f"{what}{step}" for step in range(5) for what in "btL"]
+@pytest.mark.parametrize("link", ["", "error"])
+def test_without_a_tail_nobody_waits_once_it_has_started(link: str) -> None:
+    for k, row in enumerate(picture(4, 5, link, has_tail=False).splitlines()):
+        ticks = [tick for tick in row.split()[2:] if tick[0] != "E"]
+        own = ticks[k:] if not link else [tick for tick in ticks if tick != ".."]
+        assert own == [f"{what}{step}" for step in range(5) for what in "btL"]
 
 
 def test_the_activation_leaves_before_the_only_wait_for_a_later_stage() -> None:
-    names = [a.name for a in step_actions(is_first=False, is_last=False, linked=True)]
+    names = [a.name for a in step_actions(is_first=False, is_last=False, link="replica")]
     assert names.index("send_activation") < names.index("receive_link_gradient") < names.index("tail_forward")
     assert names.index("body_update") < names.index("replica_backward")
+    names = [a.name for a in step_actions(is_first=False, is_last=False, link="error", has_tail=False)]
+    assert names.index("send_activation") < names.index("receive_error") < names.index("local_backward")
 
 
 @pytest.mark.parametrize("num_stages", [1, 2, 5])
-@pytest.mark.parametrize("linked", [True, False])
-def test_every_message_sent_is_received_once(num_stages: int, linked: bool) -> None:
+@pytest.mark.parametrize(("link", "has_tail"), LINKS)
+def test_every_message_sent_is_received_once(num_stages: int, link: str, has_tail: bool) -> None:
     sent, received = set(), set()
     for k in range(num_stages):
-        actions = step_actions(is_first=k == 0, is_last=k == num_stages - 1, linked=linked)
+        actions = step_actions(is_first=k == 0, is_last=k == num_stages - 1, link=link, has_tail=has_tail)
         for name, step in run_actions(7, 3, actions):
             if name in SENDS:
-                sent.add((k - 1 if name == "send_link_gradient" else k + 1, SENDS[name], step))
+                sent.add((k - 1 if SENDS[name] in BACKWARD else k + 1, SENDS[name], step))
             if name in RECEIVES:
                 received.add((k, RECEIVES[name], step))
     assert sent == received
-    assert len(sent) == 3 * (num_stages - 1) * (3 if linked else 1)
+    assert len(sent) == 3 * (num_stages - 1) * {"": 1, "replica": 3, "error": 2}[link]
 
 
 def test_a_run_ends_drained() -> None:
-    actions = step_actions(is_first=True, is_last=False, linked=True)
+    actions = step_actions(is_first=True, is_last=False, link="replica")
     assert list(run_actions(0, 2, actions))[-2:] == [("receive_link_gradient", 1), ("tail_update", 1)]

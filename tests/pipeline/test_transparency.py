@@ -1,6 +1,7 @@
 """With and without the pipeline: the same weights, batch norm buffers, momentum, losses and errors, bit for bit."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -8,10 +9,10 @@ import torch
 from torch import Tensor
 
 import backlink_ray as bl
-from backlink_ray.methods.base import Method
 from backlink_ray.pipeline.controller import ThreadsExecutor
 from backlink_ray.train.executor import Executor, Job, LocalExecutor
 from tests.examples import job
+from tests.methods.settings import SETTINGS
 
 Outcome = tuple[dict[str, Tensor], dict[str, Tensor], Tensor, int]
 
@@ -72,17 +73,32 @@ def test_ray_everywhere(setting: Setting, ray_here: None) -> None:
     check_equal(ray_executor, lambda: job_of(setting))
 
 
-OTHERS = {
-    "gll": bl.GLL(),
-    "bp": bl.BP(),
-    "compound": bl.BackLink(propagation_length=2, alpha=0.3, alpha_mode="compound", body_scale="alpha"),
-}
+@pytest.mark.parametrize("name", SETTINGS)
+def test_every_method_as_threads(name: str) -> None:
+    check_equal(ThreadsExecutor, lambda: job(SETTINGS[name].method, 3, "fc", dropout=0.2))
 
 
-@pytest.mark.parametrize("name", OTHERS)
-def test_other_methods(name: str) -> None:
-    method: Method = OTHERS[name]
-    check_equal(ThreadsExecutor, lambda: job(method, 3))
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("name", ["dni, labels", "backlink, error", "backlink+infopro"])
+def test_links_and_helpers_over_ray(name: str, ray_here: None) -> None:
+    check_equal(ray_executor, lambda: job(SETTINGS[name].method, 3, "conv"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("name", SETTINGS)
+def test_every_method_over_ray(name: str, ray_here: None) -> None:
+    check_equal(ray_executor, lambda: job(SETTINGS[name].method, 3, "conv"))
+
+
+@pytest.mark.parametrize(("network", "k"), [("alexnet", 8), ("vgg16", 16)])
+def test_a_unit_a_stage_with_dropout_in_its_tail(network: str, k: int) -> None:
+    def new_job() -> Job:
+        built = bl.build_network(network)
+        small = job(bl.BackLink(propagation_length=1, alpha=0.5), 2, batch_size=4)
+        return replace(small, modules=bl.split(built, k))
+
+    check_equal(ThreadsExecutor, new_job)
 
 
 def test_dropout_in_a_tail_draws_the_same_mask_in_its_replica() -> None:

@@ -1,0 +1,140 @@
+"""DNI: decoupled neural interfaces, modules that step with a synthetic gradient and never wait for the true one.
+
+Card
+    paper       Jaderberg et al., "Decoupled Neural Interfaces using Synthetic Gradients", ICML 2017
+    rule        module k < K steps with the gradient that its synthesizer predicts from y_k; module K with its CE
+    crosses     activations forward; backward the error at the next module's input, which only teaches the synthesizer
+    helper      synthesizer: conv5x5 - batch norm - ReLU, twice, then conv5x5 that starts at zero; a linear map that
+                starts at zero where features have no height and width
+    loss        of the synthesizer: the squared distance to the error that came back; modules before the last have no
+                other, so theirs is reported as 0
+    defaults    Adam 3e-5 for synthesizers, labels not seen by them, as wide as the features
+    deviations  the published synthesizers are 128 channels wide: that is `synthesizer_width` 128
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from backlink_ray.config import ConfigError
+from backlink_ray.local.graph import Graph
+from backlink_ray.local.module import Chain, LocalModule, Place
+from backlink_ray.methods.base import Batch, LocalResult, Method, Named
+
+
+@dataclass(frozen=True, kw_only=True)
+class DNI(Method):
+    """Decoupled neural interfaces.
+
+    Args:
+        synthesizer_lr: learning rate of Adam for the synthesizers, above 0.
+        synthesizer_width: channels inside a synthesizer; 0 takes the features' own.
+        label_conditioning: whether synthesizers see the labels (cDNI).
+    """
+
+    name: ClassVar[str] = "dni"
+    synthesizer_lr: float = 3e-5
+    synthesizer_width: int = 0
+    label_conditioning: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.synthesizer_lr < float("inf"):
+            raise ConfigError(f"synthesizer_lr={self.synthesizer_lr} is out of range; allowed above 0, finite")
+        if self.synthesizer_width < 0:
+            raise ConfigError(
+                f"synthesizer_width={self.synthesizer_width} is negative; allowed 0 (as the features) or more"
+            )
+
+    @property
+    def link_kind(self) -> str:
+        """The error itself comes back."""
+        return "error"
+
+    @property
+    def helper_lr(self) -> float:
+        """Return the synthesizers' learning rate."""
+        return self.synthesizer_lr
+
+    def build_helper(self, place: Place) -> nn.Module:
+        """Return the synthesizer."""
+        classes = place.num_classes if self.label_conditioning else 0
+        if len(place.feature_shape) == 3:
+            return ConvSynthesizer(place.feature_shape[0], self.synthesizer_width, classes)
+        return LinearSynthesizer(place.feature_shape[-1], classes)
+
+    def rest_named(self, module: LocalModule) -> Named:
+        """Yield the units, and the head of the last module: no other head has a loss."""
+        yield from module.chain.named()
+        if module.is_last:
+            yield from module.head_named()
+
+    def linked_named(self, module: LocalModule) -> Named:
+        """Yield the synthesizer."""
+        yield from module.helper_named()
+
+    def local_backward(
+        self, module: LocalModule, body: Graph, tail: Graph, batch: Batch, *, keep_tail: bool = False
+    ) -> LocalResult:
+        """Walk back from the synthetic gradient; in the last module from its loss."""
+        if module.is_last:
+            return super().local_backward(module, body, tail, batch)
+        synthesis = Graph(module.helper, tail.output, batch.labels, wants_input_gradient=False)
+        gradients, error = body.backward(synthesis.output)
+        return LocalResult(synthesis.output.new_zeros(()), gradients, [], error, synthesis)
+
+    def link_backward(self, graph: Graph, error: Tensor) -> list[Tensor]:
+        """Return the synthesizer's gradients of |synthetic - true|^2, summed."""
+        return graph.backward(2 * (graph.output - error), to_input=False)[0]
+
+    def mix(self, tail: Chain, local: Sequence[Tensor], link: Sequence[Tensor]) -> list[Tensor]:
+        """Return the synthesizer's gradients as they are."""
+        return list(link)
+
+
+class ConvSynthesizer(nn.Module):
+    """Maps features (N, C, H, W), and labels (N,) where classes > 0, to a gradient of their shape."""
+
+    def __init__(self, width: int, hidden: int, classes: int) -> None:
+        super().__init__()
+        hidden = hidden or width
+        self.first = nn.Sequential(_conv5x5(width, hidden), nn.BatchNorm2d(hidden), nn.ReLU())
+        self.second = nn.Sequential(_conv5x5(hidden, hidden), nn.BatchNorm2d(hidden), nn.ReLU())
+        self.last = _zero_start(_conv5x5(hidden, width))
+        self.labels = nn.Embedding(classes, hidden) if classes else None
+
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        """Return the synthetic gradient."""
+        y = self.first(x)
+        if self.labels is not None:
+            y = y + self.labels(labels)[:, :, None, None]
+        return self.last(self.second(y))  # type: ignore[no-any-return]
+
+
+class LinearSynthesizer(nn.Module):
+    """Maps features (..., C), and labels (N,) where classes > 0, to a gradient of their shape."""
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.last = _zero_start(nn.Linear(width, width))
+        self.labels = _zero_start(nn.Embedding(classes, width)) if classes else None
+
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        """Return the synthetic gradient."""
+        y = self.last(x)
+        if self.labels is not None:
+            told = self.labels(labels)
+            y = y + (told if x.dim() == 2 else told[:, None])
+        return y  # type: ignore[no-any-return]
+
+
+def _conv5x5(width_in: int, width_out: int) -> nn.Conv2d:
+    return nn.Conv2d(width_in, width_out, 5, padding=2, bias=False)
+
+
+def _zero_start(module: nn.Module) -> nn.Module:
+    """A synthetic gradient that starts at zero keeps a module still until its synthesizer has learned something."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module

@@ -1,0 +1,97 @@
+"""InfoPro: local learning that keeps information about the input by reconstructing it.
+
+Card
+    paper       Wang, Ni, Song, Yang, Huang, "Revisiting Locally Supervised Learning: an Alternative to End-to-end
+                Training", ICLR 2021, Eq. (5), the form with a softmax loss
+    loss        lambda1 BCE(decoder(features), image) + lambda2 CE(head), both weights linear in the module's index from
+                the first to the last auxiliary module; the last module's is CE
+    crosses     activations forward; nothing backward; every module sees the input image
+    helper      decoder: bilinear resize to the image's size, conv3x3 to 12 - batch norm - ReLU - conv3x3 to the image's
+                channels, sigmoid (inside the loss)
+    defaults    (lambda1, lambda2) from (5, 0.5) to (0.5, 1); the published heads are "conv"
+    deviations  the published code gives weights for the contrastive form only, so these are ours
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from backlink_ray.config import ConfigError
+from backlink_ray.local.module import LocalModule, Place
+from backlink_ray.methods.base import Batch, Method
+from backlink_ray.nets.resnet import conv3x3
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfoPro(Method):
+    """Information propagation with a decoder and a softmax loss.
+
+    Args:
+        lambda1: weight of the reconstruction, (first, last) auxiliary module, each 0 or more.
+        lambda2: weight of the cross entropy, likewise.
+        mean, std: per channel, of the images' normalisation: image in [0, 1] = input * std + mean, clamped.
+    """
+
+    name: ClassVar[str] = "infopro"
+    lambda1: tuple[float, float] = (5.0, 0.5)
+    lambda2: tuple[float, float] = (0.5, 1.0)
+    mean: tuple[float, ...] = (0.5,)
+    std: tuple[float, ...] = (0.25,)
+
+    def __post_init__(self) -> None:
+        for field in ("lambda1", "lambda2"):
+            value = getattr(self, field)
+            if len(value) != 2 or not all(0 <= v < float("inf") for v in value):
+                raise ConfigError(f"{field}={value} is no pair of weights; allowed (first, last), each 0 or more")
+
+    @property
+    def wants_images(self) -> bool:
+        """Every module reconstructs the input."""
+        return True
+
+    def build_helper(self, place: Place) -> nn.Module:
+        """Return the decoder; ConfigError without height and width, in the features or in the input."""
+        if len(place.feature_shape) != 3 or len(place.input_shape) != 3:
+            raise ConfigError(
+                f"method infopro reconstructs images from features (C, H, W), and module {place.module_index} gives "
+                f"{place.feature_shape} from {place.input_shape}; use fewer modules, or another method"
+            )
+        return Decoder(place.feature_shape[0], place.input_shape)
+
+    def loss(self, module: LocalModule, features: Tensor, batch: Batch) -> Tensor:
+        """Return lambda1 BCE + lambda2 CE, or CE in the last module."""
+        prediction = super().loss(module, features, batch)
+        if module.is_last:
+            return prediction
+        image = self._image(batch.images).to(features.dtype)
+        reconstruction = F.binary_cross_entropy_with_logits(module.helper(features), image)
+        return _between(self.lambda1, module.place) * reconstruction + _between(self.lambda2, module.place) * prediction
+
+    def _image(self, x: Tensor) -> Tensor:
+        mean, std = (torch.tensor(v, dtype=x.dtype, device=x.device).view(1, -1, 1, 1) for v in (self.mean, self.std))
+        return (x * std + mean).clamp(0, 1)
+
+
+def _between(ends: tuple[float, float], place: Place) -> float:
+    """Return the weight of one auxiliary module, linear from the first to the last of the K - 1."""
+    part = place.module_index / max(1, place.num_modules - 2)
+    return ends[0] + part * (ends[1] - ends[0])
+
+
+class Decoder(nn.Module):
+    """Maps features (N, C, h, w) to the logits of an image (N, channels, H, W)."""
+
+    def __init__(self, width: int, image_shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.size = image_shape[1:]
+        self.conv1 = conv3x3(width, 12)
+        self.bn = nn.BatchNorm2d(12)
+        self.conv2 = nn.Conv2d(12, image_shape[0], 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits."""
+        x = F.interpolate(x, size=self.size, mode="bilinear", align_corners=True)
+        return self.conv2(F.relu(self.bn(self.conv1(x))))  # type: ignore[no-any-return]

@@ -1,0 +1,63 @@
+"""PredSim: local learning from a prediction loss and a similarity-matching loss.
+
+Card
+    paper       Nøkland, Eidnes, "Training Neural Networks with Local Error Signals", ICML 2019, Eqs. (1)-(3)
+    loss        (1 - beta) CE(head) + beta MSE(S(branch(features)), S(one-hot labels)); the last module's is CE
+    crosses     activations forward; nothing backward
+    helper      similarity branch: conv3x3 without bias, width kept; a linear map where features have no height and width
+    defaults    beta 0.99; the published predictor is the head "pool" (at most 512 pooled features, linear)
+    deviations  none known
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from backlink_ray.config import ConfigError
+from backlink_ray.local.losses import similarity
+from backlink_ray.local.module import LocalModule, Place
+from backlink_ray.methods.base import Batch, Method
+from backlink_ray.nets.resnet import conv3x3
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredSim(Method):
+    """Prediction and similarity matching.
+
+    Args:
+        beta: weight of the similarity loss, 0 (GLL) to 1.
+    """
+
+    name: ClassVar[str] = "predsim"
+    beta: float = 0.99
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.beta <= 1:
+            raise ConfigError(f"beta={self.beta} is out of range; allowed 0..1")
+
+    def build_helper(self, place: Place) -> nn.Module:
+        """Return the similarity branch."""
+        return SimilarityBranch(place.feature_shape)
+
+    def loss(self, module: LocalModule, features: Tensor, batch: Batch) -> Tensor:
+        """Return (1 - beta) CE + beta MSE of the two similarity matrices (N, N)."""
+        prediction = super().loss(module, features, batch)
+        if module.is_last:
+            return prediction
+        labels = F.one_hot(batch.labels, module.place.num_classes).to(features.dtype)
+        matching = F.mse_loss(similarity(module.helper(features)), similarity(labels))
+        return (1 - self.beta) * prediction + self.beta * matching
+
+
+class SimilarityBranch(nn.Module):
+    """Maps features (N, C, H, W), (N, T, C) or (N, C) to features of the same shape, to be compared."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.map = conv3x3(shape[0], shape[0]) if len(shape) == 3 else nn.Linear(shape[-1], shape[-1], bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the mapped features."""
+        return self.map(x)  # type: ignore[no-any-return]

@@ -1,0 +1,179 @@
+"""Known limits: settings at which one method is another, in float64."""
+
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import backlink_ray as bl
+from backlink_ray.local.losses import similarity
+from backlink_ray.local.module import Draws, LocalModule, Place
+from backlink_ray.methods.base import Method
+from tests.examples import batch, tiny_network
+
+
+def modules_of(k: int, head: str = "fc") -> list[LocalModule]:
+    return bl.split(tiny_network(6).double(), k, head=head)
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+    names = [n for n in b if not n.startswith("helpers.")]
+    assert [n for n in names if not torch.equal(a[n], b[n])] == []
+
+
+@pytest.mark.parametrize(
+    "method",
+    [bl.DGL(), bl.PredSim(beta=0.0), bl.InfoPro(lambda1=(0.0, 0.0), lambda2=(1.0, 1.0))],
+    ids=lambda m: m.name,
+)
+@pytest.mark.parametrize("head", ["fc", "pool", "mlp-sr"])
+def test_without_its_second_loss_a_method_is_gll_with_its_head(method: Method, head: str) -> None:
+    same(bl.gradients(modules_of(3, head), method, *batch()), bl.gradients(modules_of(3, head), bl.GLL(), *batch()))
+
+
+@pytest.mark.parametrize("base", [bl.DGL(), bl.PredSim(), bl.InfoPro()], ids=lambda m: m.name)
+def test_backlink_on_a_base_without_a_link_is_the_base(base: Method) -> None:
+    linked = bl.gradients(modules_of(3), bl.BackLink(propagation_length=0, base=base), *batch())
+    own = bl.gradients(modules_of(3), base, *batch())
+    assert linked.keys() == own.keys()
+    assert all(torch.equal(linked[n], own[n]) for n in own)
+
+
+@pytest.mark.parametrize("base", [bl.PredSim(), bl.InfoPro()], ids=lambda m: m.name)
+def test_the_link_carries_the_bases_loss(base: Method) -> None:
+    """With alpha 0 the tail hears nothing but the next module's whole loss, worked out here from the definition."""
+    images, labels = batch()
+    found = bl.gradients(modules_of(2), bl.BackLink(propagation_length=1, alpha=0.0, base=base), images, labels)
+    plain = bl.gradients(modules_of(2), bl.BackLink(propagation_length=1, alpha=0.0), images, labels)
+    same(
+        {n: g for n, g in found.items() if n.startswith("units.2.")},
+        {n: g for n, g in plain.items() if "units.2." in n},
+    )
+    three = bl.gradients(modules_of(3), bl.BackLink(propagation_length=1, alpha=0.0, base=base), images, labels)
+    gll = bl.gradients(modules_of(3), bl.BackLink(propagation_length=1, alpha=0.0), images, labels)
+    assert not torch.equal(three["units.1.0.weight"], gll["units.1.0.weight"])
+
+
+def test_both_links_give_the_same_gradients() -> None:
+    replica, error = (
+        bl.gradients(modules_of(3), bl.BackLink(propagation_length=2, alpha=0.3, link=link), *batch())
+        for link in ("replica", "error")
+    )
+    assert all(torch.equal(replica[n], error[n]) for n in replica)
+
+
+class Oracle(nn.Module):
+    """Knows the modules that follow, and so the true gradient."""
+
+    def __init__(self, following: list[LocalModule]) -> None:
+        super().__init__()
+        self.following = [following]  # hidden from parameters(): they are not the oracle's to train
+
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        with torch.enable_grad():
+            start = x.detach().requires_grad_()
+            y = start
+            for module in self.following[0]:
+                y = module.chain(y, Draws())
+            loss = F.cross_entropy(self.following[0][-1].logits(y, Draws()), labels)
+            return torch.autograd.grad(loss, start)[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Perfect(bl.DNI):
+    modules: list[LocalModule] = field(default_factory=list)
+
+    def build_helper(self, place: Place) -> nn.Module:
+        return Oracle(self.modules[place.module_index + 1 :])
+
+
+@pytest.mark.parametrize("k", [2, 3])
+def test_a_perfect_synthetic_gradient_is_bp(k: int) -> None:
+    modules = modules_of(k)
+    for module in modules:
+        module.train()
+    found = bl.gradients(modules, Perfect(modules=modules), *batch())
+    bp = bl.gradients(modules_of(k), bl.BP(), *batch())
+    assert max(float((found[n] - bp[n]).abs().max()) for n in bp) < 1e-12
+
+
+def test_a_synthesizer_moves_towards_the_error_that_came_back() -> None:
+    """Its gradient is the derivative of the squared distance, worked out here by finite differences."""
+    method = bl.DNI(synthesizer_lr=1e-3)
+    modules = method.arrange(modules_of(2))
+    images, labels = batch()
+    with torch.no_grad():
+        weight = modules[0].helper.last.weight  # type: ignore[union-attr]
+        weight.normal_(generator=torch.Generator().manual_seed(0)).mul_(1e-3)
+    found = bl.gradients(modules, method, images, labels)["helpers.0.last.weight"]
+
+    def distance(change: float) -> float:
+        with torch.no_grad():
+            weight[0, 0, 2, 2] += change
+            y = modules[0].chain(images, Draws())
+            synthetic = modules[0].helper.train()(y, labels)
+            weight[0, 0, 2, 2] -= change
+        start = y.detach().requires_grad_()
+        loss = F.cross_entropy(modules[1].logits(modules[1].chain(start, Draws()), Draws()), labels)
+        return float((synthetic - torch.autograd.grad(loss, start)[0]).square().sum())
+
+    slope = (distance(1e-6) - distance(-1e-6)) / 2e-6
+    assert abs(slope - float(found[0, 0, 2, 2])) < 1e-6 * max(1, abs(slope))
+
+
+def test_synthetic_gradients_start_at_zero() -> None:
+    found = bl.gradients(modules_of(3), bl.DNI(), *batch())
+    assert all(not found[n].any() for n in found if n.startswith(("units.0.", "units.3.")))
+    assert found["units.5.0.weight"].any()
+    assert found["helpers.1.last.weight"].any()
+    assert not found[
+        "helpers.0.last.weight"
+    ].any()  # the module after it passes nothing back before its own has learned
+
+
+def test_similarity_is_the_cosine_of_centred_channel_deviations() -> None:
+    x = torch.randn(5, 7, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    rows = torch.stack([torch.stack([channel.std() for channel in image]) for image in x])
+    expected = torch.corrcoef(rows)
+    assert torch.allclose(similarity(x), expected, atol=1e-6)
+    labels = F.one_hot(torch.tensor([0, 1, 0]), 4).double()
+    assert torch.allclose(similarity(labels)[0], torch.tensor([1.0, -1 / 3, 1.0], dtype=torch.float64), atol=1e-6)
+
+
+def test_infopro_weights_are_linear_from_the_first_to_the_last_auxiliary_module() -> None:
+    """Four modules, three of them auxiliary: reconstruction weighs 5, 2.75 and 0.5."""
+    images, labels = batch()
+    losses = []
+    for lambda1 in ((5.0, 0.5), (0.0, 0.0)):
+        method = bl.InfoPro(lambda1=lambda1, lambda2=(0.0, 0.0))
+        trainer = bl.Trainer(bl.split(tiny_network(8).double(), 4), method, lr=0.0)
+        losses.append(trainer.step(images, labels))
+    unit = bl.Trainer(bl.split(tiny_network(8).double(), 4), bl.InfoPro(lambda1=(1.0, 1.0), lambda2=(0.0, 0.0)), lr=0.0)
+    ratio = losses[0][:3] / unit.step(images, labels)[:3]
+    assert torch.allclose(ratio, torch.tensor([5.0, 2.75, 0.5], dtype=torch.float64))
+    assert not losses[1][:3].any()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: bl.PredSim(beta=1.5), "beta=1.5 is out of range; allowed 0..1"),
+        (lambda: bl.InfoPro(lambda1=(1.0, -1.0)), r"lambda1=\(1.0, -1.0\) is no pair of weights"),
+        (lambda: bl.DNI(synthesizer_lr=0.0), "synthesizer_lr=0.0 is out of range; allowed above 0"),
+        (lambda: bl.DNI(synthesizer_width=-1), "synthesizer_width=-1 is negative"),
+        (
+            lambda: bl.BackLink(base=bl.BP()),
+            "base='bp' has no local losses to build on; allowed: gll, dgl, predsim, infopro",
+        ),
+        (lambda: bl.BackLink(link="wire"), "link='wire' is not known; allowed: replica, error"),
+        (
+            lambda: bl.gradients(bl.split(bl.build_network("vit3"), 2), bl.InfoPro(), *batch()),
+            r"method infopro reconstructs images from features \(C, H, W\), and module 0 gives \(64, 192\)",
+        ),
+    ],
+)
+def test_refusals(make: object, message: str) -> None:
+    with pytest.raises(bl.ConfigError, match=message):
+        make()  # type: ignore[operator]
