@@ -2,42 +2,43 @@
 
 import contextlib
 import os
-import re
-import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
 import tyro
-from ray.tune import TuneError
 
 from backlink_ray.config import ConfigError
 from backlink_ray.data.datasets import Dataset, data_root, hold_out, load_dataset
 from backlink_ray.data.loader import check_batch_size
 from backlink_ray.files import write_whole
 from backlink_ray.study.bench import images_per_s
+from backlink_ray.study.face import (
+    CommonFlags,
+    SecondInterruptError,
+    choose_preset,
+    guarded,
+    open_tracker,
+    print_link,
+    resume_line,
+)
 from backlink_ray.study.paper import published_error_pct
+from backlink_ray.study.record import Record, Value
 from backlink_ray.study.report import best_line, markdown, print_table
 from backlink_ray.study.runner import start_ray
 from backlink_ray.study.search import base_with
-from backlink_ray.study.tracking import Tracker, default_tracking_uri, redact
+from backlink_ray.study.tracking import Tracker
 from backlink_ray.study.trial import Places, cluster_places
 from backlink_ray.study.tuning import Plan, Study, claim, only_driver
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flags:
+class Flags(CommonFlags):
     """Flags that every study has."""
 
-    smoke_test: bool = False
-    """Under 2 minutes on 2 CPU cores, on the embedded real sample, no download."""
-    dry_run: bool = False
-    """Print what would run, what each trial needs, and stop."""
-    preset: str = ""
-    """One of the study's presets by name; default: the paper's budget with a GPU, the smoke test without."""
     num_samples: int = 0
     """Trials of a search; 0 takes the preset's."""
     max_concurrent: int = 0
@@ -46,25 +47,40 @@ class Flags:
     """Stop the trials of a search early that rank low at an epoch (ASHA); best with several trials at once."""
     resume: Literal["auto", "never", "must"] = "auto"
     """Go on with what the storage path holds: auto if there is something, never, or must."""
-    storage_path: str = "results"
-    """Folder of studies: records, checkpoints, Optuna's and MLflow's databases."""
-    tracking_uri: str = ""
-    """MLflow; default $MLFLOW_TRACKING_URI, else sqlite in the storage path."""
-    seed: int = 0
-    """Of weights, data order, augmentation and search."""
-    address: str = ""
-    """Ray cluster; default $RAY_ADDRESS, else a private one on this machine."""
     gpus: float = 0.0
     """GPUs the cluster at --address can grow to, where it starts machines on demand; 0: those it has now."""
     gpus_per_stage: float = 1.0
     """GPUs one local module takes, where there are GPUs; a fraction lets modules share one."""
     executor: Literal["auto", "local", "threads", "ray"] = "auto"
     """Where a trial's local modules run; auto: one Ray actor each where the cluster has the places."""
-    data_root: str = ""
-    """Folder of the data sets; default $BACKLINK_RAY_DATA, else ~/.cache/backlink_ray."""
 
 
-def main(name: str, presets: dict[str, Plan], description: str, arguments: Sequence[str] | None = None) -> int:
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """A study's record as its picture is drawn from: `rows` of the runs of `plan`, in `folder`, under `flags`."""
+
+    name: str
+    preset: str
+    plan: Plan
+    rows: list[dict[str, Value]]
+    folder: Path
+    tracker: Tracker
+
+
+Picture = Callable[[Finished], Sequence[Path]]
+
+
+def _no_picture(_finished: Finished) -> Sequence[Path]:
+    return ()
+
+
+def main(
+    name: str,
+    presets: dict[str, Plan],
+    description: str,
+    arguments: Sequence[str] | None = None,
+    picture: Picture = _no_picture,
+) -> int:
     """Run a study from its command line.
 
     Args:
@@ -72,37 +88,14 @@ def main(name: str, presets: dict[str, Plan], description: str, arguments: Seque
         presets: "paper" and "smoke", and any others.
         description: shown by --help.
         arguments: the command line's if not given.
+        picture: draws the study's figure, writes and tracks its files, and returns them.
 
     Returns:
         0 done; 1 done, but some trials failed; 2 bad arguments or configuration; 3 interrupted and resumable; 130 the same
         at a second Ctrl-C, with no time for a table.
     """
     flags = tyro.cli(Flags, prog=f"{name}.py", description=description, args=arguments)
-    try:
-        return _Command(name, presets, flags).run()
-    except (
-        ValueError,
-        OSError,
-    ) as error:  # ConfigError, DataError, a tracking URI; no cluster at the address, a full disk
-        return _say(f"error: {error}", 2)
-    except TuneError as error:
-        return _say(f"failed: {str(error).strip().splitlines()[-1]}; resume: {_resume_line()}", 1)
-    except KeyboardInterrupt as error:
-        return _say(f"interrupted; resume: {_resume_line()}", 130 if isinstance(error, SecondInterruptError) else 3)
-
-
-def _say(text: str, code: int) -> int:
-    print(text, file=sys.stderr, flush=True)
-    return code
-
-
-def _resume_line() -> str:
-    line = shlex.join([sys.orig_argv[0], *sys.argv])  # the Python as the user typed it
-    return re.sub(r" --resume[ =]\w+", "", line) + " --resume auto"
-
-
-class SecondInterruptError(KeyboardInterrupt):
-    """Ctrl-C while the trials were already being ended after an earlier one."""
+    return guarded(lambda: _Command(name, presets, flags, picture).run())
 
 
 def _check_numbers(flags: Flags) -> None:
@@ -116,9 +109,9 @@ def _check_numbers(flags: Flags) -> None:
 
 
 class _Command:
-    def __init__(self, name: str, presets: dict[str, Plan], flags: Flags) -> None:
-        self._flags = flags
-        self._preset = self._choose(presets)
+    def __init__(self, name: str, presets: dict[str, Plan], flags: Flags, picture: Picture) -> None:
+        self._flags, self._picture = flags, picture
+        self._preset = choose_preset(presets, flags)
         plan = presets[self._preset]
         base = plan.base.replace(seed=flags.seed, executor=flags.executor)
         _check_numbers(flags)
@@ -128,30 +121,13 @@ class _Command:
             )
         self._plan = replace(plan, base=base, num_samples=flags.num_samples or plan.num_samples, asha=flags.asha)
         self._name = name if self._preset == "paper" else f"{name}-{self._preset}"
-        self._storage = Path(flags.storage_path).expanduser().absolute()
-        self._folder = self._storage / self._name
-
-    def _choose(self, presets: dict[str, Plan]) -> str:
-        flags = self._flags
-        if flags.smoke_test:
-            if flags.preset not in ("", "smoke"):
-                raise ConfigError(f"--smoke-test is the preset 'smoke'; leave out --preset {flags.preset!r}")
-            return "smoke"
-        if flags.preset:
-            if flags.preset not in presets:
-                raise ConfigError(f"preset={flags.preset!r} is not known; allowed: {', '.join(presets)}")
-            return flags.preset
-        if torch.cuda.is_available() or flags.address or os.environ.get("RAY_ADDRESS") or flags.dry_run:
-            return "paper"
-        print(
-            "no GPU here: the paper's budget needs one, so this runs the smoke preset (--preset paper insists)",
-            file=sys.stderr,
-        )
-        return "smoke"
+        self._folder = flags.storage / self._name
 
     def run(self) -> int:
         if self._flags.dry_run:
             return self._dry_run()
+        if self._flags.report_only:
+            return self._report()
         base, flags = self._plan.base, self._flags
         dataset = load_dataset(
             base.dataset, data_root(flags.data_root), train_images=base.train_images, test_images=base.test_images
@@ -160,6 +136,14 @@ class _Command:
         claim(self._folder, self._name, self._plan, flags.resume)
         with only_driver(self._folder):
             return self._carry_out(dataset)
+
+    def _report(self) -> int:
+        claim(self._folder, self._name, self._plan, "must")
+        if not Record(self._folder).done():
+            raise ConfigError(
+                f"storage folder {str(self._folder)!r} has no finished run to report; run this without --report-only first"
+            )
+        return self._finish(Study(self._name, self._plan, self._folder, self._tracker()))
 
     def _carry_out(self, dataset: Dataset) -> int:
         study = Study(self._name, self._plan, self._folder, self._tracker())
@@ -194,20 +178,13 @@ class _Command:
         return replace(places, num_gpus=gpus, max_concurrent=flags.max_concurrent, gpus_per_stage=flags.gpus_per_stage)
 
     def _tracker(self) -> Tracker:
-        flag, env = self._flags.tracking_uri, os.environ.get("MLFLOW_TRACKING_URI", "")
-        self._uri = flag or env or default_tracking_uri(self._storage)
-        source = "--tracking-uri" if flag else "$MLFLOW_TRACKING_URI" if env else "the storage path"
-        print(f"tracking to {redact(self._uri)} (from {source})", file=sys.stderr, flush=True)
         base = self._plan.base
-        experiment = (
-            os.environ.get("MLFLOW_EXPERIMENT_NAME")
-            or f"backlink-{self._name}-{base.dataset}-{base.network}-{base.head}"
-        )
+        experiment = f"backlink-{self._name}-{base.dataset}-{base.network}-{base.head}"
         note = (
             f"{self._name}: {base.network} on {base.dataset}, {base.head} heads, {base.epochs} epochs. "
             "Lower `test_error_pct` is better. Group by `K`."
         )
-        return Tracker(self._storage / "spool", self._uri, experiment=experiment, note=note)
+        return open_tracker(self._flags, experiment, note)
 
     def _finish(self, study: Study) -> int:
         rows, metric = study.record.rows(), self._plan.metric
@@ -219,16 +196,23 @@ class _Command:
             ValueError
         ):  # a study that ended earlier, under another experiment or without its spool
             study.tracker.log_artifact(str(rows[-1]["run_id"]) if rows else "", report)
+        pictures = self._draw(study, rows)
         study.tracker.close()
-        link, command = study.tracker.link(), study.tracker.command()
         print(best_line(rows, metric))
-        print(f"results: {self._folder / 'results'} (Parquet), {report}")
-        print(f"MLflow: {command + '  then open ' if command else ''}{link}")
-        print(f"resume: {_resume_line()}")
-        if study.missing():
+        print(f"results: {self._folder / 'results'} (Parquet), {', '.join(map(str, (report, *pictures)))}")
+        print_link(study.tracker)
+        print(f"resume: {resume_line()}")
+        if study.missing() and not self._flags.report_only:
             print(f"interrupted with {study.missing()} trials left", file=sys.stderr)
             return 3
         return 1 if any(row["status"] == "FAILED" for row in rows) else 0
+
+    def _draw(self, study: Study, rows: list[dict[str, Value]]) -> Sequence[Path]:
+        finished = [row for row in rows if row["status"] == "FINISHED"]
+        done = Finished(
+            name=self._name, preset=self._preset, plan=self._plan, rows=finished, folder=self._folder, tracker=study.tracker
+        )  # fmt: skip
+        return self._picture(done) if finished else ()
 
     def _dry_run(self) -> int:
         plan = self._plan
