@@ -5,6 +5,7 @@ from backlink_ray.local.module import LocalModule
 from backlink_ray.local.split import split
 from backlink_ray.methods.backlink import BackLink
 from backlink_ray.methods.backprop import BP
+from backlink_ray.methods.ddg import DDG
 from backlink_ray.methods.dgl import DGL
 from backlink_ray.methods.dni import DNI
 from backlink_ray.methods.greedy import GLL
@@ -16,6 +17,7 @@ from backlink_ray.train.trainer import Trainer, gradients
 
 __all__ = [
     "BP",
+    "DDG",
     "DGL",
     "DNI",
     "GLL",

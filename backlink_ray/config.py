@@ -16,10 +16,11 @@ DATASETS = {
 METHODS: dict[str, tuple[str, ...]] = {
     "bp": (),
     "gll": (),
-    "backlink": ("propagation_length", "alpha", "alpha_mode", "body_scale", "tail_memory", "link", "base"),
+    "backlink": ("propagation_length", "alpha", "alpha_mode", "body_scale", "tail_memory", "link", "mode", "base"),
     "dgl": (),
     "predsim": ("beta",),
     "infopro": ("lambda1_first", "lambda1_last", "lambda2_first", "lambda2_last"),
+    "ddg": (),
     "dni": ("synthesizer_lr", "synthesizer_width", "label_conditioning"),
 }
 BASES = ("gll", "dgl", "predsim", "infopro")
@@ -87,6 +88,14 @@ def check_propagation(propagation_length: int, sizes: Sequence[int], network: st
         )
 
 
+def check_mode(mode: str, link: str) -> None:
+    """Refuse mode stale over the link "error": the tail's graph would not survive the update that comes before the error."""
+    if mode == "stale" and link != "replica":
+        raise ConfigError(
+            f"mode='stale' with link={link!r} has no tail to walk back; allowed: link replica, or mode exact"
+        )
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunConfig:
     """One training run. Paper symbols: K = num_modules, l = propagation_length, eta = lr.
@@ -100,7 +109,7 @@ class RunConfig:
     dataset: str = "cifar10-sample"
     """cifar10-sample is in the package; the others are fetched into the data root."""
     method: str = "backlink"
-    """bp, gll, backlink, dgl, predsim, infopro or dni."""
+    """bp, gll, backlink, dgl, predsim, infopro, dni or ddg."""
     head: str = "fc"
     """Auxiliary classifier of every local module: fc (pool, linear), conv, pool (PredSim's) or mlp-sr (DGL's)."""
     final_head: str = "auto"
@@ -119,6 +128,8 @@ class RunConfig:
     """retain the graph of the linked units until the next module's error is there, or recompute it then."""
     link: str = "replica"
     """What stages exchange for it: replica (parameter gradients; a copy of the tail) or error. The result is the same."""
+    mode: str = "exact"
+    """exact: both errors of one batch; stale: the next module's is one batch older, so that no stage waits for it."""
     base: str = "gll"
     """Whose local losses backlink builds on: gll, dgl, predsim or infopro."""
     beta: float = 0.99
@@ -175,6 +186,7 @@ class RunConfig:
         for field, (low, high, rule) in _RANGES.items():
             _range(field, getattr(self, field), low, high, rule)
         self._canonicalise()
+        check_mode(self.mode, self.link)
         sizes = module_sizes(unit_count(self.network), self.num_modules, self.remainder, self.network)
         check_propagation(self.propagation_length, sizes, self.network)
 
@@ -234,6 +246,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "body_scale": ("one", "alpha"),
     "tail_memory": ("retain", "recompute"),
     "link": ("replica", "error"),
+    "mode": ("exact", "stale"),
     "base": BASES,
     "remainder": ("front", "back"),
     "balance": ("count",),

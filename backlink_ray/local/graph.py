@@ -1,11 +1,13 @@
 """Graph: one forward of a module, cut off at both ends, that can be walked backward when an error arrives."""
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from backlink_ray.local.module import Chain
+from backlink_ray.local.module import Chain, Draws
 
 
 class Graph:
@@ -21,20 +23,34 @@ class Graph:
         context: a chain's `Draws`, a synthesizer's labels.
         wants_input_gradient: whether `backward` can also give the gradient at x.
         recompute: do not record a graph now.
+        copies_weights: forward with a copy of the parameters, so that they may be updated before the backward.
     """
 
     def __init__(
-        self, module: nn.Module, x: Tensor, context: object, *, wants_input_gradient: bool, recompute: bool = False
+        self,
+        module: nn.Module,
+        x: Tensor,
+        context: Any,
+        *,
+        wants_input_gradient: bool,
+        recompute: bool = False,
+        copies_weights: bool = False,
     ) -> None:
-        self._module = module
-        self._context = context
+        self._module, self._context = module, context
         self._input = x.detach().requires_grad_(wants_input_gradient)
         # Only statistics that the first forward moves; a few kilobytes beside the activations.
         self._buffers = {n: b.clone() for n, b in module.named_buffers()}
+        self._weights = _copies(module) if copies_weights else {}
         with torch.set_grad_enabled(not recompute):
-            output = module(self._input, context)
+            output = self._forward({})
         self.output = output.detach()
         self._recorded: Tensor | None = None if recompute else output
+
+    def _forward(self, buffers: Mapping[str, Tensor]) -> Tensor:
+        replaced = {**self._weights, **buffers}
+        if not replaced:
+            return self._module(self._input, self._context)  # type: ignore[no-any-return]
+        return torch.func.functional_call(self._module, replaced, (self._input, self._context))  # type: ignore[no-any-return]
 
     def backward(self, error: Tensor, *, keep: bool = False, to_input: bool = True) -> tuple[list[Tensor], Tensor]:
         """Walk the graph backward from d loss / d output.
@@ -49,18 +65,36 @@ class Graph:
         """
         if isinstance(self._module, Chain) and not len(self._module):
             return [], error
-        output = self._forward_again() if self._recorded is None else self._recorded
+        # Clones, since a batch norm moves the buffers it is called with.
+        clones = {n: b.clone() for n, b in self._buffers.items()} if self._recorded is None else {}
+        output = self._forward(clones) if self._recorded is None else self._recorded
         if not keep:
             self._recorded = None
-        parameters = list(self._module.parameters())
+        parameters = list(self._weights.values()) or list(self._module.parameters())
         inputs = [self._input] if self._input.requires_grad and to_input else []
         gradients = differentiate(output, [*parameters, *inputs], error, keep=keep)
         return gradients[: len(parameters)], gradients[-1] if inputs else error.new_empty(0)
 
-    def _forward_again(self) -> Tensor:
-        # Clones, since a batch norm moves the buffers it is called with.
-        buffers = {n: b.clone() for n, b in self._buffers.items()}
-        return torch.func.functional_call(self._module, buffers, (self._input, self._context))  # type: ignore[no-any-return]
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield what `restored` needs of a forward that copied its weights: input, step, weights."""
+        yield "input", self._input.detach()
+        yield "input.wanted", torch.tensor(int(self._input.requires_grad))
+        yield "step", torch.tensor(self._context.step)
+        yield from ((f"weights.{name}", tensor.detach()) for name, tensor in self._weights.items())
+
+    @classmethod
+    def restored(cls, chain: Chain, tensors: Mapping[str, Tensor], draws: Draws) -> "Graph":
+        """Return the forward that `tensors` came from, made again; the chain's own weights and statistics stay as they are."""
+        own = copy.deepcopy(chain)
+        with torch.no_grad():
+            for name, parameter in own.named_parameters():
+                parameter.copy_(tensors[f"weights.{name}"])
+        wanted = bool(tensors["input.wanted"])
+        return cls(own, tensors["input"], draws, wants_input_gradient=wanted, copies_weights=True)
+
+
+def _copies(module: nn.Module) -> dict[str, Tensor]:
+    return {n: p.detach().clone().requires_grad_(p.requires_grad) for n, p in module.named_parameters()}
 
 
 def differentiate(

@@ -10,7 +10,9 @@ Card
                 paper proposes in section V.A
     links       replica: the next stage holds a copy of the tail, and the two exchange parameter gradients (the paper's
                 "local network unfolding"); error: the next stage sends its error at the tail's output back
-    defaults    base GLL, link replica, alpha_mode once, body_scale one, tail_memory retain
+    modes       exact: the gradients of both errors are those of one batch; stale: the link's are one batch older, so that no
+                stage waits (the other reading of Fig. 8)
+    defaults    base GLL, link replica, mode exact, alpha_mode once, body_scale one, tail_memory retain
     deviations  read literally, Eqs. (4)-(5) apply alpha again at every unit, so that alpha = 0, which the paper tunes over,
                 would leave every body untrained: that reading is alpha_mode compound with body_scale alpha
 """
@@ -21,7 +23,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from backlink_ray.config import BASES, ConfigError
+from backlink_ray.config import BASES, ConfigError, check_mode
 from backlink_ray.local.graph import Graph
 from backlink_ray.local.module import Chain, Draws, LocalModule, Place
 from backlink_ray.methods.base import Batch, Method
@@ -39,6 +41,7 @@ class BackLink(Method):
         body_scale: "one", or "alpha": the body's local gradient is scaled as the deepest tail unit's is.
         tail_memory: "retain" the tail's graph until the next module's error is there, or "recompute" it then.
         link: "replica" or "error": what two stages of a pipeline exchange; the result is the same.
+        mode: "exact" or "stale"; stale needs the link "replica".
         base: GLL(), DGL(), PredSim() or InfoPro(): the local losses.
     """
 
@@ -49,6 +52,7 @@ class BackLink(Method):
     body_scale: str = "one"
     tail_memory: str = "retain"
     link: str = "replica"
+    mode: str = "exact"
     base: Method = field(default_factory=GLL)
 
     def __post_init__(self) -> None:
@@ -59,6 +63,7 @@ class BackLink(Method):
         for option, allowed in _OPTIONS.items():
             if getattr(self, option) not in allowed:
                 raise ConfigError(f"{option}={getattr(self, option)!r} is not known; allowed: {', '.join(allowed)}")
+        check_mode(self.mode, self.link)
         if not isinstance(self.base, Method) or self.base.name not in BASES:
             raise ConfigError(
                 f"base={getattr(self.base, 'name', self.base)!r} has no local losses to build on; allowed: {', '.join(BASES)}"
@@ -68,6 +73,11 @@ class BackLink(Method):
     def link_kind(self) -> str:
         """Return the link, "" where the tail is empty."""
         return self.link if self.propagation_length else ""
+
+    @property
+    def is_stale(self) -> bool:
+        """Tell whether the mode is stale."""
+        return self.mode == "stale"
 
     @property
     def wants_images(self) -> bool:
@@ -119,4 +129,5 @@ _OPTIONS = {
     "body_scale": ("one", "alpha"),
     "tail_memory": ("retain", "recompute"),
     "link": ("replica", "error"),
+    "mode": ("exact", "stale"),
 }

@@ -18,6 +18,7 @@ from backlink_ray.environment import seeded
 from backlink_ray.local.graph import Graph, differentiate
 from backlink_ray.local.losses import cross_entropy
 from backlink_ray.local.module import Chain, Draws, LocalModule, NoHelper, Place
+from backlink_ray.methods.carry import Carry
 
 Named = Iterator[tuple[str, nn.Parameter]]
 
@@ -43,14 +44,14 @@ class LocalResult:
 
     Attributes:
         loss: scalar, detached; 0 where the module has no loss of its own.
-        rest: gradients of `Method.rest_named`, which are all there is to know about them.
+        rest: gradients of `Method.rest_named`, which are all there is to know about them; None leaves them as they are.
         linked: local gradients of `Method.linked_named`, not mixed yet.
         error: gradient at the module's input (empty if not wanted).
         graph: what the next module's error will be handed to (the tail's, unless a method says otherwise).
     """
 
     loss: Tensor
-    rest: list[Tensor]
+    rest: list[Tensor] | None
     linked: list[Tensor]
     error: Tensor
     graph: Graph
@@ -69,8 +70,17 @@ class Method:
 
     @property
     def link_kind(self) -> str:
-        """Return how the next module's error comes back over a pipeline: "" (it does not), "replica" or "error"."""
+        """Return how the next module's error comes back over a pipeline.
+
+        "": it does not; "replica": a copy of the tail hears it in the next stage; "error": it is sent back, and the step ends
+        with it; "delayed": it is sent back for the next step.
+        """
         return ""
+
+    @property
+    def is_stale(self) -> bool:
+        """Tell whether the tail's link gradients are those of the step before."""
+        return False
 
     @property
     def wants_images(self) -> bool:
@@ -139,7 +149,7 @@ class Method:
         return True
 
     def local_backward(
-        self, module: LocalModule, body: Graph, tail: Graph, batch: Batch, *, keep_tail: bool = False
+        self, module: LocalModule, body: Graph, tail: Graph, batch: Batch, carry: Carry, *, keep_tail: bool = False
     ) -> LocalResult:
         """Walk back from the module's own loss through head, tail and body; the body's graph is freed, the tail's unless kept."""
         features = tail.output.detach().requires_grad_()
@@ -161,6 +171,13 @@ class Method:
     def link_backward(self, graph: Graph, error: Tensor) -> list[Tensor]:
         """Return the linked parameters' gradients from the next module's error at this module's output."""
         return graph.backward(error, to_input=False)[0]
+
+    def settle(self, carry: Carry, local: Sequence[Tensor], link: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Return the link gradients that this step mixes: those that came now, or (stale) those of the step before."""
+        if not self.is_stale:
+            return link
+        before, carry.link = carry.link, list(link)
+        return before or local  # nothing has come back before the first step: the local gradients stand in
 
     def mix(self, tail: Chain, local: Sequence[Tensor], link: Sequence[Tensor]) -> list[Tensor]:
         """Return the linked parameters' gradients from their own module's (local) and the next module's (link)."""

@@ -6,6 +6,7 @@ from backlink_ray.config import RunConfig
 from backlink_ray.methods.backlink import BackLink
 from backlink_ray.methods.backprop import BP
 from backlink_ray.methods.base import Method
+from backlink_ray.methods.ddg import DDG
 from backlink_ray.methods.dgl import DGL
 from backlink_ray.methods.dni import DNI
 from backlink_ray.methods.greedy import GLL
@@ -19,6 +20,7 @@ def build_method(config: RunConfig, mean: tuple[float, ...] = (0.5,), std: tuple
         "bp": BP,
         "gll": GLL,
         "dgl": DGL,
+        "ddg": DDG,
         "backlink": lambda: _backlink(config, mean, std),
         "predsim": lambda: PredSim(beta=config.beta),
         "infopro": lambda: _infopro(config, mean, std),
@@ -36,6 +38,7 @@ def _backlink(config: RunConfig, mean: tuple[float, ...], std: tuple[float, ...]
         body_scale=config.body_scale,
         tail_memory=config.tail_memory,
         link=config.link,
+        mode=config.mode,
         base=build_method(config.replace(method=config.base), mean, std),
     )
 

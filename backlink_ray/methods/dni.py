@@ -22,6 +22,7 @@ from backlink_ray.config import ConfigError
 from backlink_ray.local.graph import Graph
 from backlink_ray.local.module import Chain, LocalModule, Place
 from backlink_ray.methods.base import Batch, LocalResult, Method, Named
+from backlink_ray.methods.carry import Carry
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,11 +76,11 @@ class DNI(Method):
         yield from module.helper_named()
 
     def local_backward(
-        self, module: LocalModule, body: Graph, tail: Graph, batch: Batch, *, keep_tail: bool = False
+        self, module: LocalModule, body: Graph, tail: Graph, batch: Batch, carry: Carry, *, keep_tail: bool = False
     ) -> LocalResult:
         """Walk back from the synthetic gradient; in the last module from its loss."""
         if module.is_last:
-            return super().local_backward(module, body, tail, batch)
+            return super().local_backward(module, body, tail, batch, carry)
         synthesis = Graph(module.helper, tail.output, batch.labels, wants_input_gradient=False)
         gradients, error = body.backward(synthesis.output)
         return LocalResult(synthesis.output.new_zeros(()), gradients, [], error, synthesis)

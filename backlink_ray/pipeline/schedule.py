@@ -51,36 +51,42 @@ class Action:
     lag: int = 0
 
 
-def step_actions(*, is_first: bool, is_last: bool, link: str = "", has_tail: bool = True) -> tuple[Action, ...]:
+def step_actions(
+    *, is_first: bool, is_last: bool, link: str = "", has_tail: bool = True, is_stale: bool = False
+) -> tuple[Action, ...]:
     """Return what one stage does in one step, in order.
 
     The activation leaves before anything else is computed, and the only wait for a later module (for the step before)
     comes after it, so no stage keeps another from starting. Body and head update at once, since they hear their own loss
-    only. With the link "error" a tail must be updated before its output can leave; without a tail (DNI) nothing waits.
+    only. With the link "error" a tail must be updated before its output can leave; without a tail (DNI) nothing waits. A
+    stale tail, and a module whose error is delayed (DDG), take what the step before left.
 
     Args:
         is_first, is_last: the stage has no neighbour before, or after.
-        link: "", "replica" or "error", as `Method.link_kind`.
+        link: "", "replica", "error" or "delayed", as `Method.link_kind`.
         has_tail: whether modules but the last have tail units.
+        is_stale: as `Method.is_stale`.
     """
-    replica, error = link == "replica", link == "error"
-    hears, tells = bool(link) and not is_last, bool(link) and not is_first
+    hears, tells = not is_last, not is_first
+    replica, error, delayed = link == "replica", link == "error", link == "delayed"
     late = error and has_tail
     names: list[tuple[str, int, bool]] = [
-        ("receive_activation", 0, not is_first),
+        ("receive_activation", 0, tells),
         ("replica_forward", 0, replica and tells),
         ("body_forward", 0, True),
-        ("send_activation", 0, not is_last and not late),
-        ("receive_link_gradient", 1, replica and hears),
-        ("receive_error", 1, error and hears),
+        ("send_activation", 0, hears and not late),
+        ("receive_link_gradient", 1, replica and hears and not is_stale),
+        ("receive_error", 1, (error or delayed) and hears),
         ("link_backward", 1, error and hears),
-        ("tail_update", 1, hears),
+        ("tail_update", 1, (replica or error) and hears and not is_stale),
         ("tail_forward", 0, True),
-        ("send_output", 0, not is_last and late),
+        ("send_output", 0, hears and late),
         ("local_backward", 0, True),
-        ("send_error", 0, error and tells),
+        ("send_error", 0, (error or delayed) and tells),
         ("send_local_gradient", 0, replica and hears),
         ("body_update", 0, True),
+        ("receive_link_gradient", 1, replica and hears and is_stale),
+        ("tail_update", 0, replica and hears and is_stale),
         ("replica_backward", 0, replica and tells),
         ("send_link_gradient", 0, replica and tells),
         ("receive_local_gradient", 0, replica and tells),
@@ -101,11 +107,17 @@ def run_actions(first_step: int, num_steps: int, actions: Sequence[Action]) -> I
             yield action.name, last
 
 
-def picture(num_stages: int, num_steps: int, link: str = "replica", *, has_tail: bool = True) -> str:
+def picture(
+    num_stages: int, num_steps: int, link: str = "replica", *, has_tail: bool = True, is_stale: bool = False
+) -> str:
     """Draw a run as text: one row a stage, one column a tick, every computation one tick and every message instant."""
     ends = [(k == 0, k == num_stages - 1) for k in range(num_stages)]
     queues = [
-        list(run_actions(0, num_steps, step_actions(is_first=a, is_last=b, link=link, has_tail=has_tail)))
+        list(
+            run_actions(
+                0, num_steps, step_actions(is_first=a, is_last=b, link=link, has_tail=has_tail, is_stale=is_stale)
+            )
+        )
         for a, b in ends
     ]
     rows: list[list[str]] = [[] for _ in queues]

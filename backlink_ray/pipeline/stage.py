@@ -15,6 +15,7 @@ from backlink_ray.local.module import Chain, Draws, LocalModule, load_named
 from backlink_ray.measure.metrics import peak_memory_mib, reset_peak_memory
 from backlink_ray.measure.timeline import NoTimeline, Span, Timeline
 from backlink_ray.methods.base import Batch
+from backlink_ray.methods.carry import Carry
 from backlink_ray.pipeline.exchange import Kind, Link, NoLink, flatten, unflatten
 from backlink_ray.pipeline.schedule import run_actions, step_actions
 from backlink_ray.train.executor import Evaluation, EvaluationSum, Job, forward_for_evaluation, to_cpu
@@ -94,13 +95,18 @@ class Stage:
         self._timeline = Timeline(plan.stage_index) if self._job.timeline else NoTimeline()
         method = self._method
         self._actions = step_actions(
-            is_first=plan.is_first, is_last=plan.is_last, link=method.link_kind, has_tail=method.linked_units > 0
+            is_first=plan.is_first,
+            is_last=plan.is_last,
+            link=method.link_kind,
+            has_tail=method.linked_units > 0,
+            is_stale=method.is_stale,
         )
+        self._carry, self._replica_carry = Carry(), Carry()
         self._step = 0
         self._link_s = 0.0
         self._losses: list[Tensor] = []
-        self._no_images = torch.empty(0)
-        self._drawn: tuple[int, Tensor] = (-1, self._no_images)
+        self._nothing = torch.empty(0)
+        self._drawn: tuple[int, Tensor] = (-1, self._nothing)
         self.position: tuple[int, str] = (0, "ready")
         reset_peak_memory(self._device)
 
@@ -151,18 +157,20 @@ class Stage:
         self._send(self._next, Kind.ACTIVATION, step, self._tail_graph.output)
 
     def _receive_error(self, step: int) -> None:
-        self._error = self._receive(self._next, Kind.ERROR, step)
+        self._carry.error = self._receive(self._next, Kind.ERROR, step)
 
     def _link_backward(self, step: int) -> None:
-        self._link_gradients = self._method.link_backward(self._open_graph, self._error)
-        del self._open_graph, self._error
+        self._carry.link = self._method.link_backward(self._open_graph, self._carry.error)
+        self._carry.error = self._nothing
+        del self._open_graph
 
     def _receive_link_gradient(self, step: int) -> None:
         vector = self._receive(self._next, Kind.LINK_GRADIENT, step)
-        self._link_gradients = unflatten(vector, list(self._tail.parameters()))
+        self._carry.link = unflatten(vector, list(self._tail.parameters()))
 
     def _tail_update(self, step: int) -> None:
-        mixed = self._method.mix(self._tail, self._local_gradients, self._link_gradients)
+        link, self._carry.link = self._carry.link or self._local_gradients, []
+        mixed = self._method.mix(self._tail, self._local_gradients, link)
         self._linked_updater.update(mixed, self._job.lr(step))
 
     def _tail_forward(self, step: int) -> None:
@@ -170,11 +178,11 @@ class Stage:
 
     def _local_backward(self, step: int) -> None:
         method, module = self._method, self._module
-        images = self._images(step) if method.wants_images else self._no_images
+        images = self._images(step) if method.wants_images else self._nothing
         batch = Batch(images, self._batches.labels(step), self._draws(step))
         waits = method.link_kind == "error" and method.has_link(module)
         result = method.local_backward(
-            module, self._body_graph, self._tail_graph, batch, keep_tail=waits and method.keeps_tail()
+            module, self._body_graph, self._tail_graph, batch, self._carry, keep_tail=waits and method.keeps_tail()
         )
         self._losses.append(result.loss)
         self._rest, self._local_gradients, self._input_error = result.rest, result.linked, result.error
@@ -194,7 +202,8 @@ class Stage:
         self._send(self._next, Kind.LOCAL_GRADIENT, step, flatten(self._local_gradients))
 
     def _body_update(self, step: int) -> None:
-        self._rest_updater.update(self._rest, self._job.lr(step))
+        if self._rest is not None:
+            self._rest_updater.update(self._rest, self._job.lr(step))
 
     def _replica_backward(self, step: int) -> None:
         self._replica_gradients = self._method.link_backward(self._replica_graph, self._input_error)
@@ -208,7 +217,8 @@ class Stage:
         self._previous_gradients = unflatten(vector, list(self._replica.parameters()))
 
     def _replica_update(self, step: int) -> None:
-        mixed = self._method.mix(self._replica, self._previous_gradients, self._replica_gradients)
+        link = self._method.settle(self._replica_carry, self._previous_gradients, self._replica_gradients)
+        mixed = self._method.mix(self._replica, self._previous_gradients, link)
         self._replica_updater.update(mixed, self._job.lr(step))
 
     def _draws(self, step: int) -> Draws:
@@ -245,9 +255,9 @@ class Stage:
     def state(self) -> TrainState:
         """Return this stage's part of the state, on the CPU; the replica is its owner's to give."""
         weights = {n: t.detach() for n, t in self._module.named_state()}
-        return to_cpu(
-            TrainState(weights, {**self._rest_updater.momentum(), **self._linked_updater.momentum()}, self._step)
-        )
+        momentum = {**self._rest_updater.momentum(), **self._linked_updater.momentum()}
+        carry = dict(self._carry.tensors(self._module.module_index))
+        return to_cpu(TrainState(weights, momentum, self._step, carry))
 
     def load(self, state: TrainState) -> None:
         """Take this stage's part, and its replica's, out of a whole state."""
@@ -257,6 +267,10 @@ class Stage:
                 tensor.copy_(state.weights[name])
         for updater in (self._rest_updater, self._linked_updater, self._replica_updater):
             updater.load_momentum(state.momentum)
+        k, seed = self._module.module_index, self._job.seed
+        self._carry.load(k, state.carry, self._module.chain, seed)
+        if len(self._replica):
+            self._replica_carry.load(k - 1, state.carry, self._replica, seed)
         self._step = state.step
 
 
@@ -264,4 +278,6 @@ def merge_states(parts: Sequence[TrainState]) -> TrainState:
     """Return one state from the parts of all stages, which stand at the same step."""
     assert len({part.step for part in parts}) == 1, [part.step for part in parts]
     weights = {n: t for part in parts for n, t in part.weights.items()}
-    return TrainState(weights, {n: t for part in parts for n, t in part.momentum.items()}, parts[0].step)
+    momentum = {n: t for part in parts for n, t in part.momentum.items()}
+    carry = {n: t for part in parts for n, t in part.carry.items()}
+    return TrainState(weights, momentum, parts[0].step, carry)

@@ -48,6 +48,7 @@ class Checkpoints:
         files = {
             "weights.safetensors": save(_contiguous(state.weights)),
             "momentum.safetensors": save(_contiguous(state.momentum)),
+            "carry.safetensors": save(_contiguous(state.carry)),
             "state.json": json.dumps({"step": state.step, "extra": dict(extra)}).encode(),
         }
         files[MANIFEST] = json.dumps({name: hashlib.sha256(raw).hexdigest() for name, raw in files.items()}).encode()
@@ -102,9 +103,9 @@ def _read(folder: Path) -> tuple[TrainState, dict[str, Any]]:
         if hashlib.sha256(raw).hexdigest() != manifest[name]:
             raise CheckpointError(f"checkpoint file {folder / name} is corrupt: expected sha256 {manifest[name]}")
     state = json.loads(files["state.json"])
-    return TrainState(load(files["weights.safetensors"]), load(files["momentum.safetensors"]), state["step"]), state[
-        "extra"
-    ]
+    carry = load(files["carry.safetensors"]) if "carry.safetensors" in files else {}
+    weights, momentum = (load(files[f"{name}.safetensors"]) for name in ("weights", "momentum"))
+    return TrainState(weights, momentum, state["step"], carry), state["extra"]
 
 
 def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

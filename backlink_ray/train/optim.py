@@ -66,8 +66,8 @@ class Updater:
         """Return the parameters' names in order."""
         return list(self._named)
 
-    def update(self, gradients: Sequence[Tensor], lr: float) -> None:
-        """Take one step along gradients, one for each parameter in order; lr is SGD's."""
+    def update(self, gradients: Sequence[Tensor | None], lr: float) -> None:
+        """Take one step along gradients, one for each parameter in order (None leaves it as it is); lr is SGD's."""
         self._optimizer.param_groups[0]["lr"] = self._adam_lr or lr
         for parameter, gradient in zip(self._named.values(), gradients, strict=True):
             if parameter.requires_grad:

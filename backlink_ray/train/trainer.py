@@ -1,13 +1,14 @@
 """Trainer: every local module, one after another, in one process; the reference that the pipeline must equal."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from backlink_ray.local.module import Draws, LocalModule, load_named
 from backlink_ray.methods.base import Batch, LocalResult, Method, Named
+from backlink_ray.methods.carry import Carry
 from backlink_ray.train.optim import LearningRate, Recipe, Updater
 
 
@@ -16,17 +17,26 @@ class TrainState:
     """Everything a run needs to go on: tensors by name, and the next step.
 
     Random draws need no state: they follow from the seed and the step.
+
+    Attributes:
+        weights: parameters and buffers.
+        momentum: of the optimizers.
+        step: how many steps were taken.
+        carry: what methods that hear late take from one step into the next.
     """
 
     weights: dict[str, Tensor]
     momentum: dict[str, Tensor]
     step: int
+    carry: dict[str, Tensor] = field(default_factory=dict)
 
 
 def gradients(
     modules: Sequence[LocalModule], method: Method, images: Tensor, labels: Tensor, draws: Draws | None = None
 ) -> dict[str, Tensor]:
     """Return the method's gradient of every parameter by name; no parameter and no statistic changes.
+
+    What only a later step can know (of DDG, the modules before the last) is 0.
 
     Args:
         modules: from `split`.
@@ -41,45 +51,56 @@ def gradients(
     arranged = method.arrange(modules)
     kept = [(b, b.clone()) for module in arranged for b in module.buffers()]
     try:
-        return one_pass(arranged, method, images, labels, draws or Draws())[0]
+        found, _ = one_pass(arranged, method, images, labels, draws or Draws(), [Carry() for _ in arranged])
+        named = [pair for m in arranged for pair in (*method.rest_named(m), *method.linked_named(m))]
+        return {name: found[name] if name in found else torch.zeros_like(p) for name, p in named}
     finally:
         for buffer, value in kept:
             buffer.copy_(value)
 
 
 def one_pass(
-    modules: Sequence[LocalModule], method: Method, images: Tensor, labels: Tensor, draws: Draws
+    modules: Sequence[LocalModule],
+    method: Method,
+    images: Tensor,
+    labels: Tensor,
+    draws: Draws,
+    carries: Sequence[Carry],
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Return gradients by name and the local losses (K,); batch norm statistics move once.
+    """Return gradients by name and the local losses (K,); batch norm statistics move once, and carries go on a step.
 
     At any time at most one module's graph is alive, and the tail of the one before it.
     """
     found: dict[str, Tensor] = {}
     losses: list[Tensor] = []
-    before: tuple[LocalModule, LocalResult] | None = None
+    before: tuple[LocalModule, LocalResult, Carry] | None = None
     batch, x = Batch(images, labels, draws), images
-    for module in modules:
+    for module, carry in zip(modules, carries, strict=True):
         body = method.forward_body(module, x, draws)
         tail = method.forward_tail(module, body.output, draws)
         linked = method.has_link(module)
-        result = method.local_backward(module, body, tail, batch, keep_tail=linked and method.keeps_tail())
-        found.update(_by_name(method.rest_named(module), result.rest))
+        result = method.local_backward(module, body, tail, batch, carry, keep_tail=linked and method.keeps_tail())
+        found.update(_by_name(method.rest_named(module), result.rest or []))
         if before is not None:
-            found.update(_linked(method, *before, result.error))
-        before = (module, result) if linked else None
+            found.update(_hear(method, *before, result.error))
+        before = (module, result, carry) if linked else None
         losses.append(result.loss)
         x = tail.output
     return found, torch.stack(losses)
 
 
-def _linked(method: Method, module: LocalModule, result: LocalResult, error: Tensor) -> dict[str, Tensor]:
+def _hear(method: Method, module: LocalModule, result: LocalResult, carry: Carry, error: Tensor) -> dict[str, Tensor]:
+    """Hand the next module's error to a module; return what it moves now."""
+    if method.link_kind == "delayed":
+        carry.error = error
+        return {}
     tail = module.tail(method.tail_length(module))
-    mixed = method.mix(tail, result.linked, method.link_backward(result.graph, error))
-    return _by_name(method.linked_named(module), mixed)
+    link = method.settle(carry, result.linked, method.link_backward(result.graph, error))
+    return _by_name(method.linked_named(module), method.mix(tail, result.linked, link))
 
 
 def _by_name(named: Named, gradients: list[Tensor]) -> dict[str, Tensor]:
-    return {name: gradient for (name, _), gradient in zip(named, gradients, strict=True)}
+    return {name: gradient for (name, _), gradient in zip(named, gradients, strict=bool(gradients))}
 
 
 class Trainer:
@@ -115,15 +136,17 @@ class Trainer:
                 (pair for m in self.modules for pair in method.linked_named(m)), recipe or Recipe(), method.helper_lr
             ),
         ]
+        self._carries = [Carry() for _ in self.modules]
         for module in self.modules:
             module.train()
 
     def step(self, images: Tensor, labels: Tensor) -> Tensor:
         """Train on one batch, images (N, C, H, W) and labels (N,), and return the local losses (K,) before the update."""
-        found, losses = one_pass(self.modules, self.method, images, labels, Draws(self._seed, self.step_index))
+        draws = Draws(self._seed, self.step_index)
+        found, losses = one_pass(self.modules, self.method, images, labels, draws, self._carries)
         lr = self._lr(self.step_index) if callable(self._lr) else self._lr
         for updater in self._updaters:
-            updater.update([found[name] for name in updater.names], lr)
+            updater.update([found.get(name) for name in updater.names], lr)
         self.step_index += 1
         return losses
 
@@ -131,11 +154,16 @@ class Trainer:
         """Return weights, batch norm statistics, momentum and step; the tensors are the live ones."""
         weights = {n: t.detach() for module in self.modules for n, t in module.named_state()}
         momentum = {n: t for updater in self._updaters for n, t in updater.momentum().items()}
-        return TrainState(weights, momentum, self.step_index)
+        carry = {
+            n: t for m, kept in zip(self.modules, self._carries, strict=True) for n, t in kept.tensors(m.module_index)
+        }
+        return TrainState(weights, momentum, self.step_index, carry)
 
     def load(self, state: TrainState) -> None:
         """Go on from a state; a tensor that is missing is a KeyError by its name."""
         load_named(self.modules, state.weights)
         for updater in self._updaters:
             updater.load_momentum(state.momentum)
+        for module, carry in zip(self.modules, self._carries, strict=True):
+            carry.load(module.module_index, state.carry, module.chain, self._seed)
         self.step_index = state.step

@@ -20,6 +20,7 @@ SETTINGS: dict[str, Setting] = {
     "dgl": Setting(bl.DGL()),
     "predsim": Setting(bl.PredSim()),
     "infopro": Setting(bl.InfoPro()),
+    "ddg": Setting(bl.DDG()),
     "dni": Setting(bl.DNI(synthesizer_lr=1e-3)),
     "dni, labels": Setting(bl.DNI(synthesizer_lr=1e-3, synthesizer_width=5, label_conditioning=True)),
     "backlink": Setting(bl.BackLink(propagation_length=1, alpha=0.25)),
@@ -27,6 +28,7 @@ SETTINGS: dict[str, Setting] = {
     "backlink, error, recompute": Setting(
         bl.BackLink(propagation_length=2, alpha=0.5, link="error", tail_memory="recompute")
     ),
+    "backlink, stale": Setting(bl.BackLink(propagation_length=2, alpha=0.25, mode="stale")),
     "backlink, compound": Setting(
         bl.BackLink(propagation_length=2, alpha=0.3, alpha_mode="compound", body_scale="alpha")
     ),

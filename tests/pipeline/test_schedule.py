@@ -5,7 +5,7 @@ import pytest
 from backlink_ray.pipeline import schedule
 from backlink_ray.pipeline.schedule import BACKWARD, RECEIVES, SENDS, picture, run_actions, step_actions
 
-LINKS = [("", True), ("replica", True), ("error", True), ("error", False)]
+LINKS = [("", True), ("replica", True), ("error", True), ("error", False), ("delayed", False)]
 
 
 def test_the_pictures_are_the_schedules() -> None:
@@ -20,6 +20,17 @@ def test_without_a_tail_nobody_waits_once_it_has_started(link: str) -> None:
         ticks = [tick for tick in row.split()[2:] if tick[0] != "E"]
         own = ticks[k:] if not link else [tick for tick in ticks if tick != ".."]
         assert own == [f"{what}{step}" for step in range(5) for what in "btL"]
+
+
+def test_with_a_stale_tail_no_stage_waits_for_a_later_one() -> None:
+    """Three stages, nothing but forwards and backwards one after another once each has started."""
+    for k, row in enumerate(picture(3, 4, is_stale=True).splitlines()):
+        own = "rbtLR" if k else "btL"
+        ticks = [tick for tick in row.split()[2:] if tick != ".."]
+        assert ticks == [f"{what}{step}" for step in range(4) for what in own]
+        started = row.split()[2:].index(ticks[0])
+        if k:
+            assert ".." not in row.split()[2 + started :]
 
 
 def test_the_activation_leaves_before_the_only_wait_for_a_later_stage() -> None:
@@ -42,7 +53,7 @@ def test_every_message_sent_is_received_once(num_stages: int, link: str, has_tai
             if name in RECEIVES:
                 received.add((k, RECEIVES[name], step))
     assert sent == received
-    assert len(sent) == 3 * (num_stages - 1) * {"": 1, "replica": 3, "error": 2}[link]
+    assert len(sent) == 3 * (num_stages - 1) * {"": 1, "replica": 3, "error": 2, "delayed": 2}[link]
 
 
 def test_a_run_ends_drained() -> None:

@@ -14,7 +14,7 @@ from backlink_ray.train.executor import Executor, Job, LocalExecutor
 from tests.examples import job
 from tests.methods.settings import SETTINGS
 
-Outcome = tuple[dict[str, Tensor], dict[str, Tensor], Tensor, int]
+Outcome = tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor], Tensor, int]
 
 
 def outcome(make: Callable[[Job], Executor], training: Job) -> Outcome:
@@ -23,16 +23,18 @@ def outcome(make: Callable[[Job], Executor], training: Job) -> Outcome:
         losses = torch.cat([executor.train(3).losses, executor.train(2).losses], dim=1)
         wrong = executor.evaluate("test").wrong
         state = executor.state()
-    return state.weights, state.momentum, losses, wrong
+    return state.weights, state.momentum, state.carry, losses, wrong
 
 
 def check_equal(make: Callable[[Job], Executor], new_job: Callable[[], Job]) -> None:
     expected, found = outcome(LocalExecutor, new_job()), outcome(make, new_job())
-    for ours, theirs in zip(found[:2], expected[:2], strict=True):
+    for ours, theirs in zip(found[:3], expected[:3], strict=True):
+        assert isinstance(ours, dict)
+        assert isinstance(theirs, dict)
         assert ours.keys() == theirs.keys()
         assert [n for n in ours if not torch.equal(ours[n], theirs[n])] == []
-    assert torch.equal(found[2], expected[2])
-    assert found[3] == expected[3]
+    assert torch.equal(found[3], expected[3])
+    assert found[4] == expected[4]
 
 
 MATRIX = list(product((1, 2, 4), (0, 1, 2), (0.0, 0.25, 1.0), ("retain", "recompute"), ("fc", "conv")))
@@ -113,8 +115,9 @@ def test_a_tail_of_another_length_is_another_result() -> None:
 
 
 @pytest.mark.parametrize("make", [LocalExecutor, ThreadsExecutor])
-def test_going_on_from_a_state_equals_never_having_stopped(make: Callable[[Job], Executor]) -> None:
-    method = bl.BackLink(propagation_length=1, alpha=0.5)
+@pytest.mark.parametrize("name", ["backlink", "backlink, stale", "ddg", "dni"])
+def test_going_on_from_a_state_equals_never_having_stopped(make: Callable[[Job], Executor], name: str) -> None:
+    method = SETTINGS[name].method
     with make(job(method, 3, dropout=0.2)) as executor:
         executor.train(3)
         middle = executor.state()
@@ -125,5 +128,6 @@ def test_going_on_from_a_state_equals_never_having_stopped(make: Callable[[Job],
         executor.train(2)
         again = executor.state()
     assert again.step == end.step == 5
-    assert all(torch.equal(again.weights[n], end.weights[n]) for n in end.weights)
-    assert all(torch.equal(again.momentum[n], end.momentum[n]) for n in end.momentum)
+    for ours, theirs in ((again.weights, end.weights), (again.momentum, end.momentum), (again.carry, end.carry)):
+        assert ours.keys() == theirs.keys()
+        assert [n for n in theirs if not torch.equal(ours[n], theirs[n])] == []

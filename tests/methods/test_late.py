@@ -1,0 +1,83 @@
+"""Methods that hear late, against loops that apply what BP or BackLink found earlier, in float64."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+import backlink_ray as bl
+from backlink_ray.local.module import Draws, LocalModule
+from backlink_ray.methods.carry import Carry
+from backlink_ray.train.optim import Recipe, Updater
+from backlink_ray.train.trainer import one_pass
+from tests.examples import batch, tiny_network
+
+K, LR = 3, 0.05
+Found = dict[str, Tensor]
+
+
+def modules_of(k: int = K) -> list[LocalModule]:
+    return bl.split(tiny_network(6).double(), k)
+
+
+def weights(modules: list[LocalModule]) -> Found:
+    return {n: p.detach() for m in modules for n, p in m.chain.named()}
+
+
+def check(method: bl.BackLink | bl.DDG, moved: Callable[[int, list[LocalModule]], list[Found]], steps: int = 6) -> None:
+    """A trainer against a loop in which step t moves module k along moved(t, modules)[k] (empty: not at all)."""
+    trainer, modules = bl.Trainer(modules_of(), method, lr=LR), modules_of()
+    updaters = [Updater(m.named(), Recipe()) for m in modules]
+    for t in range(steps):
+        trainer.step(*batch(seed=t))
+        gradients = moved(t, modules)
+        for updater, found in zip(updaters, gradients, strict=True):
+            updater.update([found.get(name) for name in updater.names], LR)
+    ours, expected = weights(trainer.modules), weights(modules)
+    assert max(float((ours[n] - expected[n]).abs().max()) for n in expected) < 1e-12
+
+
+def test_ddg_is_backpropagation_that_arrives_late() -> None:
+    """Module k of K moves at step t along BP's gradient of batch t - (K - k), taken with the weights of that step."""
+    history: list[Found] = []
+
+    def moved(t: int, modules: list[LocalModule]) -> list[Found]:
+        history.append(bl.gradients(modules, bl.BP(), *batch(seed=t)))
+        return [history[t - delay] if t >= (delay := K - 1 - k) else {} for k in range(K)]
+
+    check(bl.DDG(), moved)
+
+
+def test_a_stale_tail_mixes_an_older_link() -> None:
+    alpha, history = 0.3, list[Found]()
+
+    def moved(t: int, modules: list[LocalModule]) -> list[Found]:
+        local = bl.gradients(modules, bl.GLL(), *batch(seed=t))
+        history.append(bl.gradients(modules, bl.BackLink(propagation_length=1, alpha=0.0), *batch(seed=t)))
+        tails = [n for n in local if n.startswith(("units.1.", "units.3."))]
+        link = history[t - 1] if t else local
+        mixed = {**local, **{n: alpha * local[n] + (1 - alpha) * link[n] for n in tails}}
+        return [mixed] * K
+
+    check(bl.BackLink(propagation_length=1, alpha=alpha, mode="stale"), moved)
+
+
+@pytest.mark.parametrize("k", [2, 3])
+def test_ddg_with_weights_that_stand_still_is_bp(k: int) -> None:
+    modules, carries = modules_of(k), [Carry() for _ in range(k)]
+    found: list[Found] = [one_pass(modules, bl.DDG(), *batch(), Draws(), carries)[0] for _ in range(k)]
+    bp = bl.gradients(modules_of(k), bl.BP(), *batch())
+    assert found[-1].keys() == bp.keys()
+    assert all(torch.equal(found[-1][n], bp[n]) for n in bp)
+    assert [len(f) < len(bp) for f in found] == [True] * (k - 1) + [False]
+    assert [len(carry.stash) for carry in carries] == [k - 1 - i for i in range(k)]
+
+
+def test_stale_over_the_error_link_is_refused() -> None:
+    with pytest.raises(
+        bl.ConfigError, match="mode='stale' with link='error' has no tail to walk back; allowed: link replica"
+    ):
+        bl.BackLink(mode="stale", link="error")
+    with pytest.raises(bl.ConfigError, match="allowed: link replica, or mode exact"):
+        bl.RunConfig(mode="stale", link="error")
