@@ -1,11 +1,12 @@
-"""The full data set, and a tiny one with its own checksums that stands in for it where files are broken on purpose."""
+"""The full data sets, and tiny ones with their own checksums that stand in where files are broken on purpose."""
 
 from pathlib import Path
 
 import pytest
 
 from tests.cifar10_files import cifar10_root
-from tests.data.tiny_cifar import Tiny, build
+from tests.data.originals import original_root
+from tests.data.tiny import BUILDERS, Tiny
 
 
 @pytest.fixture(scope="session")
@@ -16,11 +17,34 @@ def full_root() -> Path:
     return root
 
 
-@pytest.fixture
-def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tiny:
-    from torchvision.datasets import CIFAR10
+@pytest.fixture(params=sorted(BUILDERS))
+def tiny(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tiny:
+    """Every kind of original in turn."""
+    return _install(request.param, tmp_path, monkeypatch)
 
-    made = build(tmp_path / "tiny")
-    for name, value in made.attributes("http://127.0.0.1:9/").items():  # port 9: nobody answers
-        monkeypatch.setattr(CIFAR10, name, value)
+
+@pytest.fixture
+def tiny_cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tiny:
+    return _install("cifar10", tmp_path, monkeypatch)
+
+
+def _install(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Tiny:
+    made = BUILDERS[name](folder / "tiny")
+    for attribute, value in made.attributes("http://127.0.0.1:9/").items():  # port 9: nobody answers
+        monkeypatch.setattr(made.source(), attribute, value)
     return made
+
+
+@pytest.fixture
+def cifar100_root() -> Path:
+    return original_root("cifar-100-python/train", "cifar-100-python/test", "cifar-100-python/meta")
+
+
+@pytest.fixture
+def stl10_root() -> Path:
+    return original_root(*(f"stl10_binary/{split}_{kind}.bin" for split in ("train", "test") for kind in "Xy"))
+
+
+@pytest.fixture
+def svhn_root() -> Path:
+    return original_root("train_32x32.mat", "test_32x32.mat")

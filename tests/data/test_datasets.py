@@ -1,4 +1,4 @@
-"""Names, budgets, digests and the held-out part; the constants against the full set."""
+"""Names, budgets, digests and the held-out part."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,8 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backlink_ray.config import DATASETS, ConfigError
-from backlink_ray.data.datasets import LOADERS, Dataset, data_root, hold_out, load_dataset
+from backlink_ray.config import DATASETS, ConfigError, RunConfig
+from backlink_ray.data.datasets import LOADERS, Dataset, data_root, dataset_of, hold_out, load_dataset
+from tests.data.tiny import Tiny
 
 
 @pytest.fixture(scope="module")
@@ -92,19 +93,16 @@ def test_held_out_part_follows_the_seed(sample: Dataset) -> None:
     assert not torch.equal(first, other)
 
 
-def test_full_set_and_its_constants(full_root: Path) -> None:
-    full = load_dataset("cifar10", full_root, download=False)
-    assert full.train.pixels.shape == (50000, 3, 32, 32)
-    assert full.test.pixels.shape == (10000, 3, 32, 32)
-    assert full.train.pixels.is_contiguous()
-    assert full.train.pixels.dtype == torch.uint8
-    assert full.train.labels.bincount().tolist() == [5000] * 10
-    counts = torch.stack([channel.flatten().bincount(minlength=256) for channel in full.train.pixels.transpose(0, 1)])
-    levels, weights = torch.arange(256).double() / 255, counts.double() / counts.sum(1, keepdim=True)
-    mean = weights @ levels
-    std = (weights @ levels.square() - mean.square()).sqrt()
-    assert mean.tolist() == pytest.approx(full.mean, abs=5.1e-6)
-    assert std.tolist() == pytest.approx(full.std, abs=5.1e-6)
+def test_the_data_set_of_a_run_has_its_name_budgets_and_seed(tiny_cifar10: Tiny) -> None:
+    config = RunConfig(dataset="cifar10-lt", train_images=12, test_images=7, seed=5)
+    found = dataset_of(config, tiny_cifar10.folder, download=False)
+    wanted = load_dataset("cifar10-lt", tiny_cifar10.folder, train_images=12, test_images=7, seed=5)
+    assert (found.name, len(found.train), len(found.test), found.seed) == ("cifar10-lt", 12, 7, 5)
+    assert found.digest == wanted.digest
+
+
+def test_every_name_has_a_loader() -> None:
+    assert list(LOADERS) == list(DATASETS)
 
 
 def test_sample_and_full_set_agree_on_what_belongs_to_both(full_root: Path, sample: Dataset) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from backlink_ray.data import datasets
+from backlink_ray.data import embedded
 from backlink_ray.data.datasets import SAMPLE_FILE, DataError, load_dataset
 from backlink_ray.data.sample import make_sample
 
@@ -34,13 +34,13 @@ def test_file_is_a_few_megabytes() -> None:
 @pytest.mark.parametrize("harm", [lambda raw: raw[:-1], lambda raw: raw[:999] + bytes([raw[999] ^ 1]) + raw[1000:]])
 def test_corrupt_sample_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm) -> None:
     (tmp_path / SAMPLE_FILE.name).write_bytes(harm(SAMPLE_FILE.read_bytes()))
-    monkeypatch.setattr(datasets, "SAMPLE_FILE", tmp_path / SAMPLE_FILE.name)
-    with pytest.raises(DataError, match=f"{SAMPLE_FILE.name}.*expected sha256 {datasets.SAMPLE_SHA256}.*pip install"):
+    monkeypatch.setattr(embedded, "SAMPLE_FILE", tmp_path / SAMPLE_FILE.name)
+    with pytest.raises(DataError, match=f"{SAMPLE_FILE.name}.*expected sha256 {embedded.SAMPLE_SHA256}.*pip install"):
         load_dataset("cifar10-sample")
 
 
 def test_missing_sample_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets, "SAMPLE_FILE", tmp_path / SAMPLE_FILE.name)
+    monkeypatch.setattr(embedded, "SAMPLE_FILE", tmp_path / SAMPLE_FILE.name)
     with pytest.raises(DataError, match="missing"):
         load_dataset("cifar10-sample")
 

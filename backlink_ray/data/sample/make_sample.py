@@ -9,23 +9,17 @@ import io
 import sys
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
+from backlink_ray.data import choice
 from backlink_ray.data.datasets import SAMPLE_FILE, DataError, ImageSet, data_root, load_dataset
-from backlink_ray.environment import derive_seed
 
 PER_CLASS = {"train": 200, "test": 50}
 
 
 def choose(labels: Tensor, per_class: int, split: str, seed: int = 0) -> Tensor:
     """Return sorted indices of `per_class` images of every class."""
-    chosen = []
-    for label in labels.unique().tolist():
-        of_class = (labels == label).nonzero().flatten()
-        generator = torch.Generator().manual_seed(derive_seed(seed, f"sample/{split}", label))
-        chosen.append(of_class[torch.randperm(len(of_class), generator=generator)[:per_class]])
-    return torch.cat(chosen).sort().values
+    return choice.choose(labels, [per_class] * (int(labels.max()) + 1), seed, f"sample/{split}")
 
 
 def rows(images: ImageSet, split: str) -> list[dict[str, object]]:
@@ -42,7 +36,7 @@ def rows(images: ImageSet, split: str) -> list[dict[str, object]]:
 
 
 def main() -> int:
-    """Write the sample and print its sha256, which datasets.py holds."""
+    """Write the sample and print its sha256, which embedded.py holds."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--data-root", default="", help="folder with cifar-10-batches-py")
     parser.add_argument("--output", type=Path, default=SAMPLE_FILE)

@@ -1,0 +1,47 @@
+"""Choice: which images of each class, by a seed."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from backlink_ray.config import ConfigError
+from backlink_ray.environment import derive_seed
+
+LONG_TAIL_RATIO = 1.3
+
+
+def choose(labels: Tensor, counts: Sequence[int], seed: int, purpose: str) -> Tensor:
+    """Choose images class by class, each class from a generator of its own.
+
+    Args:
+        labels: int64 (N,), in 0..len(counts)-1.
+        counts: how many of each class.
+        seed: chooses the images.
+        purpose: keeps choices of one seed for different ends apart.
+
+    Returns:
+        int64 (sum of counts,): sorted indices into labels, so that file order stays.
+
+    Raises:
+        ConfigError: a class with fewer images than are asked for.
+    """
+    chosen = []
+    for label, count in enumerate(counts):
+        of_class = (labels == label).nonzero().flatten()
+        if not 0 <= count <= len(of_class):
+            raise ConfigError(f"{count} images of class {label} asked for; allowed 0..{len(of_class)}")
+        generator = torch.Generator().manual_seed(derive_seed(seed, purpose, label))
+        chosen.append(of_class[torch.randperm(len(of_class), generator=generator)[:count]])
+    return torch.cat(chosen).sort().values
+
+
+def long_tail_counts(largest: int, num_classes: int) -> list[int]:
+    """Return floor(largest / 1.3^i) for class i: the long-tailed distribution of section IV.C, Fig. 6a.
+
+    Args:
+        largest: images of class 0: 5000 in CIFAR-10.
+        num_classes: 1 or more.
+    """
+    return [math.floor(largest / LONG_TAIL_RATIO**i) for i in range(num_classes)]

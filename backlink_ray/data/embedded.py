@@ -1,0 +1,46 @@
+"""Embedded: the real sample of CIFAR-10 that lies in the package, checked and decoded."""
+
+import hashlib
+import io
+from pathlib import Path
+
+import torch
+
+from backlink_ray.data.images import DataError, Dataset, ImageSet
+from backlink_ray.data.originals import as_cifar10
+
+SAMPLE_FILE = Path(__file__).parent / "sample" / "cifar10_sample.parquet"
+SAMPLE_SHA256 = "587337df467190af382a3d054a5ba53cbaa54fd324aa29f83b3a55bf65aa3935"
+
+
+def load_sample(_root: Path, _download: bool, _seed: int = 0) -> Dataset:
+    """Return the embedded sample: 2,000 and 500 images; DataError where it is missing or damaged, or pyarrow is."""
+    _check()
+    try:  # imported here, so that the library itself needs torch alone
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise DataError(f"{SAMPLE_FILE.name} is Parquet and pyarrow is not installed; pip install pyarrow") from error
+
+    table = pq.read_table(SAMPLE_FILE).to_pydict()
+    rows = list(zip(table["split"], table["webp"], table["label"], strict=True))
+    train, test = (_decode([(w, y) for s, w, y in rows if s == split]) for split in ("train", "test"))
+    return as_cifar10("cifar10-sample", train, test)
+
+
+def _check() -> None:
+    raw = SAMPLE_FILE.read_bytes() if SAMPLE_FILE.exists() else b""
+    found = hashlib.sha256(raw).hexdigest() if raw else "no file"
+    if found != SAMPLE_SHA256:
+        raise DataError(
+            f"{SAMPLE_FILE.name} in the package is {'corrupt' if raw else 'missing'}: expected sha256 {SAMPLE_SHA256}, "
+            f"found {found}; reinstall with pip install --force-reinstall --no-deps backlink-ray"
+        )
+
+
+def _decode(rows: list[tuple[bytes, int]]) -> ImageSet:
+    import numpy as np
+    from PIL import Image
+
+    pixels = np.stack([np.asarray(Image.open(io.BytesIO(webp)).convert("RGB")) for webp, _ in rows])
+    labels = torch.tensor([label for _, label in rows], dtype=torch.int64)
+    return ImageSet(pixels=torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), labels=labels)

@@ -1,0 +1,171 @@
+"""Originals: CIFAR-10, its long-tailed form, CIFAR-100, SVHN and STL-10, read from their publishers' own files.
+
+Names, addresses and checksums are torchvision's. The paper gives no augmentation; these are what work on local learning
+commonly uses: CIFAR mirrors 4 pixels at the border, STL-10 adds 4 black ones, SVHN 2; all crop, and all but SVHN flip, since
+a mirrored digit is another sign.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from backlink_ray.data.choice import choose, long_tail_counts
+from backlink_ray.data.images import Augmentation, DataError, Dataset, ImageSet
+from backlink_ray.data.provision import Download, provide
+
+# Per channel over all training images, in [0, 1]; tests/data recomputes them from the full sets.
+CIFAR10_MEAN, CIFAR10_STD = (0.49140, 0.48216, 0.44653), (0.24703, 0.24349, 0.26159)
+CIFAR100_MEAN, CIFAR100_STD = (0.50708, 0.48655, 0.44092), (0.26733, 0.25644, 0.27615)
+STL10_MEAN, STL10_STD = (0.44671, 0.43981, 0.40665), (0.26034, 0.25658, 0.27127)
+# Of the 73,257 training images, to the four digits that public training code for SVHN commonly states.
+SVHN_MEAN, SVHN_STD = (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)
+
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+STL10_CLASSES = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
+
+_CIFAR_AUGMENTATION = Augmentation(pad=4, mode="reflect", flip=True)
+_STL10_SIZE = 96
+
+
+def as_cifar10(name: str, train: ImageSet, test: ImageSet) -> Dataset:
+    """Return images of CIFAR-10, uint8 (N, 3, 32, 32), with what belongs to that set."""
+    return Dataset(
+        name=name,
+        train=train,
+        test=test,
+        class_names=CIFAR10_CLASSES,
+        image_size=32,
+        mean=CIFAR10_MEAN,
+        std=CIFAR10_STD,
+        augmentation=_CIFAR_AUGMENTATION,
+    )
+
+
+def long_tailed(whole: Dataset, name: str, seed: int) -> Dataset:
+    """Return a balanced set cut to floor(n / 1.3^i) training images of class i (section IV.C, Fig. 6a); the test set stays.
+
+    Args:
+        whole: n training images in every class: 5000 of CIFAR-10 leave 20,089.
+        name: of what comes out.
+        seed: chooses the images.
+
+    Raises:
+        ConfigError: a class has fewer images than class 0's share leaves it.
+    """
+    counts = long_tail_counts(whole.train_counts[0], whole.num_classes)
+    train = whole.train.take(choose(whole.train.labels, counts, seed, "long-tail"))
+    return replace(whole, name=name, train=train, seed=seed)
+
+
+def load_cifar10(root: Path, download: bool, _seed: int = 0) -> Dataset:
+    """Return CIFAR-10: 50,000 and 10,000 images; DataError as `provide`."""
+    from torchvision.datasets import CIFAR10
+
+    train, test, _ = _load_cifar(CIFAR10, root, download)
+    return as_cifar10("cifar10", train, test)
+
+
+def load_cifar10_lt(root: Path, download: bool, seed: int) -> Dataset:
+    """Return long-tailed CIFAR-10: 20,089 training images that the seed chooses, 10,000 for test; DataError as `provide`."""
+    return long_tailed(load_cifar10(root, download), "cifar10-lt", seed)
+
+
+def load_cifar100(root: Path, download: bool, _seed: int = 0) -> Dataset:
+    """Return CIFAR-100 with its 100 fine classes: 50,000 and 10,000 images; DataError as `provide`."""
+    from torchvision.datasets import CIFAR100
+
+    train, test, names = _load_cifar(CIFAR100, root, download)
+    return Dataset(
+        name="cifar100",
+        train=train,
+        test=test,
+        class_names=names,
+        image_size=32,
+        mean=CIFAR100_MEAN,
+        std=CIFAR100_STD,
+        augmentation=_CIFAR_AUGMENTATION,
+    )
+
+
+def load_svhn(root: Path, download: bool, _seed: int = 0) -> Dataset:
+    """Return SVHN, class = digit: 73,257 and 26,032 images; DataError as `provide`, or where scipy is not installed."""
+    from torchvision.datasets import SVHN
+
+    files = [SVHN.split_list[split] for split in ("train", "test")]
+    wanted = [Download(url=url, filename=name, md5=md5, members=((name, md5),)) for url, name, md5 in files]
+    provide("svhn", wanted, root, download)
+    try:
+        train, test = (_svhn_images(SVHN(root, split=split)) for split in ("train", "test"))
+    except ImportError as error:
+        raise DataError(
+            "the files of SVHN are MATLAB's and scipy, which reads them, is not installed; pip install scipy"
+        ) from error
+    return Dataset(
+        name="svhn",
+        train=train,
+        test=test,
+        class_names=tuple("0123456789"),
+        image_size=32,
+        mean=SVHN_MEAN,
+        std=SVHN_STD,
+        augmentation=Augmentation(pad=2, mode="constant", flip=False),
+    )
+
+
+def load_stl10(root: Path, download: bool, _seed: int = 0) -> Dataset:
+    """Return the labelled part of STL-10: 5,000 and 8,000 images of 96 x 96; DataError as `provide`.
+
+    Its 2.6 GiB of images without labels are neither needed nor unpacked.
+    """
+    from torchvision.datasets import STL10
+
+    files = {split: dict(found) for split, found in (("train", STL10.train_list), ("test", STL10.test_list))}
+    members = tuple(
+        (f"{STL10.base_folder}/{split}_{kind}.bin", files[split][f"{split}_{kind}.bin"])
+        for split in ("train", "test")
+        for kind in "Xy"
+    )
+    wanted = Download(url=STL10.url, filename=STL10.filename, md5=STL10.tgz_md5, members=members)
+    provide("stl10", [wanted], root, download)
+    train, test = (_stl10_images(root / STL10.base_folder, split) for split in ("train", "test"))
+    return Dataset(
+        name="stl10",
+        train=train,
+        test=test,
+        class_names=STL10_CLASSES,
+        image_size=_STL10_SIZE,
+        mean=STL10_MEAN,
+        std=STL10_STD,
+        augmentation=Augmentation(pad=4, mode="constant", flip=True),
+    )
+
+
+def _load_cifar(source: Any, root: Path, download: bool) -> tuple[ImageSet, ImageSet, tuple[str, ...]]:
+    files = [*source.train_list, *source.test_list, (source.meta["filename"], source.meta["md5"])]
+    members = tuple((f"{source.base_folder}/{name}", md5) for name, md5 in files)
+    wanted = Download(url=source.url, filename=source.filename, md5=source.tgz_md5, members=members)
+    provide(source.base_folder, [wanted], root, download)
+    train, test = source(root, train=True), source(root, train=False)
+    return _cifar_images(train), _cifar_images(test), tuple(train.classes)
+
+
+def _cifar_images(source: Any) -> ImageSet:
+    return _image_set(torch.from_numpy(source.data).permute(0, 3, 1, 2), source.targets)
+
+
+def _svhn_images(source: Any) -> ImageSet:
+    return _image_set(torch.from_numpy(source.data), source.labels.tolist())
+
+
+def _stl10_images(folder: Path, split: str) -> ImageSet:
+    pixels = np.fromfile(folder / f"{split}_X.bin", np.uint8).reshape(-1, 3, _STL10_SIZE, _STL10_SIZE)
+    labels = np.fromfile(folder / f"{split}_y.bin", np.uint8) - 1  # the files count classes from 1
+    return _image_set(torch.from_numpy(pixels).transpose(2, 3), labels.tolist())  # and hold images column by column
+
+
+def _image_set(pixels: Tensor, labels: list[int]) -> ImageSet:
+    return ImageSet(pixels=pixels.contiguous(), labels=torch.tensor(labels, dtype=torch.int64))
