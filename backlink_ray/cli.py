@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import tyro
 
 from backlink_ray.config import ConfigError, RunConfig
-from backlink_ray.data.datasets import data_root, load_dataset
+from backlink_ray.data.datasets import data_root, dataset_of
 from backlink_ray.pipeline.controller import NonFiniteLossError, StageError
 from backlink_ray.study.runner import RunOptions, run
 from backlink_ray.train.checkpoint import CheckpointError
@@ -39,9 +39,7 @@ class Train:
         config = self.config
         if self.timeline and not self.timeline.endswith(".png"):
             raise ConfigError(f"timeline={self.timeline!r} is no PNG file; give a name that ends in .png")
-        dataset = load_dataset(
-            config.dataset, data_root(self.data_root), train_images=config.train_images, test_images=config.test_images
-        )
+        dataset = dataset_of(config, data_root(self.data_root))
         options = RunOptions(
             output_dir=self.output_dir,
             timeline=self.timeline,

@@ -65,7 +65,7 @@ def _cell(base: RunConfig, k: int, length: int) -> RunConfig:
 
 def headline(device: str, smoke: bool, seeds: int, data_root: str, runs: Path) -> int:
     from backlink_ray.data.datasets import data_root as root_of
-    from backlink_ray.data.datasets import load_dataset
+    from backlink_ray.data.datasets import dataset_of
     from backlink_ray.study.paper import published_error_pct
     from backlink_ray.study.runner import RunOptions, run
 
@@ -73,9 +73,7 @@ def headline(device: str, smoke: bool, seeds: int, data_root: str, runs: Path) -
         for seed in range(seeds):
             for cell in headline_cells(smoke):
                 config = cell.replace(seed=seed)
-                data = load_dataset(
-                    config.dataset, root_of(data_root), train_images=config.train_images, test_images=config.test_images
-                )
+                data = dataset_of(config, root_of(data_root))
                 result = run(config, data, RunOptions(output_dir=runs / config.run_id))
                 kept = {k: v for k, v in result.items() if isinstance(v, (int, float, str))}
                 yield {"cell": f"{config.head}/{config.run_name}", "paper": published_error_pct(config), **kept}

@@ -105,6 +105,7 @@ def run(config: RunConfig, dataset: Dataset, options: RunOptions) -> dict[str, A
 
 def make_job(config: RunConfig, dataset: Dataset, options: RunOptions) -> Job:
     """Build network, split, method and data of a run."""
+    dataset.check_seed(config.seed)
     network = build_network(
         config.network, num_classes=dataset.num_classes, image_size=dataset.image_size, seed=config.seed
     )
@@ -250,6 +251,8 @@ def _metrics(config: RunConfig, epoch: int, report: ChunkReport, executor: Execu
         "peak_memory_mib": max(report.peak_memory_mib),
         "local_loss": losses,
     }
+    if epoch == config.epochs:  # one list a run: CIFAR-100's over 200 epochs would be most of its result
+        found["class_error_pct"] = test.class_error_pct
     if config.validation_fraction:
         found["val_error_pct"] = executor.evaluate("val").error_pct
     return found

@@ -95,16 +95,32 @@ class ChunkReport:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Wrong answers of the last head over a whole image set, and its mean loss."""
+    """Answers of the last head over a whole image set: wrong ones and images of each class, in class order, and mean loss."""
 
-    wrong: int
-    images: int
+    class_wrong: tuple[int, ...]
+    class_images: tuple[int, ...]
     loss: float
+
+    @property
+    def wrong(self) -> int:
+        """Return the number of wrong answers."""
+        return sum(self.class_wrong)
+
+    @property
+    def images(self) -> int:
+        """Return the number of images."""
+        return sum(self.class_images)
 
     @property
     def error_pct(self) -> float:
         """Return the error in percent."""
         return 100.0 * self.wrong / self.images
+
+    @property
+    def class_error_pct(self) -> list[float | None]:
+        """Return each class's error in percent of its images; None for a class without any, as a small budget leaves."""
+        pairs = zip(self.class_wrong, self.class_images, strict=True)
+        return [100.0 * wrong / images if images else None for wrong, images in pairs]
 
 
 class Executor(ABC):
@@ -211,20 +227,21 @@ class EvaluationSum:
     """Adds up logits batch by batch, without waiting for the device in between."""
 
     def __init__(self) -> None:
-        self._images = 0
         self._wrong: list[Tensor] = []
+        self._images: list[Tensor] = []
         self._loss: list[Tensor] = []
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
         """Add logits (N, classes) and labels (N,)."""
-        self._images += len(labels)
-        self._wrong.append((logits.argmax(dim=1) != labels).sum())
+        classes = torch.zeros(logits.shape[1], dtype=torch.int64, device=labels.device)
+        self._wrong.append(classes.index_add(0, labels, (logits.argmax(dim=1) != labels).long()))
+        self._images.append(classes.index_add(0, labels, torch.ones_like(labels)))
         self._loss.append(torch.nn.functional.cross_entropy(logits.double(), labels, reduction="sum"))
 
     def result(self) -> Evaluation:
         """Return the sums over all images."""
-        wrong, loss = torch.stack(self._wrong).sum(), torch.stack(self._loss).sum()
-        return Evaluation(int(wrong), self._images, float(loss) / self._images)
+        wrong, images = (tuple(torch.stack(part).sum(dim=0).tolist()) for part in (self._wrong, self._images))
+        return Evaluation(wrong, images, float(torch.stack(self._loss).sum()) / sum(images))
 
 
 def check_losses(losses: Tensor, first_step: int) -> None:
@@ -241,4 +258,5 @@ def to_cpu(state: TrainState) -> TrainState:
         {n: t.detach().cpu().clone() for n, t in state.weights.items()},
         {n: t.detach().cpu().clone() for n, t in state.momentum.items()},
         state.step,
+        {n: t.detach().cpu().clone() for n, t in state.carry.items()},
     )

@@ -1,0 +1,62 @@
+"""Evaluation: errors class by class, checked by hand, and the same whichever executor counts them."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import backlink_ray as bl
+from backlink_ray.config import ConfigError, RunConfig
+from backlink_ray.data.datasets import hold_out, load_dataset
+from backlink_ray.data.originals import long_tailed
+from backlink_ray.pipeline.controller import ThreadsExecutor
+from backlink_ray.study.runner import RunOptions, make_job, run
+from backlink_ray.train.executor import EvaluationSum, LocalExecutor
+from tests.examples import job
+
+
+def test_errors_of_classes_by_hand() -> None:
+    total = EvaluationSum()
+    total.add(torch.tensor([[9.0, 0, 0, 0], [0, 9.0, 0, 0], [0, 9.0, 0, 0]]), torch.tensor([0, 0, 1]))
+    total.add(torch.tensor([[0, 9.0, 0, 0], [0, 9.0, 0, 0]]), torch.tensor([3, 0]))
+    result = total.result()
+    assert result.class_wrong == (2, 0, 0, 1)
+    assert result.class_images == (3, 1, 0, 1)
+    assert result.class_error_pct == [pytest.approx(200 / 3), 0.0, None, 100.0]
+    assert (result.wrong, result.images, result.error_pct) == (3, 5, 60.0)
+
+
+@pytest.mark.parametrize("num_modules", [1, 3])
+def test_every_executor_counts_the_same(num_modules: int) -> None:
+    method = bl.BackLink(propagation_length=1, alpha=0.5) if num_modules > 1 else bl.BP()
+    results = []
+    for make in (LocalExecutor, ThreadsExecutor):
+        with make(job(method, num_modules)) as executor:
+            executor.train(2)
+            results.append(executor.evaluate("test"))
+    assert results[0] == results[1]
+    assert results[0].class_images == tuple(
+        job(method, num_modules).evaluations["test"].labels.bincount(minlength=10).tolist()
+    )
+
+
+def test_a_run_writes_the_error_of_each_class_once_with_the_last_weights(tmp_path: Path) -> None:
+    data = long_tailed(load_dataset("cifar10-sample"), "sample-lt", 0)
+    config = RunConfig(network="resnet8", num_modules=1, method="bp", lr=0.1, batch_size=64, epochs=2, executor="local")
+    assert data.train_counts == [200, 153, 118, 91, 70, 53, 41, 31, 24, 18]
+    result = run(config, data, RunOptions(output_dir=tmp_path))
+    errors = json.loads((tmp_path / "result.json").read_text())["class_error_pct"]
+    assert errors == result["class_error_pct"]
+    assert len(errors) == 10
+    assert sum(errors) / 10 == pytest.approx(result["test_error_pct"])  # the test set is balanced
+    assert ["class_error_pct" in epoch for epoch in result["curve"]] == [False, True]
+    with pytest.raises(ConfigError, match="chosen by seed 0"):
+        make_job(config.replace(seed=1), data, RunOptions(output_dir=tmp_path))
+
+
+def test_a_part_of_every_class_of_a_long_tail_is_held_out() -> None:
+    data = long_tailed(load_dataset("cifar10-sample"), "sample-lt", 0)
+    kept, held = hold_out(data, 0.1, seed=0)
+    assert held.labels.bincount().tolist() == [20, 16, 12, 10, 7, 6, 5, 4, 3, 2]
+    assert len(kept) + len(held) == len(data.train)
