@@ -1,58 +1,33 @@
 """Command: the one face of all studies: flags, presets, the dry run, exit codes and the last lines."""
 
 import contextlib
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 import tyro
 
-from backlink_ray.config import ConfigError
-from backlink_ray.data.datasets import Dataset, data_root, hold_out, load_dataset
-from backlink_ray.data.loader import check_batch_size
+from backlink_ray.config import ConfigError, RunConfig
+from backlink_ray.data.datasets import Dataset, data_root
 from backlink_ray.files import write_whole
 from backlink_ray.study.bench import images_per_s
 from backlink_ray.study.face import (
-    CommonFlags,
-    SecondInterruptError,
     choose_preset,
     guarded,
     open_tracker,
     print_link,
     resume_line,
 )
+from backlink_ray.study.launch import Flags, check_numbers, describe, fit, load_for, places_here
 from backlink_ray.study.paper import published_error_pct
 from backlink_ray.study.record import Record, Value
 from backlink_ray.study.report import best_line, markdown, print_table
-from backlink_ray.study.runner import start_ray
 from backlink_ray.study.search import base_with
 from backlink_ray.study.tracking import Tracker
-from backlink_ray.study.trial import Places, cluster_places
+from backlink_ray.study.trial import Places
 from backlink_ray.study.tuning import Plan, Study, claim, only_driver
-
-
-@dataclass(frozen=True, kw_only=True)
-class Flags(CommonFlags):
-    """Flags that every study has."""
-
-    num_samples: int = 0
-    """Trials of a search; 0 takes the preset's."""
-    max_concurrent: int = 0
-    """Trials at once; 0: as many as the GPUs allow, one on a CPU machine."""
-    asha: bool = False
-    """Stop the trials of a search early that rank low at an epoch (ASHA); best with several trials at once."""
-    resume: Literal["auto", "never", "must"] = "auto"
-    """Go on with what the storage path holds: auto if there is something, never, or must."""
-    gpus: float = 0.0
-    """GPUs the cluster at --address can grow to, where it starts machines on demand; 0: those it has now."""
-    gpus_per_stage: float = 1.0
-    """GPUs one local module takes, where there are GPUs; a fraction lets modules share one."""
-    executor: Literal["auto", "local", "threads", "ray"] = "auto"
-    """Where a trial's local modules run; auto: one Ray actor each where the cluster has the places."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,23 +73,13 @@ def main(
     return guarded(lambda: _Command(name, presets, flags, picture).run())
 
 
-def _check_numbers(flags: Flags) -> None:
-    for field in ("num_samples", "max_concurrent", "gpus"):
-        if not getattr(flags, field) >= 0:
-            raise ConfigError(f"{field}={getattr(flags, field)} is out of range; allowed 0 (the default) or more")
-    if not flags.gpus_per_stage > 0:
-        raise ConfigError(f"gpus_per_stage={flags.gpus_per_stage} is out of range; allowed more than 0")
-    if flags.gpus and not (flags.address or os.environ.get("RAY_ADDRESS")):
-        raise ConfigError(f"gpus={flags.gpus:g} is for a cluster that grows; give its --address, or leave --gpus out")
-
-
 class _Command:
     def __init__(self, name: str, presets: dict[str, Plan], flags: Flags, picture: Picture) -> None:
         self._flags, self._picture = flags, picture
         self._preset = choose_preset(presets, flags)
         plan = presets[self._preset]
         base = plan.base.replace(seed=flags.seed, executor=flags.executor)
-        _check_numbers(flags)
+        check_numbers(flags)
         if flags.asha and not plan.space:
             raise ConfigError(
                 f"--asha stops trials of a search; preset {self._preset!r} is a list of runs, each wanted whole"
@@ -128,14 +93,11 @@ class _Command:
             return self._dry_run()
         if self._flags.report_only:
             return self._report()
-        base, flags = self._plan.base, self._flags
-        dataset = load_dataset(
-            base.dataset, data_root(flags.data_root), train_images=base.train_images, test_images=base.test_images
-        )
-        check_batch_size(base.batch_size, len(hold_out(dataset, base.validation_fraction, base.seed)[0]))
+        flags = self._flags
+        datasets = load_for(self._configs(), data_root(flags.data_root))
         claim(self._folder, self._name, self._plan, flags.resume)
         with only_driver(self._folder):
-            return self._carry_out(dataset)
+            return self._carry_out(datasets)
 
     def _report(self) -> int:
         claim(self._folder, self._name, self._plan, "must")
@@ -145,11 +107,11 @@ class _Command:
             )
         return self._finish(Study(self._name, self._plan, self._folder, self._tracker()))
 
-    def _carry_out(self, dataset: Dataset) -> int:
+    def _carry_out(self, datasets: dict[str, Dataset]) -> int:
         study = Study(self._name, self._plan, self._folder, self._tracker())
         try:
             if study.left():
-                self._fit(study, dataset)
+                fit(study, self._flags, self._configs(), datasets)
             else:
                 print("nothing left to run: every trial has its result", file=sys.stderr, flush=True)
         except BaseException:
@@ -157,25 +119,12 @@ class _Command:
             raise
         return self._finish(study)
 
-    def _fit(self, study: Study, dataset: Dataset) -> None:
-        places = self._places()
-        try:
-            study.run(dataset, places)
-        except KeyboardInterrupt as error:  # Tune keeps the first one for itself, and ends its trials in order
-            raise SecondInterruptError from error
-
-    def _places(self) -> Places:
-        start_ray(self._flags.address)
-        places = self._grown(cluster_places())
-        ks = self._plan.space.num_modules if self._plan.space else ()
-        for choice in (*self._plan.cells, *self._plan.first, *({"K": k, "l": 1} for k in ks)):
-            places.check(base_with(self._plan.base, choice))
-        return places
-
-    def _grown(self, places: Places) -> Places:
-        flags = self._flags
-        gpus = max(places.num_gpus, flags.gpus)
-        return replace(places, num_gpus=gpus, max_concurrent=flags.max_concurrent, gpus_per_stage=flags.gpus_per_stage)
+    def _configs(self) -> list[RunConfig]:
+        """The runs of a list, or of a search one at each K and what it tries first."""
+        plan = self._plan
+        ks = plan.space.num_modules if plan.space else ()
+        choices = (*plan.cells, *plan.first, *({"K": k, "l": 1} for k in ks))
+        return [base_with(plan.base, choice) for choice in choices]
 
     def _tracker(self) -> Tracker:
         base = self._plan.base
@@ -216,7 +165,7 @@ class _Command:
 
     def _dry_run(self) -> int:
         plan = self._plan
-        places = self._grown(Places(num_gpus=torch.cuda.device_count(), num_cpus=os.cpu_count() or 1))
+        places = places_here(self._flags)
         for choice in plan.cells or plan.first:
             print(self._describe(choice, places))
         for k in plan.space.num_modules if plan.space else ():
@@ -248,13 +197,4 @@ class _Command:
 
     def _describe(self, choice: dict[str, object], places: Places) -> str:
         config = base_with(self._plan.base, choice)
-        resolved = places.resolve(config)
-        need = {kind: sum(b.get(kind, 0.0) for b in places.bundles(config)) for kind in ("CPU", "GPU")}
-        try:
-            places.check(config)
-        except ConfigError as error:
-            return f"{config.label}/{config.run_name}  refused: {error}"
-        published = published_error_pct(config)
-        paper = f"  paper {published:.2f} %" if published is not None else ""
-        needs = f"executor {resolved.executor}  needs {need['CPU']:g} CPU, {need['GPU']:g} GPU"
-        return f"{config.label}/{config.run_name}  {needs}{paper}"
+        return describe(f"{config.label}/{config.run_name}", config, places, published_error_pct(config))

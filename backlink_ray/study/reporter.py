@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from backlink_ray.study.record import Record, Value
 from backlink_ray.study.runner import RESULT
 from backlink_ray.study.search import base_with
 from backlink_ray.study.tracking import Tracker
-from backlink_ray.study.trial import Places, choice_of
+from backlink_ray.study.trial import Places, choice_of, data_key
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,13 +33,14 @@ class Ledger:
     record: Record
     tracker: Tracker
     places: Places
+    tags: Mapping[str, Mapping[str, str]]
 
 
 class Reporter(tune.Callback):
     """Writes what trials report to the record and the tracker, in the driver, and a line an epoch to the terminal."""
 
-    def __init__(self, ledger: Ledger, dataset: Dataset, size: int, ended: int) -> None:
-        self._study, self._dataset = ledger, about(dataset)
+    def __init__(self, ledger: Ledger, datasets: Mapping[str, Dataset], size: int, ended: int) -> None:
+        self._study, self._datasets = ledger, {key: about(dataset) for key, dataset in datasets.items()}
         self._size, self._ended = size, ended
         self._tags = {
             "study": ledger.name,
@@ -63,9 +65,11 @@ class Reporter(tune.Callback):
         published = published_error_pct(config)
         tags = {
             **self._tags, "method": config.label, "executor": self._study.places.resolve(config).executor,
+            **self._study.tags.get(config.run_id, {}),
             **({"paper.error_pct": str(published)} if published is not None else {}),
         }  # fmt: skip
-        self._study.tracker.start_run(config.run_id, config.run_name, run_params(config), tags, self._dataset)
+        dataset = self._datasets[data_key(config)]
+        self._study.tracker.start_run(config.run_id, config.run_name, run_params(config), tags, dataset)
         self._started.add(config.run_id)
 
     def on_trial_result(

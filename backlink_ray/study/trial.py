@@ -1,5 +1,6 @@
 """Trial: what a study's process does for one configuration, and what it reserves of the cluster for that."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,15 @@ def cluster_places() -> Places:
     return Places(num_gpus=found.get("GPU", 0.0), num_cpus=found.get("CPU", 0.0))
 
 
+# Data sets whose training images are chosen by the run's seed: runs of two seeds see two of them.
+_CHOSEN_BY_SEED = ("cifar10-lt",)
+
+
+def data_key(config: RunConfig) -> str:
+    """Return a name that runs on the same images share."""
+    return f"{config.dataset}-s{config.seed}" if config.dataset in _CHOSEN_BY_SEED else config.dataset
+
+
 def choice_of(choice: dict[str, Any]) -> dict[str, Any]:
     """A grid's trial has its choice under "cell", a search's has it directly."""
     return dict(choice.get("cell", choice))
@@ -64,8 +74,17 @@ def request(choice: dict[str, Any], base: RunConfig, places: Places) -> Placemen
     return PlacementGroupFactory(places.bundles(base_with(base, choice_of(choice))))
 
 
-def trial(choice: dict[str, Any], base: RunConfig, places: Places, dataset: Dataset, runs: Path) -> None:
-    """One trial, in a process of its own: bundle 0 of its placement group; stage k lives in bundle 1 + k."""
+def trial(
+    choice: dict[str, Any],
+    base: RunConfig,
+    places: Places,
+    datasets: Mapping[str, "ray.ObjectRef[Dataset]"],
+    runs: Path,
+) -> None:
+    """One trial, in a process of its own: bundle 0 of its placement group; stage k lives in bundle 1 + k.
+
+    It fetches its own data set alone: `datasets` has them by `data_key`.
+    """
     config = places.resolve(base_with(base, choice_of(choice)))
     reported: list[int] = []
 
@@ -74,6 +93,7 @@ def trial(choice: dict[str, Any], base: RunConfig, places: Places, dataset: Data
         tune.report({**metrics, "run_id": config.run_id, "executor": config.executor})
 
     group = get_current_placement_group() if config.executor == "ray" else None
+    dataset = ray.get(datasets[data_key(config)])
     result = run(config, dataset, RunOptions(
         output_dir=runs / config.run_id, placement_group=group, on_epoch=report,
         cpus_per_stage=places.cpus_per_stage, gpus_per_stage=places.gpus_per_stage,

@@ -4,13 +4,14 @@ import dataclasses
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
@@ -43,6 +44,8 @@ class Plan:
         num_samples: trials of a search.
         metric: minimised, and what orders the table.
         asha: stop trials of a search early that rank low.
+        retry_failed: run the cells of a list again that have failed.
+        tags: more tags of runs in MLflow, by run_id.
     """
 
     base: RunConfig
@@ -52,6 +55,8 @@ class Plan:
     num_samples: int = 20
     metric: str = "val_error_pct"
     asha: bool = False
+    retry_failed: bool = True
+    tags: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -125,7 +130,7 @@ class Study:
         self.record = Record(folder)
 
     def left(self) -> int:
-        """Return how many trials of the plan are to be run: a search's failed ones stay failed, a grid's run again."""
+        """Return how many trials of the plan are to be run: a search's failed ones stay failed, a list's may run again."""
         if self.plan.space:
             return max(0, self.plan.num_samples - len(self.record.rows()))
         return len(self.cells_left())
@@ -141,19 +146,19 @@ class Study:
         return base_with(self.plan.base, cell).run_id
 
     def cells_left(self) -> list[dict[str, Any]]:
-        """Return the cells that are not done; failed ones run again."""
-        done = self.record.done()
+        """Return the cells that are not done; failed ones are among them where the plan says so."""
+        done = self.record.done() if self.plan.retry_failed else {row["run_id"] for row in self.record.rows()}
         by_run = {self._run_id(cell): cell for cell in self.plan.cells}  # two cells may be one run, as BP at any K
         return [cell for run_id, cell in by_run.items() if run_id not in done]
 
-    def run(self, dataset: Dataset, places: Places) -> None:
-        """Run what is left, at least one trial."""
+    def run(self, datasets: Mapping[str, Dataset], places: Places) -> None:
+        """Run what is left, at least one trial; `datasets` has theirs by `data_key`."""
         count = self.left()
         trainable = tune.with_parameters(
             trial,
             base=self.plan.base,
             places=places,
-            dataset=dataset,
+            datasets={key: ray.put(dataset) for key, dataset in datasets.items()},
             runs=self.folder / "runs",
         )
         sized = tune.with_resources(trainable, partial(request, base=self.plan.base, places=places))
@@ -161,7 +166,7 @@ class Study:
             sized,
             param_space=self._param_space(),
             tune_config=self._tune_config(count, places),
-            run_config=self._run_config(dataset, places),
+            run_config=self._run_config(datasets, places),
         )
         tuner.fit()
 
@@ -186,7 +191,7 @@ class Study:
             mode="min",
         )
 
-    def _run_config(self, dataset: Dataset, places: Places) -> tune.RunConfig:
+    def _run_config(self, datasets: Mapping[str, Dataset], places: Places) -> tune.RunConfig:
         # Tune's own folder is new at every start and never restored: it holds pickles. What we resume from is ours.
         attempt = f"attempt-{len(list((self.folder / 'tune').glob('attempt-*'))):03d}"
         ledger = Ledger(
@@ -196,8 +201,9 @@ class Study:
             record=self.record,
             tracker=self.tracker,
             places=places,
+            tags=self.plan.tags,
         )
-        callback = Reporter(ledger, dataset, self.plan.size, self.plan.size - self.left())
+        callback = Reporter(ledger, datasets, self.plan.size, self.plan.size - self.left())
         return tune.RunConfig(name=attempt, storage_path=str(self.folder / "tune"), callbacks=[callback], verbose=0)
 
 
