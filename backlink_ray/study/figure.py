@@ -53,13 +53,19 @@ def look(series: str, index: int = 0) -> dict[str, Any]:
     return {"color": colour, "marker": marker, "markersize": 5.5, "linewidth": 1.5, "label": series}
 
 
-def new_figure(panels: int, title: str, width_in: float = 0.0, height_in: float = 4.2) -> "tuple[Figure, list[Axes]]":
-    """Return a figure with panels side by side under a title; it needs no screen."""
+def new_figure(columns: int, title: str, *, rows: int = 1, height_in: float = 4.2) -> "tuple[Figure, list[Axes]]":
+    """Return a figure and its panels, row by row, under a title; it needs no screen.
+
+    Args:
+        columns, rows: of panels.
+        title: of the whole.
+        height_in: of one row; a panel is about as wide.
+    """
     from matplotlib.figure import Figure  # here: a study without a picture needs no drawing library
 
-    figure = Figure(figsize=(width_in or 2.2 + 3.9 * panels, height_in), layout="constrained")
+    figure = Figure(figsize=(2.4 + 3.9 * columns, 0.6 + height_in * rows), layout="constrained")
     figure.suptitle(title, fontsize=11, x=0.01, ha="left", color=INK)
-    return figure, list(figure.subplots(1, panels, squeeze=False)[0])
+    return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
 
 
 def dress(axes: "Axes", title: str, x: str, y: str) -> None:
@@ -75,18 +81,19 @@ def dress(axes: "Axes", title: str, x: str, y: str) -> None:
 def legend(figure: "Figure", title: str = "") -> None:
     """Put one legend of all panels' series beside them, each series once."""
     found = [pair for axes in figure.axes for pair in zip(*axes.get_legend_handles_labels(), strict=True)]
-    once = {label: handle for handle, label in found}
+    order = list(_LOOKS)
+    once = {label: handle for handle, label in sorted(found, key=lambda p: order.index(p[1]) if p[1] in order else 99)}
     figure.legend(
         list(once.values()), list(once), loc="outside right upper", frameon=False, fontsize=9, title=title or None
     )
 
 
-def mark_paper(axes: "Axes", x: float, y: float, text: str, offset: tuple[float, float] = (8.0, 8.0)) -> None:
-    """Draw a point that the paper's text quotes, as a star with its words."""
-    axes.plot([x], [y], marker="*", markersize=12, color="white", markeredgecolor=INK, linestyle="", zorder=5)
+def mark_paper(axes: "Axes", x: float, y: float, text: str, offset_pt: tuple[float, float] = (-8.0, 28.0)) -> None:
+    """Draw a point that the paper's text quotes, as a star with its words; offset_pt is where they end, seen from it."""
+    axes.plot([x], [y], marker="*", markersize=11, color="white", markeredgecolor=INK, linestyle="", zorder=6)
     axes.annotate(
-        text, (x, y), xytext=offset, textcoords="offset points", fontsize=7.5, color=INK, zorder=6,
-        bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.8},
+        text, (x, y), xytext=offset_pt, textcoords="offset points", fontsize=7.5, color=INK, zorder=5, ha="right",
+        arrowprops={"arrowstyle": "-", "color": PALE, "linewidth": 0.8},
     )  # fmt: skip
 
 
@@ -162,7 +169,7 @@ def save_figure(
 
 def _write_caption(figure: "Figure", caption: str) -> None:
     width_in, height_in = figure.get_size_inches()
-    lines = textwrap.wrap(caption, int(width_in * 72 / (_CAPTION_PT * 0.49)))
+    lines = textwrap.wrap(caption, int(width_in * 72 / (_CAPTION_PT * 0.54)))
     share = (len(lines) * _CAPTION_PT * 1.35 + 6) / 72 / height_in
     figure.text(0.01, 0.012, "\n".join(lines), fontsize=_CAPTION_PT, color="#555555", ha="left", va="bottom")
     engine = figure.get_layout_engine()

@@ -1,0 +1,192 @@
+"""Cost: the time and memory of units, modules and stages, and the memory of a step, counted where no device counts it."""
+
+import statistics
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, fields
+from itertools import accumulate
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from backlink_ray.nets.network import Network
+
+
+class SavedTensors(AbstractContextManager["SavedTensors"]):
+    """Counts what autograd keeps for the backward of what runs inside `with`, as bytes of distinct storages.
+
+    A storage counts once, however many graph nodes keep it or views of it, and no longer than one of them lives: what a
+    freed graph kept is gone. It works on every device, on "meta" too, where nothing is computed. What only Python holds,
+    such as the input of a tail that is recomputed, is not seen.
+
+    Args:
+        apart_from: tensors that do not count because they live anyway: parameters and buffers.
+
+    Attributes:
+        alive_bytes: kept now.
+        peak_bytes: the most that was kept at once.
+    """
+
+    def __init__(self, apart_from: Iterable[Tensor] = ()) -> None:
+        self.alive_bytes = self.peak_bytes = 0
+        self._apart_from = {_storage(tensor) for tensor in apart_from}
+        self._keepers: dict[int, int] = {}
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, _unpack)
+
+    def __enter__(self) -> "SavedTensors":
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._hooks.__exit__(kind, error, trace)
+
+    def _pack(self, tensor: Tensor) -> "_Kept":
+        return _Kept(self, tensor)
+
+    def keep(self, tensor: Tensor) -> None:
+        """Count a tensor that a graph node keeps."""
+        key = _storage(tensor)
+        if key in self._apart_from:
+            return
+        self._keepers[key] = self._keepers.get(key, 0) + 1
+        if self._keepers[key] == 1:
+            self.alive_bytes += tensor.untyped_storage().nbytes()
+            self.peak_bytes = max(self.peak_bytes, self.alive_bytes)
+
+    def drop(self, tensor: Tensor) -> None:
+        """Count no longer a tensor that a graph node let go."""
+        key = _storage(tensor)
+        if key in self._apart_from:
+            return
+        self._keepers[key] -= 1
+        if not self._keepers[key]:
+            del self._keepers[key]
+            self.alive_bytes -= tensor.untyped_storage().nbytes()
+
+
+class _Kept:
+    """A saved tensor in its graph node: dies with it, which is how the end of its life is seen."""
+
+    __slots__ = ("_owner", "tensor")
+
+    def __init__(self, owner: SavedTensors, tensor: Tensor) -> None:
+        self._owner, self.tensor = owner, tensor
+        owner.keep(tensor)
+
+    def __del__(self) -> None:
+        self._owner.drop(self.tensor)
+
+
+def _unpack(kept: _Kept) -> Tensor:
+    return kept.tensor
+
+
+def _storage(tensor: Tensor) -> int:
+    # The storage's own address; that of its data is 0 for every tensor on "meta".
+    return tensor.untyped_storage()._cdata
+
+
+def training_bytes(modules: Iterable[nn.Module], saved_bytes: int) -> int:
+    """Return the bytes of a training step: parameters with a gradient and a momentum each, buffers, and saved tensors."""
+    tensors = [(t, 3) for m in modules for t in m.parameters()] + [(t, 1) for m in modules for t in m.buffers()]
+    return saved_bytes + sum(copies * tensor_bytes(tensor) for tensor, copies in tensors)
+
+
+def tensor_bytes(tensor: Tensor) -> int:
+    """Return the bytes of a tensor's elements."""
+    return tensor.numel() * tensor.element_size()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What a unit, module or stage costs a training step; costs add up.
+
+    Attributes:
+        forward_s, backward_s: seconds, medians.
+        saved_bytes: kept between forward and backward.
+        parameter_bytes: of the parameters alone.
+    """
+
+    forward_s: float = 0.0
+    backward_s: float = 0.0
+    saved_bytes: int = 0
+    parameter_bytes: int = 0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        total: dict[str, Any] = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}
+        return Cost(**total)
+
+    @property
+    def seconds(self) -> float:
+        """Return forward and backward together."""
+        return self.forward_s + self.backward_s
+
+
+def unit_costs(network: Network, batch_size: int, repeats: int = 3) -> list[Cost]:
+    """Measure each unit alone, in training mode, on the network's device, without moving its buffers.
+
+    Args:
+        network: parameters and buffers stay as they are.
+        batch_size: images a step.
+        repeats: timed runs of each unit, after one that is thrown away.
+    """
+    x, found = torch.rand_like(network.example(batch_size)), []
+    for unit in network.units:
+        cost, x = _unit_cost(unit, x, repeats)
+        found.append(cost)
+    return found
+
+
+def _unit_cost(unit: nn.Module, x: Tensor, repeats: int) -> tuple[Cost, Tensor]:
+    buffers = {name: buffer.clone() for name, buffer in unit.named_buffers()}
+    times, saved, output = [], 0, x
+    for _ in range(repeats + 1):
+        # A float input gets its gradient too, as it does inside a module; token indices have none.
+        given = x.detach().requires_grad_(x.is_floating_point())
+        with SavedTensors([*unit.parameters(), *buffers.values()]) as counted:
+            start = _now(x)
+            output = torch.func.functional_call(unit, buffers, (given,))
+            middle = _now(x)
+            saved = counted.peak_bytes
+            output.sum().backward(inputs=[t for t in (given, *unit.parameters()) if t.requires_grad])
+        times.append((middle - start, _now(x) - middle))
+        unit.zero_grad(set_to_none=True)
+    forward_s, backward_s = (statistics.median(column) for column in zip(*times[1:], strict=True))
+    parameters = sum(tensor_bytes(p) for p in unit.parameters())
+    return Cost(
+        forward_s=forward_s, backward_s=backward_s, saved_bytes=saved, parameter_bytes=parameters
+    ), output.detach()
+
+
+def _now(x: Tensor) -> float:
+    if x.is_cuda:
+        torch.cuda.synchronize(x.device)
+    return time.perf_counter()
+
+
+def module_costs(units: Sequence[Cost], sizes: Sequence[int]) -> list[Cost]:
+    """Return the costs of K consecutive groups of units, without their heads.
+
+    Args:
+        units: of the whole network.
+        sizes: of the modules; they sum to the number of units.
+    """
+    return [sum(units[stop - size : stop], Cost()) for size, stop in zip(sizes, accumulate(sizes), strict=True)]
+
+
+def stage_costs(units: Sequence[Cost], sizes: Sequence[int], propagation_length: int) -> list[Cost]:
+    """Return the costs of K stages: each its module, and all but the first the replica of the tail before it.
+
+    Args:
+        units: of the whole network.
+        sizes: of the modules.
+        propagation_length: l, units of a tail.
+    """
+    modules, starts = module_costs(units, sizes), [0, *accumulate(sizes)]
+    replicas = [sum(units[start - propagation_length : start], Cost()) for start in starts[1:-1]]
+    return [module + replica for module, replica in zip(modules, [Cost(), *replicas], strict=True)]

@@ -1,0 +1,110 @@
+"""Figure 7: peak memory of a training step over the number of local modules K, all modules on one device.
+
+BP, GLL, BackLink l = 1..4 with the tail's graph retained or recomputed, and InfoPro, with conv heads. On a GPU memory is
+what CUDA allocated at most; without one it is counted on tensors that hold no numbers, at the paper's batch size as well.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from backlink_ray import RunConfig
+from backlink_ray.config import longest_propagation, module_sizes, unit_count
+from backlink_ray.study.command import Finished
+from backlink_ray.study.figure import dress, legend, look, mark_paper, new_figure, save_figure, series_of
+from backlink_ray.study.footprint import footprint_mib, source_of
+from backlink_ray.study.measuring import Room, figure_main, recorded, row_of
+from backlink_ray.study.report import config_of
+from backlink_ray.study.tuning import Plan
+
+KS = (2, 4, 8, 16)
+BASE = RunConfig(network="resnet32", dataset="cifar10", head="conv", batch_size=512)
+
+
+def cells(networks: Sequence[str]) -> tuple[dict[str, Any], ...]:
+    found: list[dict[str, Any]] = []
+    for network in networks:
+        found.append({"network": network, "method": "bp"})
+        for k in KS:
+            for method in ("gll", "infopro"):
+                found.append({"network": network, "method": method, "K": k})
+            longest = min(4, longest_propagation(module_sizes(unit_count(network), k)))
+            for tail in ("retain", "recompute"):
+                found += [{"network": network, "K": k, "l": n, "tail_memory": tail} for n in range(1, longest + 1)]
+    return tuple(found)
+
+
+PRESETS = {
+    "paper": Plan(base=BASE, cells=cells(("resnet32", "resnet110"))),
+    "smoke": Plan(base=BASE, cells=cells(("resnet32",))),
+}
+# What the paper's text says of its Fig. 7, as parts of BP's memory; it does not say at which K, so K = 16 is our reading.
+PAPER = {
+    "resnet32": [
+        (16, 0.31 * 1.71, "paper: InfoPro, 71 % over GLL", (-10.0, 48.0)),
+        (16, 0.31, "paper: GLL, 69 % less than BP", (-10.0, 75.0)),
+    ],
+    "resnet110": [
+        (16, 0.21, "paper: BackLink, 79 % less than BP", (-10.0, 62.0)),
+        (16, 0.19, "paper: GLL, 81 % less than BP", (-10.0, 48.0)),
+    ],
+}
+
+
+def measure(configs: Sequence[RunConfig], room: Room) -> Iterator[dict[str, Any]]:
+    done = recorded(room)
+    for config in configs:
+        row = row_of(config, room)
+        if row["run_id"] not in done:
+            mib = footprint_mib(config, room.device)
+            print(f"{config.network} {series_of(config)} K={config.num_modules} {config.tail_memory}: {mib:,.0f} MiB")
+            yield {**row, "memory_mib": mib, "memory_source": source_of(room.device)}
+
+
+def picture(done: Finished) -> list[Path]:
+    networks = list(dict.fromkeys(str(row["network"]) for row in done.rows))
+    figure, panels = new_figure(
+        len(networks), "Fig. 7  Peak memory of a training step on one device", rows=2, height_in=3.4
+    )
+    for j, tail in enumerate(("retain", "recompute")):
+        for i, network in enumerate(networks):
+            rows = [row for row in done.rows if row["network"] == network]
+            panel(panels[j * len(networks) + i], network, tail, rows)
+    legend(figure)
+    base = done.plan.base
+    caption = (
+        f"{' and '.join(networks)}, {base.head} heads, batch {base.batch_size} of 32 x 32 images, float32. Memory is "
+        f"{source_of('cuda' if done.rows[0]['device'] == 'cuda' else 'cpu')}; n = 1, since nothing about it is random; "
+        f"hardware: {done.rows[0]['hardware']}. Stars: what the paper's text says of its Titan RTX, at no stated batch size."
+    )
+    return save_figure(figure, done.rows, "figure_7_memory", done.folder, caption=caption, tracker=done.tracker)
+
+
+def panel(axes: Any, network: str, tail: str, rows: list[dict[str, Any]]) -> None:
+    bp = next(float(row["memory_mib"]) for row in rows if row["method"] == "bp")
+    kept = {"retain": "retained", "recompute": "recomputed"}[tail]
+    dress(axes, f"{network}, graph of the tail {kept}", "number of local modules K", "peak memory [MiB]")
+    axes.set_ylim(0, 1.08 * bp)
+    for series, points in lines(rows, tail).items():
+        axes.plot(*zip(*points, strict=True), **look(series))
+    axes.set_xscale("log", base=2)
+    axes.set_xticks((1, *KS), [str(k) for k in (1, *KS)])
+    axes.minorticks_off()
+    part = axes.secondary_yaxis("right", functions=(lambda mib: 100 * mib / bp, lambda pct: pct * bp / 100))
+    part.set_ylabel("part of BP [%]", fontsize=9)
+    for k, share, text, offset_pt in PAPER.get(network, []):
+        mark_paper(axes, k, share * bp, text, offset_pt)
+
+
+def lines(rows: list[dict[str, Any]], tail: str) -> dict[str, list[tuple[int, float]]]:
+    found: dict[str, list[tuple[int, float]]] = {}
+    for row in rows:
+        config = config_of(row)
+        if config.method != "backlink" or config.tail_memory == tail:
+            found.setdefault(series_of(config), []).append((config.num_modules, float(row["memory_mib"])))
+    return {series: sorted(points) for series, points in sorted(found.items())}
+
+
+if __name__ == "__main__":
+    sys.exit(figure_main("figure_7_memory", PRESETS, measure, picture, __doc__ or ""))
