@@ -1,4 +1,4 @@
-"""Command line: backlink-ray train | sync."""
+"""Command line: backlink-ray train | report | sync."""
 
 import os
 import sys
@@ -11,6 +11,7 @@ import tyro
 
 from backlink_ray.config import ConfigError, RunConfig
 from backlink_ray.data.datasets import data_root, dataset_of
+from backlink_ray.files import write_whole
 from backlink_ray.pipeline.controller import NonFiniteLossError, StageError
 from backlink_ray.study.runner import RunOptions, run
 from backlink_ray.train.checkpoint import CheckpointError
@@ -84,11 +85,43 @@ class Sync:
         return 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Say what the recorded studies come to."""
+
+    claims: bool = False
+    """The paper's claims: what each rests on, its number, ours where that ran at the paper's budget, and the verdict."""
+    storage_path: tuple[Path, ...] = (Path("results"),)
+    """Folders of studies and figures: their --storage-path; several may follow."""
+    output: str = ""
+    """Markdown file for the same."""
+
+    def main(self) -> int:
+        """Print it, and write it where asked."""
+        from rich.console import Console
+        from rich.markdown import Markdown as RichMarkdown
+
+        from backlink_ray.study.claims import markdown  # these take seconds to import
+        from backlink_ray.study.evidence import Evidence
+
+        if not self.claims:
+            raise ConfigError("report says nothing yet: give --claims; a table is studies/table_2.py --report-only")
+        usual = self.storage_path == (Path("results"),) and not self.storage_path[0].exists()
+        page = markdown(Evidence(() if usual else self.storage_path))
+        if self.output:
+            write_whole(Path(self.output), page)
+        if sys.stdout.isatty():
+            Console().print(RichMarkdown(page))
+        else:
+            print(page, end="")
+        return 0
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse and run; 0 done, 1 the run failed, 2 bad arguments or data, 3 interrupted and resumable."""
     try:
-        command: Train | Sync = tyro.extras.subcommand_cli_from_dict(
-            {"train": Train, "sync": Sync}, prog="backlink-ray", args=arguments, description=__doc__
+        command: Train | Report | Sync = tyro.extras.subcommand_cli_from_dict(
+            {"train": Train, "report": Report, "sync": Sync}, prog="backlink-ray", args=arguments, description=__doc__
         )
         return command.main()
     except (NonFiniteLossError, StageError, CheckpointError, ConnectionError) as error:

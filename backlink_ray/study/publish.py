@@ -1,0 +1,67 @@
+"""Publish: a table written in all its forms, tracked, and shown on the terminal."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table as Screen
+
+from backlink_ray import environment
+from backlink_ray.files import write_whole
+from backlink_ray.study.grid import Rows
+from backlink_ray.study.page import html
+from backlink_ray.study.table import RUN_COLUMNS, Table, cells_csv, markdown, paper_csv, run_cells
+from backlink_ray.study.tracking import Tracker
+
+
+def made_with(folder: Path, rows: Rows) -> tuple[str, ...]:
+    """Return the hardware, versions and commits that a folder's finished runs had, a line each with how many."""
+    found: Counter[str] = Counter()
+    for row in rows:
+        file = folder / "runs" / str(row["run_id"]) / "environment.json"
+        if row["status"] == "FINISHED" and file.exists():
+            found[_made_with(json.loads(file.read_text())) + f", executor {row['executor']}"] += 1
+    return tuple(f"{text}: {count} run{'s' * (count > 1)}" for text, count in found.items())
+
+
+def _made_with(about: dict[str, object]) -> str:
+    versions = about.get("versions")
+    torch_version = versions.get("torch", "") if isinstance(versions, dict) else ""
+    gpus = about.get("gpus")
+    where = (
+        ", ".join(map(str, gpus))
+        if isinstance(gpus, list) and gpus
+        else f"{about.get('cpu')} x {about.get('cpu_cores')}"
+    )
+    return f"{where}, torch {torch_version}, backlink_ray {about.get('backlink_ray')}, commit {about.get('commit')}"
+
+
+def write(table: Table, folder: Path) -> tuple[Path, ...]:
+    """Write table.md, table.csv (the paper's form), cells.csv (a line a cell) and table.html; returns their paths."""
+    contents = {
+        "table.md": markdown(table), "table.csv": paper_csv(table), "cells.csv": cells_csv(table), "table.html": html(table),
+    }  # fmt: skip
+    for name, content in contents.items():
+        write_whole(folder / name, content)
+    return tuple(folder / name for name in contents)
+
+
+def track(tracker: Tracker, name: str, files: Iterable[Path]) -> None:
+    """Attach a table's files to a run of its own in MLflow: they belong to no single trial."""
+    run_id = f"{name}.table"
+    tags = {"study": name, "kind": "table", "commit": environment.commit()}
+    tracker.start_run(run_id, run_id, {}, tags)
+    for file in files:
+        tracker.log_artifact(run_id, file)
+    tracker.end_run(run_id, "FINISHED", "written")
+
+
+def print_cells(table: Table) -> None:
+    """Print the cells that have run, as wide as the terminal allows."""
+    screen = Screen(*RUN_COLUMNS, title=table.title, title_justify="left")
+    for entry in table.run:
+        screen.add_row(*run_cells(entry))
+    console = Console()
+    console.print(screen) if console.width >= 110 else Console(width=150).print(screen)

@@ -1,0 +1,292 @@
+"""Sweep: the command of a table study: its cells run on the cluster, over several data sets, and the table comes out."""
+
+import dataclasses
+import math
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import tyro
+
+from backlink_ray.config import ConfigError, RunConfig
+from backlink_ray.data.datasets import Dataset, data_root
+from backlink_ray.study.bench import images_per_s
+from backlink_ray.study.face import choose_preset, guarded, open_tracker, print_link, resume_line
+from backlink_ray.study.grid import ALPHAS, Budget, Grid, Rows, choice_of, choose, recipe
+from backlink_ray.study.launch import Flags, check_numbers, describe, fit, load_for, places_here
+from backlink_ray.study.publish import made_with, print_cells, track, write
+from backlink_ray.study.record import Record
+from backlink_ray.study.table import TITLES, Table, build
+from backlink_ray.study.tracking import Tracker
+from backlink_ray.study.tuning import Plan, Study, claim, only_driver
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableFlags(Flags):
+    """Flags of table studies."""
+
+    cell: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A cell by its address, for example table2/cifar10/resnet110/fc/K8/l4 (GLL is l0, BP is K1/l0); may be repeated."""
+    only: str = ""
+    """Cells by a glob over addresses, for example 'table2/*/K4/l*'; in table 3 it may pick our own columns ('*/dgl')."""
+    seeds: int = 0
+    """Seeds a cell, from --seed up; 0: 5, in the smoke test 1."""
+    alpha: str = "select"
+    """select: for every BackLink cell by the error on a held-out tenth of the training images; or a number, 0..1."""
+    retry_failed: bool = False
+    """Run again what has failed."""
+    epochs: int = 0
+    """Budget: epochs; 0 is the paper's 200."""
+    train_images: int = 0
+    """Budget: the first N training images; 0 is all."""
+    test_images: int = 0
+    """Budget: the first N test images; 0 is all."""
+    batch_size: int = 0
+    """Budget: images a step; 0 is the recipe's for the data set."""
+    lr: float = 0.0
+    """Budget: learning rate of every cell; 0 is the recipe's for network and heads."""
+    warmup_fraction: float = 0.05
+    """Budget: part of the run in which the learning rate rises; the paper's 10 of 200 epochs is the default."""
+
+    @property
+    def budget(self) -> dict[str, int | float]:
+        """Return what is asked for beside the recipe."""
+        usual = Budget()
+        fields = (f.name for f in dataclasses.fields(Budget) if hasattr(self, f.name))
+        return {name: getattr(self, name) for name in fields if getattr(self, name) != getattr(usual, name)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Smoke:
+    """What a table's smoke test runs: a few cells at a tiny budget, and the values of alpha that it chooses from."""
+
+    cells: tuple[str, ...]
+    budget: Budget
+    alphas: tuple[float, ...]
+
+
+def main(number: int, smoke: Smoke, description: str, arguments: Sequence[str] | None = None) -> int:
+    """Run a table study from its command line.
+
+    Args:
+        number: of the paper's table: 2, 3 or 4.
+        smoke: its smoke test.
+        description: shown by --help.
+        arguments: the command line's if not given.
+
+    Returns:
+        As `guarded`.
+    """
+    flags = tyro.cli(TableFlags, prog=f"table_{number}.py", description=description, args=arguments)
+    return guarded(lambda: Sweep(number, smoke, flags).run())
+
+
+class Sweep:
+    """One table, the part of its grid that is asked for, and the folder where its runs are recorded."""
+
+    def __init__(self, number: int, smoke: Smoke, flags: TableFlags) -> None:
+        _check(flags)
+        self._number, self._flags = number, flags
+        tiny = self._preset() == "smoke"
+        wanted = flags.cell or (() if flags.only or not tiny else smoke.cells)
+        count = flags.seeds or (1 if tiny else 5)
+        self.grid = Grid(
+            cells=choose(number, wanted, flags.only),
+            budget=replace(smoke.budget if tiny else Budget(), **flags.budget),  # type: ignore[arg-type]  # as below
+            seeds=tuple(range(flags.seed, flags.seed + count)),
+            alphas=_alphas(flags.alpha, smoke.alphas if tiny else ALPHAS),
+        )
+        self._name = self._named(tiny)
+        self._folder = flags.storage / self._name
+
+    def _preset(self) -> str:
+        flags = self._flags
+        # A budget of one's own is a decision: it needs no GPU and no other preset.
+        own = flags.budget and not (flags.preset or flags.smoke_test)
+        return "paper" if own else choose_preset(("paper", "smoke"), flags)
+
+    def _named(self, tiny: bool) -> str:
+        flags = self._flags
+        own = Budget(**flags.budget).slug  # type: ignore[arg-type]  # whole numbers where Budget has them
+        alpha = "" if flags.alpha == "select" else f"alpha{self.grid.alphas[0]:g}"
+        parts = (f"table_{self._number}", "smoke" if tiny else "", own, alpha)
+        return "-".join(part for part in parts if part)
+
+    def run(self) -> int:
+        """Do what the flags ask for; returns the exit code."""
+        if self._flags.dry_run:
+            return self._dry_run()
+        if self._flags.report_only:
+            return self._report()
+        left, plan = self._left(_recorded(self._folder), self._flags.retry_failed)
+        datasets = self._load(left)
+        claim(self._folder, self._name, plan, self._flags.resume)
+        with only_driver(self._folder):
+            return self._carry_out(datasets)
+
+    def _load(self, configs: Iterable[RunConfig]) -> dict[str, Dataset]:
+        return load_for(configs, data_root(self._flags.data_root))
+
+    def _left(self, rows: Rows, retry_failed: bool) -> tuple[list[RunConfig], Plan]:
+        """Return the runs that are wanted now and have not ended, and the plan that holds all that are wanted now."""
+        todo = self.grid.todo(rows)
+        ended = {row["run_id"] for row in rows if row["status"] == "FINISHED" or not retry_failed}
+        budget = self.grid.budget
+        base = RunConfig(
+            executor=self._flags.executor, epochs=budget.epochs or 200, train_images=budget.train_images,
+            test_images=budget.test_images, warmup_fraction=budget.warmup_fraction,
+        )  # fmt: skip
+        cells = tuple(choice_of(config, base) for config in todo)
+        plan = Plan(base=base, cells=cells, metric="test_error_pct", retry_failed=retry_failed, tags=self._tags(rows))
+        return [c.replace(executor=base.executor) for c in todo if c.run_id not in ended], plan
+
+    def _tags(self, rows: Rows) -> dict[str, dict[str, str]]:
+        found: dict[str, dict[str, str]] = {}
+        for cell in self.grid.cells:
+            for kind, configs in (
+                ("selection", self.grid.candidates(cell).values()),
+                ("full", self.grid.runs(cell, rows)),
+            ):
+                for config in configs:  # a run at alpha = 1 serves several cells
+                    cells = f"{found.get(config.run_id, {}).get('cell', '')} {cell.address}".strip()
+                    found[config.run_id] = {"cell": cells, "kind": kind}
+        return found
+
+    def _carry_out(self, datasets: dict[str, Dataset]) -> int:
+        tracker = self._tracker()
+        try:
+            study = self._fit(tracker, datasets)
+        except BaseException:
+            tracker.close()
+            raise
+        return self._finish(study)
+
+    def _fit(self, tracker: Tracker, datasets: dict[str, Dataset]) -> Study:
+        """First what needs no choice of alpha, and the runs that choose it; then the runs at the alpha chosen."""
+        retry, ran = self._flags.retry_failed, False
+        while True:
+            left, plan = self._left(_recorded(self._folder), retry)
+            study = Study(self._name, plan, self._folder, tracker)
+            if not left:
+                break
+            fit(study, self._flags, left, self._load(left) if ran else datasets)
+            retry, ran = False, True
+            if study.missing():
+                return study
+        if not ran:
+            print("nothing left to run: every cell has its result", file=sys.stderr, flush=True)
+        return study
+
+    def _tracker(self) -> Tracker:
+        note = f"{self._title()}. Lower `test_error_pct` is better; tags `cell` and `kind` say what a run is for. Group by `K`."
+        return open_tracker(self._flags, f"backlink-{self._name}", note)
+
+    def _title(self) -> str:
+        budget = self.grid.budget
+        return TITLES[self._number] + ("" if budget.is_paper else f", {budget.text}")
+
+    def _report(self) -> int:
+        rows = _recorded(self._folder)
+        if not build(self._number, self.grid, rows).run:
+            raise ConfigError(
+                f"storage folder {str(self._folder)!r} has no finished run of table {self._number} to report; "
+                "run this without --report-only first, or give the --storage-path and budget it ran with"
+            )
+        _, plan = self._left(rows, False)
+        claim(self._folder, self._name, plan, "must")
+        return self._finish(Study(self._name, plan, self._folder, self._tracker()))
+
+    def _finish(self, study: Study) -> int:
+        rows = study.record.rows()
+        table = build(self._number, self.grid, rows, made_with(self._folder, rows))
+        files = write(table, self._folder)
+        track(study.tracker, self._name, files)
+        study.tracker.close()
+        print_cells(table)
+        print(self._summary(table))
+        print(f"results: {self._folder / 'results'} (Parquet), {', '.join(map(str, files))}")
+        print_link(study.tracker)
+        print(f"resume: {resume_line()}")
+        return 0 if self._flags.report_only else self._ending(study, rows)
+
+    def _summary(self, table: Table) -> str:
+        total = len(choose(self._number))
+        ran, off = (len([e for e in table.run if not e.cell.rerun]), sum(e.disagrees for e in table.run))
+        return (
+            f"{self._title()}: {ran} of the paper's {total} cells have run, "
+            f"{off} are off its number by more than twice the standard error of our seeds"
+        )
+
+    def _ending(self, study: Study, rows: Rows) -> int:
+        if study.missing():
+            print(f"interrupted with {study.missing()} trials left", file=sys.stderr)
+            return 3
+        wanted = {config.run_id for config in self.grid.todo(rows)}
+        failed = sum(row["status"] == "FAILED" and row["run_id"] in wanted for row in rows)
+        lost = self.grid.undecided(rows)
+        if failed:
+            cells = f"; no alpha for {', '.join(cell.address for cell in lost)}" if lost else ""
+            print(f"{failed} runs failed{cells}; --retry-failed runs them again", file=sys.stderr)
+        return 1 if failed else 0
+
+    def _dry_run(self) -> int:
+        places = places_here(self._flags)
+        for cell in self.grid.cells:
+            config = recipe(cell, self.grid.budget).replace(executor=self._flags.executor)
+            line = describe(cell.address, config, places, cell.error_pct)
+            print(line + " (copied from another recipe)" * (cell.copied and "refused" not in line))
+        chosen = self._selection()
+        seeds = len(self.grid.seeds)
+        print(
+            f"{len(self.grid.cells)} cells with {seeds} seeds each, {len(self.grid.cells) * seeds} runs, and {len(chosen)} "
+            f"that choose alpha: {self._title()}"
+        )
+        print(
+            self._cost([*chosen, *(recipe(cell, self.grid.budget) for cell in self.grid.cells for _ in range(seeds))])
+        )
+        return 0
+
+    def _selection(self) -> list[RunConfig]:
+        return list({c.run_id: c for cell in self.grid.cells for c in self.grid.candidates(cell).values()}.values())
+
+    def _cost(self, configs: Sequence[RunConfig]) -> str:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        if self._flags.gpus and device == "cpu":
+            return "estimated: nothing, since there is no GPU here to measure on"
+        rates = {c.network: images_per_s(c, device) for c in {c.network: c for c in configs}.values()}
+        hours = math.fsum(_images(config) / rates[config.network] / 3600 for config in configs)
+        measured = ", ".join(f"{network} {rate:.0f}" for network, rate in rates.items())
+        return f"estimated: {hours:.3g} device-hours of training, at images/s of 32 x 32 measured now on one {device}: {measured}"
+
+
+def _images(config: RunConfig) -> float:
+    """Return the 32 x 32 images that a run trains on, in all epochs; one of STL-10 is as much work as nine."""
+    area = 9 if config.dataset == "stl10" else 1
+    return config.epochs * config.num_train_images * (1 - config.validation_fraction) * area
+
+
+def _check(flags: TableFlags) -> None:
+    check_numbers(flags)
+    if flags.num_samples or flags.asha:
+        raise ConfigError("--num-samples and --asha are a search's; a table has --cell, --only and --seeds")
+    for field in ("seeds", "epochs", "train_images", "test_images", "batch_size", "lr"):
+        if not getattr(flags, field) >= 0:
+            raise ConfigError(f"{field}={getattr(flags, field)} is out of range; allowed 0 (the default) or more")
+
+
+def _alphas(flag: str, choices: tuple[float, ...]) -> tuple[float, ...]:
+    if flag == "select":
+        return choices
+    try:
+        alpha = float(flag)
+    except ValueError:
+        alpha = math.nan
+    if not 0 <= alpha <= 1:
+        raise ConfigError(f"alpha={flag!r} is not known; allowed: select, or a number in 0..1")
+    return (alpha,)
+
+
+def _recorded(folder: Path) -> Rows:
+    return Record(folder).rows() if (folder / "results").is_dir() else []

@@ -1,0 +1,23 @@
+"""Table II: BP, GLL and BackLink with fully connected heads on CIFAR-10, CIFAR-100 and STL-10.
+
+Every cell is a run with an address; --dry-run lists them. The paper preset is its recipe (200 epochs, 5 seeds) and needs GPUs;
+the smoke preset runs a few cells on a few hundred real images; --epochs, --train-images and their like make a budget between.
+"""
+
+import sys
+
+from backlink_ray.study.grid import Budget
+from backlink_ray.study.sweep import Smoke, main
+
+SMOKE = Smoke(
+    cells=(
+        "table2/cifar10/resnet32/fc/K1/l0",
+        "table2/cifar10/resnet32/fc/K4/l0",
+        "table2/cifar10/resnet32/fc/K4/l2",
+    ),
+    budget=Budget(dataset="cifar10-sample", epochs=1, train_images=160, test_images=100, batch_size=16, lr=0.05),
+    alphas=(0.25, 0.75),
+)
+
+if __name__ == "__main__":
+    sys.exit(main(2, SMOKE, __doc__ or ""))

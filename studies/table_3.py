@@ -1,0 +1,27 @@
+"""Table III: BP, GLL and BackLink with convolutional heads on CIFAR-10, STL-10 and SVHN, and the methods it is compared with.
+
+Every cell is a run with an address; --dry-run lists them. The paper preset is its recipe (200 epochs, 5 seeds) and needs GPUs;
+the smoke preset runs a few cells on a few hundred real images; --epochs, --train-images and their like make a budget between.
+
+The paper copied the columns of DGL and InfoPro from another paper; here they, PredSim, DNI and DDG, and BackLink on three of
+them, are run under the one recipe: --only '*/dgl', --only '*/K4/infopro*'. They are run only where they are asked for.
+"""
+
+import sys
+
+from backlink_ray.study.grid import Budget
+from backlink_ray.study.sweep import Smoke, main
+
+SMOKE = Smoke(
+    cells=(
+        "table3/cifar10/resnet32/conv/K1/l0",
+        "table3/cifar10/resnet32/conv/K4/l0",
+        "table3/cifar10/resnet32/conv/K4/l2",
+        "table3/cifar10/resnet32/conv/K4/dgl",
+    ),
+    budget=Budget(dataset="cifar10-sample", epochs=1, train_images=160, test_images=100, batch_size=16, lr=0.05),
+    alphas=(0.25, 0.75),
+)
+
+if __name__ == "__main__":
+    sys.exit(main(3, SMOKE, __doc__ or ""))
