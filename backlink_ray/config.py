@@ -16,8 +16,8 @@ DATASETS = {
 METHODS: dict[str, tuple[str, ...]] = {
     "bp": (),
     "gll": (),
-    "backlink": ("propagation_length", "alpha", "alpha_mode", "body_scale", "tail_memory", "link", "mode", "base"),
-    "dgl": (),
+    "backlink": ("propagation_length", "alpha", "alpha_mode", "body_scale", "tail_memory", "link", "mode", "buffer_size", "base"),
+    "dgl": ("mode", "buffer_size"),
     "predsim": ("beta",),
     "infopro": ("lambda1_first", "lambda1_last", "lambda2_first", "lambda2_last"),
     "ddg": (),
@@ -89,10 +89,10 @@ def check_propagation(propagation_length: int, sizes: Sequence[int], network: st
 
 
 def check_mode(mode: str, link: str) -> None:
-    """Refuse mode stale over the link "error": the tail's graph would not survive the update that comes before the error."""
-    if mode == "stale" and link != "replica":
+    """Refuse a late link over "error": the tail's graph would not survive the update that comes before the error."""
+    if mode != "exact" and link != "replica":
         raise ConfigError(
-            f"mode='stale' with link={link!r} has no tail to walk back; allowed: link replica, or mode exact"
+            f"mode={mode!r} with link={link!r} has no tail to walk back; allowed: link replica, or mode exact"
         )
 
 
@@ -129,7 +129,9 @@ class RunConfig:
     link: str = "replica"
     """What stages exchange for it: replica (parameter gradients; a copy of the tail) or error. The result is the same."""
     mode: str = "exact"
-    """exact: both errors of one batch; stale: the next module's is one batch older, so that no stage waits for it."""
+    """backlink: exact (both errors of one batch), stale (the next module's is one batch older); also dgl: async (no waiting)."""
+    buffer_size: int = 2
+    """mode async: activations kept at every cut, of which a module takes the freshest among the least used."""
     base: str = "gll"
     """Whose local losses backlink builds on: gll, dgl, predsim or infopro."""
     beta: float = 0.99
@@ -187,6 +189,8 @@ class RunConfig:
             _range(field, getattr(self, field), low, high, rule)
         self._canonicalise()
         check_mode(self.mode, self.link)
+        if self.method == "dgl" and self.mode == "stale":
+            raise ConfigError("mode='stale' is not one of dgl's; allowed: exact, async")
         sizes = module_sizes(unit_count(self.network), self.num_modules, self.remainder, self.network)
         check_propagation(self.propagation_length, sizes, self.network)
 
@@ -204,6 +208,8 @@ class RunConfig:
         defaults = {f.name: f.default for f in dataclasses.fields(self)} | {"propagation_length": 0, "alpha": 1.0}
         for option in {option for options in METHODS.values() for option in options} - own:
             object.__setattr__(self, option, defaults[option])
+        if self.mode != "async":
+            object.__setattr__(self, "buffer_size", defaults["buffer_size"])
         if self.method == "bp":
             object.__setattr__(self, "num_modules", 1)
 
@@ -246,7 +252,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "body_scale": ("one", "alpha"),
     "tail_memory": ("retain", "recompute"),
     "link": ("replica", "error"),
-    "mode": ("exact", "stale"),
+    "mode": ("exact", "stale", "async"),
     "base": BASES,
     "remainder": ("front", "back"),
     "balance": ("count",),
@@ -260,6 +266,7 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     "lambda2_first": (0.0, math.inf, "at least 0, finite"),
     "lambda2_last": (0.0, math.inf, "at least 0, finite"),
     "synthesizer_lr": (1e-12, math.inf, "above 0, finite"),
+    "buffer_size": (1, 10**6, "1 or more"),
     "synthesizer_width": (0, 10**6, "0 (as the features) or more"),
     "lr": (0.0, math.inf, "at least 0, finite"),
     "momentum": (0.0, 0.999999, "0..1, 1 excluded"),

@@ -11,7 +11,8 @@ Card
     links       replica: the next stage holds a copy of the tail, and the two exchange parameter gradients (the paper's
                 "local network unfolding"); error: the next stage sends its error at the tail's output back
     modes       exact: the gradients of both errors are those of one batch; stale: the link's are one batch older, so that no
-                stage waits (the other reading of Fig. 8)
+                stage waits (the other reading of Fig. 8); async: stages do not keep step at all, as in DGL's Algorithm 2,
+                and a tail hears the newest link gradients that have come
     defaults    base GLL, link replica, mode exact, alpha_mode once, body_scale one, tail_memory retain
     deviations  read literally, Eqs. (4)-(5) apply alpha again at every unit, so that alpha = 0, which the paper tunes over,
                 would leave every body untrained: that reading is alpha_mode compound with body_scale alpha
@@ -41,7 +42,8 @@ class BackLink(Method):
         body_scale: "one", or "alpha": the body's local gradient is scaled as the deepest tail unit's is.
         tail_memory: "retain" the tail's graph until the next module's error is there, or "recompute" it then.
         link: "replica" or "error": what two stages of a pipeline exchange; the result is the same.
-        mode: "exact" or "stale"; stale needs the link "replica".
+        mode: "exact", "stale" or "async"; the latter two need the link "replica".
+        buffer_size: activations kept at every cut in mode async, 1 or more.
         base: GLL(), DGL(), PredSim() or InfoPro(): the local losses.
     """
 
@@ -53,6 +55,7 @@ class BackLink(Method):
     tail_memory: str = "retain"
     link: str = "replica"
     mode: str = "exact"
+    buffer_size: int = 2
     base: Method = field(default_factory=GLL)
 
     def __post_init__(self) -> None:
@@ -64,6 +67,8 @@ class BackLink(Method):
             if getattr(self, option) not in allowed:
                 raise ConfigError(f"{option}={getattr(self, option)!r} is not known; allowed: {', '.join(allowed)}")
         check_mode(self.mode, self.link)
+        if self.buffer_size < 1:
+            raise ConfigError(f"buffer_size={self.buffer_size} keeps nothing; allowed 1 or more")
         if not isinstance(self.base, Method) or self.base.name not in BASES:
             raise ConfigError(
                 f"base={getattr(self.base, 'name', self.base)!r} has no local losses to build on; allowed: {', '.join(BASES)}"
@@ -73,6 +78,11 @@ class BackLink(Method):
     def link_kind(self) -> str:
         """Return the link, "" where the tail is empty."""
         return self.link if self.propagation_length else ""
+
+    @property
+    def replay_size(self) -> int:
+        """Return how many activations stay at every cut in mode async."""
+        return self.buffer_size if self.mode == "async" else 0
 
     @property
     def is_stale(self) -> bool:
@@ -129,5 +139,5 @@ _OPTIONS = {
     "body_scale": ("one", "alpha"),
     "tail_memory": ("retain", "recompute"),
     "link": ("replica", "error"),
-    "mode": ("exact", "stale"),
+    "mode": ("exact", "stale", "async"),
 }

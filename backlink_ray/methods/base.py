@@ -83,6 +83,11 @@ class Method:
         return False
 
     @property
+    def replay_size(self) -> int:
+        """Return how many activations stay at every cut for stages that do not keep step; 0 where they keep step."""
+        return 0
+
+    @property
     def wants_images(self) -> bool:
         """Tell whether the local loss looks at the network's input."""
         return False

@@ -19,7 +19,7 @@ def build_method(config: RunConfig, mean: tuple[float, ...] = (0.5,), std: tuple
     make = {
         "bp": BP,
         "gll": GLL,
-        "dgl": DGL,
+        "dgl": lambda: DGL(mode=config.mode, buffer_size=config.buffer_size),
         "ddg": DDG,
         "backlink": lambda: _backlink(config, mean, std),
         "predsim": lambda: PredSim(beta=config.beta),
@@ -39,7 +39,8 @@ def _backlink(config: RunConfig, mean: tuple[float, ...], std: tuple[float, ...]
         tail_memory=config.tail_memory,
         link=config.link,
         mode=config.mode,
-        base=build_method(config.replace(method=config.base), mean, std),
+        buffer_size=config.buffer_size,
+        base=build_method(config.replace(method=config.base, mode="exact"), mean, std),
     )
 
 

@@ -16,8 +16,9 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from backlink_ray.config import ConfigError
 from backlink_ray.pipeline.controller import Outcome, PipelineExecutor, StageGroup, guilty, stage_places
 from backlink_ray.pipeline.exchange import Kind, Link, Mailbox, NoLink
+from backlink_ray.pipeline.freestage import make_stage
 from backlink_ray.pipeline.objectstore import ObjectStoreLink
-from backlink_ray.pipeline.stage import Stage, StagePlan, plan_stages
+from backlink_ray.pipeline.stage import StagePlan, plan_stages
 from backlink_ray.train.executor import Job
 
 # Starting a Python process that imports torch takes seconds; a minute means that something is wrong.
@@ -70,8 +71,9 @@ class StageActor:
     def __init__(self, plan: StagePlan) -> None:
         torch.set_num_threads(plan.job.torch_threads)
         self._plan = plan
-        self._boxes = {"previous": Mailbox(), "following": Mailbox()}
-        self._stage = Stage(plan)
+        size = max(1, plan.job.method.replay_size)
+        self._boxes = {side: Mailbox(replay_size=size) for side in ("previous", "following")}
+        self._stage = make_stage(plan)
 
     def ready(self) -> int:
         """Return the process id once the stage stands."""

@@ -1,21 +1,19 @@
 """Controller: an executor over stages, wherever they live; it starts them, waits, names the guilty, and ends them."""
 
-import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from backlink_ray.pipeline.exchange import Link, LinkAbortedError, LinkError, Mailbox, NoLink, QueueLink
-from backlink_ray.pipeline.stage import Stage, StagePlan, StageReport, merge_states, plan_stages
-from backlink_ray.train.executor import ChunkReport, Evaluation, Executor, Job, NonFiniteLossError, check_losses
+from backlink_ray.pipeline.exchange import LinkAbortedError, LinkError
+from backlink_ray.pipeline.stage import StagePlan, StageReport, merge_states
+from backlink_ray.train.executor import ChunkReport, Evaluation, Executor, NonFiniteLossError, check_losses
 from backlink_ray.train.trainer import TrainState
 
-__all__ = ["NonFiniteLossError", "PipelineExecutor", "StageError", "StageGroup", "ThreadGroup", "ThreadsExecutor"]
+__all__ = ["NonFiniteLossError", "PipelineExecutor", "StageError", "StageGroup"]
 
 
 class StageError(RuntimeError):
@@ -161,60 +159,3 @@ class PipelineExecutor(Executor):
 
     def _all(self, name: str, *arguments: Any) -> list[Any]:
         return self._group.call(name, [arguments] * self._num_stages)
-
-
-class ThreadGroup(StageGroup):
-    """Stages as threads of this process; torch frees the interpreter while it computes."""
-
-    def __init__(self, stages: Sequence[Stage], mailboxes: Sequence[Mailbox]) -> None:
-        self._stages = list(stages)
-        self._mailboxes = list(mailboxes)
-        self._pool = ThreadPoolExecutor(len(self._stages), thread_name_prefix="stage")
-        self._lock = threading.Lock()
-
-    def call(self, name: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """Call every stage in its own thread."""
-        with self._lock:
-            futures = [self._pool.submit(getattr(s, name), *a) for s, a in zip(self._stages, arguments, strict=True)]
-            self._end_all_at_first_failure(futures)
-            outcomes = [Outcome(f.exception(), position=s.position) for f, s in zip(futures, self._stages, strict=True)]
-        if any(outcome.error for outcome in outcomes):
-            error = guilty(outcomes)
-            raise error from outcomes[error.stage_index].error
-        return [f.result() for f in futures]
-
-    def _end_all_at_first_failure(self, futures: list["Future[Any]"]) -> None:
-        done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-        if any(f.exception() for f in done):
-            for mailbox in self._mailboxes:
-                mailbox.abort("another stage failed")
-        wait(futures)
-
-    def close(self) -> None:
-        """End the threads."""
-        for mailbox in self._mailboxes:
-            mailbox.abort("the run ends")
-        self._pool.shutdown(wait=True)
-
-
-class ThreadsExecutor(PipelineExecutor):
-    """The pipeline as threads of one process over one host's devices."""
-
-    name = "threads"
-
-    def __init__(self, job: Job) -> None:
-        torch.set_num_threads(job.torch_threads)
-        plans = plan_stages(job)
-        forward = [Mailbox() for _ in plans]  # forward[k]: from stage k - 1 to stage k
-        backward = [Mailbox() for _ in plans]  # backward[k]: from stage k + 1 to stage k
-        stages = [Stage(plan) for plan in plans]
-        for k, plan in enumerate(plans):
-            device = torch.device(plan.job.devices[0])
-            before: Link = (
-                NoLink() if plan.is_first else QueueLink(forward[k], backward[k - 1], device, job.stage_timeout_s)
-            )
-            after: Link = (
-                NoLink() if plan.is_last else QueueLink(backward[k], forward[k + 1], device, job.stage_timeout_s)
-            )
-            stages[k].connect(before, after)
-        super().__init__(ThreadGroup(stages, [*forward, *backward]), plans)

@@ -3,7 +3,6 @@
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any
@@ -11,14 +10,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from backlink_ray.pipeline.boxes import Box, InOrder, Newest, ReplayBuffer
+
 
 class Kind(StrEnum):
-    """What a message is: the cut's activation, its error, or parameter gradients of a tail from either side of the link."""
+    """What a message is.
+
+    In step: the cut's activation, its error, and parameter gradients of a tail from either side of the link. Between stages
+    that do not keep step: an activation that may be used again, a tail's weights, and its newest link gradients.
+    """
 
     ACTIVATION = "activation"
     LOCAL_GRADIENT = "local_gradient"
     LINK_GRADIENT = "link_gradient"
     ERROR = "error"
+    FRESH_ACTIVATION = "fresh_activation"
+    TAIL_WEIGHTS = "tail_weights"
+    NEWEST_GRADIENT = "newest_gradient"
 
 
 # How many messages of one kind may wait for a stage. Two keep a fast sender busy while the receiver computes; more would
@@ -35,32 +43,49 @@ class LinkAbortedError(LinkError):
 
 
 class Mailbox:
-    """Messages waiting for one stage from one neighbour; bounded, in order for each kind."""
+    """Messages waiting for one stage from one neighbour; bounded, each kind in its own order.
 
-    def __init__(self, capacity: int = CAPACITY) -> None:
-        self._capacity = capacity
-        self._waiting: dict[Kind, deque[tuple[int, Any]]] = {kind: deque() for kind in Kind}
+    Args:
+        capacity: of a kind whose every message counts.
+        replay_size: how many activations stay for stages that do not keep step.
+    """
+
+    def __init__(self, capacity: int = CAPACITY, replay_size: int = 1) -> None:
+        self._boxes: dict[Kind, Box] = {kind: InOrder(capacity) for kind in Kind}
+        self._boxes[Kind.FRESH_ACTIVATION] = ReplayBuffer(replay_size)
+        self._boxes[Kind.TAIL_WEIGHTS], self._boxes[Kind.NEWEST_GRADIENT] = Newest(), Newest()
         self._changed = threading.Condition()
         self._aborted = ""
 
     def deliver(self, kind: Kind, step: int, payload: Any, timeout_s: float) -> None:
         """Put a message in; waits while the box is full, LinkError after `timeout_s`."""
         with self._changed:
-            self._wait(
-                lambda: len(self._waiting[kind]) < self._capacity, f"{kind} of step {step} had no room", timeout_s
-            )
-            self._waiting[kind].append((step, payload))
+            self._wait(self._boxes[kind].has_room, f"{kind} of step {step} had no room", timeout_s)
+            self._boxes[kind].put((step, payload))
             self._changed.notify_all()
 
     def take(self, kind: Kind, step: int, timeout_s: float) -> Any:
         """Take the next message of a kind out; LinkError if none comes in time or it is not the step's."""
-        with self._changed:
-            self._wait(lambda: bool(self._waiting[kind]), f"{kind} of step {step} did not come", timeout_s)
-            found, payload = self._waiting[kind].popleft()
-            self._changed.notify_all()
+        found, payload = self._next(kind, f"{kind} of step {step} did not come", timeout_s)
         if found != step:
             raise LinkError(f"{kind} of step {step} was expected, that of step {found} came")
         return payload
+
+    def take_any(self, kind: Kind, timeout_s: float) -> tuple[int, Any]:
+        """Take the message of a kind whose turn it is, with its step; LinkError if none comes in time."""
+        return self._next(kind, f"{kind} did not come", timeout_s)
+
+    def has(self, kind: Kind) -> bool:
+        """Tell whether a message of a kind can be taken without waiting."""
+        with self._changed:
+            return not self._boxes[kind].is_empty()
+
+    def _next(self, kind: Kind, what: str, timeout_s: float) -> tuple[int, Any]:
+        with self._changed:
+            self._wait(lambda: not self._boxes[kind].is_empty(), what, timeout_s)
+            message = self._boxes[kind].take()
+            self._changed.notify_all()
+        return message
 
     def abort(self, reason: str) -> None:
         """Make every present and future wait end with LinkAbortedError."""
@@ -90,6 +115,14 @@ class Link(ABC):
     def receive(self, kind: Kind, step: int) -> Tensor:
         """Return the tensor of this kind and step on this stage's device; LinkError if it does not come in time."""
 
+    @abstractmethod
+    def receive_any(self, kind: Kind) -> tuple[int, Tensor]:
+        """Return the tensor of this kind whose turn it is, with its step; LinkError if none comes in time."""
+
+    @abstractmethod
+    def has(self, kind: Kind) -> bool:
+        """Tell whether a message of this kind can be received without waiting."""
+
 
 class QueueLink(Link):
     """Between threads of one process: the tensor itself is handed over, and copied only to another device.
@@ -114,10 +147,21 @@ class QueueLink(Link):
 
     def receive(self, kind: Kind, step: int) -> Tensor:
         """Take the tensor out of this stage's mailbox."""
-        tensor, ready = self._mine.take(kind, step, self._timeout_s)
+        return self._private(*self._mine.take(kind, step, self._timeout_s))
+
+    def receive_any(self, kind: Kind) -> tuple[int, Tensor]:
+        """Take the tensor whose turn it is; the mailbox may keep it, so this is a copy."""
+        step, (tensor, ready) = self._mine.take_any(kind, self._timeout_s)
+        return step, self._private(tensor, ready).clone()
+
+    def has(self, kind: Kind) -> bool:
+        """Look into this stage's mailbox."""
+        return self._mine.has(kind)
+
+    def _private(self, tensor: Tensor, ready: "torch.cuda.Event | None") -> Tensor:
         if ready is not None:
             torch.cuda.current_stream(tensor.device).wait_event(ready)
-        return tensor.to(self._device, non_blocking=self._device.type == "cuda")  # type: ignore[no-any-return]
+        return tensor.to(self._device, non_blocking=self._device.type == "cuda")
 
 
 class NoLink(Link):
@@ -130,6 +174,14 @@ class NoLink(Link):
     def receive(self, kind: Kind, step: int) -> Tensor:
         """There is nobody to receive from: a fault of the schedule."""
         raise AssertionError(f"{kind} of step {step} has no sender")
+
+    def receive_any(self, kind: Kind) -> tuple[int, Tensor]:
+        """There is nobody to receive from: a fault of the schedule."""
+        raise AssertionError(f"{kind} has no sender")
+
+    def has(self, kind: Kind) -> bool:
+        """Nothing ever comes."""
+        return False
 
 
 def _record_event(tensor: Tensor) -> "torch.cuda.Event | None":

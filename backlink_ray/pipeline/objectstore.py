@@ -54,7 +54,18 @@ class ObjectStoreLink(Link):
 
     def receive(self, kind: Kind, step: int) -> Tensor:
         """Return a private copy on this stage's device: what the object store lends is read-only and shared."""
-        array: np.ndarray[Any, Any] = self._mine.take(kind, step, self._timeout_s)
+        return self._private(self._mine.take(kind, step, self._timeout_s))
+
+    def receive_any(self, kind: Kind) -> tuple[int, Tensor]:
+        """Return a private copy of the message whose turn it is."""
+        step, array = self._mine.take_any(kind, self._timeout_s)
+        return step, self._private(array)
+
+    def has(self, kind: Kind) -> bool:
+        """Look into this actor's mailbox."""
+        return self._mine.has(kind)
+
+    def _private(self, array: "np.ndarray[Any, Any]") -> Tensor:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # torch warns of read-only memory; it is copied at once
             lent = torch.from_numpy(array)

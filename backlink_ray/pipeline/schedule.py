@@ -95,6 +95,32 @@ def step_actions(
     return tuple(Action(name, lag) for name, lag, present in names if present)
 
 
+def free_actions(*, is_first: bool, is_last: bool, has_tail: bool) -> tuple[Action, ...]:
+    """Return what one stage does in one step where stages do not keep step (mode async).
+
+    It waits for nothing but its first input: it works on the freshest of the least used activations it has, and hears the
+    newest link gradients that have come. The next stage's copy of a tail is refreshed with the tail's own weights, since
+    nothing could keep two copies equal here.
+    """
+    hears, tells = has_tail and not is_last, has_tail and not is_first
+    names = [
+        ("receive_fresh_activation", not is_first),
+        ("replica_refresh", tells),
+        ("replica_forward", tells),
+        ("body_forward", True),
+        ("send_fresh_activation", not is_last),
+        ("send_tail_weights", hears),
+        ("tail_forward", True),
+        ("local_backward", True),
+        ("body_update", True),
+        ("receive_newest_gradient", hears),
+        ("tail_update", hears),
+        ("replica_backward", tells),
+        ("send_newest_gradient", tells),
+    ]
+    return tuple(Action(name) for name, present in names if present)
+
+
 def run_actions(first_step: int, num_steps: int, actions: Sequence[Action]) -> Iterator[tuple[str, int]]:
     """Yield (action, step) for a run of steps that begins and ends drained: nothing of it is left under way."""
     last = first_step + num_steps - 1

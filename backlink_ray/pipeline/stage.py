@@ -17,7 +17,7 @@ from backlink_ray.measure.timeline import NoTimeline, Span, Timeline
 from backlink_ray.methods.base import Batch
 from backlink_ray.methods.carry import Carry
 from backlink_ray.pipeline.exchange import Kind, Link, NoLink, flatten, unflatten
-from backlink_ray.pipeline.schedule import run_actions, step_actions
+from backlink_ray.pipeline.schedule import Action, run_actions, step_actions
 from backlink_ray.train.executor import Evaluation, EvaluationSum, Job, forward_for_evaluation, to_cpu
 from backlink_ray.train.optim import Updater
 from backlink_ray.train.trainer import TrainState
@@ -93,14 +93,7 @@ class Stage:
         self._make_updaters()
         self._batches = self._job.batches(self._device, self._job.train)
         self._timeline = Timeline(plan.stage_index) if self._job.timeline else NoTimeline()
-        method = self._method
-        self._actions = step_actions(
-            is_first=plan.is_first,
-            is_last=plan.is_last,
-            link=method.link_kind,
-            has_tail=method.linked_units > 0,
-            is_stale=method.is_stale,
-        )
+        self._actions = self._schedule()
         self._carry, self._replica_carry = Carry(), Carry()
         self._step = 0
         self._link_s = 0.0
@@ -109,6 +102,20 @@ class Stage:
         self._drawn: tuple[int, Tensor] = (-1, self._nothing)
         self.position: tuple[int, str] = (0, "ready")
         reset_peak_memory(self._device)
+
+    def _schedule(self) -> Sequence[Action]:
+        plan, method = self._plan, self._method
+        return step_actions(
+            is_first=plan.is_first,
+            is_last=plan.is_last,
+            link=method.link_kind,
+            has_tail=method.linked_units > 0,
+            is_stale=method.is_stale,
+        )
+
+    def _batch_of(self, step: int) -> int:
+        """Return whose batch this step works on."""
+        return step
 
     def _make_updaters(self) -> None:
         method, recipe = self._method, self._job.recipe
@@ -179,7 +186,7 @@ class Stage:
     def _local_backward(self, step: int) -> None:
         method, module = self._method, self._module
         images = self._images(step) if method.wants_images else self._nothing
-        batch = Batch(images, self._batches.labels(step), self._draws(step))
+        batch = Batch(images, self._batches.labels(self._batch_of(step)), self._draws(step))
         waits = method.link_kind == "error" and method.has_link(module)
         result = method.local_backward(
             module, self._body_graph, self._tail_graph, batch, self._carry, keep_tail=waits and method.keeps_tail()
@@ -191,8 +198,9 @@ class Stage:
         del self._body_graph, self._tail_graph
 
     def _images(self, step: int) -> Tensor:
-        if self._drawn[0] != step:  # a loss that looks at the images sees the ones that were forwarded
-            self._drawn = (step, self._batches.images(step))
+        batch = self._batch_of(step)
+        if self._drawn[0] != batch:  # a loss that looks at the images sees the ones that were forwarded
+            self._drawn = (batch, self._batches.images(batch))
         return self._drawn[1]
 
     def _send_error(self, step: int) -> None:
@@ -222,7 +230,7 @@ class Stage:
         self._replica_updater.update(mixed, self._job.lr(step))
 
     def _draws(self, step: int) -> Draws:
-        return Draws(self._job.seed, step)
+        return Draws(self._job.seed, self._batch_of(step))
 
     def _send(self, link: Link, kind: Kind, step: int, tensor: Tensor) -> None:
         start = time.perf_counter()
@@ -281,3 +289,13 @@ def merge_states(parts: Sequence[TrainState]) -> TrainState:
     momentum = {n: t for part in parts for n, t in part.momentum.items()}
     carry = {n: t for part in parts for n, t in part.carry.items()}
     return TrainState(weights, momentum, parts[0].step, carry)
+
+
+def merge_reports(parts: Sequence[StageReport]) -> StageReport:
+    """Return one report of one stage's consecutive runs of steps."""
+    return StageReport(
+        torch.cat([part.losses for part in parts]),
+        sum(part.link_s for part in parts),
+        max(part.peak_memory_mib for part in parts),
+        tuple(span for part in parts for span in part.spans),
+    )

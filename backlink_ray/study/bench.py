@@ -17,7 +17,7 @@ from backlink_ray.local.split import split
 from backlink_ray.measure.metrics import peak_memory_mib, reset_peak_memory
 from backlink_ray.methods.build import build_method
 from backlink_ray.nets.build import build_network
-from backlink_ray.pipeline.controller import ThreadsExecutor
+from backlink_ray.pipeline.threads import ThreadsExecutor
 from backlink_ray.train.executor import Executor, Job, LocalExecutor
 from backlink_ray.train.trainer import gradients
 

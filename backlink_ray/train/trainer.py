@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from backlink_ray.config import ConfigError
 from backlink_ray.local.module import Draws, LocalModule, load_named
 from backlink_ray.methods.base import Batch, LocalResult, Method, Named
 from backlink_ray.methods.carry import Carry
@@ -125,6 +126,8 @@ class Trainer:
         recipe: Recipe | None = None,
         seed: int = 0,
     ) -> None:
+        if method.replay_size:
+            raise ConfigError("mode='async' does not keep step, and a Trainer does; use an executor, or mode exact")
         self.modules = method.arrange(modules)
         self.method = method
         self.step_index = 0

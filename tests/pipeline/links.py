@@ -11,9 +11,15 @@ from backlink_ray.pipeline.exchange import Kind, LinkError
 Pair = tuple[Any, Any]
 
 
+# Of these the newest or freshest is taken, not the one of a step.
+FREE = (Kind.FRESH_ACTIVATION, Kind.TAIL_WEIGHTS, Kind.NEWEST_GRADIENT)
+
+
 def carries_every_kind_bit_for_bit(pair: Pair) -> None:
     left, right = pair
     for kind in Kind:
+        if kind in FREE:
+            continue
         tensor = torch.randn(3, 5)
         left.send(kind, 4, tensor)
         assert torch.equal(right.receive(kind, 4), tensor)
@@ -61,7 +67,30 @@ def takes_empty_tensors(pair: Pair) -> None:
     assert pair[1].receive(Kind.LOCAL_GRADIENT, 0).numel() == 0
 
 
+def an_activation_may_be_used_again(pair: Pair) -> None:
+    """The test's mailboxes keep one; changing what was received does not change what is kept."""
+    left, right = pair
+    left.send(Kind.FRESH_ACTIVATION, 3, torch.ones(4))
+    step, received = right.receive_any(Kind.FRESH_ACTIVATION)
+    received.zero_()
+    assert (step, 3) == (right.receive_any(Kind.FRESH_ACTIVATION)[0], step)
+    assert right.receive_any(Kind.FRESH_ACTIVATION)[1].sum() == 4
+
+
+def only_the_newest_counts(pair: Pair) -> None:
+    left, right = pair
+    assert not left.has(Kind.NEWEST_GRADIENT)
+    for step in (1, 2):
+        right.send(Kind.NEWEST_GRADIENT, step, torch.full((2,), float(step)))
+    steps = [left.receive_any(Kind.NEWEST_GRADIENT)[0]]
+    while steps[-1] < 2:  # the first one was taken before the second had arrived
+        steps.append(left.receive_any(Kind.NEWEST_GRADIENT)[0])
+    assert steps in ([1, 2], [2])
+    assert not left.has(Kind.NEWEST_GRADIENT)
+
+
 RULES: list[Callable[[Pair], None]] = [
     carries_every_kind_bit_for_bit, kinds_do_not_wait_for_each_other, keeps_the_order_of_steps,
     what_is_received_may_be_changed, refuses_the_wrong_step, a_wait_ends, takes_empty_tensors,
+    an_activation_may_be_used_again, only_the_newest_counts,
 ]  # fmt: skip

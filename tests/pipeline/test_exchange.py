@@ -53,6 +53,12 @@ class Peer:
     def receive(self, kind: str, step: int) -> torch.Tensor:
         return self.link.receive(Kind(kind), step).clone()
 
+    def receive_any(self, kind: str) -> tuple[int, torch.Tensor]:
+        return self.link.receive_any(Kind(kind))
+
+    def has(self, kind: str) -> bool:
+        return self.link.has(Kind(kind))
+
 
 class Remote:
     """An actor's end of a link, called from the test."""
@@ -72,6 +78,17 @@ class Remote:
             return ray.get(self.actor.receive.remote(str(kind), step)).clone()  # type: ignore[no-any-return]
         except ray.exceptions.RayTaskError as error:
             raise LinkError(str(error.cause)) from error
+
+    def receive_any(self, kind: Kind) -> tuple[int, torch.Tensor]:
+        import ray
+
+        step, tensor = ray.get(self.actor.receive_any.remote(str(kind)))
+        return step, tensor.clone()
+
+    def has(self, kind: Kind) -> bool:
+        import ray
+
+        return bool(ray.get(self.actor.has.remote(str(kind))))
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 import backlink_ray as bl
-from backlink_ray.pipeline.controller import Outcome, StageError, ThreadsExecutor, guilty, stage_places
+from backlink_ray.pipeline.controller import Outcome, StageError, guilty, stage_places
 from backlink_ray.pipeline.exchange import LinkAbortedError, LinkError
+from backlink_ray.pipeline.threads import ThreadsExecutor
 from backlink_ray.train.executor import LocalExecutor, NonFiniteLossError
 from tests.examples import job
 

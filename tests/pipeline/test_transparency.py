@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import backlink_ray as bl
-from backlink_ray.pipeline.controller import ThreadsExecutor
+from backlink_ray.pipeline.threads import ThreadsExecutor
 from backlink_ray.train.executor import Executor, Job, LocalExecutor
 from tests.examples import job
 from tests.methods.settings import SETTINGS

@@ -1,0 +1,113 @@
+"""Threads: the stages of one run as threads of this process, or in turns in one thread."""
+
+import threading
+from collections.abc import Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from typing import Any
+
+import torch
+
+from backlink_ray.environment import derive_seed
+from backlink_ray.pipeline.controller import Outcome, PipelineExecutor, StageGroup, guilty
+from backlink_ray.pipeline.exchange import Link, Mailbox, NoLink, QueueLink
+from backlink_ray.pipeline.freestage import make_stage
+from backlink_ray.pipeline.stage import Stage, StageReport, merge_reports, plan_stages
+from backlink_ray.train.executor import Job
+
+
+class ThreadGroup(StageGroup):
+    """Stages as threads of this process; torch frees the interpreter while it computes."""
+
+    def __init__(self, stages: Sequence[Stage], mailboxes: Sequence[Mailbox]) -> None:
+        self._stages = list(stages)
+        self._mailboxes = list(mailboxes)
+        self._pool = ThreadPoolExecutor(len(self._stages), thread_name_prefix="stage")
+        self._lock = threading.Lock()
+
+    def call(self, name: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Call every stage in its own thread."""
+        with self._lock:
+            futures = [self._pool.submit(getattr(s, name), *a) for s, a in zip(self._stages, arguments, strict=True)]
+            self._end_all_at_first_failure(futures)
+            outcomes = [Outcome(f.exception(), position=s.position) for f, s in zip(futures, self._stages, strict=True)]
+        if any(outcome.error for outcome in outcomes):
+            error = guilty(outcomes)
+            raise error from outcomes[error.stage_index].error
+        return [f.result() for f in futures]
+
+    def _end_all_at_first_failure(self, futures: list["Future[Any]"]) -> None:
+        done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+        if any(f.exception() for f in done):
+            for mailbox in self._mailboxes:
+                mailbox.abort("another stage failed")
+        wait(futures)
+
+    def close(self) -> None:
+        """End the threads."""
+        for mailbox in self._mailboxes:
+            mailbox.abort("the run ends")
+        self._pool.shutdown(wait=True)
+
+
+class TurnGroup(ThreadGroup):
+    """Stages that train one after another in this thread, every step in another order, drawn from the seed.
+
+    The first step goes from the first stage to the last, since each needs an input to begin with.
+    """
+
+    def __init__(self, stages: Sequence[Stage], mailboxes: Sequence[Mailbox], seed: int) -> None:
+        super().__init__(stages, mailboxes)
+        self._seed, self._turn = seed, 0
+
+    def call(self, name: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Run steps in turns; anything else in every stage's own thread."""
+        if name != "run":
+            return super().call(name, arguments)
+        reports: list[list[StageReport]] = [[] for _ in self._stages]
+        for _ in range(arguments[0][0]):
+            for k in self._order():
+                reports[k].append(self._stages[k].run(1))
+            self._turn += 1
+        return [merge_reports(of_stage) for of_stage in reports]
+
+    def _order(self) -> list[int]:
+        count = len(self._stages)
+        if not self._turn:
+            return list(range(count))
+        generator = torch.Generator().manual_seed(derive_seed(self._seed, "turn", self._turn))
+        return torch.randperm(count, generator=generator).tolist()
+
+
+class ThreadsExecutor(PipelineExecutor):
+    """The pipeline as threads of one process over one host's devices."""
+
+    name = "threads"
+
+    def __init__(self, job: Job) -> None:
+        torch.set_num_threads(job.torch_threads)
+        plans, size = plan_stages(job), max(1, job.method.replay_size)
+        forward = [Mailbox(replay_size=size) for _ in plans]  # forward[k]: from stage k - 1 to stage k
+        backward = [Mailbox(replay_size=size) for _ in plans]  # backward[k]: from stage k + 1 to stage k
+        stages = [make_stage(plan) for plan in plans]
+        for k, plan in enumerate(plans):
+            device = torch.device(plan.job.devices[0])
+            before: Link = (
+                NoLink() if plan.is_first else QueueLink(forward[k], backward[k - 1], device, job.stage_timeout_s)
+            )
+            after: Link = (
+                NoLink() if plan.is_last else QueueLink(backward[k], forward[k + 1], device, job.stage_timeout_s)
+            )
+            stages[k].connect(before, after)
+        super().__init__(self._group_of(stages, [*forward, *backward], job), plans)
+
+    def _group_of(self, stages: Sequence[Stage], mailboxes: Sequence[Mailbox], job: Job) -> StageGroup:
+        return ThreadGroup(stages, mailboxes)
+
+
+class TurnsExecutor(ThreadsExecutor):
+    """Stages that do not keep step (mode async), in one thread and repeatable: what executor local is for them."""
+
+    name = "local"
+
+    def _group_of(self, stages: Sequence[Stage], mailboxes: Sequence[Mailbox], job: Job) -> StageGroup:
+        return TurnGroup(stages, mailboxes, job.seed)

@@ -1,0 +1,97 @@
+"""Stages that do not keep step: the replay buffer, and runs against the methods in step."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+
+import backlink_ray as bl
+from backlink_ray.methods.base import Method
+from backlink_ray.pipeline.boxes import Newest, ReplayBuffer
+from backlink_ray.pipeline.threads import ThreadsExecutor, TurnGroup, TurnsExecutor
+from backlink_ray.train.executor import Executor, Job, LocalExecutor
+from tests.examples import job
+
+DGL = bl.DGL(mode="async", buffer_size=1)
+BACKLINK = bl.BackLink(propagation_length=2, alpha=0.3, mode="async", buffer_size=1)
+
+
+def test_the_freshest_among_the_least_used_is_taken() -> None:
+    box = ReplayBuffer(3)
+    for step in range(4):
+        box.put((step, None))
+    assert [box.take()[0] for _ in range(5)] == [3, 2, 1, 3, 2]
+    box.put((4, None))  # in place of 1
+    assert [box.take()[0] for _ in range(4)] == [4, 4, 4, 3]
+    assert box.has_room()
+
+
+def test_only_the_newest_stays() -> None:
+    box = Newest()
+    for step in range(3):
+        box.put((step, None))
+    assert box.take() == (2, None)
+    assert box.is_empty()
+
+
+@pytest.mark.parametrize(
+    ("free", "in_step"), [(DGL, bl.DGL()), (BACKLINK, bl.BackLink(propagation_length=2, alpha=0.3, mode="stale"))]
+)
+def test_turns_in_order_are_the_method_in_step(free: Method, in_step: Method, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one activation a cut and stages one after another, DGL is synchronous and BackLink stale, bit for bit."""
+    monkeypatch.setattr(TurnGroup, "_order", lambda group: list(range(len(group._stages))))
+    states = []
+    for make, method in ((TurnsExecutor, free), (LocalExecutor, in_step)):
+        with make(job(method, 3, dropout=0.2)) as executor:
+            losses = executor.train(5).losses
+            states.append((executor.state().weights, losses, executor.evaluate("test").wrong))
+    (ours, ours_losses, ours_wrong), (theirs, theirs_losses, theirs_wrong) = states
+    assert [n for n in theirs if not torch.equal(ours[n], theirs[n])] == []
+    assert torch.equal(ours_losses, theirs_losses)
+    assert ours_wrong == theirs_wrong
+
+
+def test_drawn_turns_are_repeatable_and_not_in_step() -> None:
+    weights = []
+    for make, method in ((TurnsExecutor, DGL), (TurnsExecutor, DGL), (LocalExecutor, bl.DGL())):
+        with make(job(method, 3)) as executor:
+            executor.train(6)
+            weights.append(executor.state().weights)
+    assert all(torch.equal(weights[0][n], weights[1][n]) for n in weights[0])
+    assert any(not torch.equal(weights[0][n], weights[2][n]) for n in weights[0])
+
+
+def steady_lr(_step: int) -> float:
+    return 0.02
+
+
+def ray_executor(training: Job) -> Executor:
+    from backlink_ray.pipeline.actors import RayExecutor
+
+    return RayExecutor(training)
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("make", [ThreadsExecutor, ray_executor], ids=["threads", "ray"])
+@pytest.mark.parametrize(
+    "method",
+    [bl.DGL(mode="async"), bl.BackLink(propagation_length=1, mode="async", base=bl.InfoPro())],
+    ids=["dgl", "backlink+infopro"],
+)
+def test_free_stages_train(make: Callable[[Job], Executor], method: Method, ray_here: None) -> None:
+    """Eight passes over 96 images: every stage takes its steps and learns, whatever the others' speed."""
+    with make(replace(job(method, 3, "conv"), lr=steady_lr)) as executor:
+        before = executor.state().weights
+        first, last = executor.train(12).losses, executor.train(36).losses[:, -12:]
+        after = executor.state()
+        executor.evaluate("test")
+    assert first.shape == last.shape == (3, 12)
+    assert (last.mean(dim=1) < first.mean(dim=1)).all()
+    assert after.step == 48
+    assert all(not torch.equal(before[n], after.weights[n]) for n in before if n.endswith("0.weight"))
+
+
+def test_a_trainer_keeps_step() -> None:
+    with pytest.raises(bl.ConfigError, match="mode='async' does not keep step, and a Trainer does; use an executor"):
+        LocalExecutor(job(DGL, 3))
