@@ -25,7 +25,8 @@ from backlink_ray.measure.metrics import memory_source
 from backlink_ray.measure.timeline import Span, draw
 from backlink_ray.methods.build import build_method
 from backlink_ray.nets.build import build_network
-from backlink_ray.pipeline.controller import StageError, ThreadsExecutor, stage_places
+from backlink_ray.pipeline.controller import StageError, stage_places
+from backlink_ray.pipeline.threads import ThreadsExecutor, TurnsExecutor
 from backlink_ray.train.checkpoint import Checkpoints, weights_sha256
 from backlink_ray.train.executor import ChunkReport, Executor, Job, LocalExecutor
 from backlink_ray.train.optim import CosineSchedule, Recipe
@@ -152,7 +153,8 @@ def _open_executor(config: RunConfig, job: Job, options: RunOptions) -> Executor
         )
     if name == "ray":
         return _open_ray(job, options)
-    return {"local": LocalExecutor, "threads": ThreadsExecutor}[name](job)
+    local = TurnsExecutor if job.method.replay_size else LocalExecutor
+    return {"local": local, "threads": ThreadsExecutor}[name](job)
 
 
 def _within_reach() -> tuple[float, float]:

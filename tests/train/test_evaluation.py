@@ -10,7 +10,7 @@ import backlink_ray as bl
 from backlink_ray.config import ConfigError, RunConfig
 from backlink_ray.data.datasets import hold_out, load_dataset
 from backlink_ray.data.originals import long_tailed
-from backlink_ray.pipeline.controller import ThreadsExecutor
+from backlink_ray.pipeline.threads import ThreadsExecutor
 from backlink_ray.study.runner import RunOptions, make_job, run
 from backlink_ray.train.executor import EvaluationSum, LocalExecutor
 from tests.examples import job
