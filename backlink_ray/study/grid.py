@@ -143,6 +143,10 @@ class Budget:
 PAPER = Budget()
 
 
+# Methods that were published with heads of their own. With those of the table DGL would be GLL over again.
+_OWN_HEADS = {"predsim": "pool", "dgl": "mlp-sr"}
+
+
 def recipe(cell: Cell, budget: Budget = PAPER) -> RunConfig:
     """Return a cell's run at seed 0, without its alpha: the paper's recipe (section IV.B), changed where a budget says so."""
     return RunConfig(
@@ -150,7 +154,7 @@ def recipe(cell: Cell, budget: Budget = PAPER) -> RunConfig:
         dataset=budget.dataset or cell.dataset,
         method=cell.method,
         base=cell.rerun if cell.propagation_length and cell.rerun else "gll",
-        head="pool" if cell.rerun == "predsim" else cell.head,
+        head=_OWN_HEADS.get(cell.rerun, cell.head),
         num_modules=cell.num_modules,
         propagation_length=cell.propagation_length,
         lr=budget.lr or paper_lr(cell),
