@@ -97,6 +97,7 @@ def started_until_epoch_2(command: list[str]) -> subprocess.Popen[str]:
     return child
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_asha_stops_what_ranks_low_and_keeps_what_it_had(tmp_path: Path) -> None:
     from backlink_ray.study.record import Record

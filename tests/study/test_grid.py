@@ -112,12 +112,12 @@ def test_the_recipe_is_the_papers() -> None:
         assert config.batch_size == stated["batch_size"][cell.dataset.upper().removesuffix("-LT")]
         assert (config.epochs, config.momentum, config.weight_decay) == (200, 0.9, 1e-4)
         assert (config.num_modules, config.propagation_length) == (cell.num_modules, cell.propagation_length)
-        assert not (config.train_images or config.test_images or config.validation_fraction)
+        assert (config.train_images, config.test_images, config.validation_fraction) == (0, 0, 0.0)
 
 
 def test_every_method_of_table_3_has_its_own_heads() -> None:
     heads = {name: recipe(find(OWN + name)).head for name in ("l0", "dgl", "infopro", "predsim", "predsim+l1")}
-    assert heads == {"l0": "conv", "dgl": "conv", "infopro": "conv", "predsim": "pool", "predsim+l1": "pool"}
+    assert heads == {"l0": "conv", "dgl": "mlp-sr", "infopro": "conv", "predsim": "pool", "predsim+l1": "pool"}
     assert recipe(find(OWN + "infopro+l4")).label == "backlink+infopro"
 
 
