@@ -16,11 +16,17 @@ if TYPE_CHECKING:
 KINDS = {
     "forward": ("replica_forward", "body_forward", "tail_forward"),
     "backward": ("local_backward", "replica_backward", "link_backward"),
-    "update": ("tail_update", "body_update", "replica_update"),
-    "exchange": ("send_activation", "send_output", "send_local_gradient", "send_link_gradient", "send_error"),
+    "update": ("tail_update", "body_update", "replica_update", "replica_refresh"),
+    "exchange": (
+        "send_activation", "send_output", "send_local_gradient", "send_link_gradient", "send_error",
+        "send_fresh_activation", "send_tail_weights", "send_newest_gradient",
+    ),
     # Over Ray the waiting includes the copy out of the object store.
-    "wait": ("receive_activation", "receive_link_gradient", "receive_local_gradient", "receive_error"),
-}
+    "wait": (
+        "receive_activation", "receive_link_gradient", "receive_local_gradient", "receive_error",
+        "receive_fresh_activation", "receive_newest_gradient",
+    ),
+}  # fmt: skip
 COMPUTE = ("forward", "backward")
 OVERALL = -1
 LAST_STEPS = range(-4, 0)

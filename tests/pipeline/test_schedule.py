@@ -2,8 +2,10 @@
 
 import pytest
 
+from backlink_ray.measure.timeline import KINDS
 from backlink_ray.pipeline import schedule
-from backlink_ray.pipeline.schedule import BACKWARD, RECEIVES, SENDS, picture, run_actions, step_actions
+from backlink_ray.pipeline.freestage import FreeStage
+from backlink_ray.pipeline.schedule import BACKWARD, RECEIVES, SENDS, free_actions, picture, run_actions, step_actions
 
 LINKS = [("", True), ("replica", True), ("error", True), ("error", False), ("delayed", False)]
 
@@ -59,3 +61,17 @@ def test_every_message_sent_is_received_once(num_stages: int, link: str, has_tai
 def test_a_run_ends_drained() -> None:
     actions = step_actions(is_first=True, is_last=False, link="replica")
     assert list(run_actions(0, 2, actions))[-2:] == [("receive_link_gradient", 1), ("tail_update", 1)]
+
+
+def test_a_timeline_knows_every_action_and_a_stage_can_do_it() -> None:
+    drawn = {action for actions in KINDS.values() for action in actions}
+    actions: set[str] = set()
+    for link, has_tail in LINKS:
+        for stale in (False, True):
+            actions |= {
+                a.name
+                for a in step_actions(is_first=False, is_last=False, link=link, has_tail=has_tail, is_stale=stale)
+            }
+    actions |= {a.name for a in free_actions(is_first=False, is_last=False, has_tail=True)}
+    assert drawn == actions
+    assert all(hasattr(FreeStage, f"_{name}") for name in actions)
