@@ -1,0 +1,165 @@
+"""Fig. 6 of the paper: how many training images each class has in (a) long-tailed CIFAR-10 and (b) SVHN.
+
+Panel (a) needs the files of CIFAR-10, which are fetched where they are missing. Panel (b) is drawn where those of SVHN are
+in the data root; --svhn fetches them. --smoke-test makes (a) from the embedded sample, with every count scaled.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from backlink_ray.config import ConfigError
+from backlink_ray.data.choice import LONG_TAIL_RATIO
+from backlink_ray.data.datasets import DataError, Dataset, data_root, load_dataset
+from backlink_ray.data.originals import long_tailed
+from backlink_ray.study.face import CommonFlags, guarded, open_tracker, print_link
+from backlink_ray.study.figure import COLOURS, INK, dress, legend, new_figure, save_figure
+
+NAME = "figure_6_classes"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags:
+    """Flags of this figure."""
+
+    smoke_test: bool = False
+    """On the embedded real sample, no download; counts are scaled, and the caption says so."""
+    svhn: bool = False
+    """Draw panel (b), and fetch SVHN's files (236 MiB) where they are missing."""
+    seed: int = 0
+    """Chooses the images of the long-tailed set, as in a run of that seed."""
+    data_root: str = ""
+    """Folder of the data sets; default $BACKLINK_RAY_DATA, else ~/.cache/backlink_ray."""
+    storage_path: str = "results"
+    """Folder of studies and figures, and of MLflow's database."""
+    tracking_uri: str = ""
+    """MLflow; default $MLFLOW_TRACKING_URI, else sqlite in the storage path."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """One data set in the figure: `whole` is the balanced one it was cut from, or itself."""
+
+    title: str
+    dataset: Dataset
+    whole: Dataset
+    x: str
+    note: str
+
+    @property
+    def was_cut(self) -> bool:
+        """Tell whether images were left out."""
+        return len(self.whole.train) > len(self.dataset.train)
+
+    def rows(self) -> list[dict[str, str | int]]:
+        """Return the figure's data, one row a class."""
+        tests = self.dataset.test.labels.bincount(minlength=self.dataset.num_classes).tolist()
+        columns = (self.dataset.class_names, self.dataset.train_counts, self.whole.train_counts, tests)
+        return [
+            {
+                "dataset": self.dataset.name, "class": index, "name": name, "train_images": kept,
+                "train_images_before": before, "test_images": test, "seed": self.dataset.seed,
+                "digest": self.dataset.digest,
+            }
+            for index, (name, kept, before, test) in enumerate(zip(*columns, strict=True))
+        ]  # fmt: skip
+
+
+def panel_a(flags: Flags) -> Panel:
+    if flags.smoke_test:
+        whole = load_dataset("cifar10-sample")
+        dataset = long_tailed(whole, "cifar10-sample-lt", flags.seed)
+    else:
+        root = data_root(flags.data_root)
+        whole, dataset = load_dataset("cifar10", root), load_dataset("cifar10-lt", root, seed=flags.seed)
+    title = f"(a) long-tailed {'sample of ' if flags.smoke_test else ''}CIFAR-10"
+    return Panel(title=title, dataset=dataset, whole=whole, x="class", note=note_a(dataset, whole, flags))
+
+
+def note_a(dataset: Dataset, whole: Dataset, flags: Flags) -> str:
+    largest, test = whole.train_counts[0], len(dataset.test)
+    formula = (
+        f"class i, counted from 0, keeps floor({largest} / {LONG_TAIL_RATIO}^i) of its {largest} training images, chosen "
+        f"by seed {flags.seed}: {len(dataset.train):,} of {len(whole.train):,} in all; the {test:,} test images stay balanced"
+    )
+    scaled = "Not the paper's set: made in its way from the embedded sample of CIFAR-10, so each count is scaled by "
+    return f"{scaled}{largest} / 5000. In (a) {formula}." if flags.smoke_test else f"In (a) {formula}."
+
+
+def panels_b(flags: Flags) -> list[Panel]:
+    """Panel (b), or none where its files are not here and nobody asked for them."""
+    if flags.smoke_test and not flags.svhn:
+        return []
+    try:
+        dataset = load_dataset("svhn", data_root(flags.data_root), download=flags.svhn)
+    except DataError as error:
+        if flags.svhn:
+            raise
+        print(f"panel (b) is left out: {error}; --svhn fetches what is missing", file=sys.stderr)
+        return []
+    note = f"(b) has all {len(dataset.train):,} training images; its {len(dataset.test):,} test images are as uneven."
+    return [Panel(title="(b) SVHN", dataset=dataset, whole=dataset, x="class (digit)", note=note)]
+
+
+def draw(axes, panel: Panel) -> None:  # type: ignore[no-untyped-def]  # matplotlib has no types
+    counts, places = panel.dataset.train_counts, range(panel.dataset.num_classes)
+    if panel.was_cut:
+        axes.bar(places, panel.whole.train_counts, 0.84, color="#EAEAEA", label="left out")
+    bars = axes.bar(places, counts, 0.84, color=COLOURS[1], label="training images")
+    axes.bar_label(bars, [f"{count:,}" for count in counts], fontsize=8, color=INK, padding=1)
+    slanted = (
+        {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if len(panel.dataset.class_names[0]) > 1 else {}
+    )
+    labels = [f"{i} {name}" if slanted else name for i, name in enumerate(panel.dataset.class_names)]
+    axes.set_xticks(list(places), labels, fontsize=8.5, **slanted)
+    axes.set_ylim(0, max(panel.whole.train_counts) * 1.1)
+    axes.yaxis.set_major_formatter("{x:,.0f}")
+    dress(axes, panel.title, panel.x, "number of training images")
+
+
+def caption(panels: list[Panel]) -> str:
+    absent = ["Panel (b), SVHN, is drawn with --svhn."] if len(panels) == 1 else []
+    return " ".join([*(panel.note for panel in panels), *absent])
+
+
+def made(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"storage folder {str(folder)!r} cannot be written ({error.strerror}); give another --storage-path"
+        ) from error
+    return folder
+
+
+def run(flags: Flags) -> int:
+    panels = [panel_a(flags), *panels_b(flags)]
+    name = f"{NAME}-smoke" if flags.smoke_test else NAME
+    figure, axes = new_figure(len(panels), "Training images of each class", height_in=4.0)
+    for place, panel in zip(axes, panels, strict=True):
+        draw(place, panel)
+    legend(figure)
+    common = CommonFlags(storage_path=flags.storage_path, tracking_uri=flags.tracking_uri)
+    folder = made(common.storage / name)
+    tracker = open_tracker(common, f"backlink-{name}", "Fig. 6 of the paper: training images of each class.")
+    try:
+        paths = save_figure(
+            figure, [row for panel in panels for row in panel.rows()], name, folder,
+            caption=caption(panels), tracker=tracker,
+        )  # fmt: skip
+    finally:
+        tracker.close()
+    print(f"figure: {', '.join(map(str, paths))}")
+    print_link(tracker)
+    return 0
+
+
+def main() -> int:
+    flags = tyro.cli(Flags, prog=f"{NAME}.py", description=__doc__)
+    return guarded(lambda: run(flags))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

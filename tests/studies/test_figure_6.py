@@ -1,0 +1,115 @@
+"""Figure 6 from the outside: its files, its numbers, what MLflow gets, and what it refuses."""
+
+import csv
+import math
+import runpy
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.data.tiny import BUILDERS, Tiny
+
+ROOT = Path(__file__).parents[2]
+
+
+def figure(*arguments: str) -> int:
+    """Run the recipe in this process, as its command line does; its exit code."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        patch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
+        patch.setattr("sys.argv", ["figure_6_classes.py", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(ROOT / "studies" / "figure_6_classes.py"), run_name="__main__")
+    return int(ended.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One for all tests: MLflow needs seconds to make a database."""
+    return tmp_path_factory.mktemp("storage")
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def originals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Tiny]:
+    """Tiny CIFAR-10 and SVHN, each in a folder of its own; nobody answers where they could be fetched."""
+    made = {name: BUILDERS[name](tmp_path / name) for name in ("cifar10", "svhn")}
+    for tiny in made.values():
+        for attribute, value in tiny.attributes("http://127.0.0.1:9/").items():
+            monkeypatch.setattr(tiny.source(), attribute, value)
+    return made
+
+
+@pytest.mark.timeout(120)
+def test_the_smoke_test_leaves_a_finished_picture_and_its_data(
+    storage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mlflow import MlflowClient
+
+    assert figure("--smoke-test", "--storage-path", str(storage), "--data-root", str(tmp_path / "no data")) == 0
+    folder = storage / "figure_6_classes-smoke"
+    picture = folder / "figure_6_classes-smoke.png"
+    assert str(picture) in capsys.readouterr().out
+    with Image.open(picture) as image:
+        assert min(image.size) > 500
+        assert "floor(200 / 1.3^i)" in image.info["Description"]
+        assert "scaled by 200 / 5000" in image.info["Description"]
+    rows = rows_of(picture.with_suffix(".csv"))
+    assert [int(row["train_images"]) for row in rows] == [math.floor(200 / 1.3**i) for i in range(10)]
+    assert [row["name"] for row in rows][::9] == ["airplane", "truck"]
+    assert {(row["train_images_before"], row["test_images"]) for row in rows} == {("200", "50")}
+    client = MlflowClient(f"sqlite:///{storage / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("backlink-figure_6_classes-smoke")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED"
+    assert {a.path for a in client.list_artifacts(run.info.run_id)} == {
+        f"figure_6_classes-smoke.{kind}" for kind in ("png", "csv", "parquet")
+    }
+
+
+@pytest.mark.timeout(120)
+def test_svhn_is_the_second_panel_where_its_files_are(
+    originals: dict[str, Tiny], storage: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cifar10, svhn = originals["cifar10"].folder, originals["svhn"].folder
+    flags = ("--data-root", str(cifar10), "--storage-path", str(storage))
+    table = storage / "figure_6_classes" / "figure_6_classes.csv"
+    assert figure(*flags) == 0
+    assert "panel (b) is left out: " in capsys.readouterr().err
+    assert [row["dataset"] for row in rows_of(table)] == ["cifar10-lt"] * 10
+    for file in originals["svhn"].files:
+        (svhn / file).rename(cifar10 / file)
+    assert figure(*flags, "--seed", "1") == 0
+    rows = rows_of(table)
+    assert [row["dataset"] for row in rows] == ["cifar10-lt"] * 10 + ["svhn"] * 10
+    assert [int(row["train_images"]) for row in rows] == [10, 7, 5, 4, 3, 2, 2, 1, 1, 0] + [10] * 10
+    assert (rows[0]["seed"], rows[10]["seed"]) == ("1", "-1")
+
+
+@pytest.mark.parametrize("case", ["no data", "corrupt", "no svhn", "no storage", "bad address", "unknown flag"])
+def test_bad_input_is_one_line(
+    case: str, originals: dict[str, Tiny], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cifar10 = originals["cifar10"]
+    good = ("--data-root", str(cifar10.folder), "--storage-path", str(tmp_path / "s"))
+    (tmp_path / "file").write_text("not a folder")
+    if case == "corrupt":
+        (cifar10.folder / cifar10.files[0]).write_bytes(b"other")
+    cannot = "cannot be written (Not a directory); give another --storage-path"
+    flags, message = {
+        "no data": ((*good, "--data-root", str(tmp_path / "empty")), "download failed"),
+        "corrupt": (good, f"{cifar10.files[0]} is corrupt: expected md5"),
+        "no svhn": ((*good, "--svhn"), "train_32x32.mat is missing; download failed"),
+        "no storage": ((*good, "--storage-path", str(tmp_path / "file" / "s")), cannot),
+        "bad address": ((*good, "--tracking-uri", "/some/folder"), "MLflow 3 no longer takes"),
+        "unknown flag": (("--smoke",), "nrecognized"),
+    }[case]
+    assert figure(*flags) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert "Traceback" not in said
