@@ -126,18 +126,6 @@ def timed(timeline: Timeline, count: int) -> float:
 # --- Kinds ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("is_first", [True, False])
-@pytest.mark.parametrize("is_last", [True, False])
-def test_every_action_of_the_schedule_has_a_kind(is_first: bool, is_last: bool) -> None:
-    names = [action.name for action in step_actions(is_first=is_first, is_last=is_last, linked=True)]
-    assert {kind_of(name) for name in names} <= set(KINDS) == set(COLOURS)
-
-
-def test_kinds_list_every_action_of_a_middle_stage_once() -> None:
-    listed = [action for actions in KINDS.values() for action in actions]
-    assert sorted(listed) == sorted(a.name for a in step_actions(is_first=False, is_last=False, linked=True))
-
-
 def test_unknown_action_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="action='forwrad' is none of"):
         kind_of("forwrad")
