@@ -12,7 +12,6 @@ import pytest
 
 from backlink_ray.measure.timeline import (
     COLOURS,
-    KINDS,
     OVERALL,
     NoTimeline,
     Span,
