@@ -25,7 +25,8 @@ ul { padding-left: 1.2rem; } li { margin: .15rem 0; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem .6rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
 thead th { border-bottom: 2px solid var(--line); } tr.first > * { border-top: 2px solid var(--line); }
-td.cell { white-space: nowrap; } .ours { display: block; font-weight: 600; }
+table.paper { table-layout: fixed; min-width: 58rem; } table.paper th:first-child { width: 6rem; }
+table.paper th:nth-child(2) { width: 13rem; } .ours { display: block; font-weight: 600; }
 .difference { display: block; font-size: .87em; opacity: .75; } .off { color: var(--mark); opacity: 1; font-weight: 600; }
 .note { display: block; font-size: .82em; opacity: .75; font-weight: normal; max-width: 15rem; }
 footer { margin-top: 2rem; font-size: .87em; opacity: .8; }
@@ -57,11 +58,11 @@ def _section(section: Section) -> str:
     head = "".join(f"<th>{escape(name)}</th>" for name in ("Network", "Method", *(f"K = {k}" for k in KS)))
     networks = [line.network for line in section.lines]
     rows = (_row(line, networks.index(line.network) == i) for i, line in enumerate(section.lines))
-    return f"<h2>{escape(section.dataset)}</h2>{_wide(head, ''.join(rows))}"
+    return f"<h2>{escape(section.dataset)}</h2>{_wide(head, ''.join(rows), 'paper')}"
 
 
-def _wide(head: str, body: str) -> str:
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+def _wide(head: str, body: str, kind: str = "runs") -> str:
+    return f'<div class="wide"><table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _row(line: Line, first: bool) -> str:

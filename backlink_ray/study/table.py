@@ -29,7 +29,8 @@ LEGEND = (
 )
 COPIED_LEGEND = (
     "DGL and InfoPro: the paper copied its numbers from the paper of InfoPro, which has another recipe (160 epochs, "
-    "batch 1024, eta 0.8); ours are run under the one recipe of this table, so the two are not judged against each other."
+    "batch 1024, eta 0.8); ours are run under the one recipe of this table, so the two are not judged against each other. "
+    "DGL with its modules in step and these heads is GLL, run for run: what sets it apart is that modules need not keep step."
 )
 _ORDER = ("bp", "gll", "dgl", "infopro", "backlink", "predsim", "dni", "ddg")
 
@@ -187,7 +188,8 @@ def markdown(table: Table) -> str:
         lines = [[s.network, _full_label(s), *(_cell_text(s.entries.get(k)) for k in KS)] for s in section.lines]
         blocks += [f"## {section.dataset}", grid_text([head, *lines])]
     blocks += ["## The cells that have run", grid_text([RUN_COLUMNS, *(run_cells(e) for e in table.run)])]
-    blocks += ["\n".join(f"* {line}" for line in ("Measured with:", *table.made_with))] if table.made_with else []
+    if table.made_with:
+        blocks += ["Measured with:", "\n".join(f"* {line}" for line in table.made_with)]
     return "\n\n".join(blocks) + "\n"
 
 
@@ -234,7 +236,9 @@ def cells_csv(table: Table) -> str:
 
 def _cell_line(entry: Entry, budget: str) -> list[object]:
     error, best = entry.error, entry.best
-    errors = [error.mean, _or_empty(error.std), best.mean if best else ""] if error else ["", "", ""]
+    errors = (
+        [_or_empty(error.mean), _or_empty(error.std), _or_empty(best.mean) if best else ""] if error else ["", "", ""]
+    )
     alpha = entry.alpha if entry.cell.propagation_length else math.nan
     start: list[object] = [entry.cell.address, entry.quantity]
     return [*start, *_numbers(entry), *errors, _or_empty(alpha), entry.cell.copied, budget]
@@ -246,14 +250,14 @@ def _numbers(entry: Entry | None) -> list[object]:
     paper = "" if entry.paper is None else entry.paper
     if entry.ours is None:
         return [paper, *[""] * 5]
-    difference = "" if entry.difference is None else round(entry.difference, 4)
+    difference = "" if entry.difference is None else _or_empty(entry.difference)
     ours = entry.ours
     judged = entry.disagrees if ours.n > 1 and entry.paper is not None and not entry.cell.copied else ""
-    return [paper, ours.mean, _or_empty(ours.std), ours.n, difference, judged]
+    return [paper, _or_empty(ours.mean), _or_empty(ours.std), ours.n, difference, judged]
 
 
 def _or_empty(value: float) -> object:
-    return "" if math.isnan(value) else value
+    return "" if math.isnan(value) else round(value, 6)
 
 
 def _budget_text(table: Table) -> str:
