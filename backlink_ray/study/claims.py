@@ -193,7 +193,7 @@ def _cost(claim: Claim, evidence: Evidence) -> Finding:
 
 
 def _figure(claim: Claim, evidence: Evidence) -> Finding:
-    drawn = evidence.figure(claim["figure"])
+    drawn = ", ".join(map(str, evidence.figures(claim["figure"])))
     return Finding(
         claim=claim,
         rests_on=f"studies/{claim['figure']}.py",

@@ -52,10 +52,9 @@ class Evidence:
                 found.append(f"{spread_text(gain)} points, {budget.text}")
         return "; ".join(found)
 
-    def figure(self, name: str) -> Path | None:
-        """Return a figure's data, the newest; None where it has not been drawn."""
-        found = [path for folder in self._folders for path in folder.glob(f"{name}*/{name}.parquet")]
-        return max(found, key=lambda path: path.stat().st_mtime, default=None)
+    def figures(self, name: str) -> list[Path]:
+        """Return the files of a figure's data, one for each preset that was drawn."""
+        return [path for folder in self._folders for path in sorted(folder.glob(f"{name}*/{name}.parquet"))]
 
     def on_gpu(self, claim: Mapping[str, Any]) -> bool:
         """Return whether every point of a claim's figure was measured on GPUs."""
@@ -66,33 +65,36 @@ class Evidence:
         """Return by how much a method costs more than another, in percent, for each network, K and l; < 0 is less.
 
         Args:
-            claim: with figure, column, network (a glob), of, over, and maybe num_modules.
+            claim: with figure, column, network (a glob), of, over, and maybe num_modules and hardware (a glob).
         """
         rows = self._points(claim)
-        return [
-            100 * (float(row[claim["column"]]) / float(other[claim["column"]]) - 1)
-            for row in rows
-            if row["method"] == claim["of"] and claim.get("num_modules", row["num_modules"]) == row["num_modules"]
-            for other in rows
-            if other["method"] == claim["over"] and _comparable(row, other)
-        ]
+        mine = [row for row in rows if row["method"] == claim["of"]]
+        chosen = [row for row in mine if claim.get("num_modules", row["num_modules"]) == row["num_modules"]]
+        return [100 * (_value(row, claim) / base - 1) for row in chosen for base in _bases(row, rows, claim)]
 
     def _points(self, claim: Mapping[str, Any]) -> list[Row]:
-        path = self.figure(claim["figure"])
-        rows = pq.read_table(path).to_pylist() if path else []
-        return [
-            row
-            for row in rows
-            if row.get(claim["column"]) is not None
-            and fnmatch.fnmatch(str(row.get("network", "")), claim["network"])
-            and row.get("tail_memory", "retain") == "retain"
-        ]
+        rows = [row for path in self.figures(claim["figure"]) for row in pq.read_table(path).to_pylist()]
+        return [row for row in rows if _is_point(row, claim)]
 
 
-def _comparable(row: Row, other: Row) -> bool:
-    same = ("network", "head", "batch_size", "device", "executor")
-    alike = all(row.get(name) == other.get(name) for name in same if name != "executor")
-    return alike and (other["method"] == "bp" or row["num_modules"] == other["num_modules"])
+def _is_point(row: Row, claim: Mapping[str, Any]) -> bool:
+    """A point of the claim's networks and hardware; of BackLink, with the tail's graph retained as the paper has it."""
+    named = all(fnmatch.fnmatch(str(row.get(name)), claim.get(name, "*")) for name in ("network", "hardware"))
+    return named and row.get(claim["column"]) is not None and row.get("tail_memory", "retain") == "retain"
+
+
+def _value(row: Row, claim: Mapping[str, Any]) -> float:
+    return float(row[claim["column"]])
+
+
+def _bases(row: Row, rows: Sequence[Row], claim: Mapping[str, Any]) -> list[float]:
+    """What a point is compared with: the other method at its K, BP at K = 1; the time of BP is 1 in a ratio to it."""
+    if claim["over"] == "bp" and claim["column"] == "time_ratio":
+        return [1.0]
+    same = ["network", "head", "batch_size", "device", "hardware"]
+    same += [] if claim["over"] == "bp" else ["num_modules", "executor"]
+    others = (other for other in rows if other["method"] == claim["over"])
+    return [_value(other, claim) for other in others if all(row.get(name) == other.get(name) for name in same)]
 
 
 def _training_rows(folders: Sequence[Path]) -> Rows:
