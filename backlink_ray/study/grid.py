@@ -131,7 +131,7 @@ class Budget:
     def text(self) -> str:
         """Return what is different, for titles."""
         parts = (
-            f"on {self.dataset}" * bool(self.dataset), f"{self.epochs} epochs" * bool(self.epochs),
+            f"on {self.dataset}" * bool(self.dataset), f"{self.epochs} epoch{'s' * (self.epochs > 1)}" * bool(self.epochs),
             f"the first {self.train_images:,} training images" * bool(self.train_images),
             f"the first {self.test_images:,} test images" * bool(self.test_images),
             f"batch {self.batch_size}" * bool(self.batch_size), f"eta {self.lr:g}" * bool(self.lr),
@@ -221,12 +221,6 @@ class Grid:
     def undecided(self, rows: Rows) -> tuple[Cell, ...]:
         """Return the cells whose alpha is not known."""
         return tuple(cell for cell in self.cells if math.isnan(self.alpha(cell, rows)))
-
-    @property
-    def size(self) -> int:
-        """Return how many runs there are in the end, at most: a cell that chooses alpha = 1 shares the runs of l = 0."""
-        selection = {c.run_id for cell in self.cells for c in self.candidates(cell).values()}
-        return len(selection) + len(self.cells) * len(self.seeds)
 
 
 def with_alpha(config: RunConfig, alpha: float) -> RunConfig:

@@ -240,7 +240,7 @@ class Sweep:
         chosen = self._selection()
         seeds = len(self.grid.seeds)
         print(
-            f"{len(self.grid.cells)} cells with {seeds} seeds each, {len(self.grid.cells) * seeds} runs, and {len(chosen)} "
+            f"{len(self.grid.cells)} cells of {seeds} seed{'s' * (seeds > 1)}, {len(self.grid.cells) * seeds} runs, and {len(chosen)} "
             f"that choose alpha: {self._title()}"
         )
         print(

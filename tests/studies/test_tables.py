@@ -48,7 +48,7 @@ def test_the_dry_runs_list_exactly_the_177_cells(
     assert sorted(listed("".join(found))) == sorted(cell.address for cell in cells())
     line = next(line for line in found[2].splitlines() if line.startswith(CELL))
     assert re.fullmatch(rf"{CELL}  executor \w+  needs [\d.]+ CPU, [\d.]+ GPU  paper 23\.57 %", line)
-    assert "12 cells with 5 seeds each, 60 runs, and 32 that choose alpha: Table IV" in found[2]
+    assert "12 cells of 5 seeds, 60 runs, and 32 that choose alpha: Table IV" in found[2]
     # 200 epochs of 20,089 images in 60 runs, and of nine tenths of them in 32.
     assert f"estimated: {200 * 20_089 * (60 + 0.9 * 32) / 100 / 3600:.3g} device-hours" in found[2]
 
@@ -64,7 +64,7 @@ def test_a_dry_run_of_our_own_columns_at_a_smaller_budget(
     assert names == ["dgl", "infopro", "dni", "ddg", *(f"{b}+l{n}" for b in ("dgl", "infopro") for n in (1, 2, 3, 4))]
     assert "K4/dgl  executor" in out
     assert "paper 11.48 % (copied from another recipe)" in out
-    assert "12 cells with 2 seeds each, 24 runs, and 0 that choose alpha" in out
+    assert "12 cells of 2 seeds, 24 runs, and 0 that choose alpha" in out
     assert "not the paper's budget (8 epochs, the first 10,000 training images)" in out
     assert "estimated: 5.33 device-hours" in out  # 24 runs x 8 epochs x 10,000 images at 100 a second
 
