@@ -75,7 +75,8 @@ class _Kept:
     __slots__ = ("_owner", "tensor")
 
     def __init__(self, owner: SavedTensors, tensor: Tensor) -> None:
-        self._owner, self.tensor = owner, tensor
+        # A node's own result refers back to the node: kept as it is, the two would keep each other alive for ever.
+        self._owner, self.tensor = owner, tensor.detach()
         owner.keep(tensor)
 
     def __del__(self) -> None:
@@ -88,7 +89,7 @@ def _unpack(kept: _Kept) -> Tensor:
 
 def _storage(tensor: Tensor) -> int:
     # The storage's own address; that of its data is 0 for every tensor on "meta".
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)
 
 
 def training_bytes(modules: Iterable[nn.Module], saved_bytes: int) -> int:
@@ -135,7 +136,9 @@ def unit_costs(network: Network, batch_size: int, repeats: int = 3) -> list[Cost
         batch_size: images a step.
         repeats: timed runs of each unit, after one that is thrown away.
     """
-    x, found = torch.rand_like(network.example(batch_size)), []
+    x, found = network.example(batch_size), []
+    if x.is_floating_point():
+        x = torch.rand_like(x)  # zeros would flatter some processors
     for unit in network.units:
         cost, x = _unit_cost(unit, x, repeats)
         found.append(cost)

@@ -42,6 +42,8 @@ class Finished:
     tracker: Tracker
 
 
+# Minimised beside a search's own metric where its trade-off is asked for; on a CPU, memory is the process's.
+TRADE_OFF = ("peak_memory_mib", "step_ms")
 Picture = Callable[[Finished], Sequence[Path]]
 
 
@@ -78,13 +80,19 @@ class _Command:
         self._flags, self._picture = flags, picture
         self._preset = choose_preset(presets, flags)
         plan = presets[self._preset]
-        base = plan.base.replace(seed=flags.seed, executor=flags.executor)
+        executor = plan.base.executor if flags.executor == "auto" else flags.executor
+        base = plan.base.replace(seed=flags.seed, executor=executor)
         check_numbers(flags)
-        if flags.asha and not plan.space:
+        if (flags.asha or flags.trade_off) and not plan.space:
             raise ConfigError(
-                f"--asha stops trials of a search; preset {self._preset!r} is a list of runs, each wanted whole"
+                f"--asha and --trade-off are for a search; preset {self._preset!r} is a list of runs, each wanted whole"
             )
-        self._plan = replace(plan, base=base, num_samples=flags.num_samples or plan.num_samples, asha=flags.asha)
+        objectives = (plan.metric, *TRADE_OFF) if flags.trade_off else plan.objectives
+        if flags.asha and objectives:
+            raise ConfigError("--asha ranks trials by one number, and --trade-off has three; leave one of them out")
+        self._plan = replace(
+            plan, base=base, num_samples=flags.num_samples or plan.num_samples, asha=flags.asha, objectives=objectives
+        )
         self._name = name if self._preset == "paper" else f"{name}-{self._preset}"
         self._folder = flags.storage / self._name
 

@@ -93,7 +93,7 @@ def mark_paper(axes: "Axes", x: float, y: float, text: str, offset_pt: tuple[flo
     axes.plot([x], [y], marker="*", markersize=11, color="white", markeredgecolor=INK, linestyle="", zorder=6)
     axes.annotate(
         text, (x, y), xytext=offset_pt, textcoords="offset points", fontsize=7.5, color=INK, zorder=5, ha="right",
-        arrowprops={"arrowstyle": "-", "color": PALE, "linewidth": 0.8},
+        arrowprops={"arrowstyle": "-", "color": PALE, "linewidth": 0.8, "relpos": (1.0, 0.5)},
     )  # fmt: skip
 
 
@@ -106,6 +106,13 @@ def hardware(device: str) -> str:
         return torch.cuda.get_device_name(device)
     about = environment.describe()
     return f"{about['cpu_cores']} cores of {about['cpu'] or 'an unnamed processor'}"
+
+
+def hardware_of_runs(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return what runs were carried out with: this machine, and the executors that the record names."""
+    device = "cuda" if any("cuda" in str(row.get("memory_source", "")) for row in rows) else "cpu"
+    place = hardware(device) if device == "cpu" or torch.cuda.is_available() else "GPUs"
+    return f"{place}, executor {' and '.join(sorted({str(row['executor']) for row in rows}))}"
 
 
 def is_paper_budget(config: RunConfig) -> bool:

@@ -27,6 +27,8 @@ class Flags(CommonFlags):
     """Trials at once; 0: as many as the GPUs allow, one on a CPU machine."""
     asha: bool = False
     """Stop the trials of a search early that rank low at an epoch (ASHA); best with several trials at once."""
+    trade_off: bool = False
+    """Search for the trade-off of error, memory and step time (NSGA-II) instead of the error alone (TPE)."""
     resume: Literal["auto", "never", "must"] = "auto"
     """Go on with what the storage path holds: auto if there is something, never, or must."""
     gpus: float = 0.0

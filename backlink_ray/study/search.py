@@ -71,6 +71,7 @@ def open_search(
     folder: Path,
     name: str,
     *,
+    objectives: tuple[str, ...] = (),
     first: tuple[dict[str, Any], ...] = (),
     has_result: Callable[[dict[str, Any]], bool],
 ) -> Search:
@@ -82,6 +83,7 @@ def open_search(
     Args:
         space, base: what is searched.
         metric: minimised, for example "val_error_pct".
+        objectives: two or more metrics minimised together, by NSGA-II, in place of `metric`; none: `metric` alone, by TPE.
         folder: of the study; the storage is optuna.db in it.
         name: of the study in the storage.
         first: choices to try before any suggestion, where the study is new.
@@ -89,16 +91,27 @@ def open_search(
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = optuna.storages.RDBStorage(f"sqlite:///{folder / 'optuna.db'}")
-    study = optuna.create_study(storage=storage, study_name=name, direction="minimize", load_if_exists=True)
+    directions = [optuna.study.StudyDirection.MINIMIZE] * max(1, len(objectives))
+    study = optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
     known = len(study.trials)
     for choice in _without_result(study, has_result) if known else first:
         study.enqueue_trial(choice)
     # Another seed at every start: the same one would repeat the suggestions that are already there.
-    sampler = optuna.samplers.TPESampler(seed=base.seed + known)
+    sampler = _sampler(bool(objectives), base.seed + known)
     return Search(
         space=partial(space.suggest, base),  # not a closure: Tune pickles its searcher
-        metric=metric, mode="min", sampler=sampler, study_name=name, storage=storage,
+        metric=list(objectives) or metric, mode=["min"] * len(objectives) or "min", sampler=sampler,
+        study_name=name, storage=storage,
     )  # fmt: skip
+
+
+def _sampler(several: bool, seed: int) -> optuna.samplers.BaseSampler:
+    # Optuna's own population of 50 would make all of a study of some tens of trials its first, random generation.
+    return (
+        optuna.samplers.NSGAIISampler(population_size=10, seed=seed)
+        if several
+        else optuna.samplers.TPESampler(seed=seed)
+    )
 
 
 def _without_result(study: optuna.Study, has_result: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:

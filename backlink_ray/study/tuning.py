@@ -43,6 +43,7 @@ class Plan:
         first: choices of a search to try before any suggestion.
         num_samples: trials of a search.
         metric: minimised, and what orders the table.
+        objectives: metrics that a search minimises together instead, by NSGA-II; none: the metric alone.
         asha: stop trials of a search early that rank low.
         retry_failed: run the cells of a list again that have failed.
         tags: more tags of runs in MLflow, by run_id.
@@ -54,6 +55,7 @@ class Plan:
     first: tuple[dict[str, Any], ...] = ()
     num_samples: int = 20
     metric: str = "val_error_pct"
+    objectives: tuple[str, ...] = ()
     asha: bool = False
     retry_failed: bool = True
     tags: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
@@ -75,6 +77,7 @@ def claim(folder: Path, name: str, plan: Plan, resume: str) -> None:
     """
     file = folder / MANIFEST
     mine = {"study": name, "base": dataclasses.asdict(plan.base.replace(executor="auto")), "metric": plan.metric}
+    mine |= {"objectives": list(plan.objectives)} if plan.objectives else {}
     if folder.exists() and any(folder.iterdir()):
         _check_owner(folder)
         if resume == "never":
@@ -180,15 +183,15 @@ class Study:
         recorded = {str(row["run_id"]) for row in self.record.rows()}
         found = open_search(
             self.plan.space, self.plan.base, self.plan.metric, self.folder, self.name, first=self.plan.first,
-            has_result=lambda choice: self._run_id(choice) in recorded,
+            objectives=self.plan.objectives, has_result=lambda choice: self._run_id(choice) in recorded,
         )  # fmt: skip
         return tune.TuneConfig(
             num_samples=count,
             search_alg=found,
             scheduler=_asha(self.plan.base.epochs) if self.plan.asha else None,
             max_concurrent_trials=limit or None,
-            metric=self.plan.metric,
-            mode="min",
+            metric=None if self.plan.objectives else self.plan.metric,  # the searcher has its own
+            mode=None if self.plan.objectives else "min",
         )
 
     def _run_config(self, datasets: Mapping[str, Dataset], places: Places) -> tune.RunConfig:

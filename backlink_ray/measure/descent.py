@@ -1,0 +1,98 @@
+"""Descent: how far a method's mean gradient points down the loss of the whole network (the paper's Assumption 1, Fig. 3)."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+ALL = -1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Descent:
+    """How a gradient g stands to the gradient of the whole network's loss L, over the same parameters.
+
+    Attributes:
+        constant: grad L . g / |grad L|^2, the sufficient direction constant: above 0 where a step along -g goes down.
+        norm_ratio: |g| / |grad L|: bounded, by Assumption 1.
+    """
+
+    constant: float
+    norm_ratio: float
+
+    @property
+    def cosine(self) -> float:
+        """Return the cosine between the two, constant / norm_ratio."""
+        return self.constant / self.norm_ratio if self.norm_ratio else math.nan
+
+
+class MeanGradients:
+    """The mean of gradients by name, added up in float64."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._count = 0
+
+    def add(self, gradients: Mapping[str, Tensor]) -> None:
+        """Add one batch's gradients; every batch has the same names."""
+        for name, gradient in gradients.items():
+            total = self._sums.setdefault(name, torch.zeros_like(gradient, dtype=torch.float64))
+            total += gradient
+        self._count += 1
+
+    def mean(self) -> dict[str, Tensor]:
+        """Return the means by name, float64; at least one batch was added."""
+        return {name: total / self._count for name, total in self._sums.items()}
+
+
+def descent(whole: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> Descent:
+    """Compare a method's gradients with those of the whole network's loss, over the parameters of all units.
+
+    Heads and helpers do not count: those of all modules but the last are not in the whole network's loss.
+
+    Args:
+        whole: gradients of the last head's loss by name.
+        found: the method's by name; it has every unit's that `whole` has.
+
+    Returns:
+        Both ratios, NaN where the whole gradient is 0.
+
+    Raises:
+        ValueError: no gradient of a unit, or one that `found` lacks.
+    """
+    return _compare(whole, found, ("units.",))
+
+
+def descent_by_module(
+    whole: Mapping[str, Tensor], found: Mapping[str, Tensor], sizes: Sequence[int]
+) -> dict[int, Descent]:
+    """Return ALL (-1): over all units, and k: over the units of module k.
+
+    The last module's gradient is that of the whole loss itself, which flatters ALL.
+
+    Args:
+        whole, found: as for `descent`.
+        sizes: units of each module.
+    """
+    result = {ALL: descent(whole, found)}
+    for k, stop in enumerate(accumulate(sizes)):
+        prefixes = tuple(f"units.{index}." for index in range(stop - sizes[k], stop))
+        result[k] = _compare(whole, found, prefixes)
+    return result
+
+
+def _compare(whole: Mapping[str, Tensor], found: Mapping[str, Tensor], prefixes: tuple[str, ...]) -> Descent:
+    names = [name for name in whole if name.startswith(prefixes)]
+    missing = [name for name in names if name not in found]
+    if missing or not names:
+        raise ValueError(f"gradients of {missing[:3] or prefixes[:3]} are missing; give those of every unit, by name")
+    pairs = [(whole[name].double().flatten(), found[name].double().flatten()) for name in names]
+    product, whole_square, found_square = (
+        sum(float(pair[i] @ pair[j]) for pair in pairs) for i, j in ((0, 1), (0, 0), (1, 1))
+    )
+    if not whole_square:
+        return Descent(constant=math.nan, norm_ratio=math.nan)
+    return Descent(constant=product / whole_square, norm_ratio=math.sqrt(found_square / whole_square))

@@ -1,0 +1,130 @@
+"""Sensitivity: the picture of test error over one hyper-parameter, a panel for each K, a line for each l (Figs. 4 and 5)."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from backlink_ray.config import RunConfig
+from backlink_ray.study.command import Finished
+from backlink_ray.study.figure import (
+    caption_of,
+    dress,
+    hardware_of_runs,
+    is_paper_budget,
+    legend,
+    look,
+    mark_paper,
+    new_figure,
+    save_figure,
+    series_of,
+)
+from backlink_ray.study.paper import published_error_pct
+from backlink_ray.study.report import config_of
+from backlink_ray.study.search import base_with
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axis:
+    """What is varied.
+
+    Attributes:
+        field: of RunConfig, "alpha" or "lr".
+        label: of the axis, with its unit.
+        values: its ticks.
+        logarithmic: how it is drawn.
+    """
+
+    field: str
+    label: str
+    values: tuple[float, ...]
+    logarithmic: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """The runs of one series at one value: mean and standard deviation of the test error in percent over n seeds."""
+
+    x: float
+    mean: float
+    std: float
+    n: int
+
+
+def curves(rows: Sequence[Row], axis: Axis) -> dict[str, list[Point]]:
+    """Return each series' points in order of x, the seeds of a point taken together.
+
+    Over alpha, GLL is not a series of its own: it is BackLink at alpha = 1 for every l, and ends every line.
+
+    Args:
+        rows: finished runs of one K.
+        axis: what is varied.
+    """
+    groups: dict[str, dict[float, list[float]]] = {}
+    for row in rows:
+        config = config_of(row)
+        series = groups.setdefault(series_of(config), {})
+        series.setdefault(float(getattr(config, axis.field)), []).append(float(row["test_error_pct"]))
+    gll = groups.pop("GLL", {}) if axis.field == "alpha" and len(groups) > 1 else {}
+    for series in groups.values():
+        series.update(gll)
+    return {name: [_point(x, errors) for x, errors in sorted(groups[name].items())] for name in sorted(groups)}
+
+
+def _point(x: float, errors: list[float]) -> Point:
+    return Point(x, statistics.mean(errors), statistics.stdev(errors) if len(errors) > 1 else 0.0, len(errors))
+
+
+def draw_sensitivity(done: Finished, axis: Axis, name: str, title: str, *notes: str) -> list[Path]:
+    """Draw the picture of a finished grid, write and track it.
+
+    Args:
+        done: the grid's runs.
+        axis: what they vary.
+        name: of the files.
+        title: above the panels.
+        notes: ends of the caption.
+    """
+    rows: list[Row] = [dict(row) for row in done.rows]
+    ks = sorted({int(row["num_modules"]) for row in rows})
+    figure, panels = new_figure(len(ks), title)
+    count = 1
+    for axes, k in zip(panels, ks, strict=True):
+        of_k = [row for row in rows if row["num_modules"] == k]
+        found = curves(of_k, axis)
+        _draw_panel(axes, found, axis, f"K = {k}")
+        _mark_gll(axes, of_k, axis)
+        count = max([count, *(point.n for points in found.values() for point in points)])
+    legend(figure)
+    left = len({base_with(done.plan.base, cell).run_id for cell in done.plan.cells}) - len(rows)
+    missing = (f"{left} of {len(done.plan.cells)} runs have no result and are left out",) if left > 0 else ()
+    caption = caption_of(done.plan.base, hardware_of_runs(rows), count, *notes, *missing)
+    return save_figure(figure, rows, name, done.folder, caption=caption, tracker=done.tracker)
+
+
+def _draw_panel(axes: "Axes", found: dict[str, list[Point]], axis: Axis, title: str) -> None:
+    dress(axes, title, axis.label, "test error [%]")
+    for index, (series, points) in enumerate(found.items()):
+        x, y, spread = [p.x for p in points], [p.mean for p in points], [p.std for p in points]
+        if any(spread):
+            axes.errorbar(x, y, yerr=spread, capsize=2.5, **look(series, index))
+        else:
+            axes.plot(x, y, **look(series, index))
+    if axis.logarithmic:
+        axes.set_xscale("log")
+    axes.set_xticks(axis.values, [f"{value:g}" for value in axis.values])
+    axes.minorticks_off()
+
+
+def _mark_gll(axes: "Axes", rows: Sequence[Row], axis: Axis) -> None:
+    """At the paper's budget, mark its GLL error: Table II's, where alpha = 1 or eta is the recipe's."""
+    gll: list[RunConfig] = [config for config in map(config_of, rows) if config.method == "gll"]
+    published = published_error_pct(gll[0]) if gll else None
+    if published is not None and is_paper_budget(gll[0]):
+        mark_paper(axes, 1.0 if axis.field == "alpha" else 0.5, published, f"paper: GLL {published:.2f} %")

@@ -1,0 +1,93 @@
+"""Trade-off: what splitting costs in accuracy and saves in memory and time beside BP, with the Pareto front (Fig. 10)."""
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+
+from backlink_ray.config import ConfigError, RunConfig
+from backlink_ray.study.report import config_of
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trade:
+    """One way to train, beside BP under the same recipe.
+
+    Attributes:
+        config: of one of its runs.
+        error_pct: mean test error over n seeds.
+        accuracy_drop_pp: its error minus BP's, in percentage points.
+        memory_mib, memory_reduction_pct: of a training step on one device, and what it saves of BP's.
+        step_ms, time_reduction_pct: median over the seeds, and what it saves of BP's.
+        on_front: no other is at least as good in error, memory and time, and better in one.
+        n: seeds.
+    """
+
+    config: RunConfig
+    error_pct: float
+    accuracy_drop_pp: float
+    memory_mib: float
+    memory_reduction_pct: float
+    step_ms: float
+    time_reduction_pct: float
+    on_front: bool
+    n: int
+
+
+def trades(rows: Sequence[Row], memory_mib: Callable[[RunConfig], float]) -> list[Trade]:
+    """Return BP and everything that stands beside it in a record, in order of K and l.
+
+    Args:
+        rows: finished runs with test_error_pct and step_ms; seeds of one configuration are taken together.
+        memory_mib: peak memory of a step.
+
+    Raises:
+        ConfigError: BP is not among them.
+    """
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(config_of(row).replace(seed=0).run_id, []).append(row)
+    measured = sorted((_measured(group, memory_mib) for group in groups.values()), key=_order)
+    bp = next((m for m in measured if m[0].method == "bp"), None)
+    if bp is None:
+        raise ConfigError("the record holds no finished BP run, which everything is compared with; run it first")
+    front = pareto_front([m[1:4] for m in measured])
+    return [_trade(m, bp, best) for m, best in zip(measured, front, strict=True)]
+
+
+Measured = tuple[RunConfig, float, float, float, int]  # configuration, error %, memory MiB, step ms, n
+
+
+def _measured(group: list[Row], memory_mib: Callable[[RunConfig], float]) -> Measured:
+    config = config_of(group[0])
+    error, step = ([float(row[name]) for row in group] for name in ("test_error_pct", "step_ms"))
+    return config, statistics.mean(error), memory_mib(config), statistics.median(step), len(group)
+
+
+def _order(measured: Measured) -> tuple[int, int, str]:
+    config = measured[0]
+    return config.num_modules, config.propagation_length, config.run_id
+
+
+def _trade(measured: Measured, bp: Measured, on_front: bool) -> Trade:
+    config, error, memory, step, n = measured
+    return Trade(
+        config=config, error_pct=error, accuracy_drop_pp=error - bp[1], memory_mib=memory, on_front=on_front, n=n,
+        memory_reduction_pct=100 * (1 - memory / bp[2]), step_ms=step, time_reduction_pct=100 * (1 - step / bp[3]),
+    )  # fmt: skip
+
+
+def pareto_front(points: Sequence[tuple[float, ...]]) -> list[bool]:
+    """Tell for each point, all of whose numbers are to be small, whether no other dominates it; Optuna decides.
+
+    Args:
+        points: one or more, of equal length.
+    """
+    study = optuna.create_study(directions=["minimize"] * len(points[0]))
+    study.add_trials([optuna.trial.create_trial(values=list(point)) for point in points])
+    best = {trial.number for trial in study.best_trials}
+    return [number in best for number in range(len(points))]

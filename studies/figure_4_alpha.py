@@ -1,0 +1,51 @@
+"""Figure 4: test error over alpha, the weight of the local error in the linked units: ResNet32, fc heads, K = 2 and 4.
+
+alpha = 1 is GLL for every l, so one run of it ends all lines of a panel.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from backlink_ray import RunConfig
+from backlink_ray.study.command import Finished, main
+from backlink_ray.study.sensitivity import Axis, draw_sensitivity
+from backlink_ray.study.tuning import Plan
+
+ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
+PAPER = RunConfig(network="resnet32", dataset="cifar10", lr=0.5, batch_size=512, epochs=200)
+SMOKE = PAPER.replace(
+    network="resnet14",
+    dataset="cifar10-sample",
+    lr=0.05,
+    batch_size=32,
+    epochs=1,
+    train_images=320,
+    test_images=200,
+    executor="local",
+)
+
+
+def cells(lengths: dict[int, tuple[int, ...]], alphas: tuple[float, ...]) -> tuple[dict[str, Any], ...]:
+    found: list[dict[str, Any]] = []
+    for k, ls in lengths.items():
+        found += [{"K": k, "l": n, "alpha": alpha} for n in ls for alpha in alphas if alpha < 1]
+        found.append({"method": "gll", "K": k})
+    return tuple(found)
+
+
+PRESETS = {
+    "paper": Plan(base=PAPER, cells=cells({2: (1, 2, 3, 4), 4: (1, 2, 3, 4)}, ALPHAS), metric="test_error_pct"),
+    "smoke": Plan(base=SMOKE, cells=cells({2: (1, 2), 4: (1,)}, (0.0, 0.5)), metric="test_error_pct"),
+}
+
+
+def picture(done: Finished) -> list[Path]:
+    axis = Axis(field="alpha", label="α, weight of the local error", values=ALPHAS)
+    title = "Fig. 4  Sensitivity to the weighting factor α"
+    note = "Paper: K = 4 is more sensitive than K = 2, and at l = 4 the best α is below 0.5"
+    return draw_sensitivity(done, axis, "figure_4_alpha", title, "α = 1 is GLL", note)
+
+
+if __name__ == "__main__":
+    sys.exit(main("figure_4_alpha", PRESETS, __doc__ or "", picture=picture))

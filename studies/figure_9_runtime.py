@@ -1,0 +1,113 @@
+"""Figure 9: the time of a training step over the number of devices, K local modules on K devices, as a part of BP's on one.
+
+GLL, BackLink l = 1..4 and InfoPro with conv heads, the stages as threads of one process and as Ray actors. BP and the
+stages take turns, round by round. Without a GPU a device is a core, with one torch thread.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from backlink_ray import RunConfig
+from backlink_ray.config import ConfigError, longest_propagation, module_sizes, unit_count
+from backlink_ray.study.command import Finished
+from backlink_ray.study.figure import INK, dress, legend, look, new_figure, save_figure, series_of
+from backlink_ray.study.measuring import Room, figure_main, number_of_devices, recorded, row_of
+from backlink_ray.study.report import config_of
+from backlink_ray.study.runtime import step_ratios
+from backlink_ray.study.tuning import Plan
+
+KS = (2, 4, 8, 16)
+PAPER = RunConfig(network="resnet110", dataset="cifar10", head="conv", batch_size=512)
+SMOKE = PAPER.replace(network="resnet14", dataset="cifar10-sample", num_modules=2, propagation_length=1, batch_size=64)
+STEPS, ROUNDS = {"paper": 10, "smoke": 2}, {"paper": 7, "smoke": 3}
+# The best cases that the paper's text quotes, as parts of BP's time; it does not say at which K.
+QUOTED = {0.77: "paper: GLL at best, V100", 0.48: "paper: BackLink at best (GLL 0.47), P100"}
+
+
+def cells(network: str, longest: int) -> tuple[dict[str, Any], ...]:
+    found: list[dict[str, Any]] = []
+    for k in KS:
+        if k <= unit_count(network):
+            limit = min(longest, longest_propagation(module_sizes(unit_count(network), k)))
+            found += [{"method": method, "K": k} for method in ("gll", "infopro")]
+            found += [{"K": k, "l": length} for length in range(1, limit + 1)]
+    return tuple(found)
+
+
+PRESETS = {
+    "paper": Plan(base=PAPER, cells=cells("resnet110", 4)),
+    "smoke": Plan(base=SMOKE, cells=cells("resnet14", 2)),
+}
+
+
+def measure(configs: Sequence[RunConfig], room: Room) -> Iterator[dict[str, Any]]:
+    count = number_of_devices(room.device)
+    fitting = [config for config in configs if config.num_modules <= count]
+    if not fitting:
+        raise ConfigError(
+            f"device={room.device!r} gives {count} device; figure 9 spreads K = 2 or more local modules over as many: "
+            "use a machine with more, or --device cpu"
+        )
+    preset = "paper" if configs[0].network == PAPER.network else "smoke"
+    executors = ("threads", "ray") if room.flags.executor in ("auto", "local") else (room.flags.executor,)
+    done = recorded(room)
+    for executor in executors:
+        left = [c for c in fitting if row_of(c, room, f"-{executor}")["run_id"] not in done]
+        options = {"count": count, "steps": STEPS[preset], "rounds": ROUNDS[preset], "address": room.flags.address}
+        for config, _, found in step_ratios(left, (executor,), room.device, **options):
+            spread = f"{found['time_ratio_min']:.2f}..{found['time_ratio_max']:.2f}"
+            print(
+                f"{executor} {series_of(config)} K={config.num_modules}: {found['time_ratio']:.2f} of BP ({spread})",
+                flush=True,
+            )
+            yield {**row_of(config, room, f"-{executor}"), **found, "executor": executor, "devices": count}
+
+
+def picture(done: Finished) -> list[Path]:
+    rows = done.rows
+    executors = sorted({str(row["executor"]) for row in rows}, reverse=True)
+    device = "GPU" if rows[0]["device"] == "cuda" else "core"
+    figure, panels = new_figure(len(executors), f"Fig. 9  Time of a training step, K local modules on K {device}s")
+    for axes, executor in zip(panels, executors, strict=True):
+        panel(axes, [row for row in rows if row["executor"] == executor], f"stages: {executor}", device)
+    legend(figure)
+    base, first = done.plan.base, rows[0]
+    caption = (
+        f"{base.network}, {base.head} heads, batch {base.batch_size} of 32 x 32 images, {first['steps']} steps a round, median "
+        f"of n = {first['n']} interleaved rounds, bars from the lowest to the highest. Hardware: {first['hardware']}"
+        f"{', a device is a core' if device == 'core' else ''}; BP on one of {first['devices']} devices takes "
+        f"{first['bp_step_ms']:,.0f} ms a step. Dotted: BP / K. Dashed: the best cases the paper quotes, for ResNet110"
+    )  # fmt: skip
+    note = "" if base.network == PAPER.network and base.batch_size == PAPER.batch_size else " (not the paper's budget)"
+    return save_figure(figure, rows, "figure_9_runtime", done.folder, caption=caption + note, tracker=done.tracker)
+
+
+def panel(axes: Any, rows: list[dict[str, Any]], title: str, device: str) -> None:
+    dress(axes, title, f"number of local modules K, one {device} each", "time of a step, BP = 1")
+    ks = sorted({1, *(int(row["num_modules"]) for row in rows)})
+    axes.plot([1], [1], **look("BP"))
+    names = sorted({series_of(config_of(row)) for row in rows})
+    for index, name in enumerate(names):
+        of = sorted((r for r in rows if series_of(config_of(r)) == name), key=lambda r: int(r["num_modules"]))
+        # Side by side around their K, so that bars do not hide each other.
+        x = [float(r["num_modules"]) * 2 ** (0.06 * (index - (len(names) - 1) / 2)) for r in of]
+        y = [float(r["time_ratio"]) for r in of]
+        low, high = (
+            [abs(float(r["time_ratio"]) - float(r[f"time_ratio_{end}"])) for r in of] for end in ("min", "max")
+        )
+        axes.errorbar(x, y, yerr=[low, high], capsize=2, elinewidth=1, **look(name, index))
+    axes.plot(ks, [1 / k for k in ks], color=INK, linewidth=0.9, linestyle=":")
+    for share, text in QUOTED.items():
+        axes.axhline(share, color="#888888", linewidth=0.8, linestyle="--", zorder=0)
+        axes.text(1.0, share + 0.012, text, fontsize=7, color="#666666")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ks, [str(k) for k in ks])
+    axes.minorticks_off()
+    axes.set_xlim(0.9, max(ks) * 1.25)
+    axes.set_ylim(0, max(1.1, *(float(row["time_ratio_max"]) * 1.05 for row in rows)))
+
+
+if __name__ == "__main__":
+    sys.exit(figure_main("figure_9_runtime", PRESETS, measure, picture, __doc__ or ""))

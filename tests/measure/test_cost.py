@@ -1,0 +1,109 @@
+"""Cost: saved tensors counted where the answer is known, and the order of memory that local learning promises."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import backlink_ray as bl
+from backlink_ray import RunConfig
+from backlink_ray.measure.cost import Cost, SavedTensors, module_costs, stage_costs, training_bytes, unit_costs
+from backlink_ray.study.footprint import counted_mib
+from tests.examples import tiny_network
+
+
+def test_what_a_graph_keeps_is_counted_once_a_storage_and_no_longer_than_it_lives() -> None:
+    x = torch.ones(10, 10, requires_grad=True)
+    with SavedTensors() as saved:
+        y = x.exp()  # keeps its result
+        assert saved.alive_bytes == 400
+        z = y * y  # keeps y twice: the same storage
+        assert saved.alive_bytes == 400
+        w = y.view(100).sin()  # keeps a view of y: the same storage still
+        assert saved.alive_bytes == 400
+        v = z.exp()
+        assert saved.alive_bytes == 800
+        del v
+        assert (saved.alive_bytes, saved.peak_bytes) == (400, 800)
+        (z.sum() + w.sum()).backward()
+        del y, z, w
+    assert (saved.alive_bytes, saved.peak_bytes) == (0, 800)
+
+
+def test_parameters_do_not_count_as_saved() -> None:
+    linear = nn.Linear(8, 8, bias=False)
+    x = torch.ones(4, 8, requires_grad=True)
+    with SavedTensors(linear.parameters()) as saved:
+        linear(x).sum().backward()
+    assert saved.peak_bytes == 4 * 8 * 4  # x, and not the 256 bytes of the weight
+
+
+def test_gradients_are_right_while_counting() -> None:
+    x = torch.linspace(0, 1, 5, dtype=torch.float64, requires_grad=True)
+    with SavedTensors():
+        (x.exp() * x).sum().backward()
+    assert torch.allclose(x.grad, x.exp() * (1 + x)) if x.grad is not None else False
+
+
+def test_training_bytes_are_parameters_three_times_and_buffers_once() -> None:
+    assert training_bytes([nn.BatchNorm1d(4)], saved_bytes=7) == 7 + 3 * (2 * 4 * 4) + (2 * 4 * 4 + 8)
+
+
+FLAT = RunConfig(network="resnet14", head="conv", batch_size=64)
+
+
+def mib(**choice: Any) -> float:
+    return counted_mib(FLAT.replace(**choice))
+
+
+@pytest.mark.parametrize("method", ["bp", "gll", "infopro", "backlink"])
+def test_counting_without_numbers_is_counting(method: str) -> None:
+    config = FLAT.replace(batch_size=4, method=method, num_modules=3, propagation_length=2)
+    assert counted_mib(config, "meta") == counted_mib(config, "cpu")
+
+
+@pytest.mark.parametrize(("k", "length"), [(2, 1), (2, 3), (3, 2)])
+def test_local_learning_needs_less_than_bp_and_recomputing_no_more_than_gll(k: int, length: int) -> None:
+    bp, gll = mib(method="bp"), mib(method="gll", num_modules=k)
+    linked = {"num_modules": k, "propagation_length": length, "alpha": 0.5}
+    retain, recompute = (mib(**linked, tail_memory=tail) for tail in ("retain", "recompute"))
+    assert bp > retain >= recompute >= gll
+    assert recompute <= 1.06 * gll
+
+
+def test_memory_falls_with_k_and_a_longer_tail_is_retained_at_a_price() -> None:
+    by_k = [mib(method="gll", num_modules=k) for k in (1, 2, 4, 7)]
+    assert by_k == sorted(by_k, reverse=True)
+    assert by_k[-1] < 0.5 * by_k[0]
+    by_length = [mib(num_modules=3, propagation_length=length, alpha=0.5) for length in (0, 1, 2)]
+    assert by_length == sorted(by_length)
+    assert by_length[2] > by_length[0]
+
+
+def test_unit_costs_add_up_to_modules_and_stages() -> None:
+    network = tiny_network(units=5)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    units = unit_costs(network, batch_size=4, repeats=1)
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+    assert all(p.grad is None for p in network.parameters())
+    assert len(units) == 5
+    assert all(u.forward_s > 0 and u.backward_s > 0 for u in units)
+    convolution = 6 * 6 * 9 * 4 + 2 * 6 * 4  # weight, and the batch norm's two vectors, float32
+    assert [u.parameter_bytes for u in units[1:]] == [convolution] * 4
+    # The convolution keeps its input, the batch norm the convolution's result, tanh its own: (4, 6, 32, 32) each.
+    image = 4 * 6 * 32 * 32 * 4
+    assert units[1].saved_bytes == pytest.approx(3 * image, rel=0.01)
+    first, second = module_costs(units, [3, 2])
+    assert first == units[0] + units[1] + units[2]
+    assert second.saved_bytes == units[3].saved_bytes + units[4].saved_bytes
+    stages = stage_costs(units, [3, 2], propagation_length=2)
+    assert stages[0] == first
+    assert stages[1] == second + (units[1] + units[2])
+    assert stage_costs(units, [3, 2], propagation_length=0) == [first, second]
+    assert Cost(forward_s=1.0, backward_s=2.0).seconds == 3.0
+
+
+def test_tokens_have_costs_too() -> None:
+    network = bl.Network([nn.Embedding(11, 6), nn.Linear(6, 6)], nn.Flatten(), torch.zeros(1, 3, dtype=torch.int64))
+    assert len(unit_costs(network, batch_size=2, repeats=1)) == 2
