@@ -237,11 +237,11 @@ class Sweep:
             config = recipe(cell, self.grid.budget).replace(executor=self._flags.executor)
             line = describe(cell.address, config, places, cell.error_pct)
             print(line + " (copied from another recipe)" * (cell.copied and "refused" not in line))
-        chosen = self._selection()
-        seeds = len(self.grid.seeds)
+        chosen, seeds = self._selection(), len(self.grid.seeds)
+        count = len(self.grid.cells)
         print(
-            f"{len(self.grid.cells)} cells of {seeds} seed{'s' * (seeds > 1)}, {len(self.grid.cells) * seeds} runs, and {len(chosen)} "
-            f"that choose alpha: {self._title()}"
+            f"{count} cells of {seeds} seed{'s' * (seeds > 1)}, {count * seeds} runs, and {len(chosen)} that choose alpha: "
+            f"{self._title()}"
         )
         print(
             self._cost([*chosen, *(recipe(cell, self.grid.budget) for cell in self.grid.cells for _ in range(seeds))])

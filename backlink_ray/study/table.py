@@ -30,7 +30,7 @@ LEGEND = (
 COPIED_LEGEND = (
     "DGL and InfoPro: the paper copied its numbers from the paper of InfoPro, which has another recipe (160 epochs, "
     "batch 1024, eta 0.8); ours are run under the one recipe of this table, so the two are not judged against each other. "
-    "DGL with its modules in step and these heads is GLL, run for run: what sets it apart is that modules need not keep step."
+    "DGL (mlp-sr) and PredSim (pool) have heads of their own; DGL's modules keep step, so that it is GLL with those heads."
 )
 _ORDER = ("bp", "gll", "dgl", "infopro", "backlink", "predsim", "dni", "ddg")
 
