@@ -84,7 +84,7 @@ def note_a(dataset: Dataset, whole: Dataset, flags: Flags) -> str:
         f"class i, counted from 0, keeps floor({largest} / {LONG_TAIL_RATIO}^i) of its {largest} training images, chosen "
         f"by seed {flags.seed}: {len(dataset.train):,} of {len(whole.train):,} in all; the {test:,} test images stay balanced"
     )
-    scaled = "Not the paper's set: made in its way from the embedded sample of CIFAR-10, so each count is scaled by "
+    scaled = "Not the paper's set, but made in its way from the embedded sample, with counts scaled by "
     return f"{scaled}{largest} / 5000. In (a) {formula}." if flags.smoke_test else f"In (a) {formula}."
 
 

@@ -1,6 +1,5 @@
 """Data sets: found by name, checked against their checksums, and loaded whole as uint8 tensors."""
 
-import hashlib
 import math
 import os
 from collections.abc import Callable
@@ -12,7 +11,7 @@ import torch
 from backlink_ray.config import DATASETS, ConfigError, RunConfig
 from backlink_ray.data.choice import choose
 from backlink_ray.data.embedded import SAMPLE_FILE, SAMPLE_SHA256, load_sample
-from backlink_ray.data.images import Augmentation, DataError, Dataset, ImageSet
+from backlink_ray.data.images import Augmentation, DataError, Dataset, ImageSet, digest
 from backlink_ray.data.originals import load_cifar10, load_cifar10_lt, load_cifar100, load_stl10, load_svhn
 
 __all__ = [
@@ -64,7 +63,7 @@ def load_dataset(
         raise ConfigError(f"dataset={name!r} is not known; allowed: {', '.join(LOADERS)}")
     found = LOADERS[name](root or data_root(), download, seed)
     train, test = found.train.first(train_images, "train_images"), found.test.first(test_images, "test_images")
-    return replace(found, train=train, test=test, digest=_digest(train, test))
+    return replace(found, train=train, test=test, digest=digest(train, test))
 
 
 def dataset_of(config: RunConfig, root: Path | None = None, *, download: bool = True) -> Dataset:
@@ -90,10 +89,3 @@ def hold_out(dataset: Dataset, fraction: float, seed: int) -> tuple[ImageSet, Im
     held = torch.zeros(len(dataset.train), dtype=torch.bool)
     held[choose(dataset.train.labels, counts, seed, "hold_out")] = True
     return dataset.train.take((~held).nonzero().flatten()), dataset.train.take(held.nonzero().flatten())
-
-
-def _digest(*sets: ImageSet) -> str:
-    total = hashlib.sha256()
-    for images in sets:
-        total.update(images.pixels.numpy().tobytes() + images.labels.numpy().tobytes())
-    return total.hexdigest()[:16]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from backlink_ray.data.choice import choose, long_tail_counts
-from backlink_ray.data.images import Augmentation, DataError, Dataset, ImageSet
+from backlink_ray.data.images import Augmentation, DataError, Dataset, ImageSet, digest
 from backlink_ray.data.provision import Download, provide
 
 # Per channel over all training images, in [0, 1]; tests/data recomputes them from the full sets.
@@ -58,7 +58,7 @@ def long_tailed(whole: Dataset, name: str, seed: int) -> Dataset:
     """
     counts = long_tail_counts(whole.train_counts[0], whole.num_classes)
     train = whole.train.take(choose(whole.train.labels, counts, seed, "long-tail"))
-    return replace(whole, name=name, train=train, seed=seed)
+    return replace(whole, name=name, train=train, seed=seed, digest=digest(train, whole.test))
 
 
 def load_cifar10(root: Path, download: bool, _seed: int = 0) -> Dataset:

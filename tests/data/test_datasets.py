@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from backlink_ray.config import DATASETS, ConfigError, RunConfig
 from backlink_ray.data.datasets import LOADERS, Dataset, data_root, dataset_of, hold_out, load_dataset
+from backlink_ray.data.images import digest
 from tests.data.tiny import Tiny
 
 
@@ -66,15 +67,13 @@ def test_a_negative_budget_is_refused() -> None:
 
 
 def test_digest_sees_pixels_and_labels(sample: Dataset) -> None:
-    from backlink_ray.data.datasets import _digest
-
     pixels, labels = sample.train.pixels.clone(), sample.train.labels.clone()
     pixels[7, 1, 3, 3] ^= 1
     labels[7] = (labels[7] + 1) % 10
     changes = ({}, {"pixels": pixels}, {"labels": labels})
-    digests = {_digest(replace(sample.train, **change), sample.test) for change in changes}
+    digests = {digest(replace(sample.train, **change), sample.test) for change in changes}
     assert len(digests) == 3
-    assert _digest(sample.train, sample.test) == sample.digest
+    assert digest(sample.train, sample.test) == sample.digest
 
 
 def test_held_out_part_is_stratified_and_disjoint(sample: Dataset) -> None:

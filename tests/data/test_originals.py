@@ -174,8 +174,9 @@ def test_a_run_of_another_seed_than_the_images_is_refused(tiny_cifar10: Tiny) ->
     load_dataset("cifar10", tiny_cifar10.folder, seed=2).check_seed(0)
 
 
-def test_a_class_too_small_for_the_tail_is_refused(tiny_cifar10: Tiny) -> None:
+def test_a_tail_has_its_own_digest_and_a_class_too_small_for_it_is_refused(tiny_cifar10: Tiny) -> None:
     whole = load_dataset("cifar10", tiny_cifar10.folder)
+    assert long_tailed(whole, "cifar10-lt", 4).digest == load_dataset("cifar10-lt", tiny_cifar10.folder, seed=4).digest
     few = replace(whole, train=whole.train.take((whole.train.labels != 1).nonzero().flatten()))
     with pytest.raises(ConfigError, match=r"7 images of class 1 asked for; allowed 0\.\.0"):
         long_tailed(few, "few-lt", 0)
