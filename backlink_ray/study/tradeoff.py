@@ -87,6 +87,7 @@ def pareto_front(points: Sequence[tuple[float, ...]]) -> list[bool]:
     Args:
         points: one or more, of equal length.
     """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(directions=["minimize"] * len(points[0]))
     study.add_trials([optuna.trial.create_trial(values=list(point)) for point in points])
     best = {trial.number for trial in study.best_trials}

@@ -1,0 +1,260 @@
+"""Figures from their command line: what a measurement or a record becomes, what runs twice, and what is refused."""
+
+import dataclasses
+import io
+import json
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from backlink_ray import RunConfig
+from backlink_ray.config import ConfigError
+from backlink_ray.study.command import main
+from backlink_ray.study.figure import budget, is_paper_budget, new_figure, save_figure, series_of
+from backlink_ray.study.measuring import figure_main
+from backlink_ray.study.record import Record
+from backlink_ray.study.runner import RunOptions, run
+from backlink_ray.study.search import base_with
+from backlink_ray.study.tuning import Plan, claim
+from tests.examples import sample
+
+ROOT = Path(__file__).parents[2]
+MEASURED = ("figure_3_descent", "figure_7_memory", "figure_9_runtime")
+GRIDS = ("figure_4_alpha", "figure_5_lr", "figure_10_tradeoff")
+
+
+def script(name: str) -> dict[str, Any]:
+    return runpy.run_path(str(ROOT / "studies" / f"{name}.py"))
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One storage folder, since making MLflow's tables takes seconds."""
+    return tmp_path_factory.mktemp("storage")
+
+
+@pytest.fixture(autouse=True)
+def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
+
+
+def check_files(folder: Path, name: str, rows: int) -> dict[str, Any]:
+    """A picture that is not empty, and its data twice; return the picture's own text and the columns."""
+    with Image.open(folder / f"{name}.png") as image:
+        assert image.width > 800
+        assert len(image.convert("RGB").getcolors(1 << 24) or []) > 50
+        caption = str(image.info["Description"])
+    table = pq.read_table(folder / f"{name}.parquet")
+    assert table.num_rows == pyarrow.csv.read_csv(folder / f"{name}.csv").num_rows == rows
+    assert "Hardware" in caption or "cores of" in caption
+    return {"caption": caption, **table.to_pydict()}
+
+
+SMALL = RunConfig(network="resnet8", num_modules=2, propagation_length=1, batch_size=16, lr=0.05)
+MEMORY_CELLS = (
+    {"method": "bp"}, {"method": "gll", "K": 2}, {"method": "infopro", "K": 2},
+    {"K": 2, "l": 1, "tail_memory": "retain"}, {"K": 2, "l": 1, "tail_memory": "recompute"},
+)  # fmt: skip
+
+
+def test_a_figure_that_measures_draws_tracks_and_measures_nothing_twice(
+    storage: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mlflow import MlflowClient
+
+    of = script("figure_7_memory")
+    presets = {"smoke": Plan(base=SMALL.replace(head="conv", batch_size=256), cells=MEMORY_CELLS)}
+    flags = ["--smoke-test", "--device", "cpu", "--storage-path", str(storage)]
+    assert figure_main("figure_7_memory", presets, of["measure"], of["picture"], "", flags) == 0
+    first = capsys.readouterr().out
+    assert first.count(" MiB\n") == len(MEMORY_CELLS)
+    found = check_files(storage / "figure_7_memory-smoke", "figure_7_memory", len(MEMORY_CELLS))
+    assert "counted, not computed" in found["caption"]
+    bp, gll, _, retain, recompute = found["memory_mib"]
+    assert bp > retain > recompute == gll
+    client = MlflowClient(f"sqlite:///{storage / 'mlflow.db'}")
+    (tracked,) = [r for e in client.search_experiments() for r in client.search_runs([e.experiment_id])]
+    kept = {Path(a.path).suffix for a in client.list_artifacts(tracked.info.run_id)}
+    assert (tracked.info.status, kept) == ("FINISHED", {".png", ".csv", ".parquet"})
+    assert figure_main("figure_7_memory", presets, of["measure"], of["picture"], "", flags) == 0
+    assert " MiB\n" not in capsys.readouterr().out
+
+
+def test_the_descent_figure_from_a_real_run(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    of = script("figure_3_descent")
+    base = SMALL.replace(dataset="cifar10-sample", train_images=32, test_images=20, epochs=1)
+    presets = {"smoke": Plan(base=base, cells=of["cells"](((2, 1),), (0.5,)))}
+    flags = ["--smoke-test", "--device", "cpu", "--storage-path", str(storage)]
+    assert figure_main("figure_3_descent", presets, of["measure"], of["picture"], "", flags) == 0
+    found = check_files(
+        storage / "figure_3_descent-smoke", "figure_3_descent", 4
+    )  # two runs, before and after an epoch
+    check_files(storage / "figure_3_descent-smoke", "figure_3_modules", 4)
+    assert "not the paper's budget" in found["caption"]
+    assert sorted(found["epoch"]) == [0, 0, 1, 1]
+    assert found["constant_module_1"] == pytest.approx([1.0] * 4, abs=1e-6)
+
+
+@pytest.mark.timeout(100)
+def test_the_runtime_figure_on_threads(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    of = script("figure_9_runtime")
+    monkeypatch.setitem(of["measure"].__globals__, "number_of_devices", lambda _device: 2)
+    presets = {"smoke": Plan(base=SMALL.replace(head="conv"), cells=({"method": "gll", "K": 2}, {"K": 2, "l": 1}))}
+    flags = ["--smoke-test", "--device", "cpu", "--executor", "threads", "--storage-path", str(storage)]
+    assert figure_main("figure_9_runtime", presets, of["measure"], of["picture"], "", flags) == 0
+    found = check_files(storage / "figure_9_runtime-smoke", "figure_9_runtime", 2)
+    assert "a device is a core" in found["caption"]
+    rows = zip(found["time_ratio_min"], found["time_ratio"], found["time_ratio_max"], strict=True)
+    assert all(0 < low <= middle <= high for low, middle, high in rows)
+    assert found["n"] == [3, 3]
+
+
+def record_of(folder: Path, name: str, plan: Plan) -> None:
+    """Carry out a plan's runs here, without Tune, and record them as a study does."""
+    claim(folder, name, plan, "auto")
+    for cell in plan.cells:
+        config = base_with(plan.base, cell)
+        result = run(config, sample(), RunOptions(output_dir=folder / "runs" / config.run_id))
+        numbers = {k: v for k, v in result.items() if isinstance(v, int | float | str)}
+        Record(folder).append({**dataclasses.asdict(config), **numbers, "run_id": config.run_id, "reason": "done"})
+
+
+GRID_CELLS: dict[str, tuple[dict[str, Any], ...]] = {
+    "figure_4_alpha": ({"K": 2, "l": 1, "alpha": 0.0}, {"K": 2, "l": 1, "alpha": 0.5}, {"method": "gll", "K": 2}),
+    "figure_5_lr": (
+        {"K": 2, "l": 1, "eta": 0.01},
+        {"K": 2, "l": 1, "eta": 0.1},
+        {"K": 2, "l": 1, "eta": 0.1, "seed": 1},
+    ),
+    "figure_10_tradeoff": ({"method": "bp"}, {"K": 2, "l": 1}, {"K": 4, "l": 1}),
+}
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_a_grid_becomes_its_picture_from_the_record(
+    name: str, storage: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = SMALL.replace(
+        head="conv" if "10" in name else "fc",
+        epochs=1,
+        batch_size=48,
+        train_images=96,
+        test_images=40,
+        executor="local",
+    )
+    plan = Plan(base=base, cells=GRID_CELLS[name], metric="test_error_pct")
+    folder = storage / f"{name}-smoke"
+    record_of(folder, f"{name}-smoke", plan)
+    flags = ["--smoke-test", "--report-only", "--storage-path", str(storage)]
+    assert main(name, {"smoke": plan}, "", flags, picture=script(name)["picture"]) == 0
+    found = check_files(folder, name, 3)
+    assert "not the paper's budget" in found["caption"]
+    assert f"{name}.png" in capsys.readouterr().out
+    if name == "figure_10_tradeoff":
+        assert found["memory_reduction_pct"][0] == found["accuracy_drop_pp"][0] == 0.0  # BP beside itself
+        assert all(reduction > 0 for reduction in found["memory_reduction_pct"][1:])
+
+
+@pytest.mark.parametrize("name", [*MEASURED, *GRIDS])
+def test_a_figure_asked_for_from_an_empty_record_is_one_line(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(
+        "sys.argv", [f"{name}.py", "--smoke-test", "--report-only", "--storage-path", str(tmp_path / "s")]
+    )
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "studies" / f"{name}.py"), run_name="__main__")
+    said = capsys.readouterr().err.strip().splitlines()
+    assert ended.value.code == 2
+    assert len(said) == 1
+    assert "holds no study" in said[0]
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--device", "cuda:77"), "device='cuda:77' cannot be used"),
+        (("--preset", "huge"), "preset='huge' is not known; allowed: paper, smoke"),
+        (("--tracking-uri", "/some/folder"), "MLflow 3 no longer takes"),
+    ],
+)
+def test_refusals_are_one_line(
+    flags: tuple[str, ...], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    of = script("figure_7_memory")
+    presets = {"paper": Plan(base=SMALL), "smoke": Plan(base=SMALL, cells=({"method": "bp"},))}
+    first = () if "--preset" in flags else ("--smoke-test",)
+    given = [*first, "--storage-path", str(tmp_path / "s"), *flags]
+    assert figure_main("figure_7_memory", presets, of["measure"], of["picture"], "", given) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_one_device_is_too_few_for_figure_9(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    of = script("figure_9_runtime")
+    monkeypatch.setitem(of["measure"].__globals__, "number_of_devices", lambda _device: 1)
+    presets = {"smoke": Plan(base=SMALL, cells=({"method": "gll", "K": 2},))}
+    flags = ["--smoke-test", "--device", "cpu", "--storage-path", str(tmp_path)]
+    assert figure_main("figure_9_runtime", presets, of["measure"], of["picture"], "", flags) == 2
+
+
+@pytest.mark.parametrize("name", [*MEASURED, *GRIDS])
+def test_a_dry_run_lists_the_papers_cells(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    of = script(name)
+    paper = of["PRESETS"]["paper"]
+    resnets = {base_with(paper.base, cell).network for cell in paper.cells}
+    assert resnets <= {"resnet32", "resnet110"}
+    assert len({base_with(paper.base, cell).run_id for cell in paper.cells}) == len(paper.cells)
+    if name in MEASURED:
+        assert figure_main(name, of["PRESETS"], of["measure"], of["picture"], "", ["--dry-run"]) == 0
+        assert len(capsys.readouterr().out.splitlines()) == len(paper.cells) + 1
+
+
+def test_a_figure_without_data_is_refused_and_its_columns_may_differ(tmp_path: Path) -> None:
+    figure, _ = new_figure(1, "a title")
+    with pytest.raises(ConfigError, match="'empty' has no data to draw"):
+        save_figure(figure, [], "empty", tmp_path, caption="c")
+    paths = save_figure(figure, [{"a": 1}, {"a": 2, "b": "x"}], "two", tmp_path, caption="what it shows")
+    assert [path.suffix for path in paths] == [".png", ".csv", ".parquet"]
+    assert pq.read_table(paths[2]).to_pylist() == [{"a": 1, "b": None}, {"a": 2, "b": "x"}]
+    assert Image.open(io.BytesIO(paths[0].read_bytes())).info["Description"] == "what it shows"
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot be written"):
+        save_figure(figure, [{"a": 1}], "two", tmp_path / "file", caption="c")
+
+
+def test_the_papers_budget_is_known_from_any_other() -> None:
+    paper = RunConfig(dataset="cifar10", epochs=200, batch_size=512)
+    assert is_paper_budget(paper)
+    assert is_paper_budget(paper.replace(dataset="svhn", batch_size=1024))
+    for change in ({"epochs": 199}, {"train_images": 1000}, {"dataset": "cifar10-sample"}, {"batch_size": 128}):
+        assert not is_paper_budget(paper.replace(**change))
+        assert "not the paper's budget" in budget(paper.replace(**change))
+    assert "not the paper's" not in budget(paper)
+
+
+def test_series_have_names() -> None:
+    linked = RunConfig(method="backlink", propagation_length=2)
+    names = [series_of(linked.replace(**c)) for c in ({}, {"base": "infopro"}, {"method": "bp"}, {"method": "infopro"})]
+    assert names == ["BackLink l=2", "BackLink+InfoPro l=2", "BP", "InfoPro"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("name", [*MEASURED, *GRIDS])
+def test_smoke_tests_as_a_user_runs_them(name: str, tmp_path: Path) -> None:
+    import subprocess
+
+    command = [sys.executable, str(ROOT / "studies" / f"{name}.py"), "--smoke-test", "--storage-path", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    rows = len(Record(tmp_path / f"{name}-smoke").rows())
+    check_files(tmp_path / f"{name}-smoke", name, rows)
+    assert json.loads((tmp_path / f"{name}-smoke" / "study.json").read_text())["study"] == f"{name}-smoke"
