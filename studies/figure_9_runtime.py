@@ -25,6 +25,8 @@ STEPS, ROUNDS = {"paper": 10, "smoke": 2}, {"paper": 7, "smoke": 3}
 # The best cases that the paper's text quotes, as parts of BP's time; it does not say at which K.
 QUOTED = {0.77: "paper: GLL at best, V100", 0.48: "paper: BackLink at best (GLL 0.47), P100"}
 
+PLAIN = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
+
 
 def cells(network: str, longest: int) -> tuple[dict[str, Any], ...]:
     found: list[dict[str, Any]] = []
@@ -101,7 +103,7 @@ def panel(axes: Any, rows: list[dict[str, Any]], title: str, device: str) -> Non
     axes.plot(ks, [1 / k for k in ks], color=INK, linewidth=0.9, linestyle=":")
     for share, text in QUOTED.items():
         axes.axhline(share, color="#888888", linewidth=0.8, linestyle="--", zorder=0)
-        axes.text(1.0, share + 0.012, text, fontsize=7, color="#666666")
+        axes.text(0.95, share + 0.015, text, fontsize=7, color="#666666", bbox=PLAIN, zorder=3)
     axes.set_xscale("log", base=2)
     axes.set_xticks(ks, [str(k) for k in ks])
     axes.minorticks_off()

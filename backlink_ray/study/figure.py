@@ -123,13 +123,14 @@ def is_paper_budget(config: RunConfig) -> bool:
 
 def budget(config: RunConfig) -> str:
     """Return what a run is trained with, and that this is not the paper's budget where it is not."""
-    text = f"{config.epochs} epochs of {config.num_train_images:,} images, batch {config.batch_size}"
+    epochs = "1 epoch" if config.epochs == 1 else f"{config.epochs} epochs"
+    text = f"{epochs} of {config.num_train_images:,} images, batch {config.batch_size}"
     return text if is_paper_budget(config) else f"{text} (not the paper's budget)"
 
 
 def caption_of(config: RunConfig, where: str, n: int, *notes: str) -> str:
     """Return the caption of a figure of training runs: network, data set, budget, hardware, n, notes."""
-    seeds = "1 seed a point" if n == 1 else f"mean and standard deviation of n = {n} seeds"
+    seeds = "1 seed a point" if n == 1 else f"Mean and standard deviation of n = {n} seeds"
     return ". ".join(
         [f"{config.network} on {config.dataset}, {config.head} heads", budget(config), where, seeds, *notes]
     )
