@@ -58,22 +58,35 @@ PRESETS = {
 # What the paper's text says of l = 2: when K doubles, the error grows by 1.57 points, and both reductions by about 23 points.
 STEP_PCT, STEP_PP = 23.0, 1.57
 
+BESIDE_BP = {
+    "x": [
+        ("memory_reduction_pct", "memory reduction against BP [%]"),
+        ("time_reduction_pct", "reduction of a step's time against BP [%]"),
+    ],
+    "y": ("accuracy_drop_pp", "accuracy drop against BP [percentage points]"),
+}
+ALONE = {
+    "x": [("memory_mib", "peak memory of a step [MiB]"), ("step_ms", "time of a step [ms]")],
+    "y": ("error_pct", "test error [%]"),
+}
+
 
 def picture(done: Finished) -> list[Path]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     rows = [*done.rows, *table_rows(done)]
     found = trades(rows, lambda config: footprint_mib(config, device))
     figure, panels = new_figure(2, "Fig. 10  What BackLink gives up and saves beside BP")
-    panel(panels[0], found, "memory_reduction_pct", "memory reduction against BP [%]")
-    panel(panels[1], found, "time_reduction_pct", "reduction of a step's time against BP [%]")
+    axes = BESIDE_BP if any(trade.config.method == "bp" for trade in found) else ALONE
+    for ax, (x, label) in zip(panels, axes["x"], strict=True):
+        panel(ax, found, x, label, *axes["y"])
     panels[0].scatter([], [], s=150, facecolors="none", edgecolors=INK, label="Pareto front")
-    notes = [
-        f"Pareto front of error, memory and time, BP among them. Memory of a step on one device: {source_of(device)}"
-    ]
-    if first_of_two(found):
+    notes = [f"Pareto front of error, memory and time. Memory of a step on one device: {source_of(device)}"]
+    if axes is BESIDE_BP and first_of_two(found):
         panels[0].plot([], [], color=PALE, linewidth=2.5, label="paper: l = 2,\nK doubled")
         notes.append("Grey: what the paper says of l = 2 when K doubles, drawn from our point at K = 2")
     legend(figure)
+    if axes is ALONE:
+        notes.append("No BP run is recorded, so nothing is shown beside it")
     n = min(trade.n for trade in found)
     caption = caption_of(done.plan.base, hardware_of_runs(rows), n, *notes)
     data = [{**asdict(t.config), **{k: v for k, v in asdict(t).items() if k != "config"}} for t in found]
@@ -93,24 +106,28 @@ def table_rows(done: Finished) -> list[dict[str, Any]]:
     return [row for row in found if row["run_id"] not in known]
 
 
-def panel(axes: Any, found: list[Trade], column: str, label: str) -> None:
-    dress(axes, "", label, "accuracy drop against BP [percentage points]")
-    axes.axhline(0, color="#DDDDDD", linewidth=0.8, zorder=0)
+def panel(axes: Any, found: list[Trade], x: str, x_label: str, y: str, y_label: str) -> None:
+    dress(axes, "", x_label, y_label)
     groups: dict[str, list[Trade]] = {}
     for trade in found:
         groups.setdefault(series_of(trade.config), []).append(trade)
     for index, (series, group) in enumerate(groups.items()):
-        axes.plot([getattr(t, column) for t in group], [t.accuracy_drop_pp for t in group], **look(series, index))
+        ks = {t.config.num_modules for t in group}
+        line = {} if len(ks) == len(group) else {"linestyle": ""}  # a search has many points at one K
+        axes.plot([getattr(t, x) for t in group], [getattr(t, y) for t in group], **look(series, index) | line)
     for trade in found:
-        point = (getattr(trade, column), trade.accuracy_drop_pp)
+        point = (getattr(trade, x), getattr(trade, y))
         if trade.on_front:
             axes.scatter(*point, s=150, facecolors="none", edgecolors=INK, zorder=4)
-        axes.annotate(
-            f"K={trade.config.num_modules}", point, (7, 6), textcoords="offset points", fontsize=7.5, color=INK
-        )
+        if trade.on_front or len(found) <= 20:
+            name = f"K={trade.config.num_modules}"
+            axes.annotate(name, point, (7, 6), textcoords="offset points", fontsize=7.5, color=INK)
+    if y != "accuracy_drop_pp":
+        return
+    axes.axhline(0, color="#DDDDDD", linewidth=0.8, zorder=0)
     for trade in first_of_two(found):
-        x, y = getattr(trade, column), trade.accuracy_drop_pp
-        axes.plot([x, x + STEP_PCT], [y, y + STEP_PP], color=PALE, linewidth=2.5, zorder=0)
+        start = (getattr(trade, x), trade.accuracy_drop_pp)
+        axes.plot([start[0], start[0] + STEP_PCT], [start[1], start[1] + STEP_PP], color=PALE, linewidth=2.5, zorder=0)
 
 
 def first_of_two(found: list[Trade]) -> list[Trade]:

@@ -4,6 +4,7 @@ GLL, BackLink l = 1..4 and InfoPro with conv heads, the stages as threads of one
 stages take turns, round by round. Without a GPU a device is a core, with one torch thread.
 """
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 from backlink_ray import RunConfig
 from backlink_ray.config import ConfigError, longest_propagation, module_sizes, unit_count
 from backlink_ray.study.command import Finished
-from backlink_ray.study.figure import INK, dress, legend, look, new_figure, save_figure, series_of
+from backlink_ray.study.figure import INK, dress, legend, look, new_figure, rank, save_figure, series_of
 from backlink_ray.study.measuring import Room, figure_main, number_of_devices, recorded, row_of
 from backlink_ray.study.report import config_of
 from backlink_ray.study.runtime import step_ratios
@@ -64,7 +65,8 @@ def measure(configs: Sequence[RunConfig], room: Room) -> Iterator[dict[str, Any]
                 f"{executor} {series_of(config)} K={config.num_modules}: {found['time_ratio']:.2f} of BP ({spread})",
                 flush=True,
             )
-            yield {**row_of(config, room, f"-{executor}"), **found, "executor": executor, "devices": count}
+            measured = {**found, "executor": executor, "devices": count, "load_average": os.getloadavg()[0]}
+            yield {**row_of(config, room, f"-{executor}"), **measured}
 
 
 def picture(done: Finished) -> list[Path]:
@@ -74,6 +76,8 @@ def picture(done: Finished) -> list[Path]:
     figure, panels = new_figure(len(executors), f"Fig. 9  Time of a training step, K local modules on K {device}s")
     for axes, executor in zip(panels, executors, strict=True):
         panel(axes, [row for row in rows if row["executor"] == executor], f"stages: {executor}", device)
+        # One scale for all; where a bar leaves the picture, its median still stands in it.
+        axes.set_ylim(0, max(1.1, 1.2 * max(float(row["time_ratio"]) for row in rows)))
     legend(figure)
     base, first = done.plan.base, rows[0]
     caption = (
@@ -82,6 +86,9 @@ def picture(done: Finished) -> list[Path]:
         f"{', a device is a core' if device == 'core' else ''}; BP on one of {first['devices']} devices takes "
         f"{first['bp_step_ms']:,.0f} ms a step. Dotted: BP / K. Dashed: the best cases the paper quotes, for ResNet110"
     )  # fmt: skip
+    load, cores = max(float(row["load_average"]) for row in rows), os.cpu_count() or 1
+    if load > 1.5 * cores:
+        caption += f". The machine was busy with other work: its load average reached {load:.1f} on {cores} cores"
     note = "" if base.network == PAPER.network and base.batch_size == PAPER.batch_size else " (not the paper's budget)"
     return save_figure(figure, rows, "figure_9_runtime", done.folder, caption=caption + note, tracker=done.tracker)
 
@@ -90,7 +97,7 @@ def panel(axes: Any, rows: list[dict[str, Any]], title: str, device: str) -> Non
     dress(axes, title, f"number of local modules K, one {device} each", "time of a step, BP = 1")
     ks = sorted({1, *(int(row["num_modules"]) for row in rows)})
     axes.plot([1], [1], **look("BP"))
-    names = sorted({series_of(config_of(row)) for row in rows})
+    names = sorted({series_of(config_of(row)) for row in rows}, key=rank)
     for index, name in enumerate(names):
         of = sorted((r for r in rows if series_of(config_of(r)) == name), key=lambda r: int(r["num_modules"]))
         # Side by side around their K, so that bars do not hide each other.
@@ -108,7 +115,6 @@ def panel(axes: Any, rows: list[dict[str, Any]], title: str, device: str) -> Non
     axes.set_xticks(ks, [str(k) for k in ks])
     axes.minorticks_off()
     axes.set_xlim(0.9, max(ks) * 1.25)
-    axes.set_ylim(0, max(1.1, *(float(row["time_ratio_max"]) * 1.05 for row in rows)))
 
 
 if __name__ == "__main__":

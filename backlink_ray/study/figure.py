@@ -53,6 +53,11 @@ def look(series: str, index: int = 0) -> dict[str, Any]:
     return {"color": colour, "marker": marker, "markersize": 5.5, "linewidth": 1.5, "label": series}
 
 
+def rank(series: str) -> int:
+    """Return where a series stands in a legend: BP, GLL, InfoPro, BackLink by l, then what has no look of its own."""
+    return [*_LOOKS, series].index(series)
+
+
 def new_figure(columns: int, title: str, *, rows: int = 1, height_in: float = 4.2) -> "tuple[Figure, list[Axes]]":
     """Return a figure and its panels, row by row, under a title; it needs no screen.
 
@@ -81,8 +86,7 @@ def dress(axes: "Axes", title: str, x: str, y: str) -> None:
 def legend(figure: "Figure", title: str = "") -> None:
     """Put one legend of all panels' series beside them, each series once."""
     found = [pair for axes in figure.axes for pair in zip(*axes.get_legend_handles_labels(), strict=True)]
-    order = list(_LOOKS)
-    once = {label: handle for handle, label in sorted(found, key=lambda p: order.index(p[1]) if p[1] in order else 99)}
+    once = {label: handle for handle, label in sorted(found, key=lambda pair: rank(pair[1]))}
     figure.legend(
         list(once.values()), list(once), loc="outside right upper", frameon=False, fontsize=9, title=title or None
     )

@@ -1,5 +1,6 @@
 """Trade-off: what splitting costs in accuracy and saves in memory and time beside BP, with the Pareto front (Fig. 10)."""
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,7 +8,7 @@ from typing import Any
 
 import optuna
 
-from backlink_ray.config import ConfigError, RunConfig
+from backlink_ray.config import RunConfig
 from backlink_ray.study.report import config_of
 
 Row = dict[str, Any]
@@ -20,7 +21,7 @@ class Trade:
     Attributes:
         config: of one of its runs.
         error_pct: mean test error over n seeds.
-        accuracy_drop_pp: its error minus BP's, in percentage points.
+        accuracy_drop_pp: its error minus BP's, in percentage points; this and both reductions are NaN without a BP run.
         memory_mib, memory_reduction_pct: of a training step on one device, and what it saves of BP's.
         step_ms, time_reduction_pct: median over the seeds, and what it saves of BP's.
         on_front: no other is at least as good in error, memory and time, and better in one.
@@ -44,17 +45,13 @@ def trades(rows: Sequence[Row], memory_mib: Callable[[RunConfig], float]) -> lis
     Args:
         rows: finished runs with test_error_pct and step_ms; seeds of one configuration are taken together.
         memory_mib: peak memory of a step.
-
-    Raises:
-        ConfigError: BP is not among them.
     """
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(config_of(row).replace(seed=0).run_id, []).append(row)
     measured = sorted((_measured(group, memory_mib) for group in groups.values()), key=_order)
-    bp = next((m for m in measured if m[0].method == "bp"), None)
-    if bp is None:
-        raise ConfigError("the record holds no finished BP run, which everything is compared with; run it first")
+    nothing = (measured[0][0], math.nan, math.nan, math.nan, 0)
+    bp = next((m for m in measured if m[0].method == "bp"), nothing)
     front = pareto_front([m[1:4] for m in measured])
     return [_trade(m, bp, best) for m, best in zip(measured, front, strict=True)]
 

@@ -1,5 +1,6 @@
 """The trade-off of Fig. 10: who is on the Pareto front, what stands beside BP, and the search that looks for it."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,6 @@ import optuna
 import pytest
 
 from backlink_ray import RunConfig
-from backlink_ray.config import ConfigError
 from backlink_ray.study.search import Space, open_search
 from backlink_ray.study.tradeoff import pareto_front, trades
 
@@ -45,9 +45,10 @@ def test_what_is_given_up_and_saved_beside_bp_with_seeds_taken_together() -> Non
     assert [t.on_front for t in (bp, gll, one, two)] == [True, True, False, True]
 
 
-def test_a_record_without_bp_is_refused() -> None:
-    with pytest.raises(ConfigError, match="no finished BP run"):
-        trades([row(12.0, 60.0)], lambda _config: 1.0)
+def test_without_bp_there_is_a_front_and_nothing_to_compare_with() -> None:
+    one, two = trades([row(12.0, 60.0), row(11.0, 60.0, alpha=0.25)], lambda _config: 1.0)
+    assert sorted([(one.error_pct, one.on_front), (two.error_pct, two.on_front)]) == [(11.0, True), (12.0, False)]
+    assert all(math.isnan(x) for x in (one.accuracy_drop_pp, one.memory_reduction_pct, one.time_reduction_pct))
 
 
 def test_a_search_for_the_trade_off_learns_from_three_numbers(tmp_path: Path) -> None:
