@@ -88,8 +88,10 @@ class Reporter(tune.Callback):
         )
 
     def _label(self, config: RunConfig) -> str:
+        tags = self._study.tags.get(config.run_id, {})
+        name = f"{tags['cell'].split()[0]} {tags['kind']} s{config.seed}" if tags else config.label
         return (
-            f"[{self._ended}/{self._size} done] {config.label} K={config.num_modules} l={config.propagation_length} "
+            f"[{self._ended}/{self._size} done] {name} K={config.num_modules} l={config.propagation_length} "
             f"alpha={config.alpha:g} eta={config.lr:.3g}"
         )
 

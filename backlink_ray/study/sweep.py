@@ -176,7 +176,7 @@ class Sweep:
             if study.missing():
                 return study
         if not ran:
-            print("nothing left to run: every cell has its result", file=sys.stderr, flush=True)
+            print("nothing left to run: every run that was asked for has ended", file=sys.stderr, flush=True)
         return study
 
     def _tracker(self) -> Tracker:
@@ -213,11 +213,9 @@ class Sweep:
 
     def _summary(self, table: Table) -> str:
         total = len(choose(self._number))
-        ran, off = (len([e for e in table.run if not e.cell.rerun]), sum(e.disagrees for e in table.run))
-        return (
-            f"{self._title()}: {ran} of the paper's {total} cells have run, "
-            f"{off} are off its number by more than twice the standard error of our seeds"
-        )
+        ran, off = len([e for e in table.run if not e.cell.rerun]), sum(e.disagrees for e in table.run)
+        judged = f", {off} off its number by more than twice the standard error of our seeds"
+        return f"{self._title()}: {ran} of the paper's {total} cells have run{judged * self.grid.budget.is_paper}"
 
     def _ending(self, study: Study, rows: Rows) -> int:
         if study.missing():

@@ -87,9 +87,10 @@ def test_a_table_from_its_cells_to_its_files(
     tables(tmp_path, full)
     tracked(tmp_path, str(full["run_id"]))
     assert "1 of the paper's 12 cells have run" in done.stdout
+    assert f"[0/2 done] {CELL} selection s0 K=4 l=1 alpha=0.25 eta=0.05 starts" in done.stdout
 
     assert here(4, flags, monkeypatch) == 0
-    assert "nothing left to run: every cell has its result" in capsys.readouterr().err
+    assert "nothing left to run: every run that was asked for has ended" in capsys.readouterr().err
     (tmp_path / "table_4-smoke" / "table.html").unlink()
     assert here(4, [*flags, "--report-only"], monkeypatch) == 0
     assert (tmp_path / "table_4-smoke" / "table.html").exists()

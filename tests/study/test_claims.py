@@ -1,7 +1,5 @@
 """The paper's claims: the numbers held against the tables, and verdicts on records made up for the purpose."""
 
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from backlink_ray.cli import main
 from backlink_ray.config import ConfigError, RunConfig
 from backlink_ray.study.claims import Finding, claims, exceptions, inconsistencies, judge, markdown
 from backlink_ray.study.evidence import Evidence
@@ -208,13 +207,22 @@ def test_the_page_lists_everything(tmp_path: Path) -> None:
         Evidence([tmp_path / "none"])
 
 
-def test_report_from_the_command_line(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "backlink_ray.cli", "report", "--claims", "--storage-path"]
-    done = subprocess.run(
-        [*command, str(tmp_path), "--output", str(tmp_path / "claims.md")], capture_output=True, text=True, cwd=tmp_path
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == (tmp_path / "claims.md").read_text()
-    assert "6.45 points" in done.stdout
-    bad = subprocess.run([*command, str(tmp_path / "none")], capture_output=True, text=True, cwd=tmp_path)
-    assert (bad.returncode, bad.stderr.count("\n")) == (2, 1)
+def test_report_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["report", "--claims", "--storage-path"]
+    assert main([*flags, str(tmp_path), "--output", str(tmp_path / "claims.md")]) == 0
+    page = capsys.readouterr().out
+    assert page == (tmp_path / "claims.md").read_text()
+    assert "6.45 points" in page
+    assert main([*flags, str(tmp_path / "none")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert main(["report"]) == 2
+    assert "give --claims" in capsys.readouterr().err
+
+
+def test_several_folders_count_together(tmp_path: Path) -> None:
+    for name, rows in (("one", runs_of(GLL, [24.0, 24.1, 24.2])), ("two", runs_of(BACKLINK, [20.1, 20.3, 20.2]))):
+        for row in rows:
+            Record(tmp_path / name / "table_2").append(row)
+    found = judge(claim("gain-resnet32-cifar10-k16"), Evidence([tmp_path / "one", tmp_path / "two"]))
+    assert found.verdict == "reproduced"
+    assert judge(claim("gain-resnet32-cifar10-k16"), Evidence([tmp_path / "one"])).verdict == "not run yet"
