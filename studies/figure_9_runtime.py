@@ -86,11 +86,12 @@ def picture(done: Finished) -> list[Path]:
         f"{', a device is a core' if device == 'core' else ''}; BP on one of {first['devices']} devices takes "
         f"{first['bp_step_ms']:,.0f} ms a step. Dotted: BP / K. Dashed: the best cases the paper quotes, for ResNet110"
     )  # fmt: skip
+    if base.network != PAPER.network or base.batch_size != PAPER.batch_size:
+        caption += " (not the paper's budget)"
     load, cores = max(float(row["load_average"]) for row in rows), os.cpu_count() or 1
     if load > 1.5 * cores:
         caption += f". The machine was busy with other work: its load average reached {load:.1f} on {cores} cores"
-    note = "" if base.network == PAPER.network and base.batch_size == PAPER.batch_size else " (not the paper's budget)"
-    return save_figure(figure, rows, "figure_9_runtime", done.folder, caption=caption + note, tracker=done.tracker)
+    return save_figure(figure, rows, "figure_9_runtime", done.folder, caption=caption, tracker=done.tracker)
 
 
 def panel(axes: Any, rows: list[dict[str, Any]], title: str, device: str) -> None:

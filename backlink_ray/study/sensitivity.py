@@ -101,6 +101,9 @@ def draw_sensitivity(done: Finished, axis: Axis, name: str, title: str, *notes: 
         _draw_panel(axes, found, axis, f"K = {k}")
         _mark_gll(axes, of_k, axis)
         count = max([count, *(point.n for points in found.values() for point in points)])
+    limits = [limit for axes in panels for limit in axes.get_ylim()]
+    for axes in panels:  # one scale: how much more sensitive one K is than another is the question
+        axes.set_ylim(min(limits), max(limits))
     legend(figure)
     left = len({base_with(done.plan.base, cell).run_id for cell in done.plan.cells}) - len(rows)
     missing = (f"{left} of {len(done.plan.cells)} runs have no result and are left out",) if left > 0 else ()
