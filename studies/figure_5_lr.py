@@ -38,7 +38,8 @@ PRESETS = {
 
 
 def picture(done: Finished) -> list[Path]:
-    axis = Axis(field="lr", label="η, peak learning rate (logarithmic)", values=ETAS, logarithmic=True)
+    quoted = ((0.5, "paper: the best η"),)
+    axis = Axis(field="lr", label="η, peak learning rate (logarithmic)", values=ETAS, logarithmic=True, quoted=quoted)
     title = "Fig. 5  Sensitivity to the learning rate η"
     note = "Paper: the best η is 0.5, and both ends are worse"
     return draw_sensitivity(done, axis, "figure_5_lr", title, "α = 0.5 for l up to 2, 0.25 beyond", note)

@@ -39,12 +39,14 @@ class Axis:
         label: of the axis, with its unit.
         values: its ticks.
         logarithmic: how it is drawn.
+        quoted: values that the paper's text names, with its words.
     """
 
     field: str
     label: str
     values: tuple[float, ...]
     logarithmic: bool = False
+    quoted: tuple[tuple[float, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,18 @@ def _draw_panel(axes: "Axes", found: dict[str, list[Point]], axis: Axis, title: 
             axes.errorbar(x, y, yerr=spread, capsize=2.5, **look(series, index))
         else:
             axes.plot(x, y, **look(series, index))
+    for value, words in axis.quoted:
+        axes.axvline(value, color="#888888", linewidth=0.8, linestyle="--", zorder=0)
+        axes.text(
+            value,
+            0.99,
+            f"{words} ",
+            fontsize=7.5,
+            color="#666666",
+            ha="right",
+            va="top",
+            transform=axes.get_xaxis_transform(),
+        )
     if axis.logarithmic:
         axes.set_xscale("log")
     axes.set_xticks(axis.values, [f"{value:g}" for value in axis.values])
