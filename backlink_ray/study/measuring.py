@@ -20,6 +20,7 @@ from backlink_ray.study.figure import budget, hardware
 from backlink_ray.study.record import Record, Value
 from backlink_ray.study.search import base_with
 from backlink_ray.study.spool import slug
+from backlink_ray.study.tracking import Tracker
 from backlink_ray.study.tuning import Plan, claim, only_driver
 
 Row = dict[str, Any]
@@ -102,12 +103,17 @@ class _FigureCommand:
     def run(self) -> int:
         if self._flags.dry_run:
             return self._dry_run()
+        if not self._flags.report_only:
+            self._check_device()
         claim(self._folder, self._name, self._plan, "must" if self._flags.report_only else self._flags.resume)
         with only_driver(self._folder):
-            record = Record(self._folder)
-            if not self._flags.report_only:
-                self._measure_all(record)
-            return self._finish(record)
+            note = f"{self._name}: a figure of the paper, measured anew."
+            tracker = open_tracker(self._flags, f"backlink-{self._name}", note)  # first: a wrong URI costs no measuring
+            try:
+                paths = self._draw(self._rows(Record(self._folder)), tracker)
+            finally:
+                tracker.close()
+        return self._finish(paths, tracker)
 
     def _dry_run(self) -> int:
         for config in self._configs:
@@ -117,12 +123,16 @@ class _FigureCommand:
         )
         return 0
 
-    def _measure_all(self, record: Record) -> None:
-        self._check_device()
-        place = self._flags.place
-        room = Room(flags=self._flags, folder=self._folder, device=place, hardware=hardware(place))
-        for row in self._measure(self._configs, room):
-            record.append(row)
+    def _rows(self, record: Record) -> list[dict[str, Value]]:
+        """Return the rows of one kind of hardware: this one's, after measuring what it lacks, or the newest row's."""
+        if not self._flags.report_only:
+            place = self._flags.place
+            room = Room(flags=self._flags, folder=self._folder, device=place, hardware=hardware(place))
+            for row in self._measure(self._configs, room):
+                record.append(row)
+            return [row for row in record.rows() if row["hardware"] == room.hardware]
+        rows = record.rows()
+        return [row for row in rows if row["hardware"] == rows[-1]["hardware"]]
 
     def _check_device(self) -> None:
         try:
@@ -131,24 +141,18 @@ class _FigureCommand:
             line = str(error).splitlines()[0]
             raise ConfigError(f"device={self._flags.place!r} cannot be used ({line}); give another --device") from error
 
-    def _finish(self, record: Record) -> int:
-        rows = record.rows()
+    def _draw(self, rows: list[dict[str, Value]], tracker: Tracker) -> Sequence[Path]:
         if not rows:
             raise ConfigError(
                 f"storage folder {str(self._folder)!r} has nothing recorded to draw; run this without --report-only first"
             )
-        same = [row for row in rows if row["hardware"] == rows[-1]["hardware"]]
-        tracker = open_tracker(
-            self._flags, f"backlink-{self._name}", f"{self._name}: a figure of the paper, measured anew."
-        )
-        try:
-            paths = self._picture(
-                Finished(
-                    name=self._name, preset=self._preset, plan=self._plan, rows=same, folder=self._folder, tracker=tracker
-                )
-            )  # fmt: skip
-        finally:
-            tracker.close()
+        return self._picture(
+            Finished(
+                name=self._name, preset=self._preset, plan=self._plan, rows=rows, folder=self._folder, tracker=tracker
+            )
+        )  # fmt: skip
+
+    def _finish(self, paths: Sequence[Path], tracker: Tracker) -> int:
         print(f"figure: {', '.join(map(str, paths))}")
         print(f"results: {self._folder / 'results'} (Parquet)")
         print_link(tracker)

@@ -197,6 +197,15 @@ def test_refusals_are_one_line(
     assert message in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_a_record_without_a_row_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    of = script("figure_7_memory")
+    plan = Plan(base=SMALL, cells=({"method": "bp"},))
+    claim(tmp_path / "figure_7_memory-smoke", "figure_7_memory-smoke", plan, "auto")  # killed before the first row
+    flags = ["--smoke-test", "--report-only", "--storage-path", str(tmp_path)]
+    assert figure_main("figure_7_memory", {"smoke": plan}, of["measure"], of["picture"], "", flags) == 2
+    assert "has nothing recorded to draw" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_one_device_is_too_few_for_figure_9(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     of = script("figure_9_runtime")
     monkeypatch.setitem(of["measure"].__globals__, "number_of_devices", lambda _device: 1)
