@@ -23,6 +23,14 @@ def study(name: str, *arguments: str, timeout_s: float = 170) -> subprocess.Comp
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, env=environment)
 
 
+def run_here(name: str, *arguments: str, monkeypatch: pytest.MonkeyPatch) -> object:
+    """Run a study in this process, which saves its imports; returns the exit code."""
+    monkeypatch.setattr("sys.argv", [name, *arguments])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "studies" / name), run_name="__main__")
+    return ended.value.code
+
+
 @pytest.mark.timeout(400)
 def test_the_main_job_twice(tmp_path: Path) -> None:
     from mlflow import MlflowClient
@@ -74,7 +82,6 @@ BASE = RunConfig(network="resnet8", num_modules=2, propagation_length=1,
 sys.exit(main("tiny", {"smoke": PLAN}, ""))
 """
 NOT_FINITE = 'Plan(base=BASE, cells=({"eta": 1e30}, {"eta": 0.05}), metric="test_error_pct")'
-LONG = 'Plan(base=BASE.replace(epochs=12), cells=({"eta": 0.05},), metric="test_error_pct")'
 SEARCH = """Plan(base=BASE.replace(epochs=12), space=Space(num_modules=(2,), lr=(1e-9, 0.2)), num_samples=1, metric="train_loss",
     first=({"K": 2, "l": 1, "alpha": 0.5, "eta": 0.05},))"""
 # The second one cannot learn, so it ranks low by its loss whatever the first one's is.
@@ -89,10 +96,10 @@ def recipe(folder: Path, plan: str) -> list[str]:
     return [sys.executable, str(file), "--smoke-test", "--storage-path", str(folder / "s"), "--executor", "local"]
 
 
-def started_until_epoch_2(command: list[str]) -> subprocess.Popen[str]:
+def started_until_epoch(epoch: int, command: list[str]) -> subprocess.Popen[str]:
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     assert child.stdout is not None
-    while "epoch 2/" not in child.stdout.readline():
+    while f"epoch {epoch}/" not in child.stdout.readline():
         assert child.poll() is None
     return child
 
@@ -114,12 +121,15 @@ def test_asha_stops_what_ranks_low_and_keeps_what_it_had(tmp_path: Path) -> None
     assert "nothing left to run" in again.stderr
 
 
-@pytest.mark.timeout(240)
-def test_a_trial_whose_process_is_killed_is_no_result_and_goes_on_when_resumed(tmp_path: Path) -> None:
+@pytest.mark.timeout(300)
+def test_a_study_goes_on_after_a_killed_trial_and_after_ctrl_c(tmp_path: Path) -> None:
     from backlink_ray.study.record import Record
 
+    def rows() -> list[tuple[object, object]]:
+        return [(row["status"], row["lr"]) for row in Record(tmp_path / "s" / "tiny-smoke").rows()]
+
     command = recipe(tmp_path, SEARCH)
-    child = started_until_epoch_2(command)
+    child = started_until_epoch(2, command)
     (trial,) = [
         p for p in psutil.Process(child.pid).children(recursive=True) if "ImplicitFunc" in " ".join(p.cmdline())
     ]
@@ -127,35 +137,28 @@ def test_a_trial_whose_process_is_killed_is_no_result_and_goes_on_when_resumed(t
     _, err = child.communicate(timeout=100)
     assert child.returncode == 3, err
     assert "was lost: " in err
-    assert Record(tmp_path / "s" / "tiny-smoke").rows() == []
-    done = subprocess.run(command, capture_output=True, text=True, timeout=170, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    assert " epoch 1/" not in done.stdout
-    assert [(r["status"], r["lr"]) for r in Record(tmp_path / "s" / "tiny-smoke").rows()] == [("FINISHED", 0.05)]
+    assert rows() == []
 
-
-@pytest.mark.timeout(240)
-def test_ctrl_c_is_resumable_and_nothing_runs_twice(tmp_path: Path) -> None:
-    from backlink_ray.study.record import Record
-
-    command = recipe(tmp_path, LONG)
-    child = started_until_epoch_2(command)
+    child = started_until_epoch(5, command)
     child.send_signal(signal.SIGINT)
     out, err = child.communicate(timeout=60)
     assert child.returncode == 3, err
     assert f"resume: {shlex.join(command)} --resume auto" in out
     assert "Traceback" not in err
-    assert Record(tmp_path / "s" / "tiny-smoke").rows() == []
+    assert rows() == []
+
     done = subprocess.run(command, capture_output=True, text=True, timeout=170, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert " epoch 1/" not in done.stdout
-    assert [row["status"] for row in Record(tmp_path / "s" / "tiny-smoke").rows()] == ["FINISHED"]
+    assert " epoch 4/" not in done.stdout
+    assert rows() == [("FINISHED", 0.05)]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_a_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
-    command = recipe(tmp_path, LONG)
-    child = started_until_epoch_2(command)
+    command = recipe(tmp_path, SEARCH)
+    child = started_until_epoch(2, command)
     child.send_signal(signal.SIGINT)
     time.sleep(0.2)
     child.send_signal(signal.SIGINT)
@@ -215,18 +218,15 @@ def test_refusals_are_one_line(
     if prepare == "file":
         storage.write_text("")
     preset = () if "--preset" in flags else ("--smoke-test",)
-    monkeypatch.setattr("sys.argv", ["tune_resnet32.py", *preset, "--storage-path", str(storage), *flags])
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(ROOT / "studies" / "tune_resnet32.py"), run_name="__main__")
-    assert ended.value.code == 2
+    flags = (*preset, "--storage-path", str(storage), *flags)
+    assert run_here("tune_resnet32.py", *flags, monkeypatch=monkeypatch) == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize("item", ["correctness", "memory", "speed", "headline"])
-def test_the_gpu_list_in_miniature(item: str, tmp_path: Path) -> None:
+def test_the_gpu_list_in_miniature(item: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flags = ("--smoke-test", "--device", "cpu", "--results", str(tmp_path), "--runs", str(tmp_path / "runs"))
-    done = study("gpu_list.py", item, *flags)
-    assert done.returncode == 0, done.stderr
+    assert run_here("gpu_list.py", item, *flags, monkeypatch=monkeypatch) == 0
     rows = (tmp_path / f"{item}.jsonl").read_text().splitlines()
     assert len(rows) >= 3
     assert all('"commit"' in row and '"date"' in row for row in rows)
