@@ -36,7 +36,7 @@ def cells(lengths: dict[int, tuple[int, ...]], alphas: tuple[float, ...]) -> tup
 
 PRESETS = {
     "paper": Plan(base=PAPER, cells=cells({2: (1, 2, 3, 4), 4: (1, 2, 3, 4)}, ALPHAS), metric="test_error_pct"),
-    "smoke": Plan(base=SMOKE, cells=cells({2: (1, 2), 4: (1,)}, (0.0, 0.5)), metric="test_error_pct"),
+    "smoke": Plan(base=SMOKE, cells=cells({2: (2,), 4: (1,)}, (0.0, 0.5)), metric="test_error_pct"),
 }
 
 

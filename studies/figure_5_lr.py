@@ -33,7 +33,11 @@ def cells(lengths: dict[int, tuple[int, ...]], etas: tuple[float, ...]) -> tuple
 
 PRESETS = {
     "paper": Plan(base=PAPER, cells=cells({2: (1, 2, 3, 4), 4: (1, 2, 3, 4)}, ETAS), metric="test_error_pct"),
-    "smoke": Plan(base=SMOKE, cells=cells({2: (2,), 4: (1,)}, (0.01, 0.1)), metric="test_error_pct"),
+    "smoke": Plan(
+        base=SMOKE,
+        cells=(*cells({2: (2,)}, (0.01, 0.1)), *({"K": 4, "l": 1, "eta": eta} for eta in (0.01, 0.1))),
+        metric="test_error_pct",
+    ),
 }
 
 
