@@ -89,11 +89,12 @@ def test_defaults_never_change() -> None:
 DEFAULTS = {
     "network": "resnet32", "dataset": "cifar10-sample", "method": "backlink", "head": "fc", "final_head": "auto",
     "num_modules": 4, "propagation_length": 2, "alpha": 0.5, "alpha_mode": "once", "body_scale": "one",
-    "tail_memory": "retain", "link": "replica", "mode": "exact", "buffer_size": 2, "base": "gll", "beta": 0.99, "lambda1_first": 5.0, "lambda1_last": 0.5,
-    "lambda2_first": 0.5, "lambda2_last": 1.0, "synthesizer_lr": 3e-5, "synthesizer_width": 0,
-    "label_conditioning": False, "remainder": "front", "balance": "count", "lr": 0.5, "momentum": 0.9,
-    "weight_decay": 1e-4, "warmup_fraction": 0.05, "batch_size": 512, "epochs": 200, "augment": True,
-    "validation_fraction": 0.0, "train_images": 0, "test_images": 0, "seed": 0, "torch_threads": 1, "executor": "auto",
+    "tail_memory": "retain", "link": "replica", "mode": "exact", "buffer_size": 2, "base": "gll", "beta": 0.99,
+    "lambda1_first": 5.0, "lambda1_last": 0.5, "lambda2_first": 0.5, "lambda2_last": 1.0, "synthesizer_lr": 3e-05,
+    "synthesizer_width": 0, "label_conditioning": False, "remainder": "front", "balance": "count", "lr": 0.5,
+    "momentum": 0.9, "weight_decay": 0.0001, "warmup_fraction": 0.05, "batch_size": 512, "epochs": 200, "augment":
+    True, "validation_fraction": 0.0, "train_images": 0, "test_images": 0, "seed": 0, "torch_threads": 1,
+    "executor": "auto",
 }  # fmt: skip
 
 
