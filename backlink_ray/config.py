@@ -16,7 +16,17 @@ DATASETS = {
 METHODS: dict[str, tuple[str, ...]] = {
     "bp": (),
     "gll": (),
-    "backlink": ("propagation_length", "alpha", "alpha_mode", "body_scale", "tail_memory", "link", "mode", "buffer_size", "base"),
+    "backlink": (
+        "propagation_length",
+        "alpha",
+        "alpha_mode",
+        "body_scale",
+        "tail_memory",
+        "link",
+        "mode",
+        "buffer_size",
+        "base",
+    ),
     "dgl": ("mode", "buffer_size"),
     "predsim": ("beta",),
     "infopro": ("lambda1_first", "lambda1_last", "lambda2_first", "lambda2_last"),
