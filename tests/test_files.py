@@ -26,7 +26,7 @@ while True:
 @pytest.mark.timeout(60)
 def test_a_kill_while_writing_leaves_whole_content(tmp_path: Path) -> None:
     chance = random.Random(0)
-    for _ in range(5):
+    for _ in range(3):
         child = subprocess.Popen(
             [sys.executable, "-c", WRITER, str(tmp_path / "file")], stdout=subprocess.PIPE, text=True
         )

@@ -76,7 +76,10 @@ def ray_executor(training: Job) -> Executor:
 @pytest.mark.parametrize("make", [ThreadsExecutor, ray_executor], ids=["threads", "ray"])
 @pytest.mark.parametrize(
     "method",
-    [bl.DGL(mode="async"), bl.BackLink(propagation_length=1, mode="async", base=bl.InfoPro())],
+    [
+        pytest.param(bl.DGL(mode="async"), marks=pytest.mark.slow),
+        bl.BackLink(propagation_length=1, mode="async", base=bl.InfoPro()),
+    ],
     ids=["dgl", "backlink+infopro"],
 )
 def test_free_stages_train(make: Callable[[Job], Executor], method: Method, ray_here: None) -> None:

@@ -104,7 +104,10 @@ def test_sigkill_of_a_stage_is_named_within_seconds_and_leaves_nothing(ray_here:
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize(("num_modules", "during"), [(2, "train"), (3, "state"), (1, "train")])
+@pytest.mark.parametrize(
+    ("num_modules", "during"),
+    [(2, "train"), pytest.param(3, "state", marks=pytest.mark.slow), pytest.param(1, "train", marks=pytest.mark.slow)],
+)
 def test_a_hung_stage_is_found_by_name_after_the_stage_timeout(num_modules: int, during: str, ray_here: None) -> None:
     from backlink_ray.pipeline.actors import RayExecutor
 

@@ -99,7 +99,7 @@ def test_every_method_as_threads(name: str) -> None:
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("name", ["dni, labels", "backlink, error", "backlink+infopro"])
+@pytest.mark.parametrize("name", ["backlink, error", "backlink+infopro"])
 def test_links_and_helpers_over_ray(name: str, ray_here: None) -> None:
     check_equal(ray_executor, lambda: job(SETTINGS[name].method, 3, "conv"))
 

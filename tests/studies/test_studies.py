@@ -197,7 +197,6 @@ def test_dry_run_says_what_would_run() -> None:
         ("nothing", ("--gpus", "4"), "gpus=4 is for a cluster that grows"),
         ("nothing", ("--gpus-per-stage", "0"), "gpus_per_stage=0.0 is out of range"),
         ("nothing", ("--preset", "cpu", "--asha"), "preset 'cpu' is a list of runs"),
-        ("nothing", ("--address", "127.0.0.1:1"), "address='127.0.0.1:1' does not answer"),
         ("nothing", ("--tracking-uri", "/some/folder"), "MLflow 3 no longer takes"),
     ],
 )
@@ -221,6 +220,12 @@ def test_refusals_are_one_line(
     flags = (*preset, "--storage-path", str(storage), *flags)
     assert run_here("tune_resnet32.py", *flags, monkeypatch=monkeypatch) == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_cluster_that_does_not_answer_is_named(tmp_path: Path) -> None:
+    done = study("tune_resnet32.py", "--smoke-test", "--storage-path", str(tmp_path), "--address", "127.0.0.1:1")
+    assert done.returncode == 2, done.stderr
+    assert "address='127.0.0.1:1' does not answer" in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize("item", ["correctness", "memory", "speed", "headline"])

@@ -210,6 +210,7 @@ def test_a_killed_driver_leaves_no_second_run_and_no_open_one(tmp_path: Path, ur
     assert database.runs() == [("a", "FINISHED"), ("b", "KILLED")]
 
 
+@pytest.mark.slow
 def test_twenty_first_starts_on_an_empty_store(tmp_path: Path) -> None:
     assert fork_writers("w", 20, 2, default_tracking_uri(tmp_path), tmp_path / "spools") == str([0] * 20)
     store = Store(tmp_path / "mlflow.db")

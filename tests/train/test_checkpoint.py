@@ -88,7 +88,7 @@ while True:
 @pytest.mark.timeout(120)
 def test_kill_during_writing_leaves_a_whole_newest_one(tmp_path: Path) -> None:
     chance = random.Random(1)
-    for _ in range(5):
+    for _ in range(3):
         child = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
         assert child.stdout is not None
         for _ in range(chance.randrange(1, 8)):
