@@ -119,11 +119,12 @@ def memory_rows(network: str, device: str, batch_size: int) -> Iterator[Row]:
                     network=network, head="conv", num_modules=k, propagation_length=length, batch_size=batch_size,
                     tail_memory=tail_memory,
                 )  # fmt: skip
-                peak = _peak(config, device)
+                peak = peak_of_step_mib(config, device)
                 yield {"network": network, "K": k, "l": length, "tail_memory": tail_memory, "peak_memory_mib": peak}
 
 
-def _peak(config: RunConfig, device: str) -> float:
+def peak_of_step_mib(config: RunConfig, device: str) -> float:
+    """Return the device's peak memory in MiB over the second of two steps: the first makes momentum and workspaces."""
     with LocalExecutor(job_for(config, random_images(2 * config.batch_size), device)) as executor:
         executor.train(1)
         reset_peak_memory(torch.device(device))

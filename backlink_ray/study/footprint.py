@@ -5,11 +5,9 @@ import torch
 from backlink_ray.config import RunConfig
 from backlink_ray.local.split import split
 from backlink_ray.measure.cost import SavedTensors, training_bytes
-from backlink_ray.measure.metrics import peak_memory_mib, reset_peak_memory
 from backlink_ray.methods.build import build_method
 from backlink_ray.nets.build import build_network
-from backlink_ray.study.bench import job_for, random_images
-from backlink_ray.train.executor import LocalExecutor
+from backlink_ray.study.bench import peak_of_step_mib
 from backlink_ray.train.trainer import gradients
 
 ALLOCATED = "torch.cuda.max_memory_allocated in the step after a warm-up step"
@@ -26,16 +24,7 @@ def source_of(device: str) -> str:
 
 def footprint_mib(config: RunConfig, device: str) -> float:
     """Return the peak memory of a training step in MiB: allocated on a CUDA device, else counted by `counted_mib`."""
-    return allocated_mib(config, device) if device.startswith("cuda") else counted_mib(config)
-
-
-def allocated_mib(config: RunConfig, device: str) -> float:
-    """Return CUDA's peak of allocated memory in MiB over the second of two steps: the first makes momentum and workspaces."""
-    with LocalExecutor(job_for(config, random_images(2 * config.batch_size), device)) as executor:
-        executor.train(1)
-        reset_peak_memory(torch.device(device))
-        executor.train(1)
-        return peak_memory_mib(torch.device(device))
+    return peak_of_step_mib(config, device) if device.startswith("cuda") else counted_mib(config)
 
 
 def counted_mib(config: RunConfig, device: str = "meta") -> float:
