@@ -4,22 +4,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from backlink_ray import RunConfig
 from backlink_ray.study.command import Finished, main
-from backlink_ray.study.sensitivity import Axis, draw_sensitivity
+from backlink_ray.study.sensitivity import PAPER, SMOKE, Axis, draw_sensitivity
 from backlink_ray.study.tuning import Plan
 
 ETAS = (0.01, 0.05, 0.1, 0.5, 1.0)
-PAPER = RunConfig(network="resnet32", dataset="cifar10", lr=0.5, batch_size=512, epochs=200)
-SMOKE = PAPER.replace(
-    network="resnet14",
-    dataset="cifar10-sample",
-    batch_size=32,
-    epochs=1,
-    train_images=320,
-    test_images=200,
-    executor="local",
-)
 
 
 def cells(lengths: dict[int, tuple[int, ...]], etas: tuple[float, ...]) -> tuple[dict[str, Any], ...]:

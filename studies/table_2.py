@@ -6,17 +6,12 @@ the smoke preset runs a few cells on a few hundred real images; --epochs, --trai
 
 import sys
 
-from backlink_ray.study.grid import Budget
-from backlink_ray.study.sweep import Smoke, main
+from backlink_ray.study.sweep import main
 
-SMOKE = Smoke(
-    cells=(
-        "table2/cifar10/resnet32/fc/K1/l0",
-        "table2/cifar10/resnet32/fc/K4/l0",
-        "table2/cifar10/resnet32/fc/K4/l2",
-    ),
-    budget=Budget(dataset="cifar10-sample", epochs=1, train_images=160, test_images=100, batch_size=16, lr=0.05),
-    alphas=(0.25, 0.75),
+SMOKE = (
+    "table2/cifar10/resnet32/fc/K1/l0",
+    "table2/cifar10/resnet32/fc/K4/l0",
+    "table2/cifar10/resnet32/fc/K4/l2",
 )
 
 if __name__ == "__main__":

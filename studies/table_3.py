@@ -9,18 +9,13 @@ them, are run under the one recipe: --only '*/dgl', --only '*/K4/infopro*'. They
 
 import sys
 
-from backlink_ray.study.grid import Budget
-from backlink_ray.study.sweep import Smoke, main
+from backlink_ray.study.sweep import main
 
-SMOKE = Smoke(
-    cells=(
-        "table3/cifar10/resnet32/conv/K1/l0",
-        "table3/cifar10/resnet32/conv/K4/l0",
-        "table3/cifar10/resnet32/conv/K4/l2",
-        "table3/cifar10/resnet32/conv/K4/dgl",
-    ),
-    budget=Budget(dataset="cifar10-sample", epochs=1, train_images=160, test_images=100, batch_size=16, lr=0.05),
-    alphas=(0.25, 0.75),
+SMOKE = (
+    "table3/cifar10/resnet32/conv/K1/l0",
+    "table3/cifar10/resnet32/conv/K4/l0",
+    "table3/cifar10/resnet32/conv/K4/l2",
+    "table3/cifar10/resnet32/conv/K4/dgl",
 )
 
 if __name__ == "__main__":

@@ -8,17 +8,12 @@ The smoke test takes the embedded sample as it is, which is balanced.
 
 import sys
 
-from backlink_ray.study.grid import Budget
-from backlink_ray.study.sweep import Smoke, main
+from backlink_ray.study.sweep import main
 
-SMOKE = Smoke(
-    cells=(
-        "table4/cifar10-lt/resnet32/fc/K1/l0",
-        "table4/cifar10-lt/resnet32/fc/K4/l0",
-        "table4/cifar10-lt/resnet32/fc/K4/l1",
-    ),
-    budget=Budget(dataset="cifar10-sample", epochs=1, train_images=160, test_images=100, batch_size=16, lr=0.05),
-    alphas=(0.25, 0.75),
+SMOKE = (
+    "table4/cifar10-lt/resnet32/fc/K1/l0",
+    "table4/cifar10-lt/resnet32/fc/K4/l0",
+    "table4/cifar10-lt/resnet32/fc/K4/l1",
 )
 
 if __name__ == "__main__":

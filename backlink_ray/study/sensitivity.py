@@ -29,6 +29,18 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
+PAPER = RunConfig(network="resnet32", dataset="cifar10", lr=0.5, batch_size=512, epochs=200)
+SMOKE = PAPER.replace(
+    network="resnet14",
+    dataset="cifar10-sample",
+    lr=0.05,
+    batch_size=32,
+    epochs=1,
+    train_images=320,
+    test_images=200,
+    executor="local",
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:
