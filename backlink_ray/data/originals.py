@@ -6,6 +6,7 @@ a mirrored digit is another sign.
 """
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,21 +28,14 @@ SVHN_MEAN, SVHN_STD = (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 STL10_CLASSES = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
 
-_CIFAR_AUGMENTATION = Augmentation(pad=4, mode="reflect", flip=True)
+_cifar = partial(Dataset, image_size=32, augmentation=Augmentation(pad=4, mode="reflect", flip=True))
 _STL10_SIZE = 96
 
 
 def as_cifar10(name: str, train: ImageSet, test: ImageSet) -> Dataset:
     """Return images of CIFAR-10, uint8 (N, 3, 32, 32), with what belongs to that set."""
-    return Dataset(
-        name=name,
-        train=train,
-        test=test,
-        class_names=CIFAR10_CLASSES,
-        image_size=32,
-        mean=CIFAR10_MEAN,
-        std=CIFAR10_STD,
-        augmentation=_CIFAR_AUGMENTATION,
+    return _cifar(
+        name=name, train=train, test=test, class_names=CIFAR10_CLASSES, mean=CIFAR10_MEAN, std=CIFAR10_STD
     )
 
 
@@ -79,15 +73,8 @@ def load_cifar100(root: Path, download: bool, _seed: int = 0) -> Dataset:
     from torchvision.datasets import CIFAR100
 
     train, test, names = _load_cifar(CIFAR100, root, download)
-    return Dataset(
-        name="cifar100",
-        train=train,
-        test=test,
-        class_names=names,
-        image_size=32,
-        mean=CIFAR100_MEAN,
-        std=CIFAR100_STD,
-        augmentation=_CIFAR_AUGMENTATION,
+    return _cifar(
+        name="cifar100", train=train, test=test, class_names=names, mean=CIFAR100_MEAN, std=CIFAR100_STD
     )
 
 
