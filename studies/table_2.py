@@ -1,8 +1,4 @@
-"""Table II: BP, GLL and BackLink with fully connected heads on CIFAR-10, CIFAR-100 and STL-10.
-
-Every cell is a run with an address; --dry-run lists them. The paper preset is its recipe (200 epochs, 5 seeds) and needs GPUs;
-the smoke preset runs a few cells on a few hundred real images; --epochs, --train-images and their like make a budget between.
-"""
+"""Table II: BP, GLL and BackLink with fully connected heads on CIFAR-10, CIFAR-100 and STL-10."""
 
 import sys
 

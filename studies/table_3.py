@@ -1,8 +1,5 @@
 """Table III: BP, GLL and BackLink with convolutional heads on CIFAR-10, STL-10 and SVHN, and the methods it is compared with.
 
-Every cell is a run with an address; --dry-run lists them. The paper preset is its recipe (200 epochs, 5 seeds) and needs GPUs;
-the smoke preset runs a few cells on a few hundred real images; --epochs, --train-images and their like make a budget between.
-
 The paper copied the columns of DGL and InfoPro from another paper; here they, PredSim, DNI and DDG, and BackLink on three of
 them, are run under the one recipe: --only '*/dgl', --only '*/K4/infopro*'. They are run only where they are asked for.
 """

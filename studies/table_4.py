@@ -1,8 +1,5 @@
 """Table IV: BP, GLL and BackLink on long-tailed CIFAR-10.
 
-Every cell is a run with an address; --dry-run lists them. The paper preset is its recipe (200 epochs, 5 seeds) and needs GPUs;
-the smoke preset runs a few cells on a few hundred real images; --epochs, --train-images and their like make a budget between.
-
 The smoke test takes the embedded sample as it is, which is balanced.
 """
 

@@ -34,9 +34,7 @@ _STL10_SIZE = 96
 
 def as_cifar10(name: str, train: ImageSet, test: ImageSet) -> Dataset:
     """Return images of CIFAR-10, uint8 (N, 3, 32, 32), with what belongs to that set."""
-    return _cifar(
-        name=name, train=train, test=test, class_names=CIFAR10_CLASSES, mean=CIFAR10_MEAN, std=CIFAR10_STD
-    )
+    return _cifar(name=name, train=train, test=test, class_names=CIFAR10_CLASSES, mean=CIFAR10_MEAN, std=CIFAR10_STD)
 
 
 def long_tailed(whole: Dataset, name: str, seed: int) -> Dataset:
@@ -73,9 +71,7 @@ def load_cifar100(root: Path, download: bool, _seed: int = 0) -> Dataset:
     from torchvision.datasets import CIFAR100
 
     train, test, names = _load_cifar(CIFAR100, root, download)
-    return _cifar(
-        name="cifar100", train=train, test=test, class_names=names, mean=CIFAR100_MEAN, std=CIFAR100_STD
-    )
+    return _cifar(name="cifar100", train=train, test=test, class_names=names, mean=CIFAR100_MEAN, std=CIFAR100_STD)
 
 
 def load_svhn(root: Path, download: bool, _seed: int = 0) -> Dataset:

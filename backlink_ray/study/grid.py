@@ -8,7 +8,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Annotated, Any
+
+import tyro
 
 from backlink_ray.config import ConfigError, RunConfig, check_propagation, module_sizes, unit_count
 from backlink_ray.study.paper import RERUN, Cell, cells, rerun_cells
@@ -94,23 +96,32 @@ def choose(table: int, chosen: Iterable[str] = (), pattern: str = "") -> tuple[C
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """What replaces the paper's recipe in a smaller run; 0 and "" leave the recipe as it is.
+    """What replaces the paper's recipe in a smaller run; 0 and "" leave the recipe as it is."""
 
-    Attributes:
-        dataset: instead of the cell's own.
-        train_images, test_images: the first N.
-        batch_size: images a step.
-        lr: eta of every cell.
-        warmup_fraction: part of the run; the recipe's is 10 of 200 epochs.
-    """
-
-    dataset: str = ""
+    dataset: Annotated[str, tyro.conf.Suppress] = ""
+    """Instead of the cell's own."""
     epochs: int = 0
+    """Budget: epochs; 0 is the paper's 200."""
     train_images: int = 0
+    """Budget: the first N training images; 0 is all."""
     test_images: int = 0
+    """Budget: the first N test images; 0 is all."""
     batch_size: int = 0
+    """Budget: images a step; 0 is the recipe's for the data set."""
     lr: float = 0.0
+    """Budget: learning rate of every cell; 0 is the recipe's for network and heads."""
     warmup_fraction: float = 0.05
+    """Budget: part of the run in which the learning rate rises; the paper's 10 of 200 epochs is the default."""
+
+    def __post_init__(self) -> None:
+        for field in ("epochs", "train_images", "test_images", "batch_size", "lr"):
+            if not getattr(self, field) >= 0:
+                raise ConfigError(f"{field}={getattr(self, field)} is out of range; allowed 0 (the recipe's) or more")
+
+    def over(self, other: "Budget") -> "Budget":
+        """Return another budget with what this one asks for beside the recipe."""
+        asked = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) != f.default}
+        return dataclasses.replace(other, **asked)
 
     @property
     def is_paper(self) -> bool:
@@ -230,7 +241,7 @@ def with_alpha(config: RunConfig, alpha: float) -> RunConfig:
     return config.replace(method=config.base) if alpha == 1.0 else config.replace(alpha=alpha)
 
 
-def choice_of(config: RunConfig, base: RunConfig) -> dict[str, Any]:
+def as_choice(config: RunConfig, base: RunConfig) -> dict[str, Any]:
     """Return the fields in which a run differs from a study's base, as a Plan's cell; the executor is the base's."""
     values = ((f.name, getattr(config, f.name), getattr(base, f.name)) for f in dataclasses.fields(RunConfig))
     return {name: value for name, value, same in values if value != same and name != "executor"}

@@ -1,11 +1,11 @@
 """Sweep: the command of a table study: its cells run on the cluster, over several data sets, and the table comes out."""
 
-import dataclasses
 import math
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 import tyro
@@ -14,7 +14,7 @@ from backlink_ray.config import ConfigError, RunConfig
 from backlink_ray.data.datasets import Dataset, data_root
 from backlink_ray.study.bench import images_per_s
 from backlink_ray.study.face import choose_preset, guarded, open_tracker, print_link, resume_line
-from backlink_ray.study.grid import ALPHAS, Budget, Grid, Rows, choice_of, choose, recipe
+from backlink_ray.study.grid import ALPHAS, PAPER, Budget, Grid, Rows, as_choice, choose, recipe
 from backlink_ray.study.launch import Flags, check_numbers, describe, fit, load_for, places_here
 from backlink_ray.study.publish import made_with, print_cells, track, write
 from backlink_ray.study.record import Record
@@ -37,27 +37,14 @@ class TableFlags(Flags):
     """select: for every BackLink cell by the error on a held-out tenth of the training images; or a number, 0..1."""
     retry_failed: bool = False
     """Run again what has failed."""
-    epochs: int = 0
-    """Budget: epochs; 0 is the paper's 200."""
-    train_images: int = 0
-    """Budget: the first N training images; 0 is all."""
-    test_images: int = 0
-    """Budget: the first N test images; 0 is all."""
-    batch_size: int = 0
-    """Budget: images a step; 0 is the recipe's for the data set."""
-    lr: float = 0.0
-    """Budget: learning rate of every cell; 0 is the recipe's for network and heads."""
-    warmup_fraction: float = 0.05
-    """Budget: part of the run in which the learning rate rises; the paper's 10 of 200 epochs is the default."""
-
-    @property
-    def budget(self) -> dict[str, int | float]:
-        """Return what is asked for beside the recipe."""
-        usual = Budget()
-        fields = (f.name for f in dataclasses.fields(Budget) if hasattr(self, f.name))
-        return {name: getattr(self, name) for name in fields if getattr(self, name) != getattr(usual, name)}
+    budget: Annotated[Budget, tyro.conf.arg(name="")] = PAPER
 
 
+ABOUT = (
+    "Every cell is a run with an address; --dry-run lists them. The paper preset is its recipe (200 epochs, 5 seeds) and "
+    "needs GPUs; the smoke preset runs a few cells on a few hundred real images; --epochs, --train-images and their like "
+    "make a budget between."
+)
 SMOKE = Budget(dataset="cifar10-sample", epochs=1, train_images=160, test_images=100, batch_size=16, lr=0.05)
 SMOKE_ALPHAS = (0.25, 0.75)
 
@@ -68,14 +55,19 @@ def main(number: int, smoke: Sequence[str], description: str, arguments: Sequenc
     Args:
         number: of the paper's table: 2, 3 or 4.
         smoke: addresses of the cells that its smoke test runs, at the budget SMOKE.
-        description: shown by --help.
+        description: shown by --help, and after it what the tables have in common.
         arguments: the command line's if not given.
 
     Returns:
         As `guarded`.
     """
-    flags = tyro.cli(TableFlags, prog=f"table_{number}.py", description=description, args=arguments)
-    return guarded(lambda: Sweep(number, smoke, flags).run())
+    about = f"{description.strip()}\n\n{ABOUT}"
+
+    def run() -> int:
+        flags = tyro.cli(TableFlags, prog=f"table_{number}.py", description=about, args=arguments)
+        return Sweep(number, smoke, flags).run()
+
+    return guarded(run)
 
 
 class Sweep:
@@ -89,7 +81,7 @@ class Sweep:
         count = flags.seeds or (1 if tiny else 5)
         self.grid = Grid(
             cells=choose(number, wanted, flags.only),
-            budget=replace(SMOKE if tiny else Budget(), **flags.budget),  # type: ignore[arg-type]  # as below
+            budget=flags.budget.over(SMOKE if tiny else PAPER),
             seeds=tuple(range(flags.seed, flags.seed + count)),
             alphas=_alphas(flags.alpha, SMOKE_ALPHAS if tiny else ALPHAS),
         )
@@ -99,14 +91,13 @@ class Sweep:
     def _preset(self) -> str:
         flags = self._flags
         # A budget of one's own is a decision: it needs no GPU and no other preset.
-        own = flags.budget and not (flags.preset or flags.smoke_test)
+        own = not (flags.budget.is_paper or flags.preset or flags.smoke_test)
         return "paper" if own else choose_preset(("paper", "smoke"), flags)
 
     def _named(self, tiny: bool) -> str:
         flags = self._flags
-        own = Budget(**flags.budget).slug  # type: ignore[arg-type]  # whole numbers where Budget has them
         alpha = "" if flags.alpha == "select" else f"alpha{self.grid.alphas[0]:g}"
-        parts = (f"table_{self._number}", "smoke" if tiny else "", own, alpha)
+        parts = (f"table_{self._number}", "smoke" if tiny else "", flags.budget.slug, alpha)
         return "-".join(part for part in parts if part)
 
     def run(self) -> int:
@@ -133,7 +124,7 @@ class Sweep:
             executor=self._flags.executor, epochs=budget.epochs or 200, train_images=budget.train_images,
             test_images=budget.test_images, warmup_fraction=budget.warmup_fraction,
         )  # fmt: skip
-        cells = tuple(choice_of(config, base) for config in todo)
+        cells = tuple(as_choice(config, base) for config in todo)
         plan = Plan(base=base, cells=cells, metric="test_error_pct", retry_failed=retry_failed, tags=self._tags(rows))
         return [c.replace(executor=base.executor) for c in todo if c.run_id not in ended], plan
 
@@ -262,11 +253,12 @@ def _images(config: RunConfig) -> float:
 
 def _check(flags: TableFlags) -> None:
     check_numbers(flags)
-    if flags.num_samples or flags.asha:
-        raise ConfigError("--num-samples and --asha are a search's; a table has --cell, --only and --seeds")
-    for field in ("seeds", "epochs", "train_images", "test_images", "batch_size", "lr"):
-        if not getattr(flags, field) >= 0:
-            raise ConfigError(f"{field}={getattr(flags, field)} is out of range; allowed 0 (the default) or more")
+    if flags.num_samples or flags.asha or flags.trade_off:
+        raise ConfigError(
+            "--num-samples, --asha and --trade-off are a search's; a table has --cell, --only and --seeds"
+        )
+    if flags.seeds < 0:
+        raise ConfigError(f"seeds={flags.seeds} is out of range; allowed 0 (the default) or more")
 
 
 def _alphas(flag: str, choices: tuple[float, ...]) -> tuple[float, ...]:

@@ -1,9 +1,7 @@
 """Studies from the outside, on the embedded real images: the main job, twice, and what it refuses."""
 
 import json
-import os
 import re
-import runpy
 import shlex
 import signal
 import subprocess
@@ -14,21 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-ROOT = Path(__file__).parents[2]
-
-
-def study(name: str, *arguments: str, timeout_s: float = 170) -> subprocess.CompletedProcess[str]:
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
-    command = [sys.executable, str(ROOT / "studies" / name), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, env=environment)
-
-
-def run_here(name: str, *arguments: str, monkeypatch: pytest.MonkeyPatch) -> object:
-    """Run a study in this process, which saves its imports; returns the exit code."""
-    monkeypatch.setattr("sys.argv", [name, *arguments])
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(ROOT / "studies" / name), run_name="__main__")
-    return ended.value.code
+from tests.studies.recipes import ROOT, run_recipe, start_recipe
 
 
 @pytest.mark.timeout(400)
@@ -36,10 +20,10 @@ def test_the_main_job_twice(tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
     flags = ("--smoke-test", "--storage-path", str(tmp_path))
-    done = study("tune_resnet110.py", *flags)
+    done = start_recipe("tune_resnet110", *flags)
     assert done.returncode == 0, done.stderr
     assert "backlink K=2 l=2 alpha=0.5 eta=0.02 ray  epoch 2/2" in done.stdout
-    again = study("tune_resnet110.py", *flags, "--resume", "auto")
+    again = start_recipe("tune_resnet110", *flags, "--resume", "auto")
     assert again.returncode == 0, again.stderr
     assert "nothing left to run" in again.stderr
     assert " epoch 1/2 " not in again.stdout
@@ -170,7 +154,7 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
 
 
 def test_dry_run_says_what_would_run() -> None:
-    done = study("tune_resnet32.py", "--dry-run", "--preset", "cpu")
+    done = start_recipe("tune_resnet32", "--dry-run", "--preset", "cpu")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert len(lines) == 7
@@ -201,12 +185,7 @@ def test_dry_run_says_what_would_run() -> None:
     ],
 )
 def test_refusals_are_one_line(
-    tmp_path: Path,
-    prepare: str,
-    flags: tuple[str, ...],
-    message: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, prepare: str, flags: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     storage = tmp_path / "storage"
     folder = storage / "tune_resnet32-smoke"
@@ -218,20 +197,20 @@ def test_refusals_are_one_line(
         storage.write_text("")
     preset = () if "--preset" in flags else ("--smoke-test",)
     flags = (*preset, "--storage-path", str(storage), *flags)
-    assert run_here("tune_resnet32.py", *flags, monkeypatch=monkeypatch) == 2
+    assert run_recipe("tune_resnet32", *flags) == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_cluster_that_does_not_answer_is_named(tmp_path: Path) -> None:
-    done = study("tune_resnet32.py", "--smoke-test", "--storage-path", str(tmp_path), "--address", "127.0.0.1:1")
+    done = start_recipe("tune_resnet32", "--smoke-test", "--storage-path", str(tmp_path), "--address", "127.0.0.1:1")
     assert done.returncode == 2, done.stderr
     assert "address='127.0.0.1:1' does not answer" in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize("item", ["correctness", "memory", "speed", "headline"])
-def test_the_gpu_list_in_miniature(item: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gpu_list_in_miniature(item: str, tmp_path: Path) -> None:
     flags = ("--smoke-test", "--device", "cpu", "--results", str(tmp_path), "--runs", str(tmp_path / "runs"))
-    assert run_here("gpu_list.py", item, *flags, monkeypatch=monkeypatch) == 0
+    assert run_recipe("gpu_list", item, *flags) == 0
     rows = (tmp_path / f"{item}.jsonl").read_text().splitlines()
     assert len(rows) >= 3
     assert all('"commit"' in row and '"date"' in row for row in rows)
@@ -240,7 +219,7 @@ def test_the_gpu_list_in_miniature(item: str, tmp_path: Path, monkeypatch: pytes
 @pytest.mark.timeout(180)
 def test_the_overlap_benchmark_in_miniature(tmp_path: Path) -> None:
     flags = ("--network", "resnet8", "--batch-size", "8", "--steps", "1", "--rounds", "2", "--results", str(tmp_path))
-    done = study("overlap.py", *flags)
+    done = start_recipe("overlap", *flags)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(row) for row in (tmp_path / "overlap.jsonl").read_text().splitlines()]
     assert [row["run"] for row in rows] == ["BP, one core", "BackLink K=2 l=1, threads", "BackLink K=2 l=1, ray"]

@@ -1,12 +1,8 @@
 """Table studies from the outside: the dry runs, one table from its cells to its files, and what is refused."""
 
 import csv
-import os
 import re
 import runpy
-import subprocess
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -17,20 +13,10 @@ from backlink_ray.study.journal import NoTracker
 from backlink_ray.study.paper import cells
 from backlink_ray.study.record import Record
 from backlink_ray.study.tuning import Plan, Study
+from tests.studies.recipes import ROOT, run_recipe, start_recipe
 from tests.study.rows import Row, row_of
 
-ROOT = Path(__file__).parents[2]
 CELL = "table4/cifar10-lt/resnet32/fc/K4/l1"
-
-
-def here(number: int, arguments: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> int:
-    """Run a table study in this process, without the MLflow server of whoever runs the tests; returns the exit code."""
-    for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setattr("sys.argv", [f"table_{number}.py", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(ROOT / "studies" / f"table_{number}.py"), run_name="__main__")
-    return int(str(ended.value.code))
 
 
 def listed(out: str) -> list[str]:
@@ -43,7 +29,7 @@ def test_the_dry_runs_list_exactly_the_177_cells(
     monkeypatch.setattr(sweep, "images_per_s", lambda config, device: 100.0)  # measuring four networks takes a minute
     found = []
     for number in (2, 3, 4):
-        assert here(number, ["--dry-run"], monkeypatch) == 0
+        assert run_recipe(f"table_{number}", "--dry-run") == 0
         found.append(capsys.readouterr().out)
     assert sorted(listed("".join(found))) == sorted(cell.address for cell in cells())
     line = next(line for line in found[2].splitlines() if line.startswith(CELL))
@@ -58,7 +44,7 @@ def test_a_dry_run_of_our_own_columns_at_a_smaller_budget(
 ) -> None:
     monkeypatch.setattr(sweep, "images_per_s", lambda config, device: 100.0)
     flags = ["--dry-run", "--only", "table3/cifar10/resnet32/conv/K4/[di]*", "--epochs", "8", "--seeds", "2"]
-    assert here(3, [*flags, "--train-images", "10000", "--alpha", "0.5"], monkeypatch) == 0
+    assert run_recipe("table_3", *flags, "--train-images", "10000", "--alpha", "0.5") == 0
     out = capsys.readouterr().out
     names = [address.rsplit("/", 1)[1] for address in listed(out)]
     assert names == ["dgl", "infopro", "dni", "ddg", *(f"{b}+l{n}" for b in ("dgl", "infopro") for n in (1, 2, 3, 4))]
@@ -70,13 +56,9 @@ def test_a_dry_run_of_our_own_columns_at_a_smaller_budget(
 
 
 @pytest.mark.timeout(300)
-def test_a_table_from_its_cells_to_its_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_table_from_its_cells_to_its_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--smoke-test", "--storage-path", str(tmp_path), "--cell", CELL]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
-    command = [sys.executable, str(ROOT / "studies" / "table_4.py"), *flags]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment)
+    done = start_recipe("table_4", *flags, timeout_s=280)
     assert done.returncode == 0, done.stderr
     rows = Record(tmp_path / "table_4-smoke").rows()
     selection = [row for row in rows if row["validation_fraction"]]
@@ -89,12 +71,24 @@ def test_a_table_from_its_cells_to_its_files(
     assert "1 of the paper's 12 cells have run" in done.stdout
     assert f"[0/2 done] {CELL} selection s0 K=4 l=1 alpha=0.25 eta=0.05 starts" in done.stdout
 
-    assert here(4, flags, monkeypatch) == 0
+    assert run_recipe("table_4", *flags) == 0
     assert "nothing left to run: every run that was asked for has ended" in capsys.readouterr().err
     (tmp_path / "table_4-smoke" / "table.html").unlink()
-    assert here(4, [*flags, "--report-only"], monkeypatch) == 0
+    assert run_recipe("table_4", *flags, "--report-only") == 0
     assert (tmp_path / "table_4-smoke" / "table.html").exists()
     assert len(Record(tmp_path / "table_4-smoke").rows()) == len(rows)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("number", [2, 3, 4])
+def test_smoke_tests_as_a_user_runs_them(number: int, tmp_path: Path) -> None:
+    name = f"table_{number}"
+    done = start_recipe(name, "--smoke-test", "--storage-path", str(tmp_path), timeout_s=120)  # what README promises
+    assert done.returncode == 0, done.stderr
+    cells = runpy.run_path(str(ROOT / "studies" / f"{name}.py"))["SMOKE"]
+    with (tmp_path / f"{name}-smoke" / "cells.csv").open() as file:
+        assert {line["cell"] for line in csv.DictReader(file) if line["error_pct"]} == set(cells)
 
 
 def tables(storage: Path, run: Row) -> None:
@@ -130,21 +124,18 @@ def tracked(storage: Path, run_id: str) -> None:
         (2, ("--alpha", "often"), "alpha='often' is not known; allowed: select, or a number in 0..1"),
         (2, ("--alpha", "1.5"), "alpha='1.5' is not known"),
         (2, ("--seeds", "-1"), "seeds=-1 is out of range"),
-        (2, ("--num-samples", "3"), "--num-samples and --asha are a search's"),
+        (2, ("--epochs", "-1"), "epochs=-1 is out of range"),
+        (2, ("--num-samples", "3"), "--num-samples, --asha and --trade-off are a search's"),
+        (2, ("--trade-off",), "--num-samples, --asha and --trade-off are a search's"),
         (2, ("--preset", "cpu"), "preset='cpu' is not known; allowed: paper, smoke"),
         (2, ("--batch-size", "500"), "batch_size=500 does not fit 160 training images"),
     ],
 )
 def test_refusals_are_one_line_and_leave_nothing(
-    tmp_path: Path,
-    number: int,
-    flags: tuple[str, ...],
-    message: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, number: int, flags: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     smoke = () if "--preset" in flags else ("--smoke-test",)
-    assert here(number, [*smoke, "--storage-path", str(tmp_path / "s"), *flags], monkeypatch) == 2
+    assert run_recipe(f"table_{number}", *smoke, "--storage-path", str(tmp_path / "s"), *flags) == 2
     err = capsys.readouterr().err
     assert message in err.splitlines()[-1]
     assert "Traceback" not in err

@@ -14,7 +14,7 @@ from backlink_ray.study.grid import (
     Budget,
     Grid,
     addresses,
-    choice_of,
+    as_choice,
     choose,
     find,
     recipe,
@@ -175,6 +175,6 @@ def test_a_smaller_budget_changes_the_recipe_and_says_so() -> None:
 def test_a_run_survives_its_way_through_a_plan(address: str) -> None:
     config = recipe(find(f"table3/cifar10/resnet32/conv/{address}")).replace(seed=3)
     base = RunConfig(executor="threads", epochs=8)
-    found = base_with(base, choice_of(config, base))
+    found = base_with(base, as_choice(config, base))
     assert found.run_id == config.run_id
     assert found.executor == "threads"
