@@ -26,6 +26,7 @@ STL10_MEAN, STL10_STD = (0.44671, 0.43981, 0.40665), (0.26034, 0.25658, 0.27127)
 SVHN_MEAN, SVHN_STD = (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+SVHN_CLASSES = tuple("0123456789")
 STL10_CLASSES = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
 
 _cifar = partial(Dataset, image_size=32, augmentation=Augmentation(pad=4, mode="reflect", flip=True))
@@ -91,7 +92,7 @@ def load_svhn(root: Path, download: bool, _seed: int = 0) -> Dataset:
         name="svhn",
         train=train,
         test=test,
-        class_names=tuple("0123456789"),
+        class_names=SVHN_CLASSES,
         image_size=32,
         mean=SVHN_MEAN,
         std=SVHN_STD,

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -10,6 +10,7 @@ from rich.table import Table as Screen
 
 from backlink_ray import environment
 from backlink_ray.files import write_whole
+from backlink_ray.study.classes import ClassError, classes_csv, classes_markdown
 from backlink_ray.study.grid import Rows
 from backlink_ray.study.page import html
 from backlink_ray.study.table import RUN_COLUMNS, Table, cells_csv, markdown, paper_csv, run_cells
@@ -38,11 +39,18 @@ def _made_with(about: dict[str, object]) -> str:
     return f"{where}, torch {torch_version}, backlink_ray {about.get('backlink_ray')}, commit {about.get('commit')}"
 
 
-def write(table: Table, folder: Path) -> tuple[Path, ...]:
-    """Write table.md, table.csv (the paper's form), cells.csv (a line a cell) and table.html; returns their paths."""
+def write(table: Table, folder: Path, classes: Sequence[ClassError] = ()) -> tuple[Path, ...]:
+    """Write a table in all its forms; returns their paths.
+
+    table.md, table.csv (the paper's form), cells.csv (a line a cell), table.html; and classes.csv (a line a class of a cell)
+    where there are classes to tell of.
+    """
     contents = {
         "table.md": markdown(table), "table.csv": paper_csv(table), "cells.csv": cells_csv(table), "table.html": html(table),
     }  # fmt: skip
+    if classes:
+        contents["table.md"] += classes_markdown(classes)
+        contents["classes.csv"] = classes_csv(classes, "the paper's" if table.budget.is_paper else table.budget.text)
     for name, content in contents.items():
         write_whole(folder / name, content)
     return tuple(folder / name for name in contents)

@@ -224,7 +224,7 @@ def _train(
         checkpoints.save(executor.state(), {"run_id": config.run_id, "curve": curve})
         if epoch < config.epochs:
             options.on_epoch(metrics)
-    result = folder.finish(_result(config, digest, curve, executor))
+    result = folder.finish(_result(config, digest, curve, executor, job))
     options.on_epoch(curve[-1])  # after the result is on disk: whoever hears of the last epoch may end this process
     return result, spans
 
@@ -260,7 +260,9 @@ def _metrics(config: RunConfig, epoch: int, report: ChunkReport, executor: Execu
     return found
 
 
-def _result(config: RunConfig, digest: str, curve: list[dict[str, Any]], executor: Executor) -> dict[str, Any]:
+def _result(
+    config: RunConfig, digest: str, curve: list[dict[str, Any]], executor: Executor, job: Job
+) -> dict[str, Any]:
     last = {k: v for k, v in curve[-1].items() if k not in ("epoch", "local_loss")}
     rates = sorted(m["images_per_s"] for m in curve)
     return {
@@ -268,6 +270,7 @@ def _result(config: RunConfig, digest: str, curve: list[dict[str, Any]], executo
         "run_id": config.run_id,
         **last,
         "images_per_s": rates[len(rates) // 2],
+        "class_train_images": job.train.labels.bincount(minlength=len(last["class_error_pct"])).tolist(),
         "best_test_error_pct": min(m["test_error_pct"] for m in curve),
         "weights_sha256": weights_sha256(executor.state()),
         "executor": executor.name,

@@ -13,6 +13,7 @@ import tyro
 from backlink_ray.config import ConfigError, RunConfig
 from backlink_ray.data.datasets import Dataset, data_root
 from backlink_ray.study.bench import images_per_s
+from backlink_ray.study.classes import class_errors
 from backlink_ray.study.face import choose_preset, guarded, open_tracker, print_link, resume_line
 from backlink_ray.study.grid import ALPHAS, PAPER, Budget, Grid, Rows, as_choice, choose, recipe
 from backlink_ray.study.launch import Flags, check_numbers, describe, fit, load_for, places_here
@@ -187,7 +188,7 @@ class Sweep:
     def _finish(self, study: Study) -> int:
         rows = study.record.rows()
         table = build(self._number, self.grid, rows, made_with(self._folder, rows))
-        files = write(table, self._folder)
+        files = write(table, self._folder, class_errors(table, self.grid, rows, self._folder))
         track(study.tracker, self._name, files)
         study.tracker.close()
         print_cells(table)

@@ -96,8 +96,10 @@ def tables(storage: Path, run: Row) -> None:
     with (folder / "cells.csv").open() as file:
         (line,) = [line for line in csv.DictReader(file) if line["cell"] == CELL]
     assert (float(line["error_pct"]), float(line["alpha"])) == (run["test_error_pct"], run["alpha"])
-    for name in ("table.md", "table.html", "table.csv", "cells.csv"):
+    for name in ("table.md", "table.html", "table.csv", "cells.csv", "classes.csv"):
         assert "cifar10-sample" in (folder / name).read_text()
+    with (folder / "classes.csv").open() as file:
+        assert sum(float(line["train_images"]) for line in csv.DictReader(file)) == 160
     assert "torch" in (folder / "table.md").read_text().split("Measured with:")[1]
 
 
@@ -110,7 +112,7 @@ def tracked(storage: Path, run_id: str) -> None:
     assert (runs[run_id].data.tags["cell"], runs[run_id].data.tags["kind"]) == (CELL, "full")
     assert sorted(run.data.tags["kind"] for run in runs.values()) == ["full", "selection", "selection", "table"]
     files = {file.path for file in client.list_artifacts(runs["table_4-smoke.table"].info.run_id)}
-    assert files == {"table.md", "table.html", "table.csv", "cells.csv"}
+    assert files == {"table.md", "table.html", "table.csv", "cells.csv", "classes.csv"}
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,7 @@ def test_a_run_writes_the_error_of_each_class_once_with_the_last_weights(tmp_pat
     errors = json.loads((tmp_path / "result.json").read_text())["class_error_pct"]
     assert errors == result["class_error_pct"]
     assert len(errors) == 10
+    assert result["class_train_images"] == data.train_counts
     assert sum(errors) / 10 == pytest.approx(result["test_error_pct"])  # the test set is balanced
     assert ["class_error_pct" in epoch for epoch in result["curve"]] == [False, True]
     with pytest.raises(ConfigError, match="chosen by seed 0"):
