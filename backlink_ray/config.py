@@ -39,7 +39,8 @@ EXECUTORS = ("auto", "local", "threads", "ray")
 NETWORKS = "alexnet, vgg16, vit<depth> (vit1 to vit99), resnet<6n+2> (resnet8, resnet14, ..., resnet32, ..., resnet110)"
 _UNITS = {"alexnet": 8, "vgg16": 16}
 
-# What may differ between two runs that give the same weights: never part of a run's identity.
+# What may differ between two runs that give the same weights: no part of a run's identity, but for mode async, in which
+# the executor decides in which order stages take their steps.
 _NOT_IDENTITY = ("executor", "link")
 
 
@@ -233,7 +234,8 @@ class RunConfig:
         """Return 16 hexadecimal digits that depend on every field that decides the result, and not on their order."""
         # Fields at their defaults do not count, so that a field added later changes no identity.
         given = ((f.name, getattr(self, f.name), f.default) for f in dataclasses.fields(self))
-        fields = {name: v for name, v, default in given if v != default and name not in _NOT_IDENTITY}
+        left_out = _NOT_IDENTITY if self.mode != "async" else ("link",)
+        fields = {name: v for name, v, default in given if v != default and name not in left_out}
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
 
     @property

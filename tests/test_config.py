@@ -77,6 +77,8 @@ def test_run_id_depends_on_the_result_alone() -> None:
     assert one.run_id == RunConfig(alpha=0.25, num_modules=2).run_id
     assert one.run_id == one.replace(executor="ray", link="error").run_id
     assert one.run_id != one.replace(seed=1).run_id
+    free = one.replace(mode="async")  # the executor decides in which order stages take their steps
+    assert free.run_id != free.replace(executor="ray").run_id
     assert one.replace(alpha=1).run_id == one.replace(alpha=1.0).run_id
     assert RunConfig(num_modules=2).run_id == "4e208e06dd36aae9", "old run folders are no longer found"
 

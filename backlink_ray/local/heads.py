@@ -16,18 +16,17 @@ def build_head(family: str, network: Network, unit_index: int, seed: int = 0) ->
     """Return a new head for the output of unit `unit_index`, in the network's type and on its device.
 
     Args:
-        family: "fc", "conv", "pool" or "mlp-sr".
+        family: one of HEADS.
         network: where the head will stand.
         unit_index: global index of the local module's last unit.
         seed: of the initial weights, together with unit_index.
 
     Raises:
-        ConfigError: an unknown family, or a conv head on features without height and width.
+        ConfigError: a conv or mlp-sr head on features without height and width.
     """
-    if family not in HEADS:
-        raise ConfigError(f"head={family!r} is not known; allowed: {', '.join(HEADS)}")
     shapes = [fact.shape for fact in network.facts]
-    head = HEADS[family](shapes[unit_index], shapes[-1], network.num_classes)
+    maps = [shape for shape in shapes if len(shape) == 3]
+    head = HEADS[family](shapes[unit_index], maps[-1] if maps else shapes[-1], network.num_classes)
     initialise(head, seed, "head", unit_index)
     dtype, device = network.dtype_and_device()
     return head.to(dtype=dtype, device=device)
@@ -45,12 +44,12 @@ def fc_head(shape: tuple[int, ...], _last: tuple[int, ...], num_classes: int) ->
 def conv_head(shape: tuple[int, ...], last: tuple[int, ...], num_classes: int) -> nn.Module:
     """Return conv3x3 - batch norm - ReLU - pool - linear 128 - ReLU - dropout 0.5 - linear.
 
-    The convolution doubles the width at stride 2, and keeps both in the network's last group (same shape as its last
-    unit): for the ResNets 16 to 32, 32 to 64, 64 to 64.
+    The convolution doubles the width at stride 2, and keeps both in the network's last group (as wide as its last feature
+    maps): for the ResNets 16 to 32, 32 to 64, 64 to 64.
     """
     if len(shape) != 3:
         raise ConfigError(f"head='conv' needs features (C, H, W), got {shape}; allowed here: fc, pool")
-    width, stride = (shape[0], 1) if shape == last else (2 * shape[0], 2)
+    width, stride = (shape[0], 1) if shape[0] == last[0] else (2 * shape[0], 2)
     return nn.Sequential(
         conv3x3(shape[0], width, stride),
         nn.BatchNorm2d(width),

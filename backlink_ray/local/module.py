@@ -146,6 +146,12 @@ class LocalModule(nn.Module):
         """Yield ("helpers.<module index>.<name>", parameter)."""
         return ((f"helpers.{self.module_index}.{n}", p) for n, p in self.helper.named_parameters())
 
+    def network_named(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield what the network itself consists of: the units, and in the last module the head."""
+        yield from self.chain.named()
+        if self.is_last:
+            yield from self.head_named()
+
     def named(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield every parameter by its name: units, head, helper."""
         yield from self.chain.named()

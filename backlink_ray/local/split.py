@@ -5,7 +5,7 @@ from itertools import accumulate
 import torch
 from torch import nn
 
-from backlink_ray.config import ConfigError, module_sizes
+from backlink_ray.config import HEADS, ConfigError, module_sizes
 from backlink_ray.local.heads import build_head
 from backlink_ray.local.module import Chain, LocalModule, Place
 from backlink_ray.nets.network import Network, draws_at_random
@@ -40,6 +40,8 @@ def split(
         raise ConfigError(
             f"balance={balance!r}, final_head={final_head!r}; allowed: balance count, final_head auto or native"
         )
+    if head not in HEADS:
+        raise ConfigError(f"head={head!r} is not known; allowed: {', '.join(HEADS)}")
     facts = network.facts
     sizes = module_sizes(len(facts), num_modules, remainder, network.name)
     modules = []

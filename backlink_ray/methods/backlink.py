@@ -37,7 +37,7 @@ class BackLink(Method):
 
     Args:
         propagation_length: l, from 0 (GLL) to the size of the smallest module but the last.
-        alpha: weight of the local error in the tail, 0..1 (1 is GLL).
+        alpha: weight of the local error in the tail, 0..1 (1 gives GLL's weights, at BackLink's cost).
         alpha_mode: "once", or "compound" (alpha to the power of the unit's depth from the module's end).
         body_scale: "one", or "alpha": the body's local gradient is scaled as the deepest tail unit's is.
         tail_memory: "retain" the tail's graph until the next module's error is there, or "recompute" it then.
@@ -59,8 +59,10 @@ class BackLink(Method):
     base: Method = field(default_factory=GLL)
 
     def __post_init__(self) -> None:
-        if self.propagation_length < 0:
-            raise ConfigError(f"propagation_length={self.propagation_length} is negative; allowed 0..smallest module")
+        if not isinstance(self.propagation_length, int) or self.propagation_length < 0:
+            raise ConfigError(
+                f"propagation_length={self.propagation_length!r} is no number of units; allowed 0..smallest module"
+            )
         if not 0 <= self.alpha <= 1:
             raise ConfigError(f"alpha={self.alpha} is out of range; allowed 0..1")
         for option, allowed in _OPTIONS.items():
@@ -72,6 +74,10 @@ class BackLink(Method):
         if not isinstance(self.base, Method) or self.base.name not in BASES:
             raise ConfigError(
                 f"base={getattr(self.base, 'name', self.base)!r} has no local losses to build on; allowed: {', '.join(BASES)}"
+            )
+        if self.base.replay_size:
+            raise ConfigError(
+                "the base's mode='async' gives losses only, no mode; allowed: mode='async' of BackLink itself"
             )
 
     @property

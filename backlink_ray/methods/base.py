@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from backlink_ray.config import check_propagation
@@ -106,7 +107,7 @@ class Method:
         place = module.place
         with seeded(place.seed, "init/helper", place.module_index):
             helper = NoHelper() if module.is_last else self.build_helper(place)
-        kept = type(helper) is type(module.helper)  # it may have learned already
+        kept = _form(helper) == _form(module.helper)  # it may have learned already
         return module if kept else module.with_helper(helper)
 
     def build_helper(self, place: Place) -> nn.Module:
@@ -187,3 +188,7 @@ class Method:
     def mix(self, tail: Chain, local: Sequence[Tensor], link: Sequence[Tensor]) -> list[Tensor]:
         """Return the linked parameters' gradients from their own module's (local) and the next module's (link)."""
         raise AssertionError(f"{self.name} has no link to mix")
+
+
+def _form(helper: nn.Module) -> tuple[type[nn.Module], dict[str, torch.Size]]:
+    return type(helper), {name: tensor.shape for name, tensor in helper.state_dict().items()}

@@ -34,9 +34,7 @@ class DDG(Method):
 
     def rest_named(self, module: LocalModule) -> Named:
         """Yield the units, and the head of the last module: no other head has a loss."""
-        yield from module.chain.named()
-        if module.is_last:
-            yield from module.head_named()
+        return module.network_named()
 
     def forward_body(self, module: LocalModule, x: Tensor, draws: Draws) -> Graph:
         """Forward all units on x; before the last module with a copy of the weights, which the error will find unchanged."""
@@ -53,5 +51,6 @@ class DDG(Method):
         no_loss, nothing = tail.output.new_zeros(()), tail.output.new_empty(0)
         if not carry.error.numel():
             return LocalResult(no_loss, None, [], nothing, tail)
-        gradients, error = carry.stash.popleft().backward(carry.error)
+        late, carry.error = carry.error, nothing
+        gradients, error = carry.stash.popleft().backward(late)
         return LocalResult(no_loss, gradients, [], error, tail)

@@ -7,6 +7,8 @@ Card
     modes       exact (Algorithm 1, synchronous): it is GLL with its own heads; async (Algorithm 2): a replay buffer at every
                 cut keeps the last M activations, and a module takes the freshest among the least used, so none waits
     defaults    exact; M = 2
+    resuming    what waits in the buffers is in no checkpoint (M activations a cut, for every one kept): a resumed run starts
+                with empty ones, its first turn in order
     deviations  one process runs the asynchronous form in turns whose order is drawn from the seed
 """
 

@@ -67,9 +67,7 @@ class DNI(Method):
 
     def rest_named(self, module: LocalModule) -> Named:
         """Yield the units, and the head of the last module: no other head has a loss."""
-        yield from module.chain.named()
-        if module.is_last:
-            yield from module.head_named()
+        return module.network_named()
 
     def linked_named(self, module: LocalModule) -> Named:
         """Yield the synthesizer."""

@@ -12,6 +12,7 @@ Card
     deviations  the published code gives weights for the contrastive form only, so these are ours
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -44,7 +45,7 @@ class InfoPro(Method):
     def __post_init__(self) -> None:
         for field in ("lambda1", "lambda2"):
             value = getattr(self, field)
-            if len(value) != 2 or not all(0 <= v < float("inf") for v in value):
+            if not isinstance(value, Sequence) or len(value) != 2 or not all(0 <= v < float("inf") for v in value):
                 raise ConfigError(f"{field}={value} is no pair of weights; allowed (first, last), each 0 or more")
 
     @property

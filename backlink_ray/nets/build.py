@@ -49,11 +49,13 @@ class PooledLinear(nn.Sequential):
 
 def initialise(module: nn.Module, seed: int, purpose: str, index: int) -> None:
     """Set He fan-out normal convolutions, and torch's own start for everything else that has weights."""
+    # The attention's own start sets its output map otherwise than a linear map's.
+    of_attention = {part.out_proj for part in module.modules() if isinstance(part, nn.MultiheadAttention)}
     with seeded(seed, f"init/{purpose}", index):
         for part in module.modules():
             if isinstance(part, nn.Conv2d):
                 nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
             elif isinstance(part, nn.MultiheadAttention):
                 part._reset_parameters()
-            elif isinstance(part, (nn.BatchNorm2d, nn.LayerNorm, nn.Linear)):
+            elif isinstance(part, (nn.BatchNorm2d, nn.LayerNorm, nn.Linear)) and part not in of_attention:
                 part.reset_parameters()

@@ -93,8 +93,10 @@ def _try_out(name: str, module: nn.Module, x: Tensor) -> tuple[Tensor, bool]:
     try:
         random = draws_at_random(module, x)
         y = probe(module, x)
-    except (RuntimeError, ValueError, TypeError) as error:
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError) as error:
         raise ConfigError(f"{name} cannot take its input of shape {tuple(x.shape)}: {error}") from error
+    if not isinstance(y, Tensor):
+        raise ConfigError(f"{name} gives a {type(y).__name__}; a unit gives one tensor (wrap it to pick one)")
     if x._version != version:
         # Its input is another unit's output, which that unit's own head may still be reading.
         raise ConfigError(f"{name} changes its input in place; make its first operation inplace=False")

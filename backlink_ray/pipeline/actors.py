@@ -21,7 +21,7 @@ from backlink_ray.pipeline.objectstore import ObjectStoreLink
 from backlink_ray.pipeline.stage import StagePlan, plan_stages
 from backlink_ray.train.executor import Job
 
-# Starting a Python process that imports torch takes seconds; a minute means that something is wrong.
+# Starting a Python process that imports torch takes seconds; two minutes mean that something is wrong.
 READY_TIMEOUT_S = 120.0
 # How long the driver gives the other stages to say how they ended, once one has failed.
 LAST_WORDS_S = 2.0

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from backlink_ray.pipeline.exchange import Kind, flatten, unflatten
+from backlink_ray.pipeline.exchange import Kind, Link, flatten, unflatten
 from backlink_ray.pipeline.schedule import Action, free_actions
 from backlink_ray.pipeline.stage import Stage, StagePlan
 
@@ -29,11 +29,11 @@ class FreeStage(Stage):
         return step if self._plan.is_first else self._batch_step
 
     def _receive_fresh_activation(self, step: int) -> None:
-        self._batch_step, self._x = self._previous.receive_any(Kind.FRESH_ACTIVATION)
+        self._batch_step, self._x = self._receive_any(self._previous, Kind.FRESH_ACTIVATION)
 
     def _replica_refresh(self, step: int) -> None:
         if self._previous.has(Kind.TAIL_WEIGHTS):
-            _, vector = self._previous.receive_any(Kind.TAIL_WEIGHTS)
+            _, vector = self._receive_any(self._previous, Kind.TAIL_WEIGHTS)
             parameters: list[Tensor] = list(self._replica.parameters())
             with torch.no_grad():
                 for parameter, weights in zip(parameters, unflatten(vector, parameters), strict=True):
@@ -47,12 +47,17 @@ class FreeStage(Stage):
 
     def _receive_newest_gradient(self, step: int) -> None:
         if self._next.has(Kind.NEWEST_GRADIENT):
-            _, vector = self._next.receive_any(Kind.NEWEST_GRADIENT)
+            _, vector = self._receive_any(self._next, Kind.NEWEST_GRADIENT)
             self._newest = unflatten(vector, list(self._tail.parameters()))
         self._carry.link = self._newest
 
     def _send_newest_gradient(self, step: int) -> None:
-        self._send(self._previous, Kind.NEWEST_GRADIENT, step, flatten(self._replica_gradients))
+        vector, self._replica_gradients = flatten(self._replica_gradients), []
+        self._send(self._previous, Kind.NEWEST_GRADIENT, step, vector)
+
+    def _receive_any(self, link: Link, kind: Kind) -> tuple[int, Tensor]:
+        with self._waiting():
+            return link.receive_any(kind)
 
 
 def make_stage(plan: StagePlan) -> Stage:

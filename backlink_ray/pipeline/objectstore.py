@@ -32,15 +32,16 @@ class ObjectStoreLink(Link):
         self._mine = mine
         self._device = device
         self._timeout_s = timeout_s
-        self._under_way: deque[tuple[Kind, int, Any]] = deque()
+        self._under_way: dict[Kind, deque[tuple[int, Any]]] = {kind: deque() for kind in Kind}
 
     def send(self, kind: Kind, step: int, tensor: Tensor) -> None:
-        """Hand a copy to the object store; waits while more than a few messages are not taken yet."""
+        """Hand a copy to the object store; waits while more than `CAPACITY` of its kind have no room at the neighbour's."""
         array = tensor.detach().cpu().contiguous().numpy()
         method = self._peer.deliver_previous if self._side == "previous" else self._peer.deliver_following
-        self._under_way.append((kind, step, method.remote(str(kind), step, array)))
-        while len(self._under_way) > CAPACITY * len(Kind):
-            self._confirm(*self._under_way.popleft())
+        under_way = self._under_way[kind]
+        under_way.append((step, method.remote(str(kind), step, array)))
+        while len(under_way) > CAPACITY:
+            self._confirm(kind, *under_way.popleft())
 
     def _confirm(self, kind: Kind, step: int, taken: Any) -> None:
         try:

@@ -2,7 +2,8 @@
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -98,6 +99,7 @@ class Stage:
         self._step = 0
         self._link_s = 0.0
         self._losses: list[Tensor] = []
+        self._local_gradients: list[Tensor] = []
         self._nothing = torch.empty(0)
         self._drawn: tuple[int, Tensor] = (-1, self._nothing)
         self.position: tuple[int, str] = (0, "ready")
@@ -131,10 +133,12 @@ class Stage:
         """Train on the next `num_steps` batches, and end with nothing under way."""
         torch.set_num_threads(self._job.torch_threads)
         self._losses, self._link_s = [], 0.0
-        for action, step in run_actions(self._step, num_steps, self._actions):
-            self.position = (step, action)
-            with self._timeline.record(action, step):
-                getattr(self, "_" + action)(step)
+        # A thread's current device is whose generator its dropout draws are taken from and put back to.
+        with torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext():
+            for action, step in run_actions(self._step, num_steps, self._actions):
+                self.position = (step, action)
+                with self._timeline.record(action, step):
+                    getattr(self, "_" + action)(step)
         self._step += num_steps
         self.position = (self._step, "ready")
         return self._report()
@@ -144,7 +148,8 @@ class Stage:
         losses = torch.stack(self._losses).double().cpu()
         return StageReport(losses, self._link_s, peak_memory_mib(self._device), spans)
 
-    # The actions of the schedule, in its order.
+    # The actions of the schedule, in its order. What is not needed again is let go at once: it would lie beside the next
+    # step's graphs.
 
     def _receive_activation(self, step: int) -> None:
         self._x = self._receive(self._previous, Kind.ACTIVATION, step)
@@ -156,6 +161,7 @@ class Stage:
     def _body_forward(self, step: int) -> None:
         x = self._images(step) if self._plan.is_first else self._x
         self._body_graph: Graph = self._method.forward_body(self._module, x, self._draws(step))
+        self._x = self._nothing
 
     def _send_activation(self, step: int) -> None:
         self._send(self._next, Kind.ACTIVATION, step, self._body_graph.output)
@@ -176,9 +182,9 @@ class Stage:
         self._carry.link = unflatten(vector, list(self._tail.parameters()))
 
     def _tail_update(self, step: int) -> None:
-        link, self._carry.link = self._carry.link or self._local_gradients, []
-        mixed = self._method.mix(self._tail, self._local_gradients, link)
-        self._linked_updater.update(mixed, self._job.lr(step))
+        local, self._local_gradients = self._local_gradients, []
+        link, self._carry.link = self._carry.link or local, []
+        self._linked_updater.update(self._method.mix(self._tail, local, link), self._job.lr(step))
 
     def _tail_forward(self, step: int) -> None:
         self._tail_graph: Graph = self._method.forward_tail(self._module, self._body_graph.output, self._draws(step))
@@ -205,6 +211,7 @@ class Stage:
 
     def _send_error(self, step: int) -> None:
         self._send(self._previous, Kind.ERROR, step, self._input_error)
+        self._input_error = self._nothing
 
     def _send_local_gradient(self, step: int) -> None:
         self._send(self._next, Kind.LOCAL_GRADIENT, step, flatten(self._local_gradients))
@@ -212,9 +219,11 @@ class Stage:
     def _body_update(self, step: int) -> None:
         if self._rest is not None:
             self._rest_updater.update(self._rest, self._job.lr(step))
+        self._rest = None
 
     def _replica_backward(self, step: int) -> None:
         self._replica_gradients = self._method.link_backward(self._replica_graph, self._input_error)
+        self._input_error = self._nothing
         del self._replica_graph
 
     def _send_link_gradient(self, step: int) -> None:
@@ -225,23 +234,26 @@ class Stage:
         self._previous_gradients = unflatten(vector, list(self._replica.parameters()))
 
     def _replica_update(self, step: int) -> None:
-        link = self._method.settle(self._replica_carry, self._previous_gradients, self._replica_gradients)
-        mixed = self._method.mix(self._replica, self._previous_gradients, link)
-        self._replica_updater.update(mixed, self._job.lr(step))
+        local, self._previous_gradients = self._previous_gradients, []
+        link, self._replica_gradients = self._method.settle(self._replica_carry, local, self._replica_gradients), []
+        self._replica_updater.update(self._method.mix(self._replica, local, link), self._job.lr(step))
 
     def _draws(self, step: int) -> Draws:
         return Draws(self._job.seed, self._batch_of(step))
 
     def _send(self, link: Link, kind: Kind, step: int, tensor: Tensor) -> None:
-        start = time.perf_counter()
-        link.send(kind, step, tensor)
-        self._link_s += time.perf_counter() - start
+        with self._waiting():
+            link.send(kind, step, tensor)
 
     def _receive(self, link: Link, kind: Kind, step: int) -> Tensor:
+        with self._waiting():
+            return link.receive(kind, step)
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
         start = time.perf_counter()
-        tensor = link.receive(kind, step)
+        yield
         self._link_s += time.perf_counter() - start
-        return tensor
 
     # Between chunks, with every stage drained.
 

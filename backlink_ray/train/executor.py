@@ -124,7 +124,7 @@ class Evaluation:
 
 
 class Executor(ABC):
-    """Runs a job. Every executor gives the same weights, bit for bit on a CPU.
+    """Runs a job. Every executor gives the same weights, bit for bit on a CPU, but in mode async, where speeds decide.
 
     Attributes:
         name: local, threads or ray.

@@ -1,7 +1,7 @@
 """Trainer: every local module, one after another, in one process; the reference that the pipeline must equal."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -17,7 +17,8 @@ from backlink_ray.train.optim import LearningRate, Recipe, Updater
 class TrainState:
     """Everything a run needs to go on: tensors by name, and the next step.
 
-    Random draws need no state: they follow from the seed and the step.
+    Random draws need no state: they follow from the seed and the step. In mode async what waits at the cuts is left out: a
+    run goes on with empty buffers, and not as it would have without the stop.
 
     Attributes:
         weights: parameters and buffers.
@@ -37,7 +38,8 @@ def gradients(
 ) -> dict[str, Tensor]:
     """Return the method's gradient of every parameter by name; no parameter and no statistic changes.
 
-    What only a later step can know (of DDG, the modules before the last) is 0.
+    It is the first step's: what only a later step can know (of DDG, the modules before the last) is 0, and in mode stale
+    the local gradient stands where the link has brought nothing yet.
 
     Args:
         modules: from `split`.
@@ -47,9 +49,9 @@ def gradients(
         draws: source of dropout masks; seed 0, step 0 if not given.
 
     Raises:
-        ConfigError: the method cannot train these modules (a propagation length beyond the smallest one).
+        ConfigError: the method cannot train these modules (a propagation length beyond the smallest one), or mode async.
     """
-    arranged = method.arrange(modules)
+    arranged = _arrange(modules, method)
     kept = [(b, b.clone()) for module in arranged for b in module.buffers()]
     try:
         found, _ = one_pass(arranged, method, images, labels, draws or Draws(), [Carry() for _ in arranged])
@@ -58,6 +60,12 @@ def gradients(
     finally:
         for buffer, value in kept:
             buffer.copy_(value)
+
+
+def _arrange(modules: Sequence[LocalModule], method: Method) -> list[LocalModule]:
+    if method.replay_size:
+        raise ConfigError("mode='async' does not keep step, and a Trainer does; use an executor, or mode exact")
+    return method.arrange(modules)
 
 
 def one_pass(
@@ -77,17 +85,23 @@ def one_pass(
     before: tuple[LocalModule, LocalResult, Carry] | None = None
     batch, x = Batch(images, labels, draws), images
     for module, carry in zip(modules, carries, strict=True):
-        body = method.forward_body(module, x, draws)
-        tail = method.forward_tail(module, body.output, draws)
-        linked = method.has_link(module)
-        result = method.local_backward(module, body, tail, batch, carry, keep_tail=linked and method.keeps_tail())
+        result, x = _learn(method, module, x, batch, carry)
         found.update(_by_name(method.rest_named(module), result.rest or []))
         if before is not None:
             found.update(_hear(method, *before, result.error))
-        before = (module, result, carry) if linked else None
+        # The error has been heard: kept on, it would be one activation more beside the next module's graph.
+        result = replace(result, error=result.error.new_empty(0))
+        before = (module, result, carry) if method.has_link(module) else None
         losses.append(result.loss)
-        x = tail.output
     return found, torch.stack(losses)
+
+
+def _learn(method: Method, module: LocalModule, x: Tensor, batch: Batch, carry: Carry) -> tuple[LocalResult, Tensor]:
+    """Return what a module's own loss gave, and its output."""
+    body = method.forward_body(module, x, batch.draws)
+    tail = method.forward_tail(module, body.output, batch.draws)
+    keep = method.has_link(module) and method.keeps_tail()
+    return method.local_backward(module, body, tail, batch, carry, keep_tail=keep), tail.output
 
 
 def _hear(method: Method, module: LocalModule, result: LocalResult, carry: Carry, error: Tensor) -> dict[str, Tensor]:
@@ -126,9 +140,7 @@ class Trainer:
         recipe: Recipe | None = None,
         seed: int = 0,
     ) -> None:
-        if method.replay_size:
-            raise ConfigError("mode='async' does not keep step, and a Trainer does; use an executor, or mode exact")
-        self.modules = method.arrange(modules)
+        self.modules = _arrange(modules, method)
         self.method = method
         self.step_index = 0
         self._seed = seed

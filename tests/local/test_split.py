@@ -4,6 +4,9 @@ import pytest
 import torch
 
 import backlink_ray as bl
+from backlink_ray import config
+from backlink_ray.local import heads
+from backlink_ray.local.heads import build_head
 from backlink_ray.methods.base import Method
 from tests.examples import tiny_network
 
@@ -86,6 +89,18 @@ def test_heads_take_type_and_initial_weights_from_where_they_stand() -> None:
     two = bl.split(tiny_network().double(), 2, head="conv", seed=4)[0].head
     assert next(one.parameters()).dtype == torch.float64
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+
+
+def test_a_conv_head_keeps_the_width_of_the_last_feature_maps() -> None:
+    """Also where fully connected units follow, as in AlexNet: 192 doubles, 256 stays."""
+    network = bl.build_network("alexnet")
+    convolutions = [build_head("conv", network, index)[0] for index in (1, 3, 4)]
+    widths = [(c.in_channels, c.out_channels, c.stride[0]) for c in convolutions]
+    assert widths == [(192, 384, 2), (256, 256, 1), (256, 256, 1)]
+
+
+def test_every_head_can_be_named() -> None:
+    assert tuple(heads.HEADS) == config.HEADS
 
 
 def test_refusals() -> None:

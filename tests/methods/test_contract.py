@@ -16,14 +16,14 @@ def modules_of(k: int, seed: int = 0) -> list[LocalModule]:
 
 
 def test_every_method_is_in_the_table() -> None:
-    assert {setting.method.name for setting in SETTINGS.values()} == set(METHODS)
+    assert {method.name for method in SETTINGS.values()} == set(METHODS)
     for name in METHODS:
         assert build_method(RunConfig(method=name)).name == name
 
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_gradients_change_nothing_and_name_what_trains(name: str) -> None:
-    modules, method = modules_of(3), SETTINGS[name].method
+    modules, method = modules_of(3), SETTINGS[name]
     before = {n: t.clone() for m in modules for n, t in m.named_state()}
     found = bl.gradients(modules, method, *batch())
     assert all(torch.equal(before[n], t) for m in modules for n, t in m.named_state())
@@ -35,7 +35,7 @@ def test_gradients_change_nothing_and_name_what_trains(name: str) -> None:
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_gradients_are_repeatable_and_have_their_parameters_shapes(name: str) -> None:
-    method = SETTINGS[name].method
+    method = SETTINGS[name]
     one, two = (bl.gradients(modules_of(3), method, *batch()) for _ in range(2))
     assert one.keys() == two.keys()
     assert all(torch.equal(one[n], two[n]) for n in one)
@@ -43,9 +43,9 @@ def test_gradients_are_repeatable_and_have_their_parameters_shapes(name: str) ->
     assert all(g.shape == shapes[n] for n, g in one.items())
 
 
-@pytest.mark.parametrize("name", [n for n, s in SETTINGS.items() if s.k1_is_bp])
+@pytest.mark.parametrize("name", SETTINGS)
 def test_one_module_is_bp(name: str) -> None:
-    one, bp = (bl.gradients(modules_of(1), m, *batch()) for m in (SETTINGS[name].method, bl.BP()))
+    one, bp = (bl.gradients(modules_of(1), m, *batch()) for m in (SETTINGS[name], bl.BP()))
     assert one.keys() == bp.keys()
     assert all(torch.equal(one[n], bp[n]) for n in bp)
 
@@ -54,12 +54,12 @@ def test_one_module_is_bp(name: str) -> None:
 def test_statistics_move_once_a_step_and_a_state_goes_on(name: str) -> None:
     trainers = []
     for _ in range(2):
-        trainer = bl.Trainer(modules_of(3), SETTINGS[name].method, lr=0.05)
+        trainer = bl.Trainer(modules_of(3), SETTINGS[name], lr=0.05)
         trainer.step(*batch(seed=0))
         trainers.append(trainer)
     counts = {int(t) for n, t in trainers[0].state().weights.items() if n.endswith("num_batches_tracked")}
     assert counts == {1}
-    fresh = bl.Trainer(modules_of(3, seed=7), SETTINGS[name].method, lr=0.05)
+    fresh = bl.Trainer(modules_of(3, seed=7), SETTINGS[name], lr=0.05)
     fresh.load(trainers[1].state())
     losses = [trainer.step(*batch(seed=1)) for trainer in (trainers[0], fresh)]
     assert torch.equal(*losses)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 import backlink_ray as bl
 from backlink_ray.local.module import Draws, LocalModule
+from backlink_ray.measure.cost import SavedTensors
 from backlink_ray.methods.base import Batch
 from tests.examples import batch, tiny_network
 
@@ -138,30 +139,11 @@ def test_recompute_equals_retain(dropout: float, head: str) -> None:
     assert int(states[0].weights["units.1.1.num_batches_tracked"]) == 3
 
 
-def test_gradients_move_nothing() -> None:
-    modules = modules_of(3)
-    before = {n: t.clone() for m in modules for n, t in m.named_state()}
-    bl.gradients(modules, bl.BackLink(propagation_length=2, alpha=0.5), *batch())
-    assert equal(before, {n: t for m in modules for n, t in m.named_state()})
-
-
 def test_saved_tensors_are_bp_then_retain_then_recompute_then_gll() -> None:
     def peak(method: object, k: int) -> int:
-        alive = worst = 0
-
-        def pack(t: Tensor) -> "Held":
-            nonlocal alive, worst
-            alive += t.numel()
-            worst = max(worst, alive)
-            return Held(t, release)
-
-        def release(size: int) -> None:
-            nonlocal alive
-            alive -= size
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda held: held.tensor):
+        with SavedTensors() as saved:
             gradients(k, method, units=8)
-        return worst
+        return saved.peak_bytes
 
     bp, gll = peak(bl.BP(), 4), peak(bl.GLL(), 4)
     retain, recompute = (peak(bl.BackLink(propagation_length=2, tail_memory=m), 4) for m in ("retain", "recompute"))
@@ -170,20 +152,10 @@ def test_saved_tensors_are_bp_then_retain_then_recompute_then_gll() -> None:
     assert gll < 0.5 * bp
 
 
-class Held:
-    """A saved tensor that says when autograd lets go of it."""
-
-    def __init__(self, tensor: Tensor, release: object) -> None:
-        self.tensor, self._release = tensor, release
-
-    def __del__(self) -> None:
-        self._release(self.tensor.numel())  # type: ignore[operator]
-
-
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: bl.BackLink(propagation_length=-1), "is negative"),
+        (lambda: bl.BackLink(propagation_length=-1), "propagation_length=-1 is no number of units"),
         (lambda: bl.BackLink(alpha=2.0), "alpha=2.0 is out of range; allowed 0..1"),
         (lambda: bl.BackLink(tail_memory="drop"), "tail_memory='drop' is not known; allowed: retain, recompute"),
         (lambda: gradients(3, bl.BackLink(propagation_length=3)), "propagation_length=3 exceeds 2"),

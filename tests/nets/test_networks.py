@@ -70,6 +70,13 @@ def test_vit() -> None:
     assert len(network.units) == unit_count("vit3")
 
 
+def test_attention_starts_as_torch_starts_it() -> None:
+    network = bl.build_network("vit2")
+    attentions = [part for part in network.modules() if isinstance(part, nn.MultiheadAttention)]
+    assert len(attentions) == 2
+    assert not any(part.out_proj.bias.any() or part.in_proj_bias.any() for part in attentions)
+
+
 @pytest.mark.parametrize(("name", "size"), [("alexnet", 4), ("vgg16", 16), ("vit2", 30)])
 def test_images_too_small_are_refused(name: str, size: int) -> None:
     with pytest.raises(bl.ConfigError, match=rf"image_size={size} .* {name}; allowed"):
@@ -125,5 +132,9 @@ def test_what_a_network_refuses() -> None:
         bl.Network([nn.Conv2d(3, 4, 3)], nn.Sequential(nn.ReLU(inplace=True), nn.Flatten()), example)
     with pytest.raises(bl.ConfigError, match=r"classifier cannot take its input of shape \(2, 4, 6, 6\)"):
         bl.Network([nn.Conv2d(3, 4, 3)], nn.Linear(5, 10), example)
+    with pytest.raises(bl.ConfigError, match=r"units\[0\] gives a tuple; a unit gives one tensor"):
+        bl.Network([nn.LSTM(8, 8)], nn.Identity(), torch.zeros(1, 8, 8))
+    with pytest.raises(bl.ConfigError, match=r"units\[0\] cannot take its input of shape \(2, 3, 8, 8\)"):
+        bl.Network([nn.Flatten(5)], nn.Identity(), example)
     with pytest.raises(bl.ConfigError, match=r"units\[1\] changes its input in place"):
         bl.Network([nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True)], nn.Identity(), example)

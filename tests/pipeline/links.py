@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from backlink_ray.pipeline.exchange import Kind, LinkError
+from backlink_ray.pipeline.exchange import CAPACITY, Kind, LinkError
 
 Pair = tuple[Any, Any]
 
@@ -50,6 +50,19 @@ def what_is_received_may_be_changed(pair: Pair) -> None:
     assert float(received.sum()) == 400_000
 
 
+def a_sender_waits_for_a_slow_receiver(pair: Pair) -> None:
+    """Of one kind at most CAPACITY lie in the mailbox and as many on their way, whatever other kinds do."""
+    left, right = pair
+
+    def send_all() -> None:
+        for step in range(2 * CAPACITY + 1):
+            left.send(Kind.ACTIVATION, step, torch.ones(1))
+
+    with pytest.raises(LinkError, match="activation of step .* (had no room|was not taken)"):
+        send_all()
+    assert float(right.receive(Kind.ACTIVATION, 0)) == 1.0
+
+
 def refuses_the_wrong_step(pair: Pair) -> None:
     left, right = pair
     left.send(Kind.ACTIVATION, 2, torch.ones(1))
@@ -91,6 +104,7 @@ def only_the_newest_counts(pair: Pair) -> None:
 
 RULES: list[Callable[[Pair], None]] = [
     carries_every_kind_bit_for_bit, kinds_do_not_wait_for_each_other, keeps_the_order_of_steps,
+    a_sender_waits_for_a_slow_receiver,
     what_is_received_may_be_changed, refuses_the_wrong_step, a_wait_ends, takes_empty_tensors,
     an_activation_may_be_used_again, only_the_newest_counts,
 ]  # fmt: skip

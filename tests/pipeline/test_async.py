@@ -1,5 +1,6 @@
 """Stages that do not keep step: the replay buffer, and runs against the methods in step."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -7,12 +8,17 @@ import pytest
 import torch
 
 import backlink_ray as bl
-from backlink_ray.methods.base import Method
+from backlink_ray.local.module import Draws
+from backlink_ray.methods.base import Batch, Method
 from backlink_ray.pipeline.boxes import Newest, ReplayBuffer
+from backlink_ray.pipeline.exchange import Kind, Mailbox, QueueLink
+from backlink_ray.pipeline.freestage import make_stage
+from backlink_ray.pipeline.stage import plan_stages
 from backlink_ray.pipeline.threads import ThreadsExecutor, TurnGroup, TurnsExecutor
 from backlink_ray.train.executor import Executor, Job, LocalExecutor
 from tests.examples import job
 
+CPU = torch.device("cpu")
 DGL = bl.DGL(mode="async", buffer_size=1)
 BACKLINK = bl.BackLink(propagation_length=2, alpha=0.3, mode="async", buffer_size=1)
 
@@ -52,6 +58,41 @@ def test_turns_in_order_are_the_method_in_step(free: Method, in_step: Method, mo
     assert ours_wrong == theirs_wrong
 
 
+def test_a_replayed_activation_comes_with_its_own_labels_images_and_masks() -> None:
+    """A stage that is handed batches 6, 5 and then nothing new has the losses that these have by the base's definition."""
+    method = bl.BackLink(propagation_length=0, mode="async", base=bl.InfoPro())
+    training = replace(job(method, 3, "conv", dropout=0.2), lr=no_lr)
+    module = bl.InfoPro().arrange(copy.deepcopy(training.modules))[1].train()
+    batches = training.batches(CPU, training.train)
+    stage, mine = make_stage(plan_stages(training)[1]), Mailbox(replay_size=2)
+    stage.connect(QueueLink(mine, Mailbox(), CPU, 1.0), QueueLink(Mailbox(), Mailbox(), CPU, 1.0))
+    for arrives, used in ((6, 6), (5, 5), (None, 5), (None, 6)):
+        if arrives:
+            mine.deliver(Kind.FRESH_ACTIVATION, arrives, (activation(arrives), None), 1.0)
+        draws = Draws(training.seed, used)
+        expected = bl.InfoPro().loss(
+            module, module.chain(activation(used), draws), Batch(batches.images(used), batches.labels(used), draws)
+        )
+        assert float(stage.run(1).losses[0]) == float(expected)
+
+
+def activation(step: int) -> torch.Tensor:
+    return torch.randn(16, 6, 32, 32, generator=torch.Generator().manual_seed(step))
+
+
+def test_a_resumed_run_begins_with_empty_buffers_and_a_turn_in_order() -> None:
+    with TurnsExecutor(job(DGL, 3, dropout=0.2)) as executor:
+        executor.train(4)
+        middle = executor.state()
+    ends = []
+    for make, method in ((TurnsExecutor, DGL), (LocalExecutor, bl.DGL())):
+        with make(job(method, 3, dropout=0.2)) as executor:
+            executor.load(middle)
+            ends.append((executor.train(1).losses, executor.state().weights))
+    assert torch.equal(ends[0][0], ends[1][0])
+    assert all(torch.equal(ends[0][1][n], ends[1][1][n]) for n in ends[1][1])
+
+
 def test_drawn_turns_are_repeatable_and_not_in_step() -> None:
     weights = []
     for make, method in ((TurnsExecutor, DGL), (TurnsExecutor, DGL), (LocalExecutor, bl.DGL())):
@@ -60,6 +101,10 @@ def test_drawn_turns_are_repeatable_and_not_in_step() -> None:
             weights.append(executor.state().weights)
     assert all(torch.equal(weights[0][n], weights[1][n]) for n in weights[0])
     assert any(not torch.equal(weights[0][n], weights[2][n]) for n in weights[0])
+
+
+def no_lr(_step: int) -> float:
+    return 0.0
 
 
 def steady_lr(_step: int) -> float:

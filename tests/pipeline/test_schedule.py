@@ -44,11 +44,12 @@ def test_the_activation_leaves_before_the_only_wait_for_a_later_stage() -> None:
 
 
 @pytest.mark.parametrize("num_stages", [1, 2, 5])
-@pytest.mark.parametrize(("link", "has_tail"), LINKS)
-def test_every_message_sent_is_received_once(num_stages: int, link: str, has_tail: bool) -> None:
+@pytest.mark.parametrize(("link", "has_tail", "stale"), [*((*kind, False) for kind in LINKS), ("replica", True, True)])
+def test_every_message_sent_is_received_once(num_stages: int, link: str, has_tail: bool, stale: bool) -> None:
     sent, received = set(), set()
     for k in range(num_stages):
-        actions = step_actions(is_first=k == 0, is_last=k == num_stages - 1, link=link, has_tail=has_tail)
+        first, last = k == 0, k == num_stages - 1
+        actions = step_actions(is_first=first, is_last=last, link=link, has_tail=has_tail, is_stale=stale)
         for name, step in run_actions(7, 3, actions):
             if name in SENDS:
                 sent.add((k - 1 if SENDS[name] in BACKWARD else k + 1, SENDS[name], step))

@@ -1,14 +1,21 @@
 """With and without the pipeline: the same weights, batch norm buffers, momentum, losses and errors, bit for bit."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from itertools import product
+from typing import Any
+from weakref import ref
 
 import pytest
 import torch
 from torch import Tensor
 
 import backlink_ray as bl
+from backlink_ray.local.module import LocalModule
+from backlink_ray.methods.base import Batch, LocalResult
+from backlink_ray.pipeline.exchange import Kind, Mailbox, NoLink, QueueLink, flatten
+from backlink_ray.pipeline.freestage import make_stage
+from backlink_ray.pipeline.stage import plan_stages
 from backlink_ray.pipeline.threads import ThreadsExecutor
 from backlink_ray.train.executor import Executor, Job, LocalExecutor
 from tests.examples import job
@@ -95,20 +102,20 @@ def test_ray_everywhere(setting: Setting, ray_here: None) -> None:
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_every_method_as_threads(name: str) -> None:
-    check_equal(ThreadsExecutor, lambda: job(SETTINGS[name].method, 3, "fc", dropout=0.2))
+    check_equal(ThreadsExecutor, lambda: job(SETTINGS[name], 3, "fc", dropout=0.2))
 
 
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("name", ["backlink, error", "backlink+infopro"])
 def test_links_and_helpers_over_ray(name: str, ray_here: None) -> None:
-    check_equal(ray_executor, lambda: job(SETTINGS[name].method, 3, "conv"))
+    check_equal(ray_executor, lambda: job(SETTINGS[name], 3, "conv"))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("name", SETTINGS)
 def test_every_method_over_ray(name: str, ray_here: None) -> None:
-    check_equal(ray_executor, lambda: job(SETTINGS[name].method, 3, "conv"))
+    check_equal(ray_executor, lambda: job(SETTINGS[name], 3, "conv"))
 
 
 @pytest.mark.parametrize(("network", "k"), [("alexnet", 8), pytest.param("vgg16", 16, marks=pytest.mark.slow)])
@@ -132,10 +139,55 @@ def test_a_tail_of_another_length_is_another_result() -> None:
     assert any(not torch.equal(one[0][n], two[0][n]) for n in one[0])
 
 
+@dataclass(frozen=True, kw_only=True)
+class Watched(bl.BackLink):
+    """Notes at every loss what of the module's earlier results is still in memory."""
+
+    errors: list[ref[Tensor]] = field(default_factory=list)
+    rests: dict[int, list[ref[Tensor]]] = field(default_factory=dict)
+    alive: list[str] = field(default_factory=list)
+
+    def loss(self, module: LocalModule, features: Tensor, batch: Batch) -> Tensor:
+        self.alive.extend("error" for error in self.errors if error() is not None)
+        self.alive.extend("rest" for rest in self.rests.get(module.module_index, []) if rest() is not None)
+        return super().loss(module, features, batch)
+
+    def local_backward(self, module: LocalModule, *graphs: Any, **options: Any) -> LocalResult:
+        result = super().local_backward(module, *graphs, **options)
+        self.errors.append(ref(result.error))
+        self.rests[module.module_index] = [ref(gradient) for gradient in result.rest or []]
+        return result
+
+
+@pytest.mark.parametrize("num_modules", [1, 4])
+def test_a_trainer_lets_go_what_was_heard(num_modules: int) -> None:
+    """Beside a module's graph lies the tail before it, and nothing of modules and steps that are done."""
+    method = Watched(propagation_length=min(1, num_modules - 1))
+    with LocalExecutor(job(method, num_modules)) as executor:
+        executor.train(3)
+    assert len(method.errors) == 3 * num_modules
+    assert method.alive == []
+
+
+def test_a_stage_lets_go_what_was_heard() -> None:
+    method = Watched(propagation_length=1)
+    stage, forward = make_stage(plan_stages(job(method, 2))[1]), Mailbox()
+    stage.connect(QueueLink(forward, Mailbox(), torch.device("cpu"), 1.0), NoLink())
+    tail = stage._replica
+    for step in range(3):
+        forward.deliver(Kind.ACTIVATION, step, (torch.randn(16, 6, 32, 32), None), 1.0)
+        forward.deliver(Kind.LOCAL_GRADIENT, step, (flatten([p.detach() for p in tail.parameters()]), None), 1.0)
+        if step:
+            stage._previous._theirs.take(Kind.LINK_GRADIENT, step - 1, 1.0)  # type: ignore[attr-defined]
+        stage.run(1)
+    assert len(method.errors) == 3
+    assert method.alive == []
+
+
 @pytest.mark.parametrize("make", [LocalExecutor, ThreadsExecutor])
 @pytest.mark.parametrize("name", ["backlink", "backlink, stale", "ddg", "dni"])
 def test_going_on_from_a_state_equals_never_having_stopped(make: Callable[[Job], Executor], name: str) -> None:
-    method = SETTINGS[name].method
+    method = SETTINGS[name]
     with make(job(method, 3, dropout=0.2)) as executor:
         executor.train(3)
         middle = executor.state()
