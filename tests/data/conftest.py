@@ -4,17 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.cifar10_files import cifar10_root
 from tests.data.originals import original_root
 from tests.data.tiny import BUILDERS, Tiny
 
 
 @pytest.fixture(scope="session")
 def full_root() -> Path:
-    root = cifar10_root()
-    if root is None:
-        pytest.skip("the full CIFAR-10 is not on this machine (set BACKLINK_RAY_DATA to a folder that holds it)")
-    return root
+    return original_root("cifar10")
 
 
 @pytest.fixture(params=sorted(BUILDERS))
@@ -37,14 +33,14 @@ def _install(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Tiny:
 
 @pytest.fixture
 def cifar100_root() -> Path:
-    return original_root("cifar-100-python/train", "cifar-100-python/test", "cifar-100-python/meta")
+    return original_root("cifar100")
 
 
 @pytest.fixture
 def stl10_root() -> Path:
-    return original_root(*(f"stl10_binary/{split}_{kind}.bin" for split in ("train", "test") for kind in "Xy"))
+    return original_root("stl10")
 
 
 @pytest.fixture
 def svhn_root() -> Path:
-    return original_root("train_32x32.mat", "test_32x32.mat")
+    return original_root("svhn")

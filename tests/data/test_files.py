@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 
 from backlink_ray.data.datasets import DataError, load_dataset
-from tests.cifar10_files import REPOSITORY
-from tests.data.originals import md5
+from tests.data.originals import REPOSITORY, md5
 from tests.data.tiny import TEST_IMAGES, TRAIN_IMAGES, Tiny, build_svhn
 
 FOLDER = "cifar-10-batches-py"
@@ -129,6 +128,7 @@ def test_original_addresses_have_a_checksum() -> None:
     assert [len(md5) for md5 in sums] == [32] * 5
 
 
+@pytest.mark.slow
 def test_a_part_of_svhn_is_not_svhn(svhn_root: Path) -> None:
     if (svhn_root / "train_32x32.mat").stat().st_size > 182_000_000:
         pytest.skip("the files here are the whole SVHN")

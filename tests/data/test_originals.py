@@ -1,4 +1,7 @@
-"""Originals: the real files of every data set, its constants against them, and the images against torchvision's own reading."""
+"""Originals: every data set's format, constants and images against torchvision's own reading of its real files.
+
+CIFAR-10's are read in every run; the others' before a release, where tiny sets of the same formats stand in for them until then.
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -67,6 +70,8 @@ def test_cifar10(cifar10: Dataset) -> None:
     check_constants(cifar10)
 
 
+# Slow, since the files of the other sets than CIFAR-10 may have to be made first, which takes up to half a minute each.
+@pytest.mark.slow
 def test_cifar100(cifar100_root: Path) -> None:
     from torchvision.datasets import CIFAR100
 
@@ -79,6 +84,7 @@ def test_cifar100(cifar100_root: Path) -> None:
     check_images(dataset.test, CIFAR100(cifar100_root, train=False))
 
 
+@pytest.mark.slow
 def test_stl10(stl10_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The training files are whole; a part of the test files is loaded under the part's own checksums."""
     from torchvision.datasets import STL10
@@ -95,6 +101,7 @@ def test_stl10(stl10_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         check_images(getattr(dataset, split), STL10(stl10_root, split=split))
 
 
+@pytest.mark.slow
 def test_svhn(svhn_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Real images; where only a part of the files is here, under the part's own checksums."""
     from torchvision.datasets import SVHN
