@@ -2,11 +2,11 @@
 
 import fnmatch
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
+from statistics import fmean
 from typing import Any
-
-import pyarrow.parquet as pq
 
 from backlink_ray.config import ConfigError, RunConfig
 from backlink_ray.study.grid import ALPHAS, Budget, Grid, Rows, recipe
@@ -20,7 +20,7 @@ Row = Mapping[str, Any]
 
 
 class Evidence:
-    """All finished training runs of some storage folders, and the figures that were measured there.
+    """All finished training runs of some storage folders, and what the figures measured there.
 
     Args:
         folders: storage folders of studies; each study is a folder in one.
@@ -35,7 +35,9 @@ class Evidence:
             if not folder.is_dir():
                 raise ConfigError(f"storage_path={str(folder)!r} is no folder; give the --storage-path of a study")
         self._folders = tuple(folders)
-        self._rows = _training_rows(folders)
+        self._studies = _studies(folders)
+        rows = _ended(row for study in self._studies.values() for row in study)
+        self._rows = [row for row in rows if row["status"] == "FAILED" or "test_error_pct" in row]
         self.scores = _scores(Budget(), self._rows)
 
     @property
@@ -52,35 +54,102 @@ class Evidence:
                 found.append(f"{spread_text(gain)} points, {budget.text}")
         return "; ".join(found)
 
-    def figures(self, name: str) -> list[Path]:
-        """Return the files of a figure's data, one for each preset that was drawn."""
-        return [path for folder in self._folders for path in sorted(folder.glob(f"{name}*/{name}.parquet"))]
+    def undecided(self, *cells: Cell) -> str:
+        """Return which cells ran at the paper's budget with several alphas and none chosen, in words; "" if there are none."""
+        found = {
+            cell.address: _alphas(cell, Budget(), self._rows) for cell in cells if math.isnan(self.scores.alpha(cell))
+        }
+        texts = (
+            f"{address} ran with alpha {', '.join(f'{alpha:g}' for alpha in sorted(alphas))}, and no runs on held-out images "
+            "choose one"
+            for address, alphas in found.items() if len(alphas) > 1
+        )  # fmt: skip
+        return "; ".join(texts)
+
+    def points(self, claim: Mapping[str, Any]) -> list[Row]:
+        """Return the recorded rows of a claim's figure that are of the claim's networks, data set and hardware.
+
+        They are of the figure's preset for the paper; of several measurements of one thing on one machine, the newest.
+        """
+        return [row for row in _ended(self._studies.get(claim["figure"], ())) if _is_point(row, claim)]
 
     def on_gpu(self, claim: Mapping[str, Any]) -> bool:
-        """Return whether every point of a claim's figure was measured on GPUs."""
-        rows = self._points(claim)
-        return bool(rows) and all(str(row.get("device", "")).startswith("cuda") for row in rows)
+        """Return whether a claim's memory or time was measured on GPUs."""
+        return any(map(_on_gpu, self.points(claim)))
 
     def changes_pct(self, claim: Mapping[str, Any]) -> list[float]:
         """Return by how much a method costs more than another, in percent, for each network, K and l; < 0 is less.
 
-        Args:
-            claim: with figure, column, network (a glob), of, over, and maybe num_modules and hardware (a glob).
-        """
-        rows = self._points(claim)
-        mine = [row for row in rows if row["method"] == claim["of"]]
-        chosen = [row for row in mine if claim.get("num_modules", row["num_modules"]) == row["num_modules"]]
-        return [100 * (_value(row, claim) / base - 1) for row in chosen for base in _bases(row, rows, claim)]
+        On GPUs, or where nothing was measured on one, on CPUs.
 
-    def _points(self, claim: Mapping[str, Any]) -> list[Row]:
-        rows = [row for path in self.figures(claim["figure"]) for row in pq.read_table(path).to_pylist()]
-        return [row for row in rows if _is_point(row, claim)]
+        Args:
+            claim: with figure, column, network (a glob), of, over; maybe hardware (a glob), num_modules and
+                propagation_length of the one, and over_length of the other.
+        """
+        found = self.points(claim)
+        rows = [row for row in found if _on_gpu(row)] or found
+        mine = [row for row in rows if row["method"] == claim["of"] and _is_asked(row, claim)]
+        return [100 * (_value(row, claim) / base - 1) for row in mine for base in _bases(row, rows, claim)]
+
+    def best(self, claim: Mapping[str, Any]) -> dict[str, tuple[float, int]]:
+        """Return at which value of a figure's axis each of its lines has the least mean error, and the seeds of a point.
+
+        A run that failed counts as the worst. Lines with a value that has not ended are left out.
+
+        Args:
+            claim: with figure, column, values of that column, and of the lines num_modules and propagation_length, lists.
+        """
+        rows = self.points(claim)
+        found = {}
+        for k, length in product(claim["num_modules"], claim["propagation_length"]):
+            lengths = (length, 0) if claim["column"] == "alpha" else (length,)  # GLL is alpha = 1 of every l
+            line = [row for row in rows if row["num_modules"] == k and row["propagation_length"] in lengths]
+            errors = {v: [_error(row) for row in line if row[claim["column"]] == v] for v in claim["values"]}
+            if all(errors.values()):
+                least = min(errors, key=lambda value: fmean(errors[value]))
+                found[f"K = {k}, l = {length}"] = (least, min(map(len, errors.values())))
+        return found
+
+
+def _studies(folders: Sequence[Path]) -> dict[str, list[Row]]:
+    """Return the recorded rows by the name of their study, those of several folders together."""
+    found: dict[str, list[Row]] = {}
+    for path in (path.parent for folder in folders for path in sorted(folder.glob("*/results"))):
+        found.setdefault(path.name, []).extend(Record(path).rows())
+    return found
+
+
+def _ended(rows: Iterable[Row]) -> list[Row]:
+    """Return each run's row once: the newest that finished, or where none did, that failed."""
+    ended = [row for row in rows if row.get("status") in ("FAILED", "FINISHED")]
+    return list({row["run_id"]: row for row in sorted(ended, key=lambda row: row["status"] == "FINISHED")}.values())
 
 
 def _is_point(row: Row, claim: Mapping[str, Any]) -> bool:
-    """A point of the claim's networks and hardware; of BackLink, with the tail's graph retained as the paper has it."""
-    named = all(fnmatch.fnmatch(str(row.get(name)), claim.get(name, "*")) for name in ("network", "hardware"))
-    return named and row.get(claim["column"]) is not None and row.get("tail_memory", "retain") == "retain"
+    """A full run of the claim's networks and hardware; of BackLink, with the tail's graph retained as the paper has it."""
+    named = all(
+        fnmatch.fnmatch(str(row.get(name)), claim.get(name, "*")) for name in ("network", "dataset", "hardware")
+    )
+    return named and row.get(claim["column"]) is not None and row.get("tail_memory") == "retain" and _is_full(row)
+
+
+def _is_full(row: Row) -> bool:
+    return row["epochs"] == RunConfig().epochs and not any(row[name] for name in _PARTS)
+
+
+_PARTS = ("train_images", "test_images", "validation_fraction")
+
+
+def _is_asked(row: Row, claim: Mapping[str, Any]) -> bool:
+    return all(claim.get(name, row[name]) == row[name] for name in ("num_modules", "propagation_length"))
+
+
+def _on_gpu(row: Row) -> bool:
+    return str(row.get("device")).startswith("cuda")
+
+
+def _error(row: Row) -> float:
+    return float(row["test_error_pct"]) if row["status"] == "FINISHED" else math.inf
 
 
 def _value(row: Row, claim: Mapping[str, Any]) -> float:
@@ -93,17 +162,9 @@ def _bases(row: Row, rows: Sequence[Row], claim: Mapping[str, Any]) -> list[floa
         return [1.0]
     same = ["network", "head", "batch_size", "device", "hardware"]
     same += [] if claim["over"] == "bp" else ["num_modules", "executor"]
-    others = (other for other in rows if other["method"] == claim["over"])
-    return [_value(other, claim) for other in others if all(row.get(name) == other.get(name) for name in same)]
-
-
-def _training_rows(folders: Sequence[Path]) -> Rows:
-    found = {}
-    for study in (path.parent for folder in folders for path in sorted(folder.glob("*/results"))):
-        for row in Record(study).rows():
-            if row.get("status") in ("FINISHED", "FAILED") and ("test_error_pct" in row or row["status"] == "FAILED"):
-                found[row["run_id"]] = row
-    return list(found.values())
+    others = (o for o in rows if o["method"] == claim["over"] and o is not row)
+    lengths = (o for o in others if claim.get("over_length", o["propagation_length"]) == o["propagation_length"])
+    return [_value(other, claim) for other in lengths if all(row.get(name) == other.get(name) for name in same)]
 
 
 def _scores(budget: Budget, rows: Rows) -> Scores:
@@ -117,8 +178,12 @@ class _AnyAlpha(Grid):
         chosen = Grid.alpha(self, cell, rows)
         if not math.isnan(chosen):
             return chosen
-        found = {row["alpha"] for row in rows if _is_run_of(row, cell, self.budget)}
-        return float(found.pop()) if len(found) == 1 else math.nan  # of several, the test error would have to choose
+        found = _alphas(cell, self.budget, rows)
+        return found.pop() if len(found) == 1 else math.nan  # of several, the test error would have to choose
+
+
+def _alphas(cell: Cell, budget: Budget, rows: Rows) -> set[float]:
+    return {float(row["alpha"]) for row in rows if _is_run_of(row, cell, budget)}
 
 
 def _is_run_of(row: Row, cell: Cell, budget: Budget) -> bool:
@@ -131,11 +196,9 @@ def _is_run_of(row: Row, cell: Cell, budget: Budget) -> bool:
 
 def _budgets(rows: Rows) -> Iterator[Budget]:
     """Yield the budgets below the paper's that runs were given, each once."""
-    usual = RunConfig()
     found = {}
     for row in rows:
-        full = row["status"] == "FINISHED" and not row["validation_fraction"]
-        if full and (row["epochs"] != usual.epochs or row["train_images"] or row["test_images"]):
+        if row["status"] == "FINISHED" and not row["validation_fraction"] and not _is_full(row):
             budget = Budget(
                 epochs=row["epochs"], train_images=row["train_images"], test_images=row["test_images"],
                 batch_size=row["batch_size"], lr=row["lr"], warmup_fraction=row["warmup_fraction"],

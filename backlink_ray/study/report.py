@@ -65,14 +65,14 @@ def print_table(rows: Sequence[dict[str, Value]], metric: str, title: str) -> No
 
 def markdown(rows: Sequence[dict[str, Value]], metric: str, title: str) -> str:
     """Return the table as Markdown."""
-    lines = [
-        "| " + " | ".join(cells) + " |" for cells in (list(COLUMNS), ["---"] * len(COLUMNS), *table_rows(rows, metric))
-    ]
-    return (
-        f"# {title}\n\n"
-        + "\n".join(lines)
-        + "\n\nOne seed a row; the paper's numbers are means of 5 trials under its full budget.\n"
-    )
+    note = "One seed a row; the paper's numbers are means of 5 trials under its full budget."
+    return f"# {title}\n\n{grid_text([COLUMNS, *table_rows(rows, metric)])}\n\n{note}\n"
+
+
+def grid_text(lines: Sequence[Sequence[str]]) -> str:
+    """Return lines of cells, the first one the head, as a Markdown table."""
+    head, *rest = lines
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rest))
 
 
 def best_line(rows: Sequence[dict[str, Value]], metric: str) -> str:

@@ -10,6 +10,7 @@ from backlink_ray.study.grid import Grid, Rows, recipe, with_alpha
 from backlink_ray.study.paper import Cell, cells
 from backlink_ray.study.report import config_of
 
+PAPER_TRIALS = 5
 # The paper gives 2 digits, so that a smaller difference says nothing.
 _ROUNDING = 0.005
 
@@ -37,10 +38,16 @@ class Spread:
         std = statistics.stdev(found) if len(found) > 1 else math.nan
         return cls(statistics.fmean(found), std, len(found))
 
-    @property
-    def tolerance(self) -> float:
-        """Return twice the standard error of the mean, at least the rounding of the paper's numbers; nan for one seed."""
-        return math.nan if self.n < 2 else max(2 * self.std / math.sqrt(self.n), _ROUNDING)
+    def tolerance(self, trials: float = math.inf) -> float:
+        """Return how far the mean may be off a number by chance: twice the standard error of the two's difference.
+
+        2 std sqrt(1 / n + 1 / trials), at least the rounding of the paper's numbers; nan for one seed.
+
+        Args:
+            trials: whose mean the number is. The paper gives no spread, so its trials are taken to spread as ours do; a
+                number that has none, like 0, is one of infinitely many.
+        """
+        return math.nan if self.n < 2 else max(2 * self.std * math.sqrt(1 / self.n + 1 / trials), _ROUNDING)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +59,7 @@ class Entry:
             both the cell and GLL have.
         error, best: test errors in percent of the last epoch, and of the best one, which chooses nothing.
         alpha: of the recorded runs; nan where it is not known.
+        judged: whether ours is held against the paper's: at its budget, and where it copied no number from another recipe.
     """
 
     cell: Cell
@@ -60,6 +68,7 @@ class Entry:
     error: Spread | None
     best: Spread | None
     alpha: float
+    judged: bool
 
     @property
     def quantity(self) -> str:
@@ -73,10 +82,10 @@ class Entry:
 
     @property
     def disagrees(self) -> bool:
-        """Return whether ours is off the paper's by more than twice its standard error; never for a copied number."""
-        if self.ours is None or self.difference is None or self.cell.copied:
+        """Return whether ours is off the paper's by more than chance (`Spread.tolerance`); never where it is not judged."""
+        if self.ours is None or self.difference is None or not self.judged:
             return False
-        return abs(self.difference) > self.ours.tolerance  # False where one seed has no spread
+        return abs(self.difference) > self.ours.tolerance(PAPER_TRIALS)  # False where one seed has no spread
 
 
 def is_baseline(cell: Cell) -> bool:
@@ -141,6 +150,7 @@ class Scores:
             error=self.error(cell),
             best=self.error(cell, "best_test_error_pct"),
             alpha=self.alpha(cell),
+            judged=self._grid.budget.is_paper and not cell.copied,
         )
 
 

@@ -9,6 +9,7 @@ from itertools import groupby
 
 from backlink_ray.study.grid import Budget, Grid, Rows, addresses
 from backlink_ray.study.paper import Cell
+from backlink_ray.study.report import grid_text
 from backlink_ray.study.score import Entry, Scores, Spread, is_baseline
 
 TITLES = {
@@ -24,7 +25,8 @@ COPIED = "the paper's copied from another recipe"
 LEGEND = (
     "BP and GLL: test error in percent. Every other row: improvement over GLL in percentage points, positive is better.",
     "Each cell: the paper's number · ours, mean ± standard deviation (seeds) · ours less the paper's. Not run: the paper's.",
-    "≠ marks a difference of more than twice the standard error of our seeds; one seed has no spread and is not judged.",
+    "≠ marks a difference of more than twice its standard error, the paper's 5 trials being taken to spread as our seeds do. "
+    "Not judged: one seed, which has no spread, and budgets below the paper's.",
     "Errors are those of the last epoch; the best epoch's, listed below, choose nothing.",
 )
 COPIED_LEGEND = (
@@ -197,12 +199,6 @@ def _full_label(line: Line) -> str:
     return f"{line.label} ({line.note})" if line.note else line.label
 
 
-def grid_text(lines: Sequence[Sequence[str]]) -> str:
-    """Return lines of cells, the first one the head, as a Markdown table."""
-    head, *rest = lines
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rest))
-
-
 RUN_COLUMNS = ("cell", "test error %, last epoch", "test error %, best epoch", "alpha", "paper", "ours", "difference")
 
 
@@ -252,7 +248,7 @@ def _numbers(entry: Entry | None) -> list[object]:
         return [paper, *[""] * 5]
     difference = "" if entry.difference is None else _or_empty(entry.difference)
     ours = entry.ours
-    judged = entry.disagrees if ours.n > 1 and entry.paper is not None and not entry.cell.copied else ""
+    judged = entry.disagrees if entry.judged and ours.n > 1 and entry.paper is not None else ""
     return [paper, _or_empty(ours.mean), _or_empty(ours.std), ours.n, difference, judged]
 
 

@@ -44,12 +44,13 @@ def test_a_spread_by_hand() -> None:
     assert spread is not None
     assert (spread.mean, spread.n) == (3.0, 5)
     assert spread.std == pytest.approx(math.sqrt(2.5))
-    assert spread.tolerance == pytest.approx(2 * math.sqrt(2.5 / 5))
+    assert spread.tolerance() == pytest.approx(2 * math.sqrt(2.5 / 5))
+    assert spread.tolerance(5) == pytest.approx(2 * math.sqrt(2.5 / 5 + 2.5 / 5))
     one, equal = Spread.of([3.0]), Spread.of([2.0, 2.0])
     assert one is not None
     assert equal is not None
     assert math.isnan(one.std)
-    assert equal.tolerance == 0.005
+    assert equal.tolerance() == 0.005
     assert Spread.of([]) is None
 
 
@@ -64,11 +65,20 @@ def test_the_table_has_the_papers_form() -> None:
 
 def test_improvements_are_taken_seed_by_seed_and_marked_where_they_disagree() -> None:
     text = markdown(table())
-    # Seed by seed: 2.0, 1.9, 1.8; the fourth seed has no GLL run beside it. 0.04 is within 2 x 0.1 / sqrt(3).
+    # Seed by seed: 2.0, 1.9, 1.8; the fourth seed has no GLL run beside it. 0.04 is within 2 x 0.1 x sqrt(1/3 + 1/5).
     assert line_of(text, "ResNet32", "BackLink, l=2")[4] == "1.94 · 1.90 ± 0.10 (3) · -0.04"
     # 0.1 at every seed: the spread is nothing, and 3.06 far away.
     assert line_of(text, "ResNet32", "BackLink, l=4")[4] == "3.06 · 0.10 ± 0.00 (3) · -2.96 ≠"
     assert line_of(text, "ResNet32", "BackLink, l=1")[3] == "0.52 · error 8.00 (1), no GLL to compare"
+
+
+def test_the_spread_of_the_papers_own_trials_counts() -> None:
+    # 6.94 in the paper; 5 seeds spread by 0.2: chance may be 0.253, of our mean alone it would be 0.179.
+    seeds = [x + 0.2 * y / math.sqrt(2.5) for x, y in zip([7.14] * 5, [-2, -1, 0, 1, 2], strict=True)]
+    near = Scores(FIXED, runs_of(f"{ROW}/K1/l0", seeds)).entry(find(f"{ROW}/K1/l0"))
+    far = Scores(FIXED, runs_of(f"{ROW}/K1/l0", [x + 0.06 for x in seeds])).entry(find(f"{ROW}/K1/l0"))
+    assert (near.difference, far.difference) == (pytest.approx(0.2), pytest.approx(0.26))
+    assert (near.disagrees, far.disagrees) == (False, True)
 
 
 def test_copied_columns_are_named_so_and_not_judged() -> None:
@@ -111,9 +121,10 @@ def test_another_recipe_a_failed_run_and_a_smaller_budget_do_not_enter() -> None
 
 def test_a_smaller_budget_is_told_in_every_form() -> None:
     budget = Budget(epochs=8, train_images=10_000, batch_size=128, lr=0.1)
-    small = table(runs_of(f"{ROW}/K4/l0", [40.0], budget), Grid(cells=choose(3), budget=budget))
+    small = table(runs_of(f"{ROW}/K4/l0", [40.0, 40.1], budget), Grid(cells=choose(3), budget=budget))
     for text in (markdown(small), html(small), paper_csv(small), cells_csv(small)):
         assert "ot the paper&#x27;s budget (8 epochs" in text or "ot the paper's budget (8 epochs" in text
+    assert not any(entry.disagrees for entry in small.run)
     for text in (markdown(table()), html(table())):
         assert "ot the paper's budget" not in text
 
