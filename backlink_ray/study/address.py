@@ -76,20 +76,28 @@ def browser_base(uri: str) -> str:
 
 
 def view_key(group_by: str) -> str:
-    """The key under which the shared view grouped by a parameter is kept: one per parameter, so it is overwritten."""
+    """The key under which the shared view grouped by a parameter or tag is kept: one each, so it is overwritten."""
     return f"backlink-{slug(group_by)}"
 
 
-def view_state(group_by: str, primary_metric: str) -> str:
-    """MLflow's shared view state: runs grouped by one parameter, all shown, best first.
+def view_state(group_by: str, primary_metric: str, only: str = "") -> str:
+    """MLflow's shared view state: runs grouped by one parameter or tag, all shown, best first.
 
     An internal format of MLflow 3.17's page, so it is made here and nowhere else.
+
+    Args:
+        group_by: A parameter, or a tag as `tags.NAME`.
+        primary_metric: Orders the runs, smallest first.
+        only: Which runs, in MLflow's search language; all if empty.
     """
-    group = {"aggregateFunction": "average", "groupByKeys": [{"mode": "param", "groupByData": group_by}]}
+    name = group_by.removeprefix("tags.")
+    mode = "param" if name == group_by else "tag"
+    group = {"aggregateFunction": "average", "groupByKeys": [{"mode": mode, "groupByData": name}]}
     state = {
         "groupBy": group,
+        "searchFilter": only,
         "runsHiddenMode": "SHOWALL",
-        "selectedColumns": [f"params.`{group_by}`"],
+        "selectedColumns": [f"{mode}s.`{name}`"],
         "orderByKey": f"metrics.`{primary_metric}`",
         "orderByAsc": True,
     }

@@ -117,7 +117,7 @@ def open_tracker(flags: CommonFlags, experiment: str, note: str) -> Tracker:
     return Tracker(flags.storage / "spool", uri, experiment=name, note=note)
 
 
-def print_link(tracker: Tracker) -> None:
-    """Print the MLflow command, where a server has to be started, and the link."""
-    link, command = tracker.link(), tracker.command()
+def print_link(tracker: Tracker, group_by: str = "K", only: str = "") -> None:
+    """Print the MLflow command, where a server has to be started, and the link, as `Tracker.link` makes it."""
+    link, command = tracker.link(group_by, only), tracker.command()
     print(f"MLflow: {command + '  then open ' if command else ''}{link}")

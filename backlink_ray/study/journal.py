@@ -89,7 +89,7 @@ class NoTracker:
         """Do nothing; nothing is left to be synced."""
         return 0
 
-    def link(self, group_by: str = "K") -> str:
+    def link(self, group_by: str = "K", only: str = "") -> str:
         """There is no page: an empty text."""
         return ""
 
@@ -155,6 +155,10 @@ class Journal:
                     dataset={key: _text(value, _MAX_PARAM) for key, value in dataset.items()},
                 )
             )
+
+    def has(self, run_id: str) -> bool:
+        """Whether the run was started, by this process or one before it."""
+        return self._ledger.has(run_id)
 
     def log_metrics(self, run_id: str, metrics: Mapping[str, float], step: int) -> None:
         """Add one point to each curve.

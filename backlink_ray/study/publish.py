@@ -11,8 +11,12 @@ from rich.table import Table as Screen
 from backlink_ray import environment
 from backlink_ray.files import write_whole
 from backlink_ray.study.classes import ClassError, classes_csv, classes_markdown
-from backlink_ray.study.grid import Rows
+from backlink_ray.study.grid import Grid, Rows
+from backlink_ray.study.journal import Journal
 from backlink_ray.study.page import html
+from backlink_ray.study.paper import published_error_pct
+from backlink_ray.study.report import config_of
+from backlink_ray.study.score import Scores, gll_of, is_baseline
 from backlink_ray.study.table import RUN_COLUMNS, Table, cells_csv, markdown, paper_csv, run_cells
 from backlink_ray.study.tracking import Tracker
 
@@ -54,6 +58,22 @@ def write(table: Table, folder: Path, classes: Sequence[ClassError] = ()) -> tup
     for name, content in contents.items():
         write_whole(folder / name, content)
     return tuple(folder / name for name in contents)
+
+
+def compare(tracker: Journal, grid: Grid, rows: Rows) -> None:
+    """Add to the full runs of cells their test error less that of GLL at their seed, and less the paper's.
+
+    The metrics vs_gll_pct and vs_paper_pct are in points, below 0 is better; the paper's number counts at its budget alone.
+    """
+    scores = Scores(grid, rows)
+    for cell in grid.cells:
+        gll = {} if is_baseline(cell) else scores.by_seed(gll_of(cell))
+        for seed, row in scores.by_seed(cell).items():
+            published = published_error_pct(config_of(dict(row))) if grid.budget.is_paper else None
+            others = {"vs_gll_pct": gll[seed]["test_error_pct"] if seed in gll else None, "vs_paper_pct": published}
+            found = {name: row["test_error_pct"] - other for name, other in others.items() if other is not None}
+            if tracker.has(row["run_id"]):  # not where it was tracked to another experiment
+                tracker.log_metrics(row["run_id"], found, row["epochs"])
 
 
 def track(tracker: Tracker, name: str, files: Iterable[Path]) -> None:

@@ -210,13 +210,17 @@ class Ledger:
         elif event.kind == "end":
             self._open.discard(event.run_id)
 
+    def has(self, run_id: str) -> bool:
+        """Whether a start of `run_id` was seen."""
+        return run_id in self._params
+
     def check_known(self, run_id: str) -> None:
         """Refuse a run that never started.
 
         Raises:
             ValueError: No start of `run_id` was seen.
         """
-        if run_id not in self._params:
+        if not self.has(run_id):
             raise ValueError(f"run_id={run_id!r} was never started; call start_run first")
 
     def check_params(self, run_id: str, params: Mapping[str, str]) -> None:

@@ -17,7 +17,7 @@ from backlink_ray.study.classes import class_errors
 from backlink_ray.study.face import choose_preset, guarded, open_tracker, print_link, resume_line
 from backlink_ray.study.grid import ALPHAS, PAPER, Budget, Grid, Rows, as_choice, choose, recipe
 from backlink_ray.study.launch import Flags, check_numbers, describe, fit, load_for, places_here
-from backlink_ray.study.publish import made_with, print_cells, track, write
+from backlink_ray.study.publish import compare, made_with, print_cells, track, write
 from backlink_ray.study.record import Record
 from backlink_ray.study.table import TITLES, Table, build
 from backlink_ray.study.tracking import Tracker
@@ -167,7 +167,10 @@ class Sweep:
         return study
 
     def _tracker(self) -> Tracker:
-        note = f"{self._title()}. Lower `test_error_pct` is better; tags `cell` and `kind` say what a run is for. Group by `K`."
+        note = (
+            f"{self._title()}. Lower `test_error_pct` is better; `vs_gll_pct` and `vs_paper_pct` are what it is above GLL's at "
+            "the same seed and the paper's. Group the runs of kind `full` by `cell`; those of kind `selection` choose alpha."
+        )
         return open_tracker(self._flags, f"backlink-{self._name}", note)
 
     def _title(self) -> str:
@@ -189,19 +192,21 @@ class Sweep:
         rows = study.record.rows()
         table = build(self._number, self.grid, rows, made_with(self._folder, rows))
         files = write(table, self._folder, class_errors(table, self.grid, rows, self._folder))
+        compare(study.tracker, self.grid, rows)
         track(study.tracker, self._name, files)
         study.tracker.close()
         print_cells(table)
         print(self._summary(table))
         print(f"results: {self._folder / 'results'} (Parquet), {', '.join(map(str, files))}")
-        print_link(study.tracker)
+        # One line a cell, the mean of its seeds: an average over data sets or networks would say nothing.
+        print_link(study.tracker, "tags.cell", "tags.kind = 'full'")
         print(f"resume: {resume_line()}")
         return 0 if self._flags.report_only else self._ending(study, rows)
 
     def _summary(self, table: Table) -> str:
         total = len(choose(self._number))
         ran, off = len([e for e in table.run if not e.cell.rerun]), sum(e.disagrees for e in table.run)
-        judged = f", {off} off its number by more than twice the standard error of our seeds"
+        judged = f", {off} off its number by more than twice the standard error"
         return f"{self._title()}: {ran} of the paper's {total} cells have run{judged * self.grid.budget.is_paper}"
 
     def _ending(self, study: Study, rows: Rows) -> int:

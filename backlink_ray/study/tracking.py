@@ -111,15 +111,15 @@ class Tracker(Journal):
             _log.warning("%d events are not in MLflow at %s yet; later: %s", left, redact(self._uri), command)
         return left
 
-    def link(self, group_by: str = "K") -> str:
-        """The browser link to the comparison chart, grouped by a parameter.
+    def link(self, group_by: str = "K", only: str = "") -> str:
+        """The browser link to the comparison chart of all or `only` some runs, grouped by a parameter or tag (`view_state`).
 
         For a store without a server it is the link for the server that `command` starts. Where MLflow cannot be
         reached within 10 s it is a plainer link.
         """
         links = [chart_link(self._uri)]
         # A thread, because a database server that is away blocks MLflow for 102 s.
-        thread = threading.Thread(target=self._share_link, args=(group_by, links), daemon=True)
+        thread = threading.Thread(target=self._share_link, args=(group_by, only, links), daemon=True)
         thread.start()
         thread.join(_LINK_TIMEOUT_S)
         return links[-1]
@@ -128,11 +128,11 @@ class Tracker(Journal):
         """The command that starts MLflow's page on http://127.0.0.1:5000; empty where a server already runs."""
         return ui_command(self._uri)
 
-    def _share_link(self, group_by: str, links: list[str]) -> None:
+    def _share_link(self, group_by: str, only: str, links: list[str]) -> None:
         sink = self._sink()  # its own: the replay's belongs to the replay's thread
         try:
             links.append(chart_link(self._uri, sink.experiment_id()))
-            links.append(chart_link(self._uri, sink.experiment_id(), sink.share_view(group_by)))
+            links.append(chart_link(self._uri, sink.experiment_id(), sink.share_view(group_by, only)))
         except Exception as error:
             _log.warning("the chart's view could not be shared: %s", sink.explain(error))
 
@@ -189,10 +189,10 @@ class MlflowSink:
         self.open()
         return str(self._experiments[0].experiment_id)
 
-    def share_view(self, group_by: str) -> str:
+    def share_view(self, group_by: str, only: str) -> str:
         """Store the view that a link opens with; returns its key."""
         key = view_key(group_by)
-        state = view_state(group_by, self._card.primary_metric)
+        state = view_state(group_by, self._card.primary_metric, only)
         self._client.set_experiment_tag(self.experiment_id(), f"mlflow.sharedViewState.{key}", state)
         return key
 

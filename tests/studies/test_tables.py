@@ -69,6 +69,7 @@ def test_a_table_from_its_cells_to_its_files(tmp_path: Path, capsys: pytest.Capt
     tables(tmp_path, full)
     tracked(tmp_path, str(full["run_id"]))
     assert "1 of the paper's 12 cells have run" in done.stdout
+    assert "&viewStateShareKey=backlink-tags.cell\n" in done.stdout
     assert f"[0/2 done] {CELL} selection s0 K=4 l=1 alpha=0.25 eta=0.05 starts" in done.stdout
 
     assert run_recipe("table_4", *flags) == 0

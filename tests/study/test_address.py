@@ -97,11 +97,18 @@ def test_the_link_opens_the_chart() -> None:
 def test_the_view_groups_by_the_parameter_and_sorts_by_the_metric() -> None:
     assert json.loads(view_state("l", "test_error_pct")) == {
         "groupBy": {"aggregateFunction": "average", "groupByKeys": [{"mode": "param", "groupByData": "l"}]},
+        "searchFilter": "",
         "runsHiddenMode": "SHOWALL",
         "selectedColumns": ["params.`l`"],
         "orderByKey": "metrics.`test_error_pct`",
         "orderByAsc": True,
     }
+
+
+def test_the_view_may_be_of_some_runs_grouped_by_a_tag() -> None:
+    state = json.loads(view_state("tags.cell", "test_error_pct", "tags.kind = 'full'"))
+    assert state["groupBy"]["groupByKeys"] == [{"mode": "tag", "groupByData": "cell"}]
+    assert (state["selectedColumns"], state["searchFilter"]) == (["tags.`cell`"], "tags.kind = 'full'")
 
 
 def test_artifacts_go_beside_the_database_or_where_the_server_wants(tmp_path: Path) -> None:
