@@ -13,9 +13,10 @@ from typing import Any
 from backlink_ray.data.originals import CIFAR10_CLASSES, SVHN_CLASSES
 from backlink_ray.study.grid import Grid, Rows
 from backlink_ray.study.paper import Cell
+from backlink_ray.study.report import grid_text
 from backlink_ray.study.runner import RESULT
 from backlink_ray.study.score import Scores, Spread
-from backlink_ray.study.table import Table, grid_text, spread_text
+from backlink_ray.study.table import Table, spread_text
 
 IMBALANCED = ("cifar10-lt", "svhn")
 
