@@ -16,6 +16,7 @@ import torch
 
 from backlink_ray import RunConfig
 from backlink_ray.study import bench
+from backlink_ray.study.grid import usual_alpha
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -59,8 +60,7 @@ def headline_cells(smoke: bool) -> list[RunConfig]:
 
 def _cell(base: RunConfig, k: int, length: int) -> RunConfig:
     method = "backlink" if length else "gll"
-    # The paper does not give alpha a cell; its Fig. 4 prefers small values at large l.
-    return base.replace(method=method, num_modules=k, propagation_length=length, alpha=0.25 if length > 2 else 0.5)
+    return base.replace(method=method, num_modules=k, propagation_length=length, alpha=usual_alpha(length))
 
 
 def headline(device: str, smoke: bool, seeds: int, data_root: str, runs: Path) -> int:

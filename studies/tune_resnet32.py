@@ -6,12 +6,12 @@ on the first 10,000 training images and all test images of CIFAR-10, 8 epochs; a
 
 import sys
 
-from backlink_ray import RunConfig
 from backlink_ray.study.command import main
+from backlink_ray.study.grid import find, recipe, usual_alpha
 from backlink_ray.study.search import Space
 from backlink_ray.study.tuning import Plan
 
-PAPER = RunConfig(network="resnet32", dataset="cifar10", lr=0.5, batch_size=512, epochs=200, validation_fraction=0.1)
+PAPER = recipe(find("table2/cifar10/resnet32/fc/K4/l2")).replace(validation_fraction=0.1)
 CPU = PAPER.replace(
     lr=0.1, batch_size=128, epochs=8, train_images=10000, validation_fraction=0.0, warmup_fraction=0.125
 )
@@ -19,9 +19,7 @@ SMOKE = PAPER.replace(dataset="cifar10-sample", lr=0.1, batch_size=64, epochs=2,
 CELLS = (
     {"method": "bp"},
     {"method": "gll", "K": 4},
-    {"K": 4, "l": 1, "alpha": 0.5},
-    {"K": 4, "l": 2, "alpha": 0.5},
-    {"K": 4, "l": 4, "alpha": 0.25},
+    *({"K": 4, "l": length, "alpha": usual_alpha(length)} for length in (1, 2, 4)),
 )
 PRESETS = {
     "paper": Plan(base=PAPER, space=Space(), num_samples=50),

@@ -241,6 +241,11 @@ def with_alpha(config: RunConfig, alpha: float) -> RunConfig:
     return config.replace(method=config.base) if alpha == 1.0 else config.replace(alpha=alpha)
 
 
+def usual_alpha(propagation_length: int) -> float:
+    """Return alpha for a run of BackLink where nothing chooses it: the paper's Fig. 4 prefers small values at large l."""
+    return 0.25 if propagation_length > 2 else 0.5
+
+
 def as_choice(config: RunConfig, base: RunConfig) -> dict[str, Any]:
     """Return the fields in which a run differs from a study's base, as a Plan's cell; the executor is the base's."""
     values = ((f.name, getattr(config, f.name), getattr(base, f.name)) for f in dataclasses.fields(RunConfig))
