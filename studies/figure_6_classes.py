@@ -12,8 +12,9 @@ import tyro
 
 from backlink_ray.config import ConfigError
 from backlink_ray.data.choice import LONG_TAIL_RATIO
-from backlink_ray.data.datasets import DataError, Dataset, data_root, load_dataset
+from backlink_ray.data.datasets import Dataset, data_root, load_dataset
 from backlink_ray.data.originals import long_tailed
+from backlink_ray.data.provision import MissingError
 from backlink_ray.study.face import CommonFlags, guarded, open_tracker, print_link
 from backlink_ray.study.figure import COLOURS, INK, dress, legend, new_figure, save_figure
 
@@ -26,6 +27,8 @@ class Flags:
 
     smoke_test: bool = False
     """On the embedded real sample, no download; counts are scaled, and the caption says so."""
+    dry_run: bool = False
+    """Print what would be drawn, and stop."""
     svhn: bool = False
     """Draw panel (b), and fetch SVHN's files (236 MiB) where they are missing."""
     seed: int = 0
@@ -94,9 +97,7 @@ def panels_b(flags: Flags) -> list[Panel]:
         return []
     try:
         dataset = load_dataset("svhn", data_root(flags.data_root), download=flags.svhn)
-    except DataError as error:
-        if flags.svhn:
-            raise
+    except MissingError as error:
         print(f"panel (b) is left out: {error}; --svhn fetches what is missing", file=sys.stderr)
         return []
     note = f"(b) has all {len(dataset.train):,} training images; its {len(dataset.test):,} test images are as uneven."
@@ -134,6 +135,17 @@ def made(folder: Path) -> Path:
     return folder
 
 
+def dry_run(flags: Flags) -> int:
+    root = data_root(flags.data_root)
+    print(
+        f"(a) {'cifar10-sample, embedded' if flags.smoke_test else f'cifar10-lt, seed {flags.seed}, files in {root}'}"
+    )
+    if flags.svhn or not flags.smoke_test:
+        print(f"(b) svhn, files in {root}" + ", where they are there; --svhn fetches them" * (not flags.svhn))
+    print("nothing is trained: seconds")
+    return 0
+
+
 def run(flags: Flags) -> int:
     panels = [panel_a(flags), *panels_b(flags)]
     name = f"{NAME}-smoke" if flags.smoke_test else NAME
@@ -158,7 +170,7 @@ def run(flags: Flags) -> int:
 
 def main() -> int:
     flags = tyro.cli(Flags, prog=f"{NAME}.py", description=__doc__)
-    return guarded(lambda: run(flags))
+    return guarded(lambda: dry_run(flags) if flags.dry_run else run(flags))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,10 @@ from pathlib import Path
 from backlink_ray.data.images import DataError
 
 
+class MissingError(DataError):
+    """Files that are not there and were not to be fetched; nothing is wrong with those that are."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Download:
     """One file that a data set's publisher offers, and what is needed of it.
@@ -87,7 +91,7 @@ def _mend(one: Download, root: Path, download: bool) -> None:
         path = shlex.quote(str(corrupt[0].path))
         raise DataError(f"{corrupt[0]}; mend: rm {path} and run again, or copy a good one there")
     if faults and not download:
-        raise DataError(_how_to_get(one, root, str(faults[0])))
+        raise MissingError(_how_to_get(one, root, str(faults[0])))
     if faults:
         print(f"fetching {one.filename} into {root}", file=sys.stderr, flush=True)
         try:

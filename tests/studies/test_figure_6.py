@@ -91,7 +91,9 @@ def test_svhn_is_the_second_panel_where_its_files_are(
     assert (rows[0]["seed"], rows[10]["seed"]) == ("1", "-1")
 
 
-@pytest.mark.parametrize("case", ["no data", "corrupt", "no svhn", "no storage", "bad address", "unknown flag"])
+@pytest.mark.parametrize(
+    "case", ["no data", "corrupt", "corrupt svhn", "no svhn", "no storage", "bad address", "unknown flag"]
+)
 def test_bad_input_is_one_line(
     case: str, originals: dict[str, Tiny], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -100,10 +102,14 @@ def test_bad_input_is_one_line(
     (tmp_path / "file").write_text("not a folder")
     if case == "corrupt":
         (cifar10.folder / cifar10.files[0]).write_bytes(b"other")
+    if case == "corrupt svhn":
+        for file in originals["svhn"].files:
+            (cifar10.folder / file).write_bytes(b"other")
     cannot = "cannot be written (Not a directory); give another --storage-path"
     flags, message = {
         "no data": ((*good, "--data-root", str(tmp_path / "empty")), "download failed"),
         "corrupt": (good, f"{cifar10.files[0]} is corrupt: expected md5"),
+        "corrupt svhn": (good, f"{originals['svhn'].files[0]} is corrupt: expected md5"),
         "no svhn": ((*good, "--svhn"), "train_32x32.mat is missing; download failed"),
         "no storage": ((*good, "--storage-path", str(tmp_path / "file" / "s")), cannot),
         "bad address": ((*good, "--tracking-uri", "/some/folder"), "MLflow 3 no longer takes"),
@@ -113,3 +119,12 @@ def test_bad_input_is_one_line(
     said = capsys.readouterr().err
     assert message in said
     assert "Traceback" not in said
+    assert ("panel (b) is left out" in said) == (case in ("no storage", "bad address"))  # where SVHN is not there
+
+
+def test_a_dry_run_draws_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert figure("--dry-run", "--storage-path", str(tmp_path / "s"), "--data-root", str(tmp_path), "--seed", "4") == 0
+    said = capsys.readouterr().out
+    assert f"(a) cifar10-lt, seed 4, files in {tmp_path}" in said
+    assert "(b) svhn" in said
+    assert not (tmp_path / "s").exists()
