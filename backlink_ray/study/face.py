@@ -12,7 +12,13 @@ import torch
 from ray.tune import TuneError
 
 from backlink_ray.config import ConfigError
+from backlink_ray.pipeline.controller import StageError
 from backlink_ray.study.tracking import Tracker, default_tracking_uri, redact
+from backlink_ray.train.checkpoint import CheckpointError
+from backlink_ray.train.executor import NonFiniteLossError
+
+# What ends one run or measurement, and says nothing about the next.
+RUN_ERRORS = (NonFiniteLossError, StageError, torch.OutOfMemoryError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,20 +58,25 @@ def guarded(run: Callable[[], int]) -> int:
     """Return run()'s exit code; an error becomes one line on stderr.
 
     Returns:
-        0 done; 1 done, but some trials failed; 2 bad arguments or configuration; 3 interrupted and resumable; 130 the same
-        at a second Ctrl-C.
+        0 done; 1 done, but some trials failed, or a failure ended it all; 2 bad arguments or configuration; 3 interrupted
+        and resumable; 130 the same at a second Ctrl-C.
     """
     try:
         return run()
-    except (
-        ValueError,
-        OSError,
-    ) as error:  # ConfigError, DataError, a tracking URI; no cluster at the address, a full disk
+    except (*RUN_ERRORS, CheckpointError) as error:
+        return _say(f"failed: {first_line(error)}; resume: {resume_line()}", 1)
+    # ConfigError, DataError, a tracking URI; no cluster at the address, a full disk
+    except (ValueError, OSError) as error:
         return _say(f"error: {error}", 2)
     except TuneError as error:
         return _say(f"failed: {str(error).strip().splitlines()[-1]}; resume: {resume_line()}", 1)
     except KeyboardInterrupt as error:
         return _say(f"interrupted; resume: {resume_line()}", 130 if isinstance(error, SecondInterruptError) else 3)
+
+
+def first_line(error: BaseException) -> str:
+    """Return what an error says first; CUDA's go on with advice on its allocator."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _say(text: str, code: int) -> int:
