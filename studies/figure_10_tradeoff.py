@@ -2,7 +2,7 @@
 
 Presets: paper and smoke run a grid of K and l; search lets Optuna choose K, l, alpha and eta by NSGA-II, which looks for the
 trade-off of error, memory and step time itself. The picture marks the Pareto front. Finished runs of Table III's study in the
-same storage path count too, where they are of the same recipe.
+same storage path are drawn too, where they are of the same recipe, and are not run again.
 """
 
 import sys
@@ -20,6 +20,7 @@ from backlink_ray.study.figure import (
     caption_of,
     dress,
     hardware_of_runs,
+    left_out,
     legend,
     look,
     new_figure,
@@ -27,13 +28,14 @@ from backlink_ray.study.figure import (
     series_of,
 )
 from backlink_ray.study.footprint import footprint_mib, source_of
+from backlink_ray.study.grid import find, recipe, usual_alpha
 from backlink_ray.study.record import Record
 from backlink_ray.study.report import config_of
 from backlink_ray.study.search import Space
 from backlink_ray.study.tradeoff import Trade, trades
 from backlink_ray.study.tuning import Plan
 
-PAPER = RunConfig(network="resnet110", dataset="cifar10", head="conv", lr=0.5, batch_size=512, epochs=200)
+PAPER = recipe(find("table3/cifar10/resnet110/conv/K4/l2"))
 SMOKE = PAPER.replace(
     network="resnet14", dataset="cifar10-sample", num_modules=2, propagation_length=1, lr=0.05, batch_size=32, epochs=1,
     train_images=320, test_images=200, executor="threads",
@@ -42,7 +44,7 @@ OBJECTIVES = ("val_error_pct", *TRADE_OFF)
 
 
 def cells(lengths: dict[int, tuple[int, ...]]) -> tuple[dict[str, Any], ...]:
-    linked = ({"K": k, "l": n, "alpha": 0.25 if n > 2 else 0.5} for k, ls in lengths.items() for n in ls)
+    linked = ({"K": k, "l": n, "alpha": usual_alpha(n)} for k, ls in lengths.items() for n in ls)
     return ({"method": "bp"}, *linked)
 
 
@@ -55,8 +57,11 @@ PRESETS = {
     "search": Plan(base=PAPER.replace(validation_fraction=0.1), space=Space(), num_samples=100, objectives=OBJECTIVES),
     "smoke": Plan(base=SMOKE, cells=cells({2: (1, 2), 4: (1,)}), metric="test_error_pct"),
 }
-# What the paper's text says of l = 2: when K doubles, the error grows by 1.57 points, and both reductions by about 23 points.
+# What the paper's text says. Of l = 2: when K doubles, the error grows by 1.57 points, and both reductions by about 23 points.
 STEP_PCT, STEP_PP = 23.0, 1.57
+# From l = 1 to 4: 0.87 points less error (at K = 4, by Table III), memory as it was, and less than 6 % in time.
+GAIN_PP, SLOWER_PCT = 0.87, 6.0
+TAN = "#D8B98A"
 
 BESIDE_BP = {
     "x": [
@@ -73,37 +78,40 @@ ALONE = {
 
 def picture(done: Finished) -> list[Path]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    rows = [*done.rows, *table_rows(done)]
-    found = trades(rows, lambda config: footprint_mib(config, device))
+    found = trades(done.rows, lambda config: footprint_mib(config, device))
     figure, panels = new_figure(2, "Fig. 10  What BackLink gives up and saves beside BP")
     axes = BESIDE_BP if any(trade.config.method == "bp" for trade in found) else ALONE
     for ax, (x, label) in zip(panels, axes["x"], strict=True):
         panel(ax, found, x, label, *axes["y"])
     panels[0].scatter([], [], s=150, facecolors="none", edgecolors=INK, label="Pareto front")
     notes = [f"Pareto front of error, memory and time. Memory of a step on one device: {source_of(device)}"]
-    if axes is BESIDE_BP and first_of_two(found):
-        panels[0].plot([], [], color=PALE, linewidth=2.5, label="paper: l = 2,\nK doubled")
-        notes.append("Grey: what the paper says of l = 2 when K doubles, drawn from our point at K = 2")
-    legend(figure)
-    if axes is ALONE:
+    if axes is BESIDE_BP:
+        mark_quoted(panels[0], found, "memory_reduction_pct", 0.0)
+        notes += mark_quoted(panels[1], found, "time_reduction_pct", SLOWER_PCT)
+    else:
         notes.append("No BP run is recorded, so nothing is shown beside it")
-    n = min(trade.n for trade in found)
-    caption = caption_of(done.plan.base, hardware_of_runs(rows), n, *notes)
+    legend(figure)
+    made = hardware_of_runs(done.rows, done.folder, table_3(done.folder.parent))
+    caption = caption_of(done.plan.base, made, {trade.n for trade in found}, *notes, left_out(done.missing))
     data = [{**asdict(t.config), **{k: v for k, v in asdict(t).items() if k != "config"}} for t in found]
     return save_figure(figure, data, "figure_10_tradeoff", done.folder, caption=caption, tracker=done.tracker)
 
 
-def table_rows(done: Finished) -> list[dict[str, Any]]:
-    """Return Table III's finished runs of the same network, data and budget: those that differ in method, K, l, alpha, seed."""
-    folder, found = done.folder.parent / "table_3", []
-    varied = {"method": "gll", "num_modules": 2, "seed": 0, "executor": "auto", "propagation_length": 0}
-    wanted = done.plan.base.replace(**varied).run_id
-    for row in Record(folder).rows() if folder.exists() else []:
-        same = row["status"] == "FINISHED" and row["method"] in ("bp", "backlink")
-        if same and config_of(row).replace(**varied).run_id == wanted:
-            found.append(row)
-    known = {row["run_id"] for row in done.rows}
-    return [row for row in found if row["run_id"] not in known]
+def table_3(storage: Path) -> Path:
+    return storage / "table_3"
+
+
+def table_rows(storage: Path, base: RunConfig) -> list[dict[str, Any]]:
+    """Return Table III's finished runs of BP and BackLink that differ from a base in K, l, alpha and seed alone."""
+    folder = table_3(storage)
+    rows = Record(folder).rows() if (folder / "results").is_dir() else []
+    return [row for row in rows if row["status"] == "FINISHED" and is_like(config_of(row), base)]
+
+
+def is_like(config: RunConfig, base: RunConfig) -> bool:
+    place = {name: getattr(base, name) for name in ("num_modules", "propagation_length", "alpha", "seed")}
+    like = base.replace(method="bp") if config.method == "bp" else base
+    return config.replace(**place).run_id == like.run_id
 
 
 def panel(axes: Any, found: list[Trade], x: str, x_label: str, y: str, y_label: str) -> None:
@@ -114,7 +122,8 @@ def panel(axes: Any, found: list[Trade], x: str, x_label: str, y: str, y_label: 
     for index, (series, group) in enumerate(groups.items()):
         ks = {t.config.num_modules for t in group}
         line = {} if len(ks) == len(group) else {"linestyle": ""}  # a search has many points at one K
-        axes.plot([getattr(t, x) for t in group], [getattr(t, y) for t in group], **look(series, index) | line)
+        at_x, at_y = [getattr(t, x) for t in group], [getattr(t, y) for t in group]
+        axes.errorbar(at_x, at_y, yerr=spread(group), capsize=2.5, elinewidth=1, **look(series, index) | line)
     for trade in found:
         point = (getattr(trade, x), getattr(trade, y))
         if trade.on_front:
@@ -122,19 +131,35 @@ def panel(axes: Any, found: list[Trade], x: str, x_label: str, y: str, y_label: 
         if trade.on_front or len(found) <= 20:
             name = f"K={trade.config.num_modules}"
             axes.annotate(name, point, (7, 6), textcoords="offset points", fontsize=7.5, color=INK)
-    if y != "accuracy_drop_pp":
-        return
+
+
+def spread(group: list[Trade]) -> list[float] | None:
+    deviations = [trade.error_std_pp for trade in group]
+    return deviations if any(deviations) else None
+
+
+def mark_quoted(axes: Any, found: list[Trade], x: str, slower_pct: float) -> list[str]:
+    """Draw beside BP what the paper's text says, each from our own point where it begins; return notes on what was drawn."""
     axes.axhline(0, color="#DDDDDD", linewidth=0.8, zorder=0)
-    for trade in first_of_two(found):
-        start = (getattr(trade, x), trade.accuracy_drop_pp)
-        axes.plot([start[0], start[0] + STEP_PCT], [start[1], start[1] + STEP_PP], color=PALE, linewidth=2.5, zorder=0)
+    notes, line = [], {"linewidth": 2.5, "zorder": 0}
+    if start := at(found, x, 2, 2):
+        end = (start[0] + STEP_PCT, start[1] + STEP_PP)
+        axes.plot(*zip(start, end, strict=True), color=PALE, label="paper: l = 2,\nK doubled", **line)
+        notes.append("Grey: what the paper says of l = 2 when K doubles, from our point at K = 2")
+    if start := at(found, x, 4, 1):
+        down = start[1] - GAIN_PP
+        path = [start, (start[0], down), (start[0] - slower_pct, down)]
+        axes.plot(*zip(*path, strict=True), color=TAN, label="paper: l = 1 to 4,\nK = 4", **line)
+        notes.append(f"Brown: from l = 1 to 4, from our point at K = 4, with up to {SLOWER_PCT:g} % in time")
+    return notes
 
 
-def first_of_two(found: list[Trade]) -> list[Trade]:
-    """Return the point of BackLink with K = 2 and l = 2, from which the paper's step is drawn; none if it is not there."""
-    wanted = ("backlink", 2, 2)
-    return [t for t in found if (t.config.method, t.config.num_modules, t.config.propagation_length) == wanted][:1]
+def at(found: list[Trade], x: str, k: int, length: int) -> tuple[float, float] | None:
+    """Return where BackLink stands with K and l; None if it was not run."""
+    wanted = ("backlink", k, length)
+    of = [t for t in found if (t.config.method, t.config.num_modules, t.config.propagation_length) == wanted]
+    return (getattr(of[0], x), of[0].accuracy_drop_pp) if of else None
 
 
 if __name__ == "__main__":
-    sys.exit(main("figure_10_tradeoff", PRESETS, __doc__ or "", picture=picture))
+    sys.exit(main("figure_10_tradeoff", PRESETS, __doc__ or "", picture=picture, elsewhere=table_rows))

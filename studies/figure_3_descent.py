@@ -11,19 +11,36 @@ from pathlib import Path
 from typing import Any
 
 from backlink_ray import RunConfig
-from backlink_ray.data.datasets import data_root, dataset_of
+from backlink_ray.data.datasets import Dataset, data_root
 from backlink_ray.study.command import Finished
 from backlink_ray.study.directions import columns, directions
-from backlink_ray.study.figure import COLOURS, INK, caption_of, dress, legend, new_figure, save_figure
+from backlink_ray.study.figure import (
+    COLOURS,
+    INK,
+    caption_of,
+    dress,
+    left_out,
+    legend,
+    name_of,
+    new_figure,
+    save_figure,
+)
+from backlink_ray.study.grid import find, recipe
+from backlink_ray.study.launch import load_for
 from backlink_ray.study.measuring import Room, figure_main, recorded, row_of
+from backlink_ray.study.report import config_of
+from backlink_ray.study.trial import data_key
 from backlink_ray.study.tuning import Plan
 
-PAPER = RunConfig(network="resnet32", dataset="cifar10", lr=0.5, batch_size=512, epochs=200)
+PAPER = recipe(find("table2/cifar10/resnet32/fc/K4/l2"))
 SMOKE = PAPER.replace(
     network="resnet8", dataset="cifar10-sample", num_modules=2, propagation_length=1, lr=0.05, batch_size=32, epochs=2,
     train_images=192, test_images=100,
 )  # fmt: skip
 Panel = tuple[int, int]  # K and l
+COLUMNS = (("constant", "∇L·g / ‖∇L‖²"), ("norm_ratio", "‖g‖ / ‖∇L‖"))
+PAPER_SAYS = "Paper: the constant is above 0 in all settings, and the norm ratio is bounded"
+SHOWN = 0.5  # alpha of the picture by module
 
 
 def cells(panels: Sequence[Panel], alphas: tuple[float, ...]) -> tuple[dict[str, Any], ...]:
@@ -38,14 +55,24 @@ PRESETS = {
 
 
 def measure(configs: Sequence[RunConfig], room: Room) -> Iterator[dict[str, Any]]:
+    return measured(configs, room, load_for(configs, data_root(room.flags.data_root)))
+
+
+def measured(configs: Sequence[RunConfig], room: Room, data: dict[str, Dataset]) -> Iterator[dict[str, Any]]:
     done = recorded(room)
     for config in configs:
-        if row_of(config, room, ending(config.epochs))["run_id"] in done:
+        if room.run_id(config, ending(config.epochs)) in done:
             continue
-        dataset = dataset_of(config, data_root(room.flags.data_root))
-        for epoch, found in directions(config, dataset, room.device, room.folder / "checkpoints" / config.run_id):
-            print(f"{config.label} {config.run_name} epoch {epoch}: {found[-1]}", flush=True)
-            yield {**row_of(config, room, ending(epoch)), "epoch": epoch, **columns(found)}
+        folder = room.folder / "checkpoints" / room.run_id(config)
+        with room.attempt(config):
+            for epoch, found in directions(config, data[data_key(config)], room.device, folder):
+                print(f"{config.label} {config.run_name} epoch {epoch}: {found[-1]}", flush=True)
+                yield {**row_of(config, room, ending(epoch)), "epoch": epoch, **columns(found)}
+
+
+def images(config: RunConfig) -> int:
+    """An epoch trains once; before it and at the end two gradients are taken, each about as much work."""
+    return (3 * config.epochs + 2) * config.num_train_images
 
 
 def ending(epoch: int) -> str:
@@ -75,7 +102,7 @@ def whole(done: Finished, rows: list[dict[str, Any]]) -> list[Path]:
     figure, axes = new_figure(
         len(panels), "Fig. 3  Does the gradient point down the loss of the whole network?", rows=2, height_in=3.0
     )
-    for j, (column, label) in enumerate((("constant", "∇L·g / ‖∇L‖²"), ("norm_ratio", "‖g‖ / ‖∇L‖"))):
+    for j, (column, label) in enumerate(COLUMNS):
         for i, (k, n) in enumerate(panels):
             ax = axes[j * len(panels) + i]
             dress(ax, f"K = {k}, l = {n}, all units", "epochs trained", label)
@@ -84,35 +111,34 @@ def whole(done: Finished, rows: list[dict[str, Any]]) -> list[Path]:
             finish(ax)
     legend(figure)
     caption = caption_of(
-        done.plan.base, f"Hardware: {rows[0]['hardware']}", 1, "g: mean of the method's gradients", PAPER_SAYS
-    )
+        done.plan.base, f"Hardware: {rows[0]['hardware']}", (1,), "g: mean of the method's gradients", PAPER_SAYS,
+        left_out(done.missing), ended_early(rows),
+    )  # fmt: skip
     return save_figure(figure, rows, "figure_3_descent", done.folder, caption=caption, tracker=done.tracker)
 
 
 def by_module(done: Finished, rows: list[dict[str, Any]]) -> list[Path]:
     panels = panels_of(rows)
-    alpha = 0.5
-    figure, axes = new_figure(
-        len(panels), f"Fig. 3, module by module: sufficient direction constant of BackLink, α = {alpha}", height_in=3.2
-    )
-    for ax, (k, n) in zip(axes, panels, strict=True):
-        dress(ax, f"K = {k}, l = {n}", "epochs trained", "∇L·g / ‖∇L‖²")
-        points = lines(rows, (k, n)).get(alpha, [])
-        for module in range(k):
-            label = f"module {module}" + (", the last" if module == k - 1 else "")
-            draw(ax, points, f"constant_module_{module}", label if k == max(panels)[0] else "", module)
-        finish(ax)
+    figure, axes = new_figure(len(panels), f"Fig. 3, module by module: BackLink, α = {SHOWN}", rows=2, height_in=3.0)
+    for j, (column, label) in enumerate(COLUMNS):
+        for ax, (k, n) in zip(axes[j * len(panels) :], panels, strict=False):
+            dress(ax, f"K = {k}, l = {n}, each module", "epochs trained", label)
+            for module in range(k):
+                points = lines(rows, (k, n)).get(SHOWN, [])
+                draw(ax, points, f"{column}_module_{module}", f"module {module}", module)
+            finish(ax)
     legend(figure)
-    caption = caption_of(
-        done.plan.base,
-        f"Hardware: {rows[0]['hardware']}",
-        1,
-        "The last module's gradient is exact, so its constant is 1",
-    )
+    last = "The last module's gradient is exact, so both its numbers are 1. Every other α is in the data beside this"
+    caption = caption_of(done.plan.base, f"Hardware: {rows[0]['hardware']}", (1,), last, left_out(done.missing))
     return save_figure(figure, rows, "figure_3_modules", done.folder, caption=caption, tracker=done.tracker)
 
 
-PAPER_SAYS = "Paper: the constant is above 0 in all settings, and the norm ratio is bounded"
+def ended_early(rows: list[dict[str, Any]]) -> str:
+    """Name the runs whose last epochs have no row: they diverged, or are not done."""
+    last = {config_of(row).run_id: row for row in rows}  # rows come in order of epochs
+    early = [row for row in last.values() if row["epoch"] < row["epochs"]]
+    names = ", ".join(f"{name_of(config_of(r))} α = {r['alpha']:g} (to epoch {r['epoch']})" for r in early)
+    return f"Not measured to the end: {names}" if early else ""
 
 
 def draw(axes: Any, points: list[dict[str, Any]], column: str, label: str, index: int) -> None:
@@ -131,4 +157,4 @@ def finish(axes: Any) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(figure_main("figure_3_descent", PRESETS, measure, picture, __doc__ or ""))
+    sys.exit(figure_main("figure_3_descent", PRESETS, measure, picture, __doc__ or "", images=images))

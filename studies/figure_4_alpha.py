@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from backlink_ray.study.command import Finished, main
+from backlink_ray.study.grid import ALPHAS
 from backlink_ray.study.sensitivity import PAPER, SMOKE, Axis, draw_sensitivity
 from backlink_ray.study.tuning import Plan
-
-ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 def cells(lengths: dict[int, tuple[int, ...]], alphas: tuple[float, ...]) -> tuple[dict[str, Any], ...]:
@@ -29,7 +28,8 @@ PRESETS = {
 
 
 def picture(done: Finished) -> list[Path]:
-    axis = Axis(field="alpha", label="α, weight of the local error", values=ALPHAS)
+    quoted = ((0.5, "paper: best α at l = 4\nis below 0.5"),)
+    axis = Axis(field="alpha", label="α, weight of the local error", values=ALPHAS, quoted=quoted)
     title = "Fig. 4  Sensitivity to the weighting factor α"
     note = "Paper: K = 4 is more sensitive than K = 2, and at l = 4 the best α is below 0.5"
     return draw_sensitivity(done, axis, "figure_4_alpha", title, "α = 1 is GLL", note)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from backlink_ray.study.command import Finished, main
+from backlink_ray.study.grid import usual_alpha
 from backlink_ray.study.sensitivity import PAPER, SMOKE, Axis, draw_sensitivity
 from backlink_ray.study.tuning import Plan
 
@@ -15,8 +16,8 @@ def cells(lengths: dict[int, tuple[int, ...]], etas: tuple[float, ...]) -> tuple
     found: list[dict[str, Any]] = []
     for k, ls in lengths.items():
         found += [{"method": "gll", "K": k, "eta": eta} for eta in etas]
-        # The paper gives no alpha for this figure; its Fig. 4 prefers small values at large l.
-        found += [{"K": k, "l": n, "alpha": 0.25 if n > 2 else 0.5, "eta": eta} for n in ls for eta in etas]
+        # The paper gives no alpha for this figure.
+        found += [{"K": k, "l": n, "alpha": usual_alpha(n), "eta": eta} for n in ls for eta in etas]
     return tuple(found)
 
 
@@ -31,7 +32,7 @@ PRESETS = {
 
 
 def picture(done: Finished) -> list[Path]:
-    quoted = ((0.5, "paper: the best η"),)
+    quoted = ((PAPER.lr, "paper: the best η"),)
     axis = Axis(field="lr", label="η, peak learning rate (logarithmic)", values=ETAS, logarithmic=True, quoted=quoted)
     title = "Fig. 5  Sensitivity to the learning rate η"
     note = "Paper: the best η is 0.5, and both ends are worse"

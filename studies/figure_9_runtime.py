@@ -1,7 +1,7 @@
 """Figure 9: the time of a training step over the number of devices, K local modules on K devices, as a part of BP's on one.
 
 GLL, BackLink l = 1..4 and InfoPro with conv heads, the stages as threads of one process and as Ray actors. BP and the
-stages take turns, round by round. Without a GPU a device is a core, with one torch thread.
+stages take turns, round by round, on one machine. Without a GPU a device is a core, with one torch thread.
 """
 
 import os
@@ -13,16 +13,17 @@ from typing import Any
 from backlink_ray import RunConfig
 from backlink_ray.config import ConfigError, longest_propagation, module_sizes, unit_count
 from backlink_ray.study.command import Finished
-from backlink_ray.study.figure import INK, dress, legend, look, new_figure, rank, save_figure, series_of
+from backlink_ray.study.figure import INK, dress, legend, look, name_of, new_figure, rank, save_figure, series_of
+from backlink_ray.study.grid import find, recipe
 from backlink_ray.study.measuring import Room, figure_main, number_of_devices, recorded, row_of
 from backlink_ray.study.report import config_of
-from backlink_ray.study.runtime import step_ratios
+from backlink_ray.study.runtime import step_ratio
 from backlink_ray.study.tuning import Plan
 
 KS = (2, 4, 8, 16)
-PAPER = RunConfig(network="resnet110", dataset="cifar10", head="conv", batch_size=512)
+PAPER = recipe(find("table3/cifar10/resnet110/conv/K4/l2"))
 SMOKE = PAPER.replace(network="resnet14", dataset="cifar10-sample", num_modules=2, propagation_length=1, batch_size=64)
-STEPS, ROUNDS = {"paper": 10, "smoke": 2}, {"paper": 7, "smoke": 3}
+TURNS = {"paper": {"steps": 10, "rounds": 7}, "smoke": {"steps": 2, "rounds": 3}}
 # The best cases that the paper's text quotes, as parts of BP's time; it does not say at which K.
 QUOTED = {0.77: "paper: GLL at best, V100", 0.48: "paper: BackLink at best (GLL 0.47), P100"}
 
@@ -46,27 +47,44 @@ PRESETS = {
 
 
 def measure(configs: Sequence[RunConfig], room: Room) -> Iterator[dict[str, Any]]:
-    count = number_of_devices(room.device)
-    fitting = [config for config in configs if config.num_modules <= count]
-    if not fitting:
+    """Refuse a cluster: BP would be timed on one machine's device and the stages on another's."""
+    address = room.flags.address or os.environ.get("RAY_ADDRESS", "")
+    if address and room.flags.executor != "threads":
         raise ConfigError(
-            f"device={room.device!r} gives {count} device; figure 9 spreads K = 2 or more local modules over as many: "
-            "use a machine with more, or --device cpu"
+            f"address={address!r} names a cluster, and figure 9 compares the devices of one machine; leave --address and "
+            "$RAY_ADDRESS out, or take --executor threads"
         )
-    preset = "paper" if configs[0].network == PAPER.network else "smoke"
-    executors = ("threads", "ray") if room.flags.executor in ("auto", "local") else (room.flags.executor,)
-    done = recorded(room)
-    for executor in executors:
-        left = [c for c in fitting if row_of(c, room, f"-{executor}")["run_id"] not in done]
-        options = {"count": count, "steps": STEPS[preset], "rounds": ROUNDS[preset], "address": room.flags.address}
-        for config, _, found in step_ratios(left, (executor,), room.device, **options):
-            spread = f"{found['time_ratio_min']:.2f}..{found['time_ratio_max']:.2f}"
-            print(
-                f"{executor} {series_of(config)} K={config.num_modules}: {found['time_ratio']:.2f} of BP ({spread})",
-                flush=True,
-            )
-            measured = {**found, "executor": executor, "devices": count, "load_average": os.getloadavg()[0]}
-            yield {**row_of(config, room, f"-{executor}"), **measured}
+    return measured(configs, room)
+
+
+def measured(configs: Sequence[RunConfig], room: Room) -> Iterator[dict[str, Any]]:
+    done, count = recorded(room), number_of_devices(room.device)
+    # Threads first: while they are timed there is no Ray beside them.
+    for executor in ("threads", "ray") if room.flags.executor == "auto" else (room.flags.executor,):
+        for config in (c for c in configs if room.run_id(c, f"-{executor}") not in done):
+            with room.attempt(config):
+                found = step_ratio(config, executor, room.device, count=count, **turns(config))
+                about = {"executor": executor, "devices": count, "load_average": os.getloadavg()[0]}
+                print(
+                    f"{executor} {name_of(config)}: {found['time_ratio']:.2f} of BP "
+                    f"({found['time_ratio_min']:.2f}..{found['time_ratio_max']:.2f})",
+                    flush=True,
+                )
+                yield {**row_of(config, room, f"-{executor}"), **found, **about}
+
+
+def turns(config: RunConfig) -> dict[str, int]:
+    return TURNS["paper" if config.network == PAPER.network else "smoke"]
+
+
+def images(config: RunConfig) -> int:
+    """BP and the stages, on two executors, each with a round that is thrown away."""
+    return 4 * config.batch_size * turns(config)["steps"] * (turns(config)["rounds"] + 1)
+
+
+def refuse(config: RunConfig, device: str) -> str:
+    count, k = number_of_devices(device), config.num_modules
+    return f"K={k} stages want as many devices, of which there {'is' if count == 1 else 'are'} {count}" * (k > count)
 
 
 def picture(done: Finished) -> list[Path]:
@@ -88,6 +106,8 @@ def picture(done: Finished) -> list[Path]:
     )  # fmt: skip
     if base.network != PAPER.network or base.batch_size != PAPER.batch_size:
         caption += " (not the paper's budget)"
+    if left := sorted({config.num_modules for config in done.missing}):
+        caption += f". {first['devices']} devices; left out, all or some: K = {', '.join(map(str, left))}"
     load, cores = max(float(row["load_average"]) for row in rows), os.cpu_count() or 1
     if load > 1.5 * cores:
         caption += f". The machine was busy with other work: its load average reached {load:.1f} on {cores} cores"
@@ -119,4 +139,4 @@ def panel(axes: Any, rows: list[dict[str, Any]], title: str, device: str) -> Non
 
 
 if __name__ == "__main__":
-    sys.exit(figure_main("figure_9_runtime", PRESETS, measure, picture, __doc__ or ""))
+    sys.exit(figure_main("figure_9_runtime", PRESETS, measure, picture, __doc__ or "", refuse=refuse, images=images))

@@ -2,9 +2,10 @@
 
 import contextlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import tyro
@@ -23,7 +24,7 @@ from backlink_ray.study.face import (
 from backlink_ray.study.launch import Flags, check_numbers, describe, fit, load_for, places_here
 from backlink_ray.study.paper import published_error_pct
 from backlink_ray.study.record import Record, Value
-from backlink_ray.study.report import best_line, markdown, print_table
+from backlink_ray.study.report import best_line, config_of, markdown, print_table
 from backlink_ray.study.search import base_with
 from backlink_ray.study.tracking import Tracker
 from backlink_ray.study.trial import Places
@@ -31,8 +32,16 @@ from backlink_ray.study.tuning import Plan, Study, claim, only_driver
 
 
 @dataclass(frozen=True, kw_only=True)
+class StudyFlags(Flags):
+    """Flags of tuning studies, and of figures that train."""
+
+    seeds: int = 1
+    """Seeds of every run of a list, from --seed up; a later start may ask for more."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Finished:
-    """A study's record as its picture is drawn from: `rows` of the runs of `plan`, in `folder`, under `flags`."""
+    """A study's record as its picture is drawn from: `rows` of the runs of `plan`, in `folder`."""
 
     name: str
     preset: str
@@ -41,14 +50,27 @@ class Finished:
     folder: Path
     tracker: Tracker
 
+    @property
+    def missing(self) -> list[RunConfig]:
+        """Return the runs of a list that have no result."""
+        there = {config_of(row).run_id for row in self.rows}
+        wanted = {c.run_id: c for c in (base_with(self.plan.base, cell) for cell in self.plan.cells)}
+        return [config for run_id, config in wanted.items() if run_id not in there]
+
 
 # Minimised beside a search's own metric where its trade-off is asked for; on a CPU, memory is the process's.
 TRADE_OFF = ("peak_memory_mib", "step_ms")
 Picture = Callable[[Finished], Sequence[Path]]
+# Finds finished runs of other studies in a storage path that count as runs of a study with this base.
+Elsewhere = Callable[[Path, RunConfig], list[dict[str, Value]]]
 
 
 def _no_picture(_finished: Finished) -> Sequence[Path]:
     return ()
+
+
+def _nowhere(_storage: Path, _base: RunConfig) -> list[dict[str, Value]]:
+    return []
 
 
 def main(
@@ -57,6 +79,7 @@ def main(
     description: str,
     arguments: Sequence[str] | None = None,
     picture: Picture = _no_picture,
+    elsewhere: Elsewhere = _nowhere,
 ) -> int:
     """Run a study from its command line.
 
@@ -66,17 +89,30 @@ def main(
         description: shown by --help.
         arguments: the command line's if not given.
         picture: draws the study's figure, writes and tracks its files, and returns them.
+        elsewhere: finds runs that need not be run again; of a list, a run that differs in alpha alone counts as done.
 
     Returns:
         0 done; 1 done, but some trials failed; 2 bad arguments or configuration; 3 interrupted and resumable; 130 the same
         at a second Ctrl-C, with no time for a table.
     """
-    flags = tyro.cli(Flags, prog=f"{name}.py", description=description, args=arguments)
-    return guarded(lambda: _Command(name, presets, flags, picture).run())
+    flags = tyro.cli(StudyFlags, prog=f"{name}.py", description=description, args=arguments)
+    return guarded(lambda: _Command(name, presets, flags, picture, elsewhere).run())
+
+
+def estimate(config: RunConfig, images: float) -> str:
+    """Return what training on some images costs at the speed of a run, which is measured here and now; takes seconds."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    rate = images_per_s(config, device)
+    return (
+        f"estimated: {images / rate / 3600:.3g} device-hours of training, at {rate:.0f} images/s "
+        f"({config.label} {config.run_name}, measured now on one {device} device)"
+    )
 
 
 class _Command:
-    def __init__(self, name: str, presets: dict[str, Plan], flags: Flags, picture: Picture) -> None:
+    def __init__(
+        self, name: str, presets: dict[str, Plan], flags: StudyFlags, picture: Picture, elsewhere: Elsewhere
+    ) -> None:
         self._flags, self._picture = flags, picture
         self._preset = choose_preset(presets, flags)
         plan = presets[self._preset]
@@ -90,9 +126,16 @@ class _Command:
         objectives = (plan.metric, *TRADE_OFF) if flags.trade_off else plan.objectives
         if flags.asha and objectives:
             raise ConfigError("--asha ranks trials by one number, and --trade-off has three; leave one of them out")
+        if flags.seeds < 1 or (plan.space and flags.seeds > 1):
+            raise ConfigError(
+                f"seeds={flags.seeds} cannot be run; allowed: 1 or more for a list of runs, 1 for a search"
+            )
+        self._earlier = elsewhere(flags.storage, base)
+        more = ({"seed": flags.seed + i} | cell for i in range(1, flags.seeds) for cell in plan.cells)
         self._plan = replace(
-            plan, base=base, num_samples=flags.num_samples or plan.num_samples, asha=flags.asha, objectives=objectives
-        )
+            plan, base=base, num_samples=flags.num_samples or plan.num_samples, asha=flags.asha, objectives=objectives,
+            cells=_not_among(map(config_of, self._earlier), (*plan.cells, *more), base),
+        )  # fmt: skip
         self._name = name if self._preset == "paper" else f"{name}-{self._preset}"
         self._folder = flags.storage / self._name
 
@@ -108,8 +151,8 @@ class _Command:
             return self._carry_out(datasets)
 
     def _report(self) -> int:
-        claim(self._folder, self._name, self._plan, "must")
-        if not Record(self._folder).done():
+        claim(self._folder, self._name, self._plan, "auto" if self._earlier else "must")
+        if not self._earlier and not Record(self._folder).done():
             raise ConfigError(
                 f"storage folder {str(self._folder)!r} has no finished run to report; run this without --report-only first"
             )
@@ -144,8 +187,10 @@ class _Command:
         return open_tracker(self._flags, experiment, note)
 
     def _finish(self, study: Study) -> int:
-        rows, metric = study.record.rows(), self._plan.metric
-        title = f"{self._name}: {self._plan.base.network} on {self._plan.base.dataset}, {len(rows)} of {self._plan.size} trials"
+        metric = self._plan.metric
+        rows = list({row["run_id"]: row for row in (*self._earlier, *study.record.rows())}.values())
+        place, total = f"{self._plan.base.network} on {self._plan.base.dataset}", self._plan.size + len(self._earlier)
+        title = f"{self._name}: {place}, {len(rows)} of {total} trials"
         print_table(rows, metric, title)
         report = self._folder / "table.md"
         write_whole(report, markdown(rows, metric, title))
@@ -187,22 +232,27 @@ class _Command:
             )
         print(
             f"{plan.size} trials of {plan.base.epochs} epochs, {plan.base.network} on {plan.base.dataset}, preset {self._preset}"
+            + f"; {len(self._earlier)} finished runs of other studies count too" * bool(self._earlier)
         )
         print(self._cost())
         return 0
 
     def _cost(self) -> str:
-        plan, device = self._plan, "cuda" if torch.cuda.is_available() else "cpu"
-        if self._flags.gpus and device == "cpu":
+        plan = self._plan
+        if self._flags.gpus and not torch.cuda.is_available():
             return "estimated: nothing, since there is no GPU here to measure on"
         first = base_with(plan.base, next(iter((*plan.cells, *plan.first)), {}))
-        rate, images = images_per_s(first, device), round(plan.base.num_train_images * (1 - first.validation_fraction))
-        hours = plan.size * plan.base.epochs * images / rate / 3600
-        return (
-            f"estimated: {hours:.3g} device-hours of training, at {rate:.0f} images/s "
-            f"({first.label} {first.run_name}, measured now on one {device} device) and {images} images an epoch"
-        )
+        images = round(plan.base.num_train_images * (1 - first.validation_fraction))
+        return f"{estimate(first, plan.size * plan.base.epochs * images)} and {images} images an epoch"
 
     def _describe(self, choice: dict[str, object], places: Places) -> str:
         config = base_with(self._plan.base, choice)
         return describe(f"{config.label}/{config.run_name}", config, places, published_error_pct(config))
+
+
+def _not_among(
+    done: Iterable[RunConfig], cells: Iterable[dict[str, Any]], base: RunConfig
+) -> tuple[dict[str, Any], ...]:
+    """Return the cells that are not done; alpha does not count, since whoever ran them chose it."""
+    known = {config.replace(alpha=base.alpha).run_id for config in done}
+    return tuple(cell for cell in cells if base_with(base, cell).replace(alpha=base.alpha).run_id not in known)

@@ -13,7 +13,7 @@ from backlink_ray.measure.descent import ALL, Descent, MeanGradients, descent_by
 from backlink_ray.methods.backprop import BP
 from backlink_ray.study.runner import RunOptions, make_job
 from backlink_ray.train.checkpoint import Checkpoints
-from backlink_ray.train.executor import to_cpu
+from backlink_ray.train.executor import check_losses, to_cpu
 from backlink_ray.train.trainer import Trainer, gradients
 
 
@@ -33,6 +33,7 @@ def directions(
 
     Raises:
         ConfigError: the configuration does not fit the data.
+        NonFiniteLossError: the run diverged; what was yielded before stands.
     """
     torch.set_num_threads(config.torch_threads)
     job = make_job(config, dataset, RunOptions(output_dir=folder))
@@ -47,7 +48,8 @@ def directions(
         yield epoch, measure(trainer, batches, range(epoch * steps, (epoch + 1) * steps), config.seed)
         if epoch < config.epochs:
             for step in range(epoch * steps, (epoch + 1) * steps):
-                trainer.step(batches.images(step), batches.labels(step))
+                losses = trainer.step(batches.images(step), batches.labels(step))
+                check_losses(losses[:, None], step)
             checkpoints.save(to_cpu(trainer.state()), {"run_id": config.run_id})
 
 

@@ -1,7 +1,7 @@
 """Figure: what the figures of the paper share: how they look, what a caption says, and their files."""
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,9 @@ import torch
 
 from backlink_ray import environment
 from backlink_ray.config import ConfigError, RunConfig
+from backlink_ray.study.grid import BATCH_SIZES
 from backlink_ray.study.journal import NoTracker
+from backlink_ray.study.publish import made_with
 from backlink_ray.study.record import Value
 from backlink_ray.study.spool import slug
 from backlink_ray.study.tracking import Tracker
@@ -33,7 +35,6 @@ _LOOKS = {
 }  # fmt: skip
 _OTHERS = (("#56B4E9", "^"), ("#0072B2", "v"), ("#009E73", "D"), ("#CC79A7", "P"), ("#E69F00", "o"), ("#D55E00", "X"))
 _CAPTION_PT = 8.0
-PAPER_BATCH = {"svhn": 1024, "stl10": 128}  # 512 on every other data set
 
 
 # How figures look
@@ -45,6 +46,11 @@ def series_of(config: RunConfig) -> str:
         base = {"gll": "", "infopro": "+InfoPro"}.get(config.base, f"+{config.base}")
         return f"BackLink{base} l={config.propagation_length}"
     return {"infopro": "InfoPro", "predsim": "PredSim"}.get(config.method, config.method.upper())
+
+
+def name_of(config: RunConfig) -> str:
+    """Return a run's name for people: "BP", "GLL K=4", "BackLink l=2 K=4"."""
+    return series_of(config) + f" K={config.num_modules}" * (config.method != "bp")
 
 
 def look(series: str, index: int = 0) -> dict[str, Any]:
@@ -112,17 +118,16 @@ def hardware(device: str) -> str:
     return f"{about['cpu_cores']} cores of {about['cpu'] or 'an unnamed processor'}"
 
 
-def hardware_of_runs(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return what runs were carried out with: this machine, and the executors that the record names."""
-    device = "cuda" if any("cuda" in str(row.get("memory_source", "")) for row in rows) else "cpu"
-    place = hardware(device) if device == "cpu" or torch.cuda.is_available() else "GPUs"
-    return f"{place}, executor {' and '.join(sorted({str(row['executor']) for row in rows}))}"
+def hardware_of_runs(rows: Sequence[Mapping[str, Any]], *folders: Path) -> str:
+    """Return what the runs of some studies were carried out with, as their own folders say."""
+    found = [line for folder in folders for line in made_with(folder, rows)]
+    return f"Hardware: {'; '.join(found) or 'not recorded'}"
 
 
 def is_paper_budget(config: RunConfig) -> bool:
     """Tell whether a run has the paper's epochs, images and batch size."""
     whole = config.dataset != "cifar10-sample" and not config.train_images and not config.test_images
-    return whole and config.epochs == 200 and config.batch_size == PAPER_BATCH.get(config.dataset, 512)
+    return whole and config.epochs == 200 and config.batch_size == BATCH_SIZES[config.dataset]
 
 
 def budget(config: RunConfig) -> str:
@@ -132,12 +137,20 @@ def budget(config: RunConfig) -> str:
     return text if is_paper_budget(config) else f"{text} (not the paper's budget)"
 
 
-def caption_of(config: RunConfig, where: str, n: int, *notes: str) -> str:
-    """Return the caption of a figure of training runs: network, data set, budget, hardware, n, notes."""
-    seeds = "1 seed a point" if n == 1 else f"Mean and standard deviation of n = {n} seeds"
-    return ". ".join(
-        [f"{config.network} on {config.dataset}, {config.head} heads", budget(config), where, seeds, *notes]
-    )
+def caption_of(config: RunConfig, where: str, seeds: Collection[int], *notes: str) -> str:
+    """Return the caption of a figure of training runs: network, data set, budget, hardware, seeds of the points, notes."""
+    low, high = min(seeds), max(seeds)
+    n = f"n = {low}" if low == high else f"n = {low} to {high}"
+    about = "1 seed a point" if high == 1 else f"Mean and standard deviation of {n} seeds a point"
+    place = f"{config.network} on {config.dataset}, {config.head} heads"
+    return ". ".join([place, budget(config), where, about, *filter(None, notes)])
+
+
+def left_out(missing: Sequence[RunConfig]) -> str:
+    """Return a caption's note on what has no result: how many, and the first of them by name; "" where nothing lacks."""
+    names = ", ".join(f"{config.network} {config.label} {config.run_name}" for config in missing[:4])
+    more = ", ..." * (len(missing) > 4)
+    return f"Left out, without a result: {len(missing)} ({names}{more})" if missing else ""
 
 
 # Files

@@ -5,7 +5,8 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,9 +15,18 @@ import tyro
 
 from backlink_ray import environment
 from backlink_ray.config import ConfigError, RunConfig
-from backlink_ray.study.command import Finished, Picture
-from backlink_ray.study.face import CommonFlags, choose_preset, guarded, open_tracker, print_link, resume_line
-from backlink_ray.study.figure import budget, hardware
+from backlink_ray.study.command import Finished, Picture, estimate
+from backlink_ray.study.face import (
+    RUN_ERRORS,
+    CommonFlags,
+    choose_preset,
+    first_line,
+    guarded,
+    open_tracker,
+    print_link,
+    resume_line,
+)
+from backlink_ray.study.figure import budget, hardware, name_of
 from backlink_ray.study.record import Record, Value
 from backlink_ray.study.search import base_with
 from backlink_ray.study.spool import slug
@@ -34,8 +44,8 @@ class FigureFlags(CommonFlags):
     """Where to measure: cuda, cuda:1 or cpu; default: the GPU where there is one."""
     resume: Literal["auto", "never", "must"] = "auto"
     """Go on with what the storage path holds: auto if there is something, never, or must."""
-    executor: Literal["auto", "local", "threads", "ray"] = "auto"
-    """Where local modules run, in figures where that matters; auto: what the figure compares."""
+    executor: Literal["auto", "threads", "ray"] = "auto"
+    """Where the stages of figure 9 run; auto: as threads, and then as Ray actors."""
 
     @property
     def place(self) -> str:
@@ -45,21 +55,48 @@ class FigureFlags(CommonFlags):
 
 @dataclass(frozen=True, kw_only=True)
 class Room:
-    """Where a figure measures: under which flags, in which folder, on which hardware."""
+    """Where a figure measures: under which flags, in which folder, on which hardware; and what failed there."""
 
     flags: FigureFlags
     folder: Path
     device: str
     hardware: str
+    failed: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def attempt(self, config: RunConfig) -> Iterator[None]:
+        """Measure a configuration; one that diverges or does not fit into memory is noted, and the next one has its turn."""
+        try:
+            yield
+        except RUN_ERRORS as error:
+            self.failed.append(name_of(config))
+            print(f"{name_of(config)} failed and is left out: {first_line(error)}", file=sys.stderr, flush=True)
+
+    def run_id(self, config: RunConfig, suffix: str = "") -> str:
+        """Return the name of a measurement in the record: of the run, and of what it is measured on."""
+        hash_of = environment.derive_seed(0, self.hardware) % 10**8
+        return slug(f"{config.run_id}-{hash_of}{suffix}")
 
 
-# Yields one row after another for the configurations that are to be measured; a row has the run_id of its record.
+# Checks what the configurations need before anything is claimed; then yields a row a measurement, named by Room.run_id.
 Measure = Callable[[Sequence[RunConfig], Room], Iterator[Row]]
+# Says why a configuration cannot be measured on a device, "" where it can.
+Refuse = Callable[[RunConfig, str], str]
+# Says how many images a configuration's measuring trains on.
+Images = Callable[[RunConfig], int]
+
+
+def _never(_config: RunConfig, _device: str) -> str:
+    return ""
+
+
+def _few(_config: RunConfig) -> int:
+    return 0
 
 
 def figure_main(
     name: str, presets: dict[str, Plan], measure: Measure, picture: Picture, description: str,
-    arguments: Sequence[str] | None = None,
+    arguments: Sequence[str] | None = None, *, refuse: Refuse = _never, images: Images = _few,
 ) -> int:  # fmt: skip
     """Run a figure that measures from its command line: measure what is not recorded yet, then draw.
 
@@ -70,19 +107,20 @@ def figure_main(
         picture: draws it from the rows of one kind of hardware.
         description: shown by --help.
         arguments: the command line's if not given.
+        refuse: leaves out what cannot be measured on a device.
+        images: what a dry run's estimate is made from; where it is 0 for all, there is none.
 
     Returns:
-        0 done; 2 bad arguments or configuration; 3 interrupted and resumable.
+        0 done; 1 done, but a measurement failed; 2 bad arguments or configuration; 3 interrupted and resumable.
     """
     flags = tyro.cli(FigureFlags, prog=f"{name}.py", description=description, args=arguments)
-    return guarded(lambda: _FigureCommand(name, presets, measure, picture, flags).run())
+    return guarded(lambda: _FigureCommand(name, presets, measure, picture, flags, refuse, images).run())
 
 
 def row_of(config: RunConfig, room: Room, suffix: str = "", **measured: Value) -> Row:
     """Return a record's row: the configuration, what was measured, and with what."""
-    hash_of = environment.derive_seed(0, room.hardware) % 10**8
     return {
-        **dataclasses.asdict(config), "run_id": slug(f"{config.run_id}-{hash_of}{suffix}"), "status": "FINISHED",
+        **dataclasses.asdict(config), "run_id": room.run_id(config, suffix), "status": "FINISHED",
         "reason": "done", **measured, "hardware": room.hardware, "device": room.device.split(":")[0],
         "commit": environment.commit(), "date": time.strftime("%Y-%m-%d"),
     }  # fmt: skip
@@ -90,9 +128,12 @@ def row_of(config: RunConfig, room: Room, suffix: str = "", **measured: Value) -
 
 class _FigureCommand:
     def __init__(
-        self, name: str, presets: dict[str, Plan], measure: Measure, picture: Picture, flags: FigureFlags
-    ) -> None:
+        self, name: str, presets: dict[str, Plan], measure: Measure, picture: Picture, flags: FigureFlags,
+        refuse: Refuse, images: Images,
+    ) -> None:  # fmt: skip
         self._flags, self._measure, self._picture = flags, measure, picture
+        self._refuse, self._images = refuse, images
+        self._failed: list[str] = []
         self._preset = choose_preset(presets, flags)
         plan = presets[self._preset]
         self._plan = dataclasses.replace(plan, base=plan.base.replace(seed=flags.seed))
@@ -103,61 +144,78 @@ class _FigureCommand:
     def run(self) -> int:
         if self._flags.dry_run:
             return self._dry_run()
-        if not self._flags.report_only:
-            self._check_device()
+        measured = None if self._flags.report_only else self._start()
         claim(self._folder, self._name, self._plan, "must" if self._flags.report_only else self._flags.resume)
         with only_driver(self._folder):
             note = f"{self._name}: a figure of the paper, measured anew."
             tracker = open_tracker(self._flags, f"backlink-{self._name}", note)  # first: a wrong URI costs no measuring
             try:
-                paths = self._draw(self._rows(Record(self._folder)), tracker)
+                paths = self._draw(self._rows(Record(self._folder), measured), tracker)
             finally:
                 tracker.close()
         return self._finish(paths, tracker)
 
+    def _start(self) -> Iterator[Row]:
+        """Check device, configurations and what measuring needs; return what measures."""
+        self._check_device()
+        place = self._flags.place
+        refused = {config.run_id: self._refuse(config, place) for config in self._configs}
+        left = [config for config in self._configs if not refused[config.run_id]]
+        if not left:
+            raise ConfigError(
+                f"device={place!r} can measure nothing of this figure ({next(iter(refused.values()))}); give another "
+                "--device, or use another machine"
+            )
+        room = Room(
+            flags=self._flags, folder=self._folder, device=place, hardware=hardware(place), failed=self._failed
+        )  # fmt: skip
+        return self._measure(left, room)
+
     def _dry_run(self) -> int:
+        place = self._flags.place
         for config in self._configs:
-            print(f"{config.network}/{config.label}/{config.run_name}  tail {config.tail_memory}")
-        print(
-            f"{len(self._configs)} to measure on {self._flags.place}, preset {self._preset}; {budget(self._plan.base)}"
-        )
+            why = self._refuse(config, place)
+            ending = f"  left out: {why}" if why else ""
+            print(f"{config.network}/{config.label}/{config.run_name}  tail {config.tail_memory}{ending}")
+        left = [config for config in self._configs if not self._refuse(config, place)]
+        print(f"{len(left)} to measure on {place}, preset {self._preset}; {budget(self._plan.base)}")
+        total = sum(map(self._images, left))
+        if total:
+            print(estimate(left[0], total))
         return 0
 
-    def _rows(self, record: Record) -> list[dict[str, Value]]:
+    def _rows(self, record: Record, measured: Iterator[Row] | None) -> list[dict[str, Value]]:
         """Return the rows of one kind of hardware: this one's, after measuring what it lacks, or the newest row's."""
-        if not self._flags.report_only:
-            place = self._flags.place
-            room = Room(flags=self._flags, folder=self._folder, device=place, hardware=hardware(place))
-            for row in self._measure(self._configs, room):
-                record.append(row)
-            return [row for row in record.rows() if row["hardware"] == room.hardware]
+        for row in measured or ():
+            record.append(row)
         rows = record.rows()
-        return [row for row in rows if row["hardware"] == rows[-1]["hardware"]]
+        wanted = hardware(self._flags.place) if measured is not None else rows[-1]["hardware"] if rows else ""
+        return [row for row in rows if row["hardware"] == wanted]
 
     def _check_device(self) -> None:
         try:
             torch.empty(1, device=self._flags.place)
         except (RuntimeError, AssertionError) as error:
-            line = str(error).splitlines()[0]
-            raise ConfigError(f"device={self._flags.place!r} cannot be used ({line}); give another --device") from error
+            raise ConfigError(
+                f"device={self._flags.place!r} cannot be used ({first_line(error)}); give another --device"
+            ) from error
 
     def _draw(self, rows: list[dict[str, Value]], tracker: Tracker) -> Sequence[Path]:
-        if not rows:
+        if not rows and not self._failed:
             raise ConfigError(
                 f"storage folder {str(self._folder)!r} has nothing recorded to draw; run this without --report-only first"
             )
-        return self._picture(
-            Finished(
-                name=self._name, preset=self._preset, plan=self._plan, rows=rows, folder=self._folder, tracker=tracker
-            )
+        done = Finished(
+            name=self._name, preset=self._preset, plan=self._plan, rows=rows, folder=self._folder, tracker=tracker
         )  # fmt: skip
+        return self._picture(done) if rows else ()
 
     def _finish(self, paths: Sequence[Path], tracker: Tracker) -> int:
         print(f"figure: {', '.join(map(str, paths))}")
         print(f"results: {self._folder / 'results'} (Parquet)")
         print_link(tracker)
         print(f"resume: {resume_line()}", flush=True)
-        return 0
+        return 1 if self._failed else 0
 
 
 def recorded(room: Room) -> set[str]:

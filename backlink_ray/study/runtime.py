@@ -1,6 +1,6 @@
 """Runtime: the time of a training step with every local module on a device of its own, as a part of BP's on one (Fig. 9)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +20,7 @@ def devices_of(device: str, count: int) -> tuple[str, ...]:
     return tuple(f"cuda:{i}" for i in range(count)) if device.startswith("cuda") else ("cpu",)
 
 
-def open_stages(config: RunConfig, images: ImageSet, executor: str, device: str, count: int, address: str) -> Executor:
+def open_stages(config: RunConfig, images: ImageSet, executor: str, device: str, count: int) -> Executor:
     """Open the stages of a run, each on its own device.
 
     Args:
@@ -29,19 +29,16 @@ def open_stages(config: RunConfig, images: ImageSet, executor: str, device: str,
         executor: "threads" or "ray".
         device: "cuda" or "cpu".
         count: devices there are.
-        address: of the Ray cluster; "" is a private one.
     """
     job = replace(job_for(config, images, device), devices=devices_of(device, count))
     if executor == "threads":
         return ThreadsExecutor(job)
-    start_once(address)
+    start_once("")
     # A stage on a CPU computes on one core; half a core is reserved, since the driver has to fit beside the stages.
     return RayExecutor(job, Resources(cpus=0.5, gpus=1.0 if device.startswith("cuda") else 0.0))
 
 
-def step_ratio(
-    config: RunConfig, executor: str, device: str, *, count: int, steps: int, rounds: int, address: str = ""
-) -> Row:
+def step_ratio(config: RunConfig, executor: str, device: str, *, count: int, steps: int, rounds: int) -> Row:
     """Time a run's step against BP's on one device, in turn, round by round, after one round thrown away.
 
     Args:
@@ -51,7 +48,6 @@ def step_ratio(
         count: devices there are, K or more.
         steps: of a round.
         rounds: counted.
-        address: of the Ray cluster.
 
     Returns:
         time_ratio: the median of the rounds' ratios, with time_ratio_min and time_ratio_max; step_ms, bp_step_ms; n rounds.
@@ -60,18 +56,9 @@ def step_ratio(
     bp = config.replace(method="bp")
     with (
         LocalExecutor(job_for(bp, images, devices_of(device, count)[0])) as alone,
-        open_stages(config, images, executor, device, count, address) as stages,
+        open_stages(config, images, executor, device, count) as stages,
     ):
         runs: dict[str, Callable[[int], object]] = {"bp": alone.train, "stages": stages.train}
         first, second = compare(runs, config.batch_size, device, steps, rounds)
     kept = ("step_ms", "time_ratio", "time_ratio_min", "time_ratio_max", "n", "steps")
     return {**{name: second[name] for name in kept}, "bp_step_ms": first["step_ms"]}
-
-
-def step_ratios(
-    configs: list[RunConfig], executors: tuple[str, ...], device: str, **options: Any
-) -> Iterator[tuple[RunConfig, str, Row]]:
-    """Yield `step_ratio` of each configuration on each executor, with the options of `step_ratio`."""
-    for config in configs:
-        for executor in executors:
-            yield config, executor, step_ratio(config, executor, device, **options)

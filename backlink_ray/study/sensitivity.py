@@ -13,6 +13,7 @@ from backlink_ray.study.figure import (
     dress,
     hardware_of_runs,
     is_paper_budget,
+    left_out,
     legend,
     look,
     mark_paper,
@@ -20,26 +21,20 @@ from backlink_ray.study.figure import (
     save_figure,
     series_of,
 )
+from backlink_ray.study.grid import find, recipe
 from backlink_ray.study.paper import published_error_pct
 from backlink_ray.study.report import config_of
-from backlink_ray.study.search import base_with
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Row = dict[str, Any]
 
-PAPER = RunConfig(network="resnet32", dataset="cifar10", lr=0.5, batch_size=512, epochs=200)
+PAPER = recipe(find("table2/cifar10/resnet32/fc/K4/l2"))
 SMOKE = PAPER.replace(
-    network="resnet14",
-    dataset="cifar10-sample",
-    lr=0.05,
-    batch_size=32,
-    epochs=1,
-    train_images=320,
-    test_images=200,
+    network="resnet14", dataset="cifar10-sample", lr=0.05, batch_size=32, epochs=1, train_images=320, test_images=200,
     executor="local",
-)
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,20 +103,20 @@ def draw_sensitivity(done: Finished, axis: Axis, name: str, title: str, *notes: 
     rows: list[Row] = [dict(row) for row in done.rows]
     ks = sorted({int(row["num_modules"]) for row in rows})
     figure, panels = new_figure(len(ks), title)
-    count = 1
+    counts = set()
     for axes, k in zip(panels, ks, strict=True):
         of_k = [row for row in rows if row["num_modules"] == k]
         found = curves(of_k, axis)
         _draw_panel(axes, found, axis, f"K = {k}")
         _mark_gll(axes, of_k, axis)
-        count = max([count, *(point.n for points in found.values() for point in points)])
+        counts |= {point.n for points in found.values() for point in points}
     limits = [limit for axes in panels for limit in axes.get_ylim()]
+    low, high = min(limits), max(limits)
     for axes in panels:  # one scale: how much more sensitive one K is than another is the question
-        axes.set_ylim(min(limits), max(limits))
+        axes.set_ylim(low - 0.1 * (high - low), high + 0.12 * (high - low))  # with room for the paper's words
     legend(figure)
-    left = len({base_with(done.plan.base, cell).run_id for cell in done.plan.cells}) - len(rows)
-    missing = (f"{left} of {len(done.plan.cells)} runs have no result and are left out",) if left > 0 else ()
-    caption = caption_of(done.plan.base, hardware_of_runs(rows), count, *notes, *missing)
+    made = hardware_of_runs(rows, done.folder)
+    caption = caption_of(done.plan.base, made, counts, *notes, left_out(done.missing))
     return save_figure(figure, rows, name, done.folder, caption=caption, tracker=done.tracker)
 
 
@@ -135,16 +130,10 @@ def _draw_panel(axes: "Axes", found: dict[str, list[Point]], axis: Axis, title: 
             axes.plot(x, y, **look(series, index))
     for value, words in axis.quoted:
         axes.axvline(value, color="#888888", linewidth=0.8, linestyle="--", zorder=0)
-        axes.text(
-            value,
-            0.99,
-            f"{words} ",
-            fontsize=7.5,
-            color="#666666",
-            ha="right",
-            va="top",
-            transform=axes.get_xaxis_transform(),
-        )
+        axes.annotate(
+            words, (value, 0.015), xycoords=axes.get_xaxis_transform(), xytext=(-4, 0), textcoords="offset points",
+            fontsize=7.5, color="#666666", ha="right",
+        )  # fmt: skip
     if axis.logarithmic:
         axes.set_xscale("log")
     axes.set_xticks(axis.values, [f"{value:g}" for value in axis.values])
@@ -156,4 +145,4 @@ def _mark_gll(axes: "Axes", rows: Sequence[Row], axis: Axis) -> None:
     gll: list[RunConfig] = [config for config in map(config_of, rows) if config.method == "gll"]
     published = published_error_pct(gll[0]) if gll else None
     if published is not None and is_paper_budget(gll[0]):
-        mark_paper(axes, 1.0 if axis.field == "alpha" else 0.5, published, f"paper: GLL {published:.2f} %")
+        mark_paper(axes, 1.0 if axis.field == "alpha" else PAPER.lr, published, f"paper: GLL {published:.2f} %")

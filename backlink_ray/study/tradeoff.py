@@ -20,7 +20,7 @@ class Trade:
 
     Attributes:
         config: of one of its runs.
-        error_pct: mean test error over n seeds.
+        error_pct, error_std_pp: mean test error over n seeds, and its standard deviation, 0 with one seed.
         accuracy_drop_pp: its error minus BP's, in percentage points; this and both reductions are NaN without a BP run.
         memory_mib, memory_reduction_pct: of a training step on one device, and what it saves of BP's.
         step_ms, time_reduction_pct: median over the seeds, and what it saves of BP's.
@@ -30,6 +30,7 @@ class Trade:
 
     config: RunConfig
     error_pct: float
+    error_std_pp: float
     accuracy_drop_pp: float
     memory_mib: float
     memory_reduction_pct: float
@@ -50,19 +51,20 @@ def trades(rows: Sequence[Row], memory_mib: Callable[[RunConfig], float]) -> lis
     for row in rows:
         groups.setdefault(config_of(row).replace(seed=0).run_id, []).append(row)
     measured = sorted((_measured(group, memory_mib) for group in groups.values()), key=_order)
-    nothing = (measured[0][0], math.nan, math.nan, math.nan, 0)
+    nothing = (measured[0][0], math.nan, math.nan, math.nan, math.nan, 0)
     bp = next((m for m in measured if m[0].method == "bp"), nothing)
     front = pareto_front([m[1:4] for m in measured])
     return [_trade(m, bp, best) for m, best in zip(measured, front, strict=True)]
 
 
-Measured = tuple[RunConfig, float, float, float, int]  # configuration, error %, memory MiB, step ms, n
+Measured = tuple[RunConfig, float, float, float, float, int]  # configuration, error %, memory MiB, step ms, std, n
 
 
 def _measured(group: list[Row], memory_mib: Callable[[RunConfig], float]) -> Measured:
     config = config_of(group[0])
     error, step = ([float(row[name]) for row in group] for name in ("test_error_pct", "step_ms"))
-    return config, statistics.mean(error), memory_mib(config), statistics.median(step), len(group)
+    std = statistics.stdev(error) if len(error) > 1 else 0.0
+    return config, statistics.mean(error), memory_mib(config), statistics.median(step), std, len(group)
 
 
 def _order(measured: Measured) -> tuple[int, int, str]:
@@ -71,10 +73,11 @@ def _order(measured: Measured) -> tuple[int, int, str]:
 
 
 def _trade(measured: Measured, bp: Measured, on_front: bool) -> Trade:
-    config, error, memory, step, n = measured
+    config, error, memory, step, std, n = measured
     return Trade(
-        config=config, error_pct=error, accuracy_drop_pp=error - bp[1], memory_mib=memory, on_front=on_front, n=n,
-        memory_reduction_pct=100 * (1 - memory / bp[2]), step_ms=step, time_reduction_pct=100 * (1 - step / bp[3]),
+        config=config, error_pct=error, error_std_pp=std, accuracy_drop_pp=error - bp[1], on_front=on_front, n=n,
+        memory_mib=memory, memory_reduction_pct=100 * (1 - memory / bp[2]),
+        step_ms=step, time_reduction_pct=100 * (1 - step / bp[3]),
     )  # fmt: skip
 
 

@@ -11,18 +11,23 @@ from typing import Any
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 from backlink_ray import RunConfig
 from backlink_ray.config import ConfigError
+from backlink_ray.study import command
 from backlink_ray.study.command import main
+from backlink_ray.study.directions import directions
 from backlink_ray.study.figure import budget, is_paper_budget, new_figure, save_figure, series_of
-from backlink_ray.study.measuring import figure_main
+from backlink_ray.study.measuring import FigureFlags, Room, figure_main
 from backlink_ray.study.record import Record
 from backlink_ray.study.runner import RunOptions, run
-from backlink_ray.study.search import base_with
+from backlink_ray.study.search import Space, base_with
 from backlink_ray.study.tuning import Plan, claim
+from backlink_ray.train.executor import NonFiniteLossError
 from tests.examples import sample
+from tests.study.rows import row_of
 
 ROOT = Path(__file__).parents[2]
 MEASURED = ("figure_3_descent", "figure_7_memory", "figure_9_runtime")
@@ -46,14 +51,14 @@ def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def check_files(folder: Path, name: str, rows: int) -> dict[str, Any]:
-    """A picture that is not empty, and its data twice; return the picture's own text and the columns."""
+    """A picture, and its data twice; return the caption in the picture's own text, and the columns."""
     with Image.open(folder / f"{name}.png") as image:
         assert image.width > 800
-        assert len(image.convert("RGB").getcolors(1 << 24) or []) > 50
         caption = str(image.info["Description"])
     table = pq.read_table(folder / f"{name}.parquet")
     assert table.num_rows == pyarrow.csv.read_csv(folder / f"{name}.csv").num_rows == rows
     assert "Hardware" in caption or "cores of" in caption
+    assert "Hardware: not recorded" not in caption
     return {"caption": caption, **table.to_pydict()}
 
 
@@ -87,7 +92,26 @@ def test_a_figure_that_measures_draws_tracks_and_measures_nothing_twice(
     assert " MiB\n" not in capsys.readouterr().out
 
 
-def test_the_descent_figure_from_a_real_run(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_does_not_fit_is_left_out_and_the_rest_is_drawn(
+    storage: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    of = script("figure_7_memory")
+
+    def footprint_mib(config: RunConfig, _device: str) -> float:
+        if config.method == "bp":
+            raise torch.OutOfMemoryError("CUDA out of memory.\nAdvice on the allocator.")
+        return 100.0
+
+    monkeypatch.setitem(of["measure"].__globals__, "footprint_mib", footprint_mib)
+    presets = {"smoke": Plan(base=SMALL, cells=MEMORY_CELLS)}
+    flags = ["--smoke-test", "--device", "cpu", "--storage-path", str(storage)]
+    assert figure_main("small_gpu", presets, of["measure"], of["picture"], "", flags) == 1
+    assert "BP failed and is left out: CUDA out of memory.\n" in capsys.readouterr().err
+    found = check_files(storage / "small_gpu-smoke", "figure_7_memory", len(MEMORY_CELLS) - 1)
+    assert "Left out, without a result: 1 (resnet8 bp K01" in found["caption"]
+
+
+def test_the_descent_figure_from_a_real_run(storage: Path) -> None:
     of = script("figure_3_descent")
     base = SMALL.replace(dataset="cifar10-sample", train_images=32, test_images=20, epochs=1)
     presets = {"smoke": Plan(base=base, cells=of["cells"](((2, 1),), (0.5,)))}
@@ -102,18 +126,61 @@ def test_the_descent_figure_from_a_real_run(storage: Path, monkeypatch: pytest.M
     assert found["constant_module_1"] == pytest.approx([1.0] * 4, abs=1e-6)
 
 
+def test_another_machine_measures_descent_from_the_first_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    of, folders = script("figure_3_descent"), []
+    monkeypatch.setitem(
+        of["measure"].__globals__, "directions", lambda _config, _data, _device, folder: folders.append(folder) or []
+    )
+    config = SMALL.replace(train_images=32, test_images=20)
+    for hardware in ("A", "B", "A"):
+        room = Room(flags=FigureFlags(), folder=tmp_path, device="cpu", hardware=hardware)
+        assert list(of["measure"]([config], room)) == []
+    first, second, third = folders
+    assert first == third != second
+
+
+def test_a_run_that_diverges_is_not_measured_on(tmp_path: Path) -> None:
+    config = SMALL.replace(epochs=1, train_images=32, test_images=20, lr=1e30, num_modules=1)
+    found = directions(config, sample(), "cpu", tmp_path)
+    assert next(found)[0] == 0
+    with pytest.raises(NonFiniteLossError, match="try a smaller lr"):
+        next(found)
+
+
+def test_data_is_checked_before_a_folder_is_claimed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    of = script("figure_3_descent")
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    (tmp_path / "cifar-10-batches-py" / "data_batch_1").write_bytes(b"other")
+    flags = [
+        "--preset",
+        "paper",
+        "--device",
+        "cpu",
+        "--data-root",
+        str(tmp_path),
+        "--storage-path",
+        str(tmp_path / "s"),
+    ]
+    assert figure_main("figure_3_descent", of["PRESETS"], of["measure"], of["picture"], "", flags) == 2
+    assert "data_batch_1 is corrupt" in capsys.readouterr().err
+    assert not (tmp_path / "s").exists()
+
+
 @pytest.mark.timeout(100)
 def test_the_runtime_figure_on_threads(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     of = script("figure_9_runtime")
     monkeypatch.setitem(of["measure"].__globals__, "number_of_devices", lambda _device: 2)
-    presets = {"smoke": Plan(base=SMALL.replace(head="conv"), cells=({"method": "gll", "K": 2}, {"K": 2, "l": 1}))}
+    cells = ({"method": "gll", "K": 2}, {"K": 2, "l": 1}, {"method": "gll", "K": 4})
+    presets = {"smoke": Plan(base=SMALL.replace(head="conv"), cells=cells)}
     flags = ["--smoke-test", "--device", "cpu", "--executor", "threads", "--storage-path", str(storage)]
-    assert figure_main("figure_9_runtime", presets, of["measure"], of["picture"], "", flags) == 0
+    names = ("measure", "picture")
+    assert figure_main("figure_9_runtime", presets, *(of[n] for n in names), "", flags, refuse=of["refuse"]) == 0
     found = check_files(storage / "figure_9_runtime-smoke", "figure_9_runtime", 2)
     assert "a device is a core" in found["caption"]
     rows = zip(found["time_ratio_min"], found["time_ratio"], found["time_ratio_max"], strict=True)
     assert all(0 < low <= middle <= high for low, middle, high in rows)
     assert found["n"] == [3, 3]
+    assert "2 devices; left out, all or some: K = 4" in found["caption"]
 
 
 def record_of(folder: Path, name: str, plan: Plan) -> None:
@@ -166,13 +233,9 @@ def test_a_grid_becomes_its_picture_from_the_record(
 def test_a_figure_asked_for_from_an_empty_record_is_one_line(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(
-        "sys.argv", [f"{name}.py", "--smoke-test", "--report-only", "--storage-path", str(tmp_path / "s")]
-    )
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(ROOT / "studies" / f"{name}.py"), run_name="__main__")
+    flags = ("--smoke-test", "--report-only", "--storage-path", str(tmp_path / "s"))
+    assert run_script(name, *flags, monkeypatch=monkeypatch) == 2
     said = capsys.readouterr().err.strip().splitlines()
-    assert ended.value.code == 2
     assert len(said) == 1
     assert "holds no study" in said[0]
     assert not (tmp_path / "s").exists()
@@ -197,33 +260,106 @@ def test_refusals_are_one_line(
     assert message in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_a_record_without_a_row_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_record_without_a_row_is_refused(storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
     of = script("figure_7_memory")
     plan = Plan(base=SMALL, cells=({"method": "bp"},))
-    claim(tmp_path / "figure_7_memory-smoke", "figure_7_memory-smoke", plan, "auto")  # killed before the first row
-    flags = ["--smoke-test", "--report-only", "--storage-path", str(tmp_path)]
-    assert figure_main("figure_7_memory", {"smoke": plan}, of["measure"], of["picture"], "", flags) == 2
+    claim(storage / "killed-smoke", "killed-smoke", plan, "auto")  # before the first row
+    flags = ["--smoke-test", "--report-only", "--storage-path", str(storage)]
+    assert figure_main("killed", {"smoke": plan}, of["measure"], of["picture"], "", flags) == 2
     assert "has nothing recorded to draw" in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_one_device_is_too_few_for_figure_9(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    of = script("figure_9_runtime")
-    monkeypatch.setitem(of["measure"].__globals__, "number_of_devices", lambda _device: 1)
-    presets = {"smoke": Plan(base=SMALL, cells=({"method": "gll", "K": 2},))}
-    flags = ["--smoke-test", "--device", "cpu", "--storage-path", str(tmp_path)]
-    assert figure_main("figure_9_runtime", presets, of["measure"], of["picture"], "", flags) == 2
+@pytest.mark.parametrize(
+    ("devices", "flags", "message"),
+    [
+        (1, (), "K=2 stages want as many devices, of which there is 1"),
+        (2, ("--address", "10.0.0.1:6379"), "address='10.0.0.1:6379' names a cluster"),
+        (2, ("--executor", "local"), "invalid choice 'local'"),
+    ],
+)
+def test_what_figure_9_cannot_compare_is_refused_before_a_folder_is_claimed(
+    devices: int, flags: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr("backlink_ray.study.measuring.number_of_devices", lambda _device: devices)
+    given = ["--smoke-test", "--device", "cpu", "--storage-path", str(tmp_path / "s"), *flags]
+    assert run_script("figure_9_runtime", *given, monkeypatch=monkeypatch) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "s").exists()
+
+
+def run_script(name: str, *flags: str, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Run a recipe in this process, as its command line does; its exit code."""
+    monkeypatch.setattr("sys.argv", [f"{name}.py", *flags])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "studies" / f"{name}.py"), run_name="__main__")
+    return int(ended.value.code or 0)
 
 
 @pytest.mark.parametrize("name", [*MEASURED, *GRIDS])
-def test_a_dry_run_lists_the_papers_cells(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    of = script(name)
-    paper = of["PRESETS"]["paper"]
-    resnets = {base_with(paper.base, cell).network for cell in paper.cells}
-    assert resnets <= {"resnet32", "resnet110"}
+def test_a_dry_run_lists_the_papers_cells_and_what_they_cost(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "images_per_s", lambda _config, _device: 100.0)  # measured at length elsewhere
+    monkeypatch.setattr("backlink_ray.study.measuring.number_of_devices", lambda _device: 8)
+    paper = script(name)["PRESETS"]["paper"]
     assert len({base_with(paper.base, cell).run_id for cell in paper.cells}) == len(paper.cells)
-    if name in MEASURED:
-        assert figure_main(name, of["PRESETS"], of["measure"], of["picture"], "", ["--dry-run"]) == 0
-        assert len(capsys.readouterr().out.splitlines()) == len(paper.cells) + 1
+    assert run_script(name, "--dry-run", monkeypatch=monkeypatch) == 0
+    said = capsys.readouterr().out.splitlines()
+    runs = [base_with(paper.base, cell) for cell in paper.cells]
+    listed = said[: len(runs)]
+    assert all(config.run_name in line for config, line in zip(runs, listed, strict=True))
+    assert {c.network for c in runs} <= {"resnet32", "resnet110"}
+    assert {(c.dataset, c.batch_size, c.epochs) for c in runs} == {("cifar10", 512, 200)}
+    assert [("left out: K=16" in line) for line in listed] == [c.num_modules == 16 and "9" in name for c in runs]
+    hours = {
+        "figure_3_descent": 18 * 602 * 50_000 / 100 / 3600, "figure_4_alpha": 34 * 200 * 50_000 / 100 / 3600,
+        "figure_5_lr": 50 * 200 * 50_000 / 100 / 3600, "figure_10_tradeoff": 16 * 200 * 50_000 / 100 / 3600,
+        "figure_9_runtime": 18 * 4 * 512 * 10 * 8 / 100 / 3600,
+    }  # fmt: skip
+    costs = [line for line in said if line.startswith("estimated: ")]
+    assert [line.split(" of ")[0] for line in costs] == [
+        f"estimated: {hours[n]:.3g} device-hours" for n in {name} & set(hours)
+    ]
+
+
+def test_a_list_is_run_with_as_many_seeds_as_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "images_per_s", lambda _config, _device: 100.0)
+    flags = ("--smoke-test", "--dry-run", "--storage-path", str(tmp_path))
+    assert run_script("figure_4_alpha", *flags, "--seed", "5", "--seeds", "3", monkeypatch=monkeypatch) == 0
+    said = capsys.readouterr().out
+    assert "18 trials of 1 epochs" in said
+    assert [said.count(f"-s{seed}  ") for seed in (4, 5, 6, 7, 8)] == [0, 6, 6, 6, 0]
+    searched = {"smoke": Plan(base=SMALL, space=Space())}
+    for plans, seeds in ((searched, "2"), ({"smoke": Plan(base=SMALL, cells=MEMORY_CELLS)}, "0")):
+        assert main("s", plans, "", [*flags, "--seeds", seeds]) == 2
+        assert f"seeds={seeds} cannot be run; allowed: 1 or more" in capsys.readouterr().err
+
+
+def test_runs_of_another_study_are_not_run_again_and_are_enough_for_a_picture(
+    storage: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "images_per_s", lambda _config, _device: 100.0)
+    of, base = script("figure_10_tradeoff"), SMALL.replace(head="conv", dataset="cifar10")
+    plans = {
+        "paper": Plan(base=base, cells=({"method": "bp"}, {"K": 2, "l": 1}, {"K": 4, "l": 1}), metric="test_error_pct")
+    }
+    for error, config in ((9.0, base.replace(method="bp")), (10.0, base.replace(alpha=0.25, seed=0))):
+        Record(storage / "table_3").append(row_of(config, error, step_ms=9.0))
+    given = {"picture": of["picture"], "elsewhere": of["table_rows"]}
+    flags = ["--preset", "paper", "--storage-path", str(storage)]
+    assert main("figure_10_tradeoff", plans, "", [*flags, "--dry-run"], **given) == 0
+    said = capsys.readouterr().out
+    assert "1 trials" in said
+    assert "2 finished runs of other studies count too" in said
+    assert "backlink/K04-l1" in said.splitlines()[0]
+    claim(storage / "figure_10_tradeoff", "figure_10_tradeoff", plans["paper"], "auto")
+    Record(storage / "figure_10_tradeoff").append(row_of(base.replace(method="bp"), 9.0, step_ms=9.0))  # ran here too
+    assert main("figure_10_tradeoff", plans, "", [*flags, "--report-only"], **given) == 0
+    drawn = pq.read_table(storage / "figure_10_tradeoff" / "figure_10_tradeoff.parquet").to_pydict()
+    assert (drawn["error_pct"], drawn["n"]) == ([9.0, 10.0], [1, 1])
 
 
 def test_a_figure_without_data_is_refused_and_its_columns_may_differ(tmp_path: Path) -> None:
