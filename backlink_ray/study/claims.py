@@ -211,9 +211,13 @@ def _below(claim: Claim, evidence: Evidence) -> Finding:
 
 
 def _measured(claim: Claim, evidence: Evidence, paper: str, ours: str, holds: bool) -> Finding:
-    on_gpu = bool(ours) and evidence.on_gpu(claim)
-    verdict = _verdict(holds) if on_gpu else "not run yet"
-    return _of_figure(claim, paper, _joined(ours, "not measured on a GPU" if ours and not on_gpu else ""), verdict)
+    """A cost with what it was measured on; it waits for the cases that the claim is about, where their number is known."""
+    cases, on_gpu, wanted = evidence.cases(claim), evidence.on_gpu(claim), claim.get("cases", 1)
+    verdict: Verdict = _verdict(holds) if ours and on_gpu and len(cases) >= wanted else "not run yet"
+    ks = ", ".join(map(str, sorted({k for _, k, _ in cases})))
+    missing = f"{wanted - len(cases)} of {wanted} cases missing" if len(cases) < wanted else ""
+    notes = (f"at K = {ks}", missing, "" if on_gpu else "not measured on a GPU")
+    return _of_figure(claim, paper, _joined(ours, *notes) if ours else "", verdict)
 
 
 def _of_figure(claim: Claim, paper: str, ours: str, verdict: Verdict) -> Finding:
@@ -300,7 +304,7 @@ _LEGEND = (
     "below, below. Of a best alpha or eta: in as many lines of the figure as stand there, from the seeds that ran.",
     "**yours to judge**: the paper gives no number to judge by; ours says what to look at.",
     "**rests on**: cells of the paper's tables by address (table/data set/network/heads/K/l; GLL is l0, BP is K1/l0), which "
-    "studies/table_N.py --cell ADDRESS runs, or the script that measures.",
+    "studies/table_N.py --cell ADDRESS runs, or the script that measures; figure 9 at as many K as there were GPUs.",
     "**the paper's own numbers**: whether its tables bear out its words, and the cells where they do not, with what the first "
     "gains, in points. What its figures show is in no table.",
 )

@@ -86,10 +86,17 @@ class Evidence:
             claim: with figure, column, network (a glob), of, over; maybe hardware (a glob), num_modules and
                 propagation_length of the one, and over_length of the other.
         """
+        return [100 * (_value(row, claim) / base - 1) for row, base in self._compared(claim)]
+
+    def cases(self, claim: Mapping[str, Any]) -> set[tuple[str, int, int]]:
+        """Return the network, K and l of what `changes_pct` compares."""
+        return {(row["network"], row["num_modules"], row["propagation_length"]) for row, _ in self._compared(claim)}
+
+    def _compared(self, claim: Mapping[str, Any]) -> list[tuple[Row, float]]:
         found = self.points(claim)
         rows = [row for row in found if _on_gpu(row)] or found
         mine = [row for row in rows if row["method"] == claim["of"] and _is_asked(row, claim)]
-        return [100 * (_value(row, claim) / base - 1) for row in mine for base in _bases(row, rows, claim)]
+        return [(row, base) for row in mine for base in _bases(row, rows, claim)]
 
     def best(self, claim: Mapping[str, Any]) -> dict[str, tuple[float, int]]:
         """Return at which value of a figure's axis each of its lines has the least mean error, and the seeds of a point.
