@@ -26,7 +26,7 @@ from backlink_ray.study.face import (
     print_link,
     resume_line,
 )
-from backlink_ray.study.figure import budget, hardware, name_of
+from backlink_ray.study.figure import hardware, name_of
 from backlink_ray.study.record import Record, Value
 from backlink_ray.study.search import base_with
 from backlink_ray.study.spool import slug
@@ -178,7 +178,7 @@ class _FigureCommand:
             ending = f"  left out: {why}" if why else ""
             print(f"{config.network}/{config.label}/{config.run_name}  tail {config.tail_memory}{ending}")
         left = [config for config in self._configs if not self._refuse(config, place)]
-        print(f"{len(left)} to measure on {place}, preset {self._preset}; {budget(self._plan.base)}")
+        print(f"{len(left)} to measure on {place}, preset {self._preset}, batch {self._plan.base.batch_size}")
         total = sum(map(self._images, left))
         if total:
             print(estimate(left[0], total))
