@@ -154,7 +154,7 @@ def test_predsim_is_its_definition(beta: float) -> None:
     wanted = torch.tensor([[1.0 if a == b else -1 / 9 for b in labels] for a in labels], dtype=y.dtype)
     matching = (torch.corrcoef(rows) - wanted).square().sum() / len(labels) ** 2
     prediction = F.cross_entropy(module.logits(y, Draws()), labels)
-    expected = float((1 - beta) * prediction + beta * matching)
+    expected = ((1 - beta) * prediction + beta * matching).item()
     assert abs(reported(bl.PredSim(beta=beta)) - expected) < 1e-6
 
 
@@ -168,7 +168,7 @@ def test_infopro_is_its_definition() -> None:
     p = torch.sigmoid(module.helper(y))
     reconstruction = -(shown * p.log() + (1 - shown) * (1 - p).log()).mean()
     prediction = F.cross_entropy(module.logits(y, Draws()), labels)
-    assert abs(reported(method) - float(2.0 * reconstruction + 0.25 * prediction)) < 1e-9
+    assert abs(reported(method) - (2.0 * reconstruction + 0.25 * prediction).item()) < 1e-9
 
 
 @pytest.mark.parametrize("lambda_", ["lambda1", "lambda2"])
