@@ -9,11 +9,11 @@ from typing import Annotated, Any
 
 import tyro
 
-from backlink_ray.config import ConfigError, RunConfig
 from backlink_ray.data.datasets import data_root, dataset_of
 from backlink_ray.files import write_whole
 from backlink_ray.pipeline.controller import NonFiniteLossError, StageError
-from backlink_ray.study.runner import RunOptions, run
+from backlink_ray.runs.config import ConfigError, RunConfig
+from backlink_ray.runs.runner import RunOptions, run
 from backlink_ray.train.checkpoint import CheckpointError
 
 
@@ -79,7 +79,7 @@ class Sync:
 
     def main(self) -> int:
         """Replay and say how much."""
-        from backlink_ray.study.tracking import sync  # mlflow takes seconds to import
+        from backlink_ray.tracking.tracker import sync  # mlflow takes seconds to import
 
         print(sync(self.spool_dir, self.tracking_uri))
         return 0
@@ -101,8 +101,8 @@ class Report:
         from rich.console import Console
         from rich.markdown import Markdown as RichMarkdown
 
-        from backlink_ray.study.claims import markdown  # these take seconds to import
-        from backlink_ray.study.evidence import Evidence
+        from backlink_ray.paper.claims import markdown  # these take seconds to import
+        from backlink_ray.paper.evidence import Evidence
 
         if not self.claims:
             raise ConfigError("report says nothing yet: give --claims; a table is studies/table_2.py --report-only")

@@ -13,8 +13,10 @@ from typing import Any
 import torch
 
 from backlink_ray import RunConfig
-from backlink_ray.study.command import TRADE_OFF, Finished, main
-from backlink_ray.study.figure import (
+from backlink_ray.benchmarks.memory import footprint_mib, source_of
+from backlink_ray.commands.results_table import config_of
+from backlink_ray.commands.search import TRADE_OFF, Finished, main
+from backlink_ray.figures.style import (
     INK,
     PALE,
     caption_of,
@@ -27,13 +29,11 @@ from backlink_ray.study.figure import (
     save_figure,
     series_of,
 )
-from backlink_ray.study.footprint import footprint_mib, source_of
-from backlink_ray.study.grid import find, recipe, usual_alpha
-from backlink_ray.study.record import Record
-from backlink_ray.study.report import config_of
-from backlink_ray.study.search import Space
-from backlink_ray.study.tradeoff import Trade, trades
-from backlink_ray.study.tuning import Plan
+from backlink_ray.figures.tradeoff import Trade, trades
+from backlink_ray.paper.grid import find, recipe, usual_alpha
+from backlink_ray.runs.results import Record
+from backlink_ray.tuning.space import Space
+from backlink_ray.tuning.study import Plan
 
 PAPER = recipe(find("table3/cifar10/resnet110/conv/K4/l2"))
 SMOKE = PAPER.replace(

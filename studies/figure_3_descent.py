@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from backlink_ray import RunConfig
+from backlink_ray.benchmarks.descent import columns, directions
+from backlink_ray.commands.figure import Room, figure_main, recorded, row_of
+from backlink_ray.commands.launch import load_for
+from backlink_ray.commands.results_table import config_of
+from backlink_ray.commands.search import Finished
 from backlink_ray.data.datasets import Dataset, data_root
-from backlink_ray.study.command import Finished
-from backlink_ray.study.directions import columns, directions
-from backlink_ray.study.figure import (
+from backlink_ray.figures.style import (
     COLOURS,
     INK,
     caption_of,
@@ -25,12 +28,9 @@ from backlink_ray.study.figure import (
     new_figure,
     save_figure,
 )
-from backlink_ray.study.grid import find, recipe
-from backlink_ray.study.launch import load_for
-from backlink_ray.study.measuring import Room, figure_main, recorded, row_of
-from backlink_ray.study.report import config_of
-from backlink_ray.study.trial import data_key
-from backlink_ray.study.tuning import Plan
+from backlink_ray.paper.grid import find, recipe
+from backlink_ray.tuning.study import Plan
+from backlink_ray.tuning.trial import data_key
 
 PAPER = recipe(find("table2/cifar10/resnet32/fc/K4/l2"))
 SMOKE = PAPER.replace(

@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from backlink_ray.study.command import Finished, main
-from backlink_ray.study.grid import ALPHAS
-from backlink_ray.study.sensitivity import PAPER, SMOKE, Axis, draw_sensitivity
-from backlink_ray.study.tuning import Plan
+from backlink_ray.commands.search import Finished, main
+from backlink_ray.figures.sensitivity import PAPER, SMOKE, Axis, draw_sensitivity
+from backlink_ray.paper.grid import ALPHAS
+from backlink_ray.tuning.study import Plan
 
 
 def cells(lengths: dict[int, tuple[int, ...]], alphas: tuple[float, ...]) -> tuple[dict[str, Any], ...]:

@@ -4,10 +4,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from backlink_ray.study.command import Finished, main
-from backlink_ray.study.grid import usual_alpha
-from backlink_ray.study.sensitivity import PAPER, SMOKE, Axis, draw_sensitivity
-from backlink_ray.study.tuning import Plan
+from backlink_ray.commands.search import Finished, main
+from backlink_ray.figures.sensitivity import PAPER, SMOKE, Axis, draw_sensitivity
+from backlink_ray.paper.grid import usual_alpha
+from backlink_ray.tuning.study import Plan
 
 ETAS = (0.01, 0.05, 0.1, 0.5, 1.0)
 

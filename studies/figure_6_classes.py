@@ -10,13 +10,13 @@ from pathlib import Path
 
 import tyro
 
-from backlink_ray.config import ConfigError
+from backlink_ray.commands.flags import CommonFlags, guarded, open_tracker, print_link
 from backlink_ray.data.choice import LONG_TAIL_RATIO
 from backlink_ray.data.datasets import Dataset, data_root, load_dataset
 from backlink_ray.data.originals import long_tailed
 from backlink_ray.data.provision import MissingError
-from backlink_ray.study.face import CommonFlags, guarded, open_tracker, print_link
-from backlink_ray.study.figure import COLOURS, INK, dress, legend, new_figure, save_figure
+from backlink_ray.figures.style import COLOURS, INK, dress, legend, new_figure, save_figure
+from backlink_ray.runs.config import ConfigError
 
 NAME = "figure_6_classes"
 

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from backlink_ray import RunConfig
-from backlink_ray.config import longest_propagation, module_sizes, unit_count
-from backlink_ray.study.command import Finished
-from backlink_ray.study.figure import dress, left_out, legend, look, mark_paper, new_figure, save_figure, series_of
-from backlink_ray.study.footprint import footprint_mib, source_of
-from backlink_ray.study.grid import find, recipe
-from backlink_ray.study.measuring import Room, figure_main, recorded, row_of
-from backlink_ray.study.report import config_of
-from backlink_ray.study.tuning import Plan
+from backlink_ray.benchmarks.memory import footprint_mib, source_of
+from backlink_ray.commands.figure import Room, figure_main, recorded, row_of
+from backlink_ray.commands.results_table import config_of
+from backlink_ray.commands.search import Finished
+from backlink_ray.figures.style import dress, left_out, legend, look, mark_paper, new_figure, save_figure, series_of
+from backlink_ray.paper.grid import find, recipe
+from backlink_ray.runs.config import longest_propagation, module_sizes, unit_count
+from backlink_ray.tuning.study import Plan
 
 KS = (2, 4, 8, 16)
 BASE = recipe(find("table3/cifar10/resnet32/conv/K4/l2"))

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from backlink_ray import RunConfig
-from backlink_ray.config import ConfigError, longest_propagation, module_sizes, unit_count
-from backlink_ray.study.command import Finished
-from backlink_ray.study.figure import INK, dress, legend, look, name_of, new_figure, rank, save_figure, series_of
-from backlink_ray.study.grid import find, recipe
-from backlink_ray.study.measuring import Room, figure_main, number_of_devices, recorded, row_of
-from backlink_ray.study.report import config_of
-from backlink_ray.study.runtime import step_ratio
-from backlink_ray.study.tuning import Plan
+from backlink_ray.benchmarks.runtime import step_ratio
+from backlink_ray.commands.figure import Room, figure_main, number_of_devices, recorded, row_of
+from backlink_ray.commands.results_table import config_of
+from backlink_ray.commands.search import Finished
+from backlink_ray.figures.style import INK, dress, legend, look, name_of, new_figure, rank, save_figure, series_of
+from backlink_ray.paper.grid import find, recipe
+from backlink_ray.runs.config import ConfigError, longest_propagation, module_sizes, unit_count
+from backlink_ray.tuning.study import Plan
 
 KS = (2, 4, 8, 16)
 PAPER = recipe(find("table3/cifar10/resnet110/conv/K4/l2"))

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 
 from backlink_ray import RunConfig
-from backlink_ray.study import bench
-from backlink_ray.study.grid import usual_alpha
+from backlink_ray.benchmarks import jobs as bench
+from backlink_ray.paper.grid import usual_alpha
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -66,8 +66,8 @@ def _cell(base: RunConfig, k: int, length: int) -> RunConfig:
 def headline(device: str, smoke: bool, seeds: int, data_root: str, runs: Path) -> int:
     from backlink_ray.data.datasets import data_root as root_of
     from backlink_ray.data.datasets import dataset_of
-    from backlink_ray.study.paper import published_error_pct
-    from backlink_ray.study.runner import RunOptions, run
+    from backlink_ray.paper.cells import published_error_pct
+    from backlink_ray.runs.runner import RunOptions, run
 
     def rows() -> bench.Iterator[bench.Row]:
         for seed in range(seeds):

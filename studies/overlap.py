@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
+from backlink_ray.benchmarks import jobs as bench
 from backlink_ray.pipeline.actors import RayExecutor, Resources
 from backlink_ray.pipeline.threads import ThreadsExecutor
-from backlink_ray.study import bench
-from backlink_ray.study.runner import start_ray
+from backlink_ray.runs.runner import start_ray
 from backlink_ray.train.executor import Executor, Job
 
 

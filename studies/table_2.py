@@ -2,7 +2,7 @@
 
 import sys
 
-from backlink_ray.study.sweep import main
+from backlink_ray.commands.table import main
 
 SMOKE = (
     "table2/cifar10/resnet32/fc/K1/l0",

@@ -6,7 +6,7 @@ them, are run under the one recipe: --only '*/dgl', --only '*/K4/infopro*'. They
 
 import sys
 
-from backlink_ray.study.sweep import main
+from backlink_ray.commands.table import main
 
 SMOKE = (
     "table3/cifar10/resnet32/conv/K1/l0",

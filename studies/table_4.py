@@ -5,7 +5,7 @@ The smoke test takes the embedded sample as it is, which is balanced.
 
 import sys
 
-from backlink_ray.study.sweep import main
+from backlink_ray.commands.table import main
 
 SMOKE = (
     "table4/cifar10-lt/resnet32/fc/K1/l0",

@@ -6,10 +6,10 @@ on the first 10,000 training images and all test images of CIFAR-10, 8 epochs; a
 
 import sys
 
-from backlink_ray.study.command import main
-from backlink_ray.study.grid import find, recipe, usual_alpha
-from backlink_ray.study.search import Space
-from backlink_ray.study.tuning import Plan
+from backlink_ray.commands.search import main
+from backlink_ray.paper.grid import find, recipe, usual_alpha
+from backlink_ray.tuning.space import Space
+from backlink_ray.tuning.study import Plan
 
 PAPER = recipe(find("table2/cifar10/resnet32/fc/K4/l2")).replace(validation_fraction=0.1)
 CPU = PAPER.replace(

@@ -79,7 +79,7 @@ def test_help_says_what_there_is() -> None:
 def test_sync_replays_a_spool_and_refuses_what_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from mlflow import MlflowClient
 
-    from backlink_ray.study.tracking import Tracker
+    from backlink_ray.tracking.tracker import Tracker
 
     tracker = Tracker(tmp_path / "spool", f"sqlite:///{tmp_path / 'one.db'}", experiment="e")
     tracker.start_run("r", "name", {"K": 2}, {})

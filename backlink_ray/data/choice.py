@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from backlink_ray.config import ConfigError
-from backlink_ray.environment import derive_seed
+from backlink_ray.provenance import derive_seed
+from backlink_ray.runs.config import ConfigError
 
 LONG_TAIL_RATIO = 1.3
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
-from backlink_ray.config import DATASETS, ConfigError, RunConfig
 from backlink_ray.data.choice import choose
 from backlink_ray.data.embedded import SAMPLE_FILE, SAMPLE_SHA256, load_sample
 from backlink_ray.data.images import Augmentation, DataError, Dataset, ImageSet, digest
 from backlink_ray.data.originals import load_cifar10, load_cifar10_lt, load_cifar100, load_stl10, load_svhn
+from backlink_ray.runs.config import DATASETS, ConfigError, RunConfig
 
 __all__ = [
     "LOADERS", "SAMPLE_FILE", "SAMPLE_SHA256", "Augmentation", "DataError", "Dataset", "ImageSet", "data_root",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from backlink_ray.config import ConfigError
+from backlink_ray.runs.config import ConfigError
 
 
 class DataError(ValueError):

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from backlink_ray.config import ConfigError
 from backlink_ray.data.datasets import Augmentation, ImageSet
-from backlink_ray.environment import derive_seed
+from backlink_ray.provenance import derive_seed
+from backlink_ray.runs.config import ConfigError
 
 
 class Batches:

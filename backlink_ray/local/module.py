@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from backlink_ray.environment import seeded
+from backlink_ray.provenance import seeded
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,10 +5,10 @@ from itertools import accumulate
 import torch
 from torch import nn
 
-from backlink_ray.config import HEADS, ConfigError, module_sizes
 from backlink_ray.local.heads import build_head
 from backlink_ray.local.module import Chain, LocalModule, Place
 from backlink_ray.nets.network import Network, draws_at_random
+from backlink_ray.runs.config import HEADS, ConfigError, module_sizes
 
 
 def split(

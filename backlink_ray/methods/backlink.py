@@ -24,11 +24,11 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from backlink_ray.config import BASES, ConfigError, check_mode
 from backlink_ray.local.graph import Graph
 from backlink_ray.local.module import Chain, Draws, LocalModule, Place
 from backlink_ray.methods.base import Batch, Method
 from backlink_ray.methods.greedy import GLL
+from backlink_ray.runs.config import BASES, ConfigError, check_mode
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,12 +14,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from backlink_ray.config import check_propagation
-from backlink_ray.environment import seeded
 from backlink_ray.local.graph import Graph, differentiate
 from backlink_ray.local.losses import cross_entropy
 from backlink_ray.local.module import Chain, Draws, LocalModule, NoHelper, Place
 from backlink_ray.methods.carry import Carry
+from backlink_ray.provenance import seeded
+from backlink_ray.runs.config import check_propagation
 
 Named = Iterator[tuple[str, nn.Parameter]]
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-from backlink_ray.config import RunConfig
 from backlink_ray.methods.backlink import BackLink
 from backlink_ray.methods.backprop import BP
 from backlink_ray.methods.base import Method
@@ -12,6 +11,7 @@ from backlink_ray.methods.dni import DNI
 from backlink_ray.methods.greedy import GLL
 from backlink_ray.methods.infopro import InfoPro
 from backlink_ray.methods.predsim import PredSim
+from backlink_ray.runs.config import RunConfig
 
 
 def build_method(config: RunConfig, mean: tuple[float, ...] = (0.5,), std: tuple[float, ...] = (0.25,)) -> Method:

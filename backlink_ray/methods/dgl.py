@@ -15,8 +15,8 @@ Card
 from dataclasses import dataclass
 from typing import ClassVar
 
-from backlink_ray.config import ConfigError
 from backlink_ray.methods.base import Method
+from backlink_ray.runs.config import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,11 +18,11 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from backlink_ray.config import ConfigError
 from backlink_ray.local.graph import Graph
 from backlink_ray.local.module import Chain, LocalModule, Place
 from backlink_ray.methods.base import Batch, LocalResult, Method, Named
 from backlink_ray.methods.carry import Carry
+from backlink_ray.runs.config import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)

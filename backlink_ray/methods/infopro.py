@@ -20,10 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backlink_ray.config import ConfigError
 from backlink_ray.local.module import LocalModule, Place
 from backlink_ray.methods.base import Batch, Method
 from backlink_ray.nets.resnet import conv3x3
+from backlink_ray.runs.config import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)

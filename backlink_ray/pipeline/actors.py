@@ -13,12 +13,12 @@ import torch
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from backlink_ray.config import ConfigError
 from backlink_ray.pipeline.controller import Outcome, PipelineExecutor, StageGroup, guilty, stage_places
 from backlink_ray.pipeline.exchange import Kind, Link, Mailbox, NoLink
 from backlink_ray.pipeline.freestage import make_stage
 from backlink_ray.pipeline.objectstore import ObjectStoreLink
 from backlink_ray.pipeline.stage import StagePlan, plan_stages
+from backlink_ray.runs.config import ConfigError
 from backlink_ray.train.executor import Job
 
 # Starting a Python process that imports torch takes seconds; two minutes mean that something is wrong.

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from backlink_ray.environment import derive_seed
 from backlink_ray.pipeline.controller import Outcome, PipelineExecutor, StageGroup, guilty
 from backlink_ray.pipeline.exchange import Link, Mailbox, NoLink, QueueLink
 from backlink_ray.pipeline.freestage import make_stage
 from backlink_ray.pipeline.stage import Stage, StageReport, merge_reports, plan_stages
+from backlink_ray.provenance import derive_seed
 from backlink_ray.train.executor import Job
 
 

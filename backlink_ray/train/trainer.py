@@ -6,10 +6,10 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from backlink_ray.config import ConfigError
 from backlink_ray.local.module import Draws, LocalModule, load_named
 from backlink_ray.methods.base import Batch, LocalResult, Method, Named
 from backlink_ray.methods.carry import Carry
+from backlink_ray.runs.config import ConfigError
 from backlink_ray.train.optim import LearningRate, Recipe, Updater
 
 

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backlink_ray.config import DATASETS, ConfigError, RunConfig
 from backlink_ray.data.datasets import LOADERS, Dataset, data_root, dataset_of, hold_out, load_dataset
 from backlink_ray.data.images import digest
+from backlink_ray.runs.config import DATASETS, ConfigError, RunConfig
 from tests.data.tiny import Tiny
 
 

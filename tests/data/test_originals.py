@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from backlink_ray.config import DATASETS, ConfigError
 from backlink_ray.data.choice import choose, long_tail_counts
 from backlink_ray.data.datasets import Augmentation, Dataset, ImageSet, load_dataset
 from backlink_ray.data.originals import long_tailed
+from backlink_ray.runs.config import DATASETS, ConfigError
 from tests.data.originals import md5
 from tests.data.tiny import Tiny
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 import backlink_ray as bl
-from backlink_ray import config
 from backlink_ray.local import heads
 from backlink_ray.local.heads import build_head
 from backlink_ray.methods.base import Method
+from backlink_ray.runs import config
 from tests.examples import tiny_network
 
 

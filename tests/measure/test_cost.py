@@ -8,8 +8,8 @@ from torch import nn
 
 import backlink_ray as bl
 from backlink_ray import RunConfig
+from backlink_ray.benchmarks.memory import counted_mib
 from backlink_ray.measure.cost import Cost, SavedTensors, module_costs, stage_costs, training_bytes, unit_costs
-from backlink_ray.study.footprint import counted_mib
 from tests.examples import tiny_network
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import backlink_ray as bl
+from backlink_ray.benchmarks.descent import directions
 from backlink_ray.measure.descent import ALL, Descent, MeanGradients, descent, descent_by_module
 from backlink_ray.methods.base import Method
-from backlink_ray.study.directions import directions
 from tests.examples import batch, sample, tiny_network
 
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import backlink_ray as bl
-from backlink_ray.config import METHODS, RunConfig
 from backlink_ray.local.module import LocalModule
 from backlink_ray.methods.build import build_method
+from backlink_ray.runs.config import METHODS, RunConfig
 from tests.examples import batch, tiny_network
 from tests.methods.settings import SETTINGS
 

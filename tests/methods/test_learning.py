@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from backlink_ray import RunConfig
-from backlink_ray.config import BASES, METHODS
 from backlink_ray.data.datasets import load_dataset
-from backlink_ray.study.runner import RunOptions, make_job
+from backlink_ray.runs.config import BASES, METHODS
+from backlink_ray.runs.runner import RunOptions, make_job
 from backlink_ray.train.executor import LocalExecutor
 
 BASE = RunConfig(

@@ -15,19 +15,19 @@ import torch
 from PIL import Image
 
 from backlink_ray import RunConfig
-from backlink_ray.config import ConfigError
-from backlink_ray.study import command
-from backlink_ray.study.command import main
-from backlink_ray.study.directions import directions
-from backlink_ray.study.figure import budget, is_paper_budget, new_figure, save_figure, series_of
-from backlink_ray.study.measuring import FigureFlags, Room, figure_main
-from backlink_ray.study.record import Record
-from backlink_ray.study.runner import RunOptions, run
-from backlink_ray.study.search import Space, base_with
-from backlink_ray.study.tuning import Plan, claim
+from backlink_ray.benchmarks.descent import directions
+from backlink_ray.commands import search as command
+from backlink_ray.commands.figure import FigureFlags, Room, figure_main
+from backlink_ray.commands.search import main
+from backlink_ray.figures.style import budget, is_paper_budget, new_figure, save_figure, series_of
+from backlink_ray.runs.config import ConfigError
+from backlink_ray.runs.results import Record
+from backlink_ray.runs.runner import RunOptions, run
 from backlink_ray.train.executor import NonFiniteLossError
+from backlink_ray.tuning.space import Space, base_with
+from backlink_ray.tuning.study import Plan, claim
 from tests.examples import sample
-from tests.study.rows import row_of
+from tests.paper.rows import row_of
 
 ROOT = Path(__file__).parents[2]
 MEASURED = ("figure_3_descent", "figure_7_memory", "figure_9_runtime")
@@ -281,7 +281,7 @@ def test_what_figure_9_cannot_compare_is_refused_before_a_folder_is_claimed(
     devices: int, flags: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("backlink_ray.study.measuring.number_of_devices", lambda _device: devices)
+    monkeypatch.setattr("backlink_ray.commands.figure.number_of_devices", lambda _device: devices)
     given = ["--smoke-test", "--device", "cpu", "--storage-path", str(tmp_path / "s"), *flags]
     assert run_script("figure_9_runtime", *given, monkeypatch=monkeypatch) == 2
     assert message in capsys.readouterr().err
@@ -301,7 +301,7 @@ def test_a_dry_run_lists_the_papers_cells_and_what_they_cost(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(command, "images_per_s", lambda _config, _device: 100.0)  # measured at length elsewhere
-    monkeypatch.setattr("backlink_ray.study.measuring.number_of_devices", lambda _device: 8)
+    monkeypatch.setattr("backlink_ray.commands.figure.number_of_devices", lambda _device: 8)
     paper = script(name)["PRESETS"]["paper"]
     assert len({base_with(paper.base, cell).run_id for cell in paper.cells}) == len(paper.cells)
     assert run_script(name, "--dry-run", monkeypatch=monkeypatch) == 0

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from backlink_ray import RunConfig
-from backlink_ray.study import sensitivity
-from backlink_ray.study.command import Finished
-from backlink_ray.study.grid import find, recipe
-from backlink_ray.study.journal import NoTracker
-from backlink_ray.study.record import Record
-from backlink_ray.study.search import base_with
-from backlink_ray.study.tuning import Plan
-from tests.study.rows import Row, row_of
+from backlink_ray.commands.search import Finished
+from backlink_ray.figures import sensitivity
+from backlink_ray.paper.grid import find, recipe
+from backlink_ray.runs.results import Record
+from backlink_ray.tracking.journal import NoTracker
+from backlink_ray.tuning.space import base_with
+from backlink_ray.tuning.study import Plan
+from tests.paper.rows import Row, row_of
 
 ROOT = Path(__file__).parents[2]
 HERE = {"hardware": "2 cores of A", "device": "cpu"}

@@ -58,9 +58,9 @@ def test_a_trial_whose_loss_is_not_finite_fails_by_name_and_the_study_goes_on(tm
 RECIPE = """
 import sys
 from backlink_ray import RunConfig
-from backlink_ray.study.command import main
-from backlink_ray.study.search import Space
-from backlink_ray.study.tuning import Plan
+from backlink_ray.commands.search import main
+from backlink_ray.tuning.space import Space
+from backlink_ray.tuning.study import Plan
 BASE = RunConfig(network="resnet8", num_modules=2, propagation_length=1,
     lr=0.1, batch_size=40, epochs=1, train_images=80, test_images=40)
 sys.exit(main("tiny", {"smoke": PLAN}, ""))
@@ -91,7 +91,7 @@ def started_until_epoch(epoch: int, command: list[str]) -> subprocess.Popen[str]
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_asha_stops_what_ranks_low_and_keeps_what_it_had(tmp_path: Path) -> None:
-    from backlink_ray.study.record import Record
+    from backlink_ray.runs.results import Record
 
     command = recipe(tmp_path, ASHA)
     done = subprocess.run([*command, "--asha"], capture_output=True, text=True, timeout=170, cwd=ROOT)
@@ -107,7 +107,7 @@ def test_asha_stops_what_ranks_low_and_keeps_what_it_had(tmp_path: Path) -> None
 
 @pytest.mark.timeout(300)
 def test_a_study_goes_on_after_a_killed_trial_and_after_ctrl_c(tmp_path: Path) -> None:
-    from backlink_ray.study.record import Record
+    from backlink_ray.runs.results import Record
 
     def rows() -> list[tuple[object, object]]:
         return [(row["status"], row["lr"]) for row in Record(tmp_path / "s" / "tiny-smoke").rows()]

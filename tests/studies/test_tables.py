@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from backlink_ray.config import RunConfig
-from backlink_ray.study import sweep
-from backlink_ray.study.journal import NoTracker
-from backlink_ray.study.paper import cells
-from backlink_ray.study.record import Record
-from backlink_ray.study.tuning import Plan, Study
+from backlink_ray.commands import table as sweep
+from backlink_ray.paper.cells import cells
+from backlink_ray.runs.config import RunConfig
+from backlink_ray.runs.results import Record
+from backlink_ray.tracking.journal import NoTracker
+from backlink_ray.tuning.study import Plan, Study
+from tests.paper.rows import Row, row_of
 from tests.studies.recipes import ROOT, run_recipe, start_recipe
-from tests.study.rows import Row, row_of
 
 CELL = "table4/cifar10-lt/resnet32/fc/K4/l1"
 

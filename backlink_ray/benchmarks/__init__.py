@@ -1,0 +1,1 @@
+"""Measured steps: speed, memory, correctness."""

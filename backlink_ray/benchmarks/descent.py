@@ -1,0 +1,79 @@
+"""Directions: along a training run, epoch by epoch, how far the method's gradient points down the whole loss (Fig. 3)."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from backlink_ray.data.datasets import Dataset
+from backlink_ray.data.loader import Batches
+from backlink_ray.local.module import Draws
+from backlink_ray.measure.descent import ALL, Descent, MeanGradients, descent_by_module
+from backlink_ray.methods.backprop import BP
+from backlink_ray.runs.config import RunConfig
+from backlink_ray.runs.runner import RunOptions, make_job
+from backlink_ray.train.checkpoint import Checkpoints
+from backlink_ray.train.executor import check_losses, to_cpu
+from backlink_ray.train.trainer import Trainer, gradients
+
+
+def directions(
+    config: RunConfig, dataset: Dataset, device: str, folder: Path
+) -> Iterator[tuple[int, dict[int, Descent]]]:
+    """Train one run and yield (epochs trained, descent by module) before the first epoch and after each.
+
+    Both gradients are means over the batches of the epoch to come, as it will draw them, at fixed weights and in training
+    mode. After an interruption the run goes on from its last whole epoch, which is measured again.
+
+    Args:
+        config: of the run.
+        dataset: its data.
+        device: where all of it happens.
+        folder: of the run's checkpoints.
+
+    Raises:
+        ConfigError: the configuration does not fit the data.
+        NonFiniteLossError: the run diverged; what was yielded before stands.
+    """
+    torch.set_num_threads(config.torch_threads)
+    job = make_job(config, dataset, RunOptions(output_dir=folder))
+    batches = job.batches(torch.device(device), job.train)
+    trainer = Trainer([m.to(device) for m in job.modules], job.method, job.lr, job.recipe, job.seed)
+    checkpoints = Checkpoints(folder)
+    newest = checkpoints.newest()
+    if newest is not None:
+        trainer.load(newest[0])
+    steps = batches.steps_per_epoch
+    for epoch in range(trainer.step_index // steps, config.epochs + 1):
+        yield epoch, measure(trainer, batches, range(epoch * steps, (epoch + 1) * steps), config.seed)
+        if epoch < config.epochs:
+            for step in range(epoch * steps, (epoch + 1) * steps):
+                losses = trainer.step(batches.images(step), batches.labels(step))
+                check_losses(losses[:, None], step)
+            checkpoints.save(to_cpu(trainer.state()), {"run_id": config.run_id})
+
+
+def measure(trainer: Trainer, batches: Batches, steps: range, seed: int) -> dict[int, Descent]:
+    """Return the descent of a trainer's method over some batches, by module; nothing of the trainer changes.
+
+    Args:
+        trainer: between two steps.
+        batches: of the training set.
+        steps: whose batches count.
+        seed: of dropout masks.
+    """
+    whole, found = MeanGradients(), MeanGradients()
+    for step in steps:
+        images, labels, draws = batches.images(step), batches.labels(step), Draws(seed, step)
+        whole.add(gradients(trainer.modules, BP(), images, labels, draws))
+        found.add(gradients(trainer.modules, trainer.method, images, labels, draws))
+    return descent_by_module(whole.mean(), found.mean(), [len(module.units) for module in trainer.modules])
+
+
+def columns(measured: dict[int, Descent]) -> dict[str, float]:
+    """Return a descent by module as columns of a row: constant, norm_ratio, constant_module_0, norm_ratio_module_0, ..."""
+    found: dict[str, float] = {}
+    for k, descent in measured.items():
+        ending = "" if k == ALL else f"_module_{k}"
+        found |= {f"constant{ending}": descent.constant, f"norm_ratio{ending}": descent.norm_ratio}
+    return found

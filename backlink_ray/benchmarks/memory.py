@@ -1,0 +1,47 @@
+"""Footprint: the peak memory of one training step of a run, all modules on one device, allocated or counted (Fig. 7)."""
+
+import torch
+
+from backlink_ray.benchmarks.jobs import peak_of_step_mib
+from backlink_ray.local.split import split
+from backlink_ray.measure.cost import SavedTensors, training_bytes
+from backlink_ray.methods.build import build_method
+from backlink_ray.nets.build import build_network
+from backlink_ray.runs.config import RunConfig
+from backlink_ray.train.trainer import gradients
+
+ALLOCATED = "torch.cuda.max_memory_allocated in the step after a warm-up step"
+COUNTED = (
+    "counted, not computed: the peak of the distinct tensors that autograd keeps at once, and parameters, gradients and "
+    "momentum, without what a backward needs for a moment"
+)
+
+
+def source_of(device: str) -> str:
+    """Return how `footprint_mib` comes to its number on a device."""
+    return ALLOCATED if device.startswith("cuda") else COUNTED
+
+
+def footprint_mib(config: RunConfig, device: str) -> float:
+    """Return the peak memory of a training step in MiB: allocated on a CUDA device, else counted by `counted_mib`."""
+    return peak_of_step_mib(config, device) if device.startswith("cuda") else counted_mib(config)
+
+
+def counted_mib(config: RunConfig, device: str = "meta") -> float:
+    """Return parameters, gradients, momentum and the peak of saved tensors in MiB.
+
+    Args:
+        config: network, split, method, batch size.
+        device: "meta" computes nothing, so that a full batch of a deep network is counted in a moment; the count is that of
+            "cpu".
+    """
+    network = build_network(config.network, seed=config.seed)
+    modules = split(network, config.num_modules, config.head, config.remainder, final_head=config.final_head)
+    method = build_method(config)
+    modules = method.arrange([m.to(device) for m in modules])
+    alive = [t for m in modules for t in (*m.parameters(), *m.buffers())]
+    images = torch.zeros(config.batch_size, *network.input_shape, device=device)
+    labels = torch.zeros(config.batch_size, dtype=torch.int64, device=device)
+    with SavedTensors(alive) as saved:
+        gradients(modules, method, images, labels)
+    return training_bytes(modules, saved.peak_bytes) / 2**20

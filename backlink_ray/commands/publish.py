@@ -1,0 +1,95 @@
+"""Publish: a table written in all its forms, tracked, and shown on the terminal."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table as Screen
+
+from backlink_ray import provenance
+from backlink_ray.commands.results_table import config_of
+from backlink_ray.files import write_whole
+from backlink_ray.paper.cells import published_error_pct
+from backlink_ray.paper.classes import ClassError, classes_csv, classes_markdown
+from backlink_ray.paper.grid import Grid, Rows
+from backlink_ray.paper.page import html
+from backlink_ray.paper.scores import Scores, gll_of, is_baseline
+from backlink_ray.paper.table import RUN_COLUMNS, Table, cells_csv, markdown, paper_csv, run_cells
+from backlink_ray.tracking.journal import Journal
+from backlink_ray.tracking.tracker import Tracker
+
+
+def made_with(folder: Path, rows: Rows) -> tuple[str, ...]:
+    """Return the hardware, versions and commits that a folder's finished runs had, a line each with how many."""
+    found: Counter[str] = Counter()
+    for row in rows:
+        file = folder / "runs" / str(row["run_id"]) / "environment.json"
+        if row["status"] == "FINISHED" and file.exists():
+            found[_made_with(json.loads(file.read_text())) + f", executor {row['executor']}"] += 1
+    return tuple(f"{text}: {count} run{'s' * (count > 1)}" for text, count in found.items())
+
+
+def _made_with(about: dict[str, object]) -> str:
+    versions = about.get("versions")
+    torch_version = versions.get("torch", "") if isinstance(versions, dict) else ""
+    gpus = about.get("gpus")
+    where = (
+        ", ".join(map(str, gpus))
+        if isinstance(gpus, list) and gpus
+        else f"{about.get('cpu')} x {about.get('cpu_cores')}"
+    )
+    return f"{where}, torch {torch_version}, backlink_ray {about.get('backlink_ray')}, commit {about.get('commit')}"
+
+
+def write(table: Table, folder: Path, classes: Sequence[ClassError] = ()) -> tuple[Path, ...]:
+    """Write a table in all its forms; returns their paths.
+
+    table.md, table.csv (the paper's form), cells.csv (a line a cell), table.html; and classes.csv (a line a class of a cell)
+    where there are classes to tell of.
+    """
+    contents = {
+        "table.md": markdown(table), "table.csv": paper_csv(table), "cells.csv": cells_csv(table), "table.html": html(table),
+    }  # fmt: skip
+    if classes:
+        contents["table.md"] += classes_markdown(classes)
+        contents["classes.csv"] = classes_csv(classes, "the paper's" if table.budget.is_paper else table.budget.text)
+    for name, content in contents.items():
+        write_whole(folder / name, content)
+    return tuple(folder / name for name in contents)
+
+
+def compare(tracker: Journal, grid: Grid, rows: Rows) -> None:
+    """Add to the full runs of cells their test error less that of GLL at their seed, and less the paper's.
+
+    The metrics vs_gll_pct and vs_paper_pct are in points, below 0 is better; the paper's number counts at its budget alone.
+    """
+    scores = Scores(grid, rows)
+    for cell in grid.cells:
+        gll = {} if is_baseline(cell) else scores.by_seed(gll_of(cell))
+        for seed, row in scores.by_seed(cell).items():
+            published = published_error_pct(config_of(dict(row))) if grid.budget.is_paper else None
+            others = {"vs_gll_pct": gll[seed]["test_error_pct"] if seed in gll else None, "vs_paper_pct": published}
+            found = {name: row["test_error_pct"] - other for name, other in others.items() if other is not None}
+            if tracker.has(row["run_id"]):  # not where it was tracked to another experiment
+                tracker.log_metrics(row["run_id"], found, row["epochs"])
+
+
+def track(tracker: Tracker, name: str, files: Iterable[Path]) -> None:
+    """Attach a table's files to a run of its own in MLflow: they belong to no single trial."""
+    run_id = f"{name}.table"
+    tags = {"study": name, "kind": "table", "commit": provenance.commit()}
+    tracker.start_run(run_id, run_id, {}, tags)
+    for file in files:
+        tracker.log_artifact(run_id, file)
+    tracker.end_run(run_id, "FINISHED", "written")
+
+
+def print_cells(table: Table) -> None:
+    """Print the cells that have run, as wide as the terminal allows."""
+    screen = Screen(*RUN_COLUMNS, title=table.title, title_justify="left")
+    for entry in table.run:
+        screen.add_row(*run_cells(entry))
+    console = Console()
+    console.print(screen) if console.width >= 110 else Console(width=150).print(screen)

@@ -1,0 +1,1 @@
+"""The paper's numbers, cells, recipes, tables and claims."""

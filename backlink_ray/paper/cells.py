@@ -1,0 +1,113 @@
+"""Paper: the published test errors of Tables II to IV, each cell with its address, and our own columns beside them."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from backlink_ray.runs.config import RunConfig
+
+# Columns of Table III that are run again here under the one recipe; the paper copied the first two, the others are ours.
+RERUN = ("dgl", "infopro", "predsim", "dni", "ddg")
+_BASES = ("dgl", "infopro", "predsim")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One run of the paper's tables: BP is K = 1, l = 0 and GLL is l = 0; or one of ours beside them.
+
+    Attributes:
+        error_pct: published test error in percent, mean of 5 trials; for BackLink the table gives the improvement over
+            GLL in points, so this is GLL's error minus it, rounded to 2 digits. None where the paper has no number.
+        rerun: "" for the paper's own runs, else one of RERUN: the method where l = 0, what BackLink builds on where l > 0.
+    """
+
+    table: int
+    dataset: str
+    network: str
+    head: str
+    num_modules: int
+    propagation_length: int
+    error_pct: float | None
+    rerun: str = ""
+
+    @property
+    def row(self) -> str:
+        """Return the row of the table, for example table2/cifar10/resnet110/fc."""
+        return f"table{self.table}/{self.dataset}/{self.network}/{self.head}"
+
+    @property
+    def address(self) -> str:
+        """Return the cell's name, for example table2/cifar10/resnet110/fc/K8/l4, .../K8/dgl or .../K8/infopro+l4."""
+        length = f"l{self.propagation_length}"
+        last = {"": length}.get(self.rerun, f"{self.rerun}+{length}" if self.propagation_length else self.rerun)
+        return f"{self.row}/K{self.num_modules}/{last}"
+
+    @property
+    def method(self) -> str:
+        """Return RunConfig's method: bp, gll, backlink, or one of RERUN."""
+        if self.propagation_length:
+            return "backlink"
+        return self.rerun or ("bp" if self.num_modules == 1 else "gll")
+
+    @property
+    def copied(self) -> bool:
+        """Return whether the paper took the number from another paper, which has another recipe."""
+        return bool(self.rerun) and self.error_pct is not None
+
+
+@cache
+def _rows() -> tuple[dict[str, Any], ...]:
+    return tuple(json.loads((Path(__file__).parent / "tables.json").read_text()))
+
+
+@cache
+def cells() -> tuple[Cell, ...]:
+    """Return all published runs of Tables II, III and IV: 12 BP, 47 GLL and 118 BackLink."""
+    return tuple(cell for row in _rows() for cell in _row_cells(row))
+
+
+@cache
+def rerun_cells() -> tuple[Cell, ...]:
+    """Return our own runs beside Table III: RERUN at every K of the table, and BackLink on three of them at its every l."""
+    return tuple(cell for row in _rows() if "copied" in row for cell in _rerun_cells(row))
+
+
+def _row_cells(row: dict[str, Any]) -> Iterator[Cell]:
+    yield _cell(row, "1", "0", row["bp"])
+    for k, gll in row["gll"].items():
+        if gll is not None:
+            yield _cell(row, k, "0", gll)
+        for length, improvements in row["improvement"].items():
+            if improvements[k] is not None:
+                yield _cell(row, k, length, gll - improvements[k])
+
+
+def _rerun_cells(row: dict[str, Any]) -> Iterator[Cell]:
+    for k, gll in row["gll"].items():
+        for method in RERUN:
+            copied = row["copied"].get(method, {}).get(k)
+            yield _cell(row, k, "0", None if copied is None else gll - copied, method)
+        lengths = [length for length, improvements in row["improvement"].items() if improvements[k] is not None]
+        yield from (_cell(row, k, length, None, base) for base in _BASES for length in lengths)
+
+
+def _cell(row: dict[str, Any], num_modules: str, length: str, error: float | None, rerun: str = "") -> Cell:
+    return Cell(
+        **{key: row[key] for key in ("table", "dataset", "network", "head")},
+        num_modules=int(num_modules),
+        propagation_length=int(length),
+        error_pct=None if error is None else round(error, 2),
+        rerun=rerun,
+    )
+
+
+def published_error_pct(config: RunConfig) -> float | None:
+    """Return the paper's test error for a run's network, data set, head, K and l; None where the paper has none."""
+    if config.label not in ("bp", "gll", "backlink"):
+        return None
+    key = (config.dataset, config.network, config.head, config.num_modules, config.propagation_length)
+    found = (c for c in cells() if (c.dataset, c.network, c.head, c.num_modules, c.propagation_length) == key)
+    return next((cell.error_pct for cell in found), None)

@@ -1,0 +1,95 @@
+"""Classes: the test error of each class, for the cells on data sets whose classes are not of one size."""
+
+import csv
+import io
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from backlink_ray.commands.results_table import grid_text
+from backlink_ray.data.originals import CIFAR10_CLASSES, SVHN_CLASSES
+from backlink_ray.paper.cells import Cell
+from backlink_ray.paper.grid import Grid, Rows
+from backlink_ray.paper.scores import Scores, Spread
+from backlink_ray.paper.table import Table, spread_text
+from backlink_ray.runs.runner import RESULT
+
+IMBALANCED = ("cifar10-lt", "svhn")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassError:
+    """One class of a cell that has run.
+
+    Attributes:
+        cell: its address.
+        train_images: of the class, as a mean over the seeds; nan where runs do not tell.
+        error: test error of the last epoch in percent of the class's test images; None where it has none.
+    """
+
+    cell: str
+    name: str
+    train_images: float
+    error: Spread | None
+
+
+def class_errors(table: Table, grid: Grid, rows: Rows, folder: Path) -> list[ClassError]:
+    """Return the classes of every cell on an imbalanced data set that has run, in the table's order.
+
+    Args:
+        table: built from `grid` and `rows`.
+        folder: of the study, whose runs/ID/result.json hold what a record's row cannot: lists.
+    """
+    scores = Scores(grid, rows)
+    cells = [entry.cell for entry in table.run if entry.cell.dataset in IMBALANCED]
+    return [found for cell in cells for found in _classes(cell, grid, _results(scores.by_seed(cell), folder))]
+
+
+def _results(by_seed: Mapping[int, Mapping[str, Any]], folder: Path) -> list[dict[str, Any]]:
+    files = [folder / "runs" / str(row["run_id"]) / RESULT for row in by_seed.values()]
+    results = [json.loads(file.read_text()) for file in files if file.exists()]
+    return [result for result in results if "class_error_pct" in result]
+
+
+def _classes(cell: Cell, grid: Grid, results: Sequence[dict[str, Any]]) -> list[ClassError]:
+    names = SVHN_CLASSES if (grid.budget.dataset or cell.dataset) == "svhn" else CIFAR10_CLASSES
+    return [_class(cell.address, name, i, results) for i, name in enumerate(names)] if results else []
+
+
+def _class(address: str, name: str, index: int, results: Sequence[dict[str, Any]]) -> ClassError:
+    counts = [result["class_train_images"][index] for result in results if "class_train_images" in result]
+    errors = [result["class_error_pct"][index] for result in results]
+    return ClassError(
+        cell=address,
+        name=name,
+        train_images=statistics.fmean(counts) if counts else math.nan,
+        error=Spread.of(error for error in errors if error is not None),
+    )
+
+
+def classes_csv(found: Sequence[ClassError], budget: str) -> str:
+    """Return a line a class of a cell; `budget` stands in each."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["cell", "class", "train_images", "error_pct", "error_std", "seeds", "budget"])
+    for one in found:
+        error = one.error or Spread(math.nan, math.nan, 0)
+        numbers = ["" if math.isnan(value) else round(value, 6) for value in (one.train_images, error.mean, error.std)]
+        writer.writerow([one.cell, one.name, *numbers, error.n, budget])
+    return text.getvalue()
+
+
+def classes_markdown(found: Sequence[ClassError]) -> str:
+    """Return a section with a line a cell and a column a class, the classes' training images first."""
+    by_cell: dict[str, list[ClassError]] = {}
+    for one in found:
+        by_cell.setdefault(one.cell, []).append(one)
+    first = next(iter(by_cell.values()))
+    counts = ["" if math.isnan(one.train_images) else f"{one.train_images:,.0f}" for one in first]
+    lines = [[cell, *(spread_text(one.error) for one in classes)] for cell, classes in by_cell.items()]
+    head = ["cell", *(one.name for one in first)]
+    return f"\n## Test error of each class in percent, last epoch\n\n{grid_text([head, ['training images', *counts], *lines])}\n"

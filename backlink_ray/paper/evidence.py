@@ -1,0 +1,214 @@
+"""Evidence: what the records below some storage folders say for a claim, whatever study ran it."""
+
+import fnmatch
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from backlink_ray.commands.results_table import config_of
+from backlink_ray.paper.cells import Cell
+from backlink_ray.paper.grid import ALPHAS, Budget, Grid, Rows, recipe
+from backlink_ray.paper.scores import Scores
+from backlink_ray.paper.table import spread_text
+from backlink_ray.runs.config import ConfigError, RunConfig
+from backlink_ray.runs.results import Record
+
+Row = Mapping[str, Any]
+
+
+class Evidence:
+    """All finished training runs of some storage folders, and what the figures measured there.
+
+    Args:
+        folders: storage folders of studies; each study is a folder in one.
+
+    Raises:
+        ConfigError: a folder that is not there.
+        ValueError: a record that cannot be read; names the file.
+    """
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        for folder in folders:
+            if not folder.is_dir():
+                raise ConfigError(f"storage_path={str(folder)!r} is no folder; give the --storage-path of a study")
+        self._folders = tuple(folders)
+        self._studies = _studies(folders)
+        rows = _ended(row for study in self._studies.values() for row in study)
+        self._rows = [row for row in rows if row["status"] == "FAILED" or "test_error_pct" in row]
+        self.scores = _scores(Budget(), self._rows)
+
+    @property
+    def source(self) -> str:
+        """Return what was read."""
+        return f"{len(self._rows)} training runs recorded in {', '.join(map(str, self._folders)) or 'no folder'}"
+
+    def smaller(self, better: Cell, worse: Cell) -> str:
+        """Return the gain at budgets below the paper's, in words; "" where there is none."""
+        found = []
+        for budget in _budgets(self._rows):
+            gain = _scores(budget, self._rows).gains(better, worse)
+            if gain:
+                found.append(f"{spread_text(gain)} points, {budget.text}")
+        return "; ".join(found)
+
+    def undecided(self, *cells: Cell) -> str:
+        """Return which cells ran at the paper's budget with several alphas and none chosen, in words; "" if there are none."""
+        found = {
+            cell.address: _alphas(cell, Budget(), self._rows) for cell in cells if math.isnan(self.scores.alpha(cell))
+        }
+        texts = (
+            f"{address} ran with alpha {', '.join(f'{alpha:g}' for alpha in sorted(alphas))}, and no runs on held-out images "
+            "choose one"
+            for address, alphas in found.items() if len(alphas) > 1
+        )  # fmt: skip
+        return "; ".join(texts)
+
+    def points(self, claim: Mapping[str, Any]) -> list[Row]:
+        """Return the recorded rows of a claim's figure that are of the claim's networks, data set and hardware.
+
+        They are of the figure's preset for the paper; of several measurements of one thing on one machine, the newest.
+        """
+        return [row for row in _ended(self._studies.get(claim["figure"], ())) if _is_point(row, claim)]
+
+    def on_gpu(self, claim: Mapping[str, Any]) -> bool:
+        """Return whether a claim's memory or time was measured on GPUs."""
+        return any(map(_on_gpu, self.points(claim)))
+
+    def changes_pct(self, claim: Mapping[str, Any]) -> list[float]:
+        """Return by how much a method costs more than another, in percent, for each network, K and l; < 0 is less.
+
+        On GPUs, or where nothing was measured on one, on CPUs.
+
+        Args:
+            claim: with figure, column, network (a glob), of, over; maybe hardware (a glob), num_modules and
+                propagation_length of the one, and over_length of the other.
+        """
+        return [100 * (_value(row, claim) / base - 1) for row, base in self._compared(claim)]
+
+    def cases(self, claim: Mapping[str, Any]) -> set[tuple[str, int, int]]:
+        """Return the network, K and l of what `changes_pct` compares."""
+        return {(row["network"], row["num_modules"], row["propagation_length"]) for row, _ in self._compared(claim)}
+
+    def _compared(self, claim: Mapping[str, Any]) -> list[tuple[Row, float]]:
+        found = self.points(claim)
+        rows = [row for row in found if _on_gpu(row)] or found
+        mine = [row for row in rows if row["method"] == claim["of"] and _is_asked(row, claim)]
+        return [(row, base) for row in mine for base in _bases(row, rows, claim)]
+
+    def best(self, claim: Mapping[str, Any]) -> dict[str, tuple[float, int]]:
+        """Return at which value of a figure's axis each of its lines has the least mean error, and the seeds of a point.
+
+        A run that failed counts as the worst. Lines with a value that has not ended are left out.
+
+        Args:
+            claim: with figure, column, values of that column, and of the lines num_modules and propagation_length, lists.
+        """
+        rows = self.points(claim)
+        found = {}
+        for k, length in product(claim["num_modules"], claim["propagation_length"]):
+            lengths = (length, 0) if claim["column"] == "alpha" else (length,)  # GLL is alpha = 1 of every l
+            line = [row for row in rows if row["num_modules"] == k and row["propagation_length"] in lengths]
+            errors = {v: [_error(row) for row in line if row[claim["column"]] == v] for v in claim["values"]}
+            if all(errors.values()):
+                least = min(errors, key=lambda value: fmean(errors[value]))
+                found[f"K = {k}, l = {length}"] = (least, min(map(len, errors.values())))
+        return found
+
+
+def _studies(folders: Sequence[Path]) -> dict[str, list[Row]]:
+    """Return the recorded rows by the name of their study, those of several folders together."""
+    found: dict[str, list[Row]] = {}
+    for path in (path.parent for folder in folders for path in sorted(folder.glob("*/results"))):
+        found.setdefault(path.name, []).extend(Record(path).rows())
+    return found
+
+
+def _ended(rows: Iterable[Row]) -> list[Row]:
+    """Return each run's row once: the newest that finished, or where none did, that failed."""
+    ended = [row for row in rows if row.get("status") in ("FAILED", "FINISHED")]
+    return list({row["run_id"]: row for row in sorted(ended, key=lambda row: row["status"] == "FINISHED")}.values())
+
+
+def _is_point(row: Row, claim: Mapping[str, Any]) -> bool:
+    """A full run of the claim's networks and hardware; of BackLink, with the tail's graph retained as the paper has it."""
+    named = all(
+        fnmatch.fnmatch(str(row.get(name)), claim.get(name, "*")) for name in ("network", "dataset", "hardware")
+    )
+    return named and row.get(claim["column"]) is not None and row.get("tail_memory") == "retain" and _is_full(row)
+
+
+def _is_full(row: Row) -> bool:
+    return row["epochs"] == RunConfig().epochs and not any(row[name] for name in _PARTS)
+
+
+_PARTS = ("train_images", "test_images", "validation_fraction")
+
+
+def _is_asked(row: Row, claim: Mapping[str, Any]) -> bool:
+    return all(claim.get(name, row[name]) == row[name] for name in ("num_modules", "propagation_length"))
+
+
+def _on_gpu(row: Row) -> bool:
+    return str(row.get("device")).startswith("cuda")
+
+
+def _error(row: Row) -> float:
+    return float(row["test_error_pct"]) if row["status"] == "FINISHED" else math.inf
+
+
+def _value(row: Row, claim: Mapping[str, Any]) -> float:
+    return float(row[claim["column"]])
+
+
+def _bases(row: Row, rows: Sequence[Row], claim: Mapping[str, Any]) -> list[float]:
+    """What a point is compared with: the other method at its K, BP at K = 1; the time of BP is 1 in a ratio to it."""
+    if claim["over"] == "bp" and claim["column"] == "time_ratio":
+        return [1.0]
+    same = ["network", "head", "batch_size", "device", "hardware"]
+    same += [] if claim["over"] == "bp" else ["num_modules", "executor"]
+    others = (o for o in rows if o["method"] == claim["over"] and o is not row)
+    lengths = (o for o in others if claim.get("over_length", o["propagation_length"]) == o["propagation_length"])
+    return [_value(other, claim) for other in lengths if all(row.get(name) == other.get(name) for name in same)]
+
+
+def _scores(budget: Budget, rows: Rows) -> Scores:
+    return Scores(_AnyAlpha(cells=(), budget=budget, alphas=ALPHAS), rows)
+
+
+class _AnyAlpha(Grid):
+    """A grid that takes a cell's alpha as it was chosen, or where none was chosen the one alpha that there are runs of."""
+
+    def alpha(self, cell: Cell, rows: Rows) -> float:
+        chosen = Grid.alpha(self, cell, rows)
+        if not math.isnan(chosen):
+            return chosen
+        found = _alphas(cell, self.budget, rows)
+        return found.pop() if len(found) == 1 else math.nan  # of several, the test error would have to choose
+
+
+def _alphas(cell: Cell, budget: Budget, rows: Rows) -> set[float]:
+    return {float(row["alpha"]) for row in rows if _is_run_of(row, cell, budget)}
+
+
+def _is_run_of(row: Row, cell: Cell, budget: Budget) -> bool:
+    place = ("method", "network", "num_modules", "propagation_length")
+    if row["status"] != "FINISHED" or any(row[name] != getattr(cell, name) for name in place):
+        return False
+    config = config_of(dict(row))
+    return config.replace(alpha=0.5, seed=0).run_id == recipe(cell, budget).replace(alpha=0.5).run_id
+
+
+def _budgets(rows: Rows) -> Iterator[Budget]:
+    """Yield the budgets below the paper's that runs were given, each once."""
+    found = {}
+    for row in rows:
+        if row["status"] == "FINISHED" and not row["validation_fraction"] and not _is_full(row):
+            budget = Budget(
+                epochs=row["epochs"], train_images=row["train_images"], test_images=row["test_images"],
+                batch_size=row["batch_size"], lr=row["lr"], warmup_fraction=row["warmup_fraction"],
+            )  # fmt: skip
+            found[budget.slug] = budget
+    yield from found.values()

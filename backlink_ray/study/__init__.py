@@ -1,1 +1,0 @@
-"""Studies: grids and searches, their runs, their records and their tracking."""

@@ -1,0 +1,1 @@
+"""MLflow, which may be down; knows nothing of studies."""

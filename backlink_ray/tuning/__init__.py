@@ -1,0 +1,1 @@
+"""Studies: Ray Tune and Optuna."""

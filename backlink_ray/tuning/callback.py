@@ -1,0 +1,171 @@
+"""Reporter: carries what trials report to the record, to the tracker and to the terminal, in the study's driver."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+
+from backlink_ray import provenance
+from backlink_ray.data.datasets import Dataset
+from backlink_ray.paper.cells import published_error_pct
+from backlink_ray.runs.config import RunConfig
+from backlink_ray.runs.results import Record, Value
+from backlink_ray.runs.runner import RESULT
+from backlink_ray.tracking.journal import Status
+from backlink_ray.tracking.tracker import Tracker
+from backlink_ray.tuning.outcome import Ending, ending_of
+from backlink_ray.tuning.space import base_with
+from backlink_ray.tuning.trial import Places, choice_of, data_key
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ledger:
+    """Where a study's results go, and the configuration its trials start from."""
+
+    name: str
+    base: RunConfig
+    folder: Path
+    record: Record
+    tracker: Tracker
+    places: Places
+    tags: Mapping[str, Mapping[str, str]]
+
+
+class Reporter(tune.Callback):
+    """Writes what trials report to the record and the tracker, in the driver, and a line an epoch to the terminal."""
+
+    def __init__(self, ledger: Ledger, datasets: Mapping[str, Dataset], size: int, ended: int) -> None:
+        self._study, self._datasets = ledger, {key: about(dataset) for key, dataset in datasets.items()}
+        self._size, self._ended = size, ended
+        self._tags = {
+            "study": ledger.name,
+            "version": provenance.describe()["backlink_ray"],
+            "commit": provenance.commit(),
+        }
+        self._started: set[str] = set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles its callbacks into a file for Tuner.restore, which is never used here."""
+        return {}
+
+    def setup(
+        self, stop: Any = None, num_samples: int | None = None, total_num_samples: int | None = None, **info: Any
+    ) -> None:
+        """Ray asks for it; nothing to prepare."""
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Open the run."""
+        config = self._config(trial)
+        print(f"{self._label(config)} starts", flush=True)
+        published = published_error_pct(config)
+        tags = {
+            **self._tags, "method": config.label, "executor": self._study.places.resolve(config).executor,
+            **self._study.tags.get(config.run_id, {}),
+            **({"paper.error_pct": str(published)} if published is not None else {}),
+        }  # fmt: skip
+        dataset = self._datasets[data_key(config)]
+        self._study.tracker.start_run(config.run_id, config.run_name, run_params(config), tags, dataset)
+        self._started.add(config.run_id)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Log one epoch."""
+        config = self._config(trial)
+        self._study.tracker.log_metrics(config.run_id, curve_points(result), int(result["epoch"]))
+        losses = " ".join(f"{loss:.3f}" for loss in result["local_loss"])
+        left = (config.epochs - int(result["epoch"])) * result["epoch_s"]
+        print(
+            f"{self._label(config)} {result['executor']}  epoch {result['epoch']}/{config.epochs}  "
+            f"test error {result['test_error_pct']:.2f} %  losses {losses}  {result['images_per_s']:.0f} images/s  "
+            f"{left / 60:.1f} min left",
+            flush=True,
+        )
+
+    def _label(self, config: RunConfig) -> str:
+        tags = self._study.tags.get(config.run_id, {})
+        name = f"{tags['cell'].split()[0]} {tags['kind']} s{config.seed}" if tags else config.label
+        return (
+            f"[{self._ended}/{self._size} done] {name} K={config.num_modules} l={config.propagation_length} "
+            f"alpha={config.alpha:g} eta={config.lr:.3g}"
+        )
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Record the result, or what there is of it where the trial was stopped early."""
+        self._end(trial, None)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Record the failure with its reason."""
+        self._end(trial, str(trial.get_error() or ""))
+
+    def _end(self, trial: Any, error: str | None) -> None:
+        config = self._config(trial)
+        if config.run_id not in self._started:  # its process never came up, so Tune did not announce it
+            self.on_trial_start(0, [], trial)
+        ending = ending_of(self._folder(trial), config.epochs, trial.last_result or {}, error)
+        self._track(config, ending)
+        if ending.status == "LOST":
+            print(f"trial {config.run_name} was lost: {ending.reason}", file=sys.stderr, flush=True)
+            return  # no result: the study asks for it again when it is resumed
+        self._ended += 1
+        row: dict[str, Value] = {
+            **dataclasses.asdict(config),
+            "run_id": config.run_id,
+            "status": ending.status,
+            "reason": ending.reason,
+        }
+        measured: dict[str, Value] = {
+            name: str(ending.result[name]) for name in ("executor", "memory_source") if name in ending.result
+        }
+        self._study.record.append({**row, **measured, **ending.headline})
+        if ending.status == "FAILED":
+            print(f"trial {config.run_name} failed: {ending.reason}", file=sys.stderr, flush=True)
+
+    def _track(self, config: RunConfig, ending: Ending) -> None:
+        tracker, folder = self._study.tracker, self._study.folder / "runs" / config.run_id
+        for metrics in ending.result.get("curve", []):  # epochs whose report was lost with a killed driver
+            tracker.log_metrics(config.run_id, curve_points(metrics), int(metrics["epoch"]))
+        if ending.headline:
+            tracker.log_metrics(config.run_id, ending.headline, ending.epochs)
+        for name in ("config.yaml", "environment.json", RESULT):
+            if (folder / name).exists():
+                tracker.log_artifact(config.run_id, folder / name)
+        tracker.end_run(config.run_id, _MLFLOW_STATUS[ending.status], ending.reason)
+
+    def _folder(self, trial: Any) -> Path:
+        return self._study.folder / "runs" / self._config(trial).run_id
+
+    def _config(self, trial: Any) -> RunConfig:
+        return base_with(self._study.base, choice_of(trial.config))
+
+
+_MLFLOW_STATUS: dict[str, Status] = {
+    "FINISHED": "FINISHED", "STOPPED": "FINISHED", "FAILED": "FAILED", "LOST": "KILLED",
+}  # fmt: skip
+
+
+def run_params(config: RunConfig) -> dict[str, str | int | float]:
+    """Return the few parameters that MLflow's table shows; everything is in config.yaml."""
+    return {
+        "K": config.num_modules, "l": config.propagation_length, "alpha": config.alpha, "eta": round(config.lr, 6),
+        "seed": config.seed, "dataset": config.dataset, "network": config.network, "head": config.head,
+        "method": config.label, "batch_size": config.batch_size, "epochs": config.epochs,
+    }  # fmt: skip
+
+
+def curve_points(metrics: dict[str, Any]) -> dict[str, float]:
+    """Return one epoch's points: curve/... for the run, local_loss/stage_00... for its stages."""
+    names = ("test_error_pct", "val_error_pct", "train_loss", "images_per_s", "epoch_s", "link_ms")
+    points = {f"curve/{name}": float(metrics[name]) for name in names if name in metrics}
+    return points | {f"local_loss/stage_{k:02d}": float(loss) for k, loss in enumerate(metrics["local_loss"])}
+
+
+def about(dataset: Dataset) -> dict[str, str]:
+    """Return what MLflow is told of a data set: its name, the digest of what is used of it, and the sizes."""
+    sizes = {"train_images": len(dataset.train), "test_images": len(dataset.test)}
+    return {"name": dataset.name, "md5": dataset.digest, "source": json.dumps(sizes)}

@@ -1,0 +1,65 @@
+"""Ending: how a trial ended, decided from what its run folder holds and what Tune last heard of it."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from backlink_ray.runs.runner import FAILURE, RESULT
+
+# What a run that was stopped early still tells.
+KEPT = ("test_error_pct", "val_error_pct", "images_per_s", "epoch_s", "peak_memory_mib", "executor")
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a trial ended.
+
+    Attributes:
+        status: FINISHED, STOPPED (early, by the study), FAILED (it would fail again), or LOST (a process or machine went,
+            which says nothing about the run: it goes on from its checkpoint when the study is resumed).
+        reason: for people.
+        result: what result.json holds, or of a stopped run what it last reported.
+        epochs: how many were trained.
+    """
+
+    status: Literal["FINISHED", "STOPPED", "FAILED", "LOST"]
+    reason: str
+    result: dict[str, Any] = field(default_factory=dict)
+    epochs: int = 0
+
+    @property
+    def headline(self) -> dict[str, int | float]:
+        """Return the numbers of the result."""
+        return {k: v for k, v in self.result.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
+
+
+def ending_of(folder: Path, epochs: int, last: dict[str, Any], error: str | None) -> Ending:
+    """Decide how a trial ended.
+
+    Args:
+        folder: its run folder.
+        epochs: of its configuration.
+        last: its last report, {} if there was none.
+        error: what Tune says of it, None where it ended without one.
+    """
+    if (folder / RESULT).exists():
+        return Ending("FINISHED", "done", dict(json.loads((folder / RESULT).read_text())), epochs)
+    if error is not None:
+        return _failed(folder, error)
+    reached = int(last.get("epoch", 0))
+    if reached < epochs:
+        kept = {name: last[name] for name in KEPT if name in last}
+        return Ending("STOPPED", f"stopped early, after epoch {reached}", kept, reached)
+    return Ending(
+        "FAILED", f"{folder / RESULT} is not here, though the run ended; use a --storage-path that all machines share"
+    )
+
+
+def _failed(folder: Path, error: str) -> Ending:
+    """A run that fails says so in its folder; one that could not say anything was lost."""
+    if (folder / FAILURE).exists():
+        found = json.loads((folder / FAILURE).read_text())
+        return Ending("LOST" if found["status"] == "LOST" else "FAILED", str(found["reason"]))
+    lines = [line.strip() for line in error.splitlines() if line.strip()]
+    return Ending("LOST", lines[-1] if lines else "the trial's process died")

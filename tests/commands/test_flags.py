@@ -1,0 +1,32 @@
+"""The face of studies: what an error of a run becomes on the command line."""
+
+import pytest
+import torch
+
+from backlink_ray.commands.flags import guarded
+from backlink_ray.pipeline.controller import StageError
+from backlink_ray.runs.config import ConfigError
+from backlink_ray.train.checkpoint import CheckpointError
+from backlink_ray.train.executor import NonFiniteLossError
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (StageError(1, 4, "step 3", "lost"), 1, "failed: stage 1 of 4 failed at step 3: lost; resume: "),
+        (NonFiniteLossError(0, 7, float("nan")), 1, "failed: the local loss of stage 0 is nan at step 7"),
+        (CheckpointError("no space"), 1, "failed: no space; resume: "),
+        (torch.OutOfMemoryError("CUDA out of memory.\nIf reserved"), 1, "failed: CUDA out of memory.; resume: "),
+        (ConfigError("alpha=2 is out of range"), 2, "error: alpha=2 is out of range"),
+        (KeyboardInterrupt(), 3, "interrupted; resume: "),
+    ],
+)
+def test_an_error_is_one_line_and_an_exit_code(
+    error: BaseException, code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run() -> int:
+        raise error
+
+    assert guarded(run) == code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(said)

@@ -1,0 +1,71 @@
+"""The trade-off of Fig. 10: who is on the Pareto front, what stands beside BP, and the search that looks for it."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+from backlink_ray import RunConfig
+from backlink_ray.figures.tradeoff import pareto_front, trades
+from backlink_ray.tuning.space import Space, open_search
+
+
+def test_the_front_by_hand() -> None:
+    points = [(1.0, 9.0), (2.0, 5.0), (3.0, 5.0), (9.0, 1.0), (9.0, 9.0)]
+    assert pareto_front(points) == [True, True, False, True, False]
+    assert pareto_front([(1.0, 1.0, 1.0), (1.0, 1.0, 2.0)]) == [True, False]
+    assert pareto_front([(5.0,)]) == [True]
+
+
+BASE = RunConfig(network="resnet8", num_modules=2, propagation_length=1)
+
+
+def row(error: float, step_ms: float, **choice: Any) -> dict[str, Any]:
+    config = BASE.replace(**choice)
+    fields = {name: getattr(config, name) for name in RunConfig.__dataclass_fields__}
+    return {**fields, "test_error_pct": error, "step_ms": step_ms}
+
+
+def test_what_is_given_up_and_saved_beside_bp_with_seeds_taken_together() -> None:
+    rows = [
+        row(12.0, 60.0, propagation_length=2), row(10.0, 100.0, method="bp"),
+        row(14.0, 50.0, seed=0), row(16.0, 70.0, seed=1), row(15.5, 70.0, method="gll"),
+    ]  # fmt: skip
+    memory = {"bp": 400.0, "gll": 290.0, "backlink": 300.0}
+    found = trades(rows, lambda config: memory[config.method])
+    assert [t.config.method for t in found] == ["bp", "gll", "backlink", "backlink"]
+    bp, gll, one, two = found
+    assert (bp.accuracy_drop_pp, bp.memory_reduction_pct, bp.time_reduction_pct) == (0.0, 0.0, 0.0)
+    assert (one.n, one.error_pct, one.accuracy_drop_pp) == (2, 15.0, 5.0)
+    assert (one.step_ms, one.time_reduction_pct) == (60.0, pytest.approx(40.0))
+    assert one.memory_reduction_pct == pytest.approx(25.0)
+    # l = 2 has the memory and time of l = 1 and a smaller error; GLL has the least memory.
+    assert [t.on_front for t in (bp, gll, one, two)] == [True, True, False, True]
+
+
+def test_without_bp_there_is_a_front_and_nothing_to_compare_with() -> None:
+    one, two = trades([row(12.0, 60.0), row(11.0, 60.0, alpha=0.25)], lambda _config: 1.0)
+    assert sorted([(one.error_pct, one.on_front), (two.error_pct, two.on_front)]) == [(11.0, True), (12.0, False)]
+    assert all(math.isnan(x) for x in (one.accuracy_drop_pp, one.memory_reduction_pct, one.time_reduction_pct))
+
+
+def test_a_search_for_the_trade_off_learns_from_three_numbers(tmp_path: Path) -> None:
+    names = ("val_error_pct", "peak_memory_mib", "step_ms")
+    space, first = Space(num_modules=(2,)), {"K": 2, "l": 1, "alpha": 0.5, "eta": 0.1}
+
+    def search() -> Any:
+        return open_search(
+            space, BASE, "val_error_pct", tmp_path, "s", objectives=names, first=(first,), has_result=lambda _c: True
+        )
+
+    opened = search()
+    assert opened.suggest("a") == first
+    assert set(opened.suggest("b")) == set(first)
+    opened.on_trial_complete("a", dict(zip(names, (30.0, 500.0, 9.0), strict=True)))
+    opened.on_trial_complete("b", dict(zip(names, (40.0, 400.0, 9.0), strict=True)))
+    search()  # a later start goes on with the same study
+    study = optuna.load_study(study_name="s", storage=f"sqlite:///{tmp_path / 'optuna.db'}")
+    assert [d.name for d in study.directions] == ["MINIMIZE"] * 3
+    assert [t.values for t in study.best_trials] == [[30.0, 500.0, 9.0], [40.0, 400.0, 9.0]]

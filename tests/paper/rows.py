@@ -1,0 +1,29 @@
+"""Rows of a record as studies write them, for tests of what is read from records."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from backlink_ray.paper.grid import Budget, Grid, find, recipe, with_alpha
+from backlink_ray.runs.config import RunConfig
+from backlink_ray.runs.results import Value
+
+Row = dict[str, Value]
+
+
+def row_of(config: RunConfig, error: float, **more: Value) -> Row:
+    """Return a finished run's row; its best epoch was half a point better."""
+    ended: Row = {"status": "FINISHED", "reason": "done", "test_error_pct": error, "best_test_error_pct": error - 0.5}
+    return {**dataclasses.asdict(config), "run_id": config.run_id, **ended, **more}
+
+
+def runs_of(address: str, errors: Sequence[float], budget: Budget | None = None, alpha: float = 0.5) -> list[Row]:
+    """Return full runs of a cell, seeds 0, 1, ..., with these test errors."""
+    config = with_alpha(recipe(find(address), budget or Budget()), alpha)
+    return [row_of(config.replace(seed=seed), error) for seed, error in enumerate(errors)]
+
+
+def selection_of(address: str, errors: Mapping[float, float]) -> list[Row]:
+    """Return the selection runs of a cell with these held-out errors by alpha; their test errors say the opposite."""
+    cell = find(address)
+    configs = Grid(cells=(cell,)).candidates(cell)
+    return [row_of(configs[alpha], 99 - error, val_error_pct=error) for alpha, error in errors.items()]

@@ -1,0 +1,147 @@
+"""RunConfig: what it refuses, and what it is known by."""
+
+import ast
+import dataclasses
+import inspect
+import itertools
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backlink_ray.runs.config import ConfigError, RunConfig, longest_propagation, module_sizes, unit_count
+
+TABLES = Path(__file__).parents[2] / "shared" / "paper" / "tables.yaml"
+ONE_LINE = [
+    ({"network": "resnet33"}, "network='resnet33' is not known"),
+    ({"network": "vgg"}, "allowed: alexnet, vgg16, vit"),
+    ({"dataset": "mnist"}, "dataset='mnist' is not known; allowed: cifar10-sample"),
+    ({"head": "mlp"}, "head='mlp' is not known; allowed: fc, conv"),
+    ({"method": "adam"}, "method='adam' is not known; allowed: bp, gll, backlink"),
+    ({"num_modules": 17}, "num_modules=17 is out of range for resnet32 with 16 units; allowed 1..16"),
+    ({"num_modules": 0}, "allowed 1..16"),
+    (
+        {"num_modules": 8, "propagation_length": 4},
+        "propagation_length=4 exceeds 2, the smallest local module of resnet32 at K=8",
+    ),
+    ({"propagation_length": -1}, "allowed 0..4"),
+    ({"alpha": 1.01}, "alpha=1.01 is out of range; allowed 0..1"),
+    ({"alpha": float("nan")}, "alpha=nan"),
+    ({"lr": float("inf")}, "lr=inf"),
+    ({"batch_size": 0}, "batch_size=0"),
+    ({"epochs": 0}, "epochs=0"),
+    ({"batch_size": 32.5}, "batch_size=32.5 is a float; allowed: int"),
+    ({"executor": "spark"}, "allowed: auto, local, threads, ray"),
+]
+
+
+@pytest.mark.parametrize(("fields", "message"), ONE_LINE)
+def test_refusals_name_value_rule_and_mend(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=".") as caught:
+        RunConfig(**fields)  # type: ignore[arg-type]
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@given(st.integers(1, 200), st.integers(1, 200), st.sampled_from(["front", "back"]))
+def test_sizes_sum_and_differ_by_one_at_most(units: int, modules: int, remainder: str) -> None:
+    if modules > units:
+        with pytest.raises(ConfigError):
+            module_sizes(units, modules, remainder)
+        return
+    sizes = module_sizes(units, modules, remainder)
+    assert sum(sizes) == units
+    assert len(sizes) == modules
+    assert max(sizes) - min(sizes) <= 1
+    assert sizes == sorted(sizes, reverse=remainder == "front")
+
+
+@given(
+    st.sampled_from(["resnet8", "resnet32", "resnet110", "alexnet", "vgg16", "vit6"]),
+    st.integers(1, 60),
+    st.integers(0, 60),
+)
+def test_every_k_and_l_is_accepted_or_refused_by_the_rule(network: str, k: int, length: int) -> None:
+    valid = k <= unit_count(network) and (k == 1 or length <= min(module_sizes(unit_count(network), k)[:-1]))
+    if valid:
+        assert RunConfig(network=network, num_modules=k, propagation_length=length).num_modules == k
+    else:
+        with pytest.raises(ConfigError):
+            RunConfig(network=network, num_modules=k, propagation_length=length)
+
+
+def test_run_id_depends_on_the_result_alone() -> None:
+    one = RunConfig(num_modules=2, alpha=0.25)
+    assert one.run_id == RunConfig(alpha=0.25, num_modules=2).run_id
+    assert one.run_id == one.replace(executor="ray", link="error").run_id
+    assert one.run_id != one.replace(seed=1).run_id
+    free = one.replace(mode="async")  # the executor decides in which order stages take their steps
+    assert free.run_id != free.replace(executor="ray").run_id
+    assert one.replace(alpha=1).run_id == one.replace(alpha=1.0).run_id
+    assert RunConfig(num_modules=2).run_id == "4e208e06dd36aae9", "old run folders are no longer found"
+
+
+def test_defaults_never_change() -> None:
+    """An identity names only what differs from the defaults, so another default would give old runs another meaning."""
+    assert {f.name: f.default for f in dataclasses.fields(RunConfig)} == DEFAULTS
+
+
+DEFAULTS = {
+    "network": "resnet32", "dataset": "cifar10-sample", "method": "backlink", "head": "fc", "final_head": "auto",
+    "num_modules": 4, "propagation_length": 2, "alpha": 0.5, "alpha_mode": "once", "body_scale": "one",
+    "tail_memory": "retain", "link": "replica", "mode": "exact", "buffer_size": 2, "base": "gll", "beta": 0.99,
+    "lambda1_first": 5.0, "lambda1_last": 0.5, "lambda2_first": 0.5, "lambda2_last": 1.0, "synthesizer_lr": 3e-05,
+    "synthesizer_width": 0, "label_conditioning": False, "remainder": "front", "balance": "count", "lr": 0.5,
+    "momentum": 0.9, "weight_decay": 0.0001, "warmup_fraction": 0.05, "batch_size": 512, "epochs": 200, "augment":
+    True, "validation_fraction": 0.0, "train_images": 0, "test_images": 0, "seed": 0, "torch_threads": 1,
+    "executor": "auto",
+}  # fmt: skip
+
+
+def test_bp_and_gll_have_one_identity_each() -> None:
+    assert RunConfig(method="bp", num_modules=8, alpha=0.2).run_id == RunConfig(method="bp").run_id
+    assert RunConfig(method="gll", propagation_length=1).run_id == RunConfig(method="gll", propagation_length=0).run_id
+    assert RunConfig(method="bp").num_modules == 1
+    assert RunConfig(method="dgl", beta=0.5, alpha=0.25, base="infopro").run_id == RunConfig(method="dgl").run_id
+    assert RunConfig(beta=0.5).run_id == RunConfig().run_id != RunConfig(beta=0.5, base="predsim").run_id
+    assert RunConfig(method="predsim", beta=0.5).run_id != RunConfig(method="predsim").run_id
+
+
+def test_a_value_out_of_range_is_refused_also_where_the_method_has_no_use_for_it() -> None:
+    with pytest.raises(ConfigError, match="beta=7.0 is out of range"):
+        RunConfig(method="gll", beta=7.0)
+
+
+def test_every_field_says_what_it_is_and_has_a_default() -> None:
+    body = ast.parse(inspect.getsource(RunConfig)).body[0].body  # type: ignore[attr-defined]
+    said = [
+        field.target.id
+        for field, text in itertools.pairwise(body)
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
+    ]
+    assert said == [f.name for f in dataclasses.fields(RunConfig)]
+    assert all(f.default is not None for f in dataclasses.fields(RunConfig))
+
+
+@pytest.mark.skipif(not TABLES.exists(), reason="the paper's tables are not beside the repository")
+def test_the_papers_cells() -> None:
+    """Every filled (K, l) is accepted, every blank one of the ResNets refused by name."""
+    accepted = refused = 0
+    for row in yaml.safe_load(TABLES.read_text())["tables_raw"]:
+        network = row["network"].lower()
+        for length, values in row["improvement"].items():
+            for k, value in zip(row["K"], values, strict=True):
+                fields = {"network": network, "num_modules": k, "propagation_length": int(length[2:])}
+                if value is not None:
+                    RunConfig(**fields)
+                    accepted += 1
+                elif network.startswith("resnet"):  # the paper left out possible runs of AlexNet and VGG16
+                    limit = longest_propagation(module_sizes(unit_count(network), k))
+                    with pytest.raises(
+                        ConfigError, match=f"exceeds {limit}, the smallest local module of {network} at K={k}"
+                    ):
+                        RunConfig(**fields)
+                    refused += 1
+    assert (accepted, refused) == (118, 22), (accepted, refused)

@@ -1,0 +1,162 @@
+"""A real MLflow server on the loopback address, writers beside it, and what a store holds, read past MLflow."""
+
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+import urllib.request
+from collections import Counter
+from contextlib import closing, suppress
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+_START_TIMEOUT_S = 60.0  # importing MLflow takes 5 s on an idle core
+
+
+class Server:
+    """`mlflow server` on a free port; it can be killed and started again on the same port and store."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.database = folder, folder / "server.db"
+        with closing(socket.create_server(("127.0.0.1", 0))) as free:
+            self.port = free.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self._process: list[subprocess.Popen[bytes]] = []  # none or one
+
+    def ensure(self) -> None:
+        """Have it running and answering."""
+        if not self._process:
+            self.launch()
+        self.wait()
+
+    def launch(self) -> None:
+        """Start it without waiting for it."""
+        folder, store = self.folder, f"sqlite:///{self.database}"
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
+        command += [
+            "--workers",
+            "1",
+            "--backend-store-uri",
+            store,
+            "--artifacts-destination",
+            str(folder / "artifacts"),
+        ]
+        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        with (folder / "server.log").open("ab") as log:
+            process = subprocess.Popen(
+                command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True
+            )
+        self._process.append(process)
+
+    def wait(self) -> None:
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        while time.monotonic() < deadline:
+            with suppress(OSError), urllib.request.urlopen(f"{self.uri}/health", timeout=1):
+                return
+            time.sleep(0.1)
+        raise TimeoutError((self.folder / "server.log").read_text()[-2000:])
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the server's own session, by the id recorded when it started."""
+        for process in self._process:
+            os.killpg(process.pid, number)
+
+    def kill(self) -> None:
+        """End it as `kill -9` does."""
+        self.signal(signal.SIGKILL)
+        while self._process:
+            self._process.pop().wait(timeout=10)
+
+
+Rows = list[tuple[object, ...]]
+Points = Counter[tuple[str, str, int, float]]
+
+
+class Store:
+    """What a SQLite store holds."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def query(self, sql: str) -> Rows:
+        with closing(sqlite3.connect(self._path, timeout=20)) as database:
+            return database.execute(sql).fetchall()
+
+    def points(self, prefix: str = "") -> Points:
+        """(our run id, key, step, value) with how often it is there; several times is a duplicate."""
+        rows = self.query(
+            "select t.value, m.key, m.step, m.value from metrics m join tags t on t.run_uuid = m.run_uuid "
+            "where t.key = 'backlink_ray.run_id'"
+        )
+        return Counter((str(r), str(k), int(str(s)), float(str(v))) for r, k, s, v in rows if str(r).startswith(prefix))
+
+    def runs(self, prefix: str = "") -> list[tuple[str, str]]:
+        """(our run id, status) of every run that is not deleted, sorted."""
+        rows = self.query(
+            "select t.value, r.status from runs r join tags t on t.run_uuid = r.run_uuid "
+            "where t.key = 'backlink_ray.run_id' and r.lifecycle_stage = 'active'"
+        )
+        return sorted((str(run), str(status)) for run, status in rows if str(run).startswith(prefix))
+
+    def runs_with_dataset(self, prefix: str = "") -> list[str]:
+        """Our ids of the runs that have a data set as their input, sorted; twice is a duplicate."""
+        rows = self.query(
+            "select t.value from inputs i join tags t on t.run_uuid = i.destination_id "
+            "where t.key = 'backlink_ray.run_id' and i.source_type = 'DATASET'"
+        )
+        return sorted(str(run) for (run,) in rows if str(run).startswith(prefix))
+
+    def tags(self, run_id: str) -> dict[str, str]:
+        rows = self.query(
+            "select a.key, a.value from tags a join tags t on t.run_uuid = a.run_uuid "
+            f"where t.key = 'backlink_ray.run_id' and t.value = '{run_id}'"
+        )
+        return {str(key): str(value) for key, value in rows}
+
+
+_WRITERS = """
+import os, sys
+from pathlib import Path
+import alembic.command, mlflow.store.tracking.sqlalchemy_store  # what MLflow imports late, once for all
+from backlink_ray.tracking.tracker import Tracker
+
+def write(name):
+    tracker = Tracker(Path(folder) / name, uri, experiment="shared")
+    tracker.start_run(name, name, {"K": 4}, {"study": "s"}, {"name": "cifar10", "md5": "0" * 32})
+    for step in range(int(batches)):
+        tracker.log_metrics(name, {f"m{i}": step + i / 7 for i in range(5)}, step)
+    tracker.end_run(name, "FINISHED", "done")
+    return tracker.close(timeout_s=float(timeout_s))
+
+prefix, count, batches, uri, folder, timeout_s = sys.argv[1:]
+children = []
+for i in range(int(count)):
+    child = os.fork()
+    if child == 0:
+        try:
+            os._exit(min(write(f"{prefix}{i:02d}"), 255))
+        except BaseException as error:
+            print(repr(error), flush=True)
+            os._exit(255)
+    children.append(child)
+print([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children])
+"""
+
+
+def fork_writers(prefix: str, count: int, batches: int, uri: str, folder: Path, timeout_s: float = 60.0) -> str:
+    """Processes <prefix>00, <prefix>01, ... each track a run of `batches` x 5 points; tells what they left unsynced.
+
+    One process imports MLflow and forks the others: they start within milliseconds of each other.
+    """
+    command = [sys.executable, "-c", _WRITERS, prefix, str(count), str(batches), uri, str(folder), str(timeout_s)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=2 * timeout_s, check=False)
+    return done.stdout.strip() or done.stderr
+
+
+def written(prefix: str, count: int, batches: int) -> Points:
+    """What the store holds when every writer's points are there exactly once."""
+    runs = [f"{prefix}{writer:02d}" for writer in range(count)]
+    return Counter((run, f"m{i}", step, step + i / 7) for run in runs for step in range(batches) for i in range(5))

@@ -1,0 +1,130 @@
+import json
+import sqlite3
+import sys
+import urllib.parse
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backlink_ray.files import BusyError, exclusive
+from backlink_ray.tracking.database import alone_at_database, database_path
+from backlink_ray.tracking.uri import (
+    artifact_location,
+    chart_link,
+    checked_uri,
+    default_tracking_uri,
+    hide_secrets,
+    redact,
+    sync_command,
+    ui_command,
+    view_key,
+    view_state,
+)
+
+SQLITE = "sqlite:////data/mlflow.db"
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("http://user:s3cret@host:5000/base", "http://user:***@host:5000/base"),
+        ("http://user:a@b/c:d@host", "http://user:***@host"),
+        ("https://t0ken@host", "https://***@host"),
+        ("postgresql+psycopg2://u:p%40ss@db/mlflow", "postgresql+psycopg2://u:***@db/mlflow"),
+        ("postgresql://db/mlflow?user=u&password=p&sslmode=x", "postgresql://db/mlflow?user=u&password=***&sslmode=x"),
+        ("http://host:5000", "http://host:5000"),
+        (SQLITE, SQLITE),
+    ],
+)
+def test_secrets_are_redacted(uri: str, shown: str) -> None:
+    assert redact(uri) == shown
+    assert redact(shown) == shown
+
+
+@given(st.text(alphabet="s3cr&@:/?#%é", min_size=1).map(lambda text: f"pw{text}"))
+def test_no_password_survives(password: str) -> None:
+    for written in (password, urllib.parse.quote(password, safe="")):
+        uri = f"http://user:{written}@host:5000"
+        assert written not in redact(uri)
+        told = hide_secrets(f"request to {uri} failed for {password}", uri)
+        assert password not in told
+        assert written not in told
+
+
+def test_uris_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert default_tracking_uri(Path("storage")) == f"sqlite:///{tmp_path}/storage/mlflow.db"
+    assert checked_uri("sqlite:///x.db") == f"sqlite:///{tmp_path}/x.db"
+    assert checked_uri("http://host:1") == "http://host:1"
+    for bad in ("", "mlruns", "/abs/mlruns", "file:///abs"):
+        with pytest.raises(ValueError, match="is a folder"):
+            checked_uri(bad)
+    for bad in ("sqlite://", "sqlite:///", "sqlite:///:memory:", "sqlite:////a%20b.db", "sqlite:////a.db?mode=ro"):
+        with pytest.raises(ValueError, match="names no usable file"):
+            checked_uri(bad)
+
+
+@pytest.fixture
+def activated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment of these tests, as one that the shell finds programs in."""
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
+
+
+@pytest.mark.usefixtures("activated")
+def test_commands_listen_on_loopback_and_hold_no_secret() -> None:
+    assert ui_command(SQLITE) == f"mlflow ui --backend-store-uri {SQLITE} --host 127.0.0.1 --port 5000"
+    assert ui_command("http://host:5000") == ""
+    assert "'sqlite:////my data/mlflow.db'" in ui_command("sqlite:////my data/mlflow.db")
+    assert "s3cret" not in ui_command("postgresql://u:s3cret@db/m")
+    assert sync_command(Path("spool"), SQLITE) == f"backlink-ray sync spool --tracking-uri {SQLITE}"
+    assert "s3cret" not in sync_command(Path("spool"), "http://u:s3cret@host")
+
+
+def test_the_link_opens_the_chart() -> None:
+    link = chart_link("http://u:p@host:5000/base/", "7", view_key("K"))
+    assert link == (
+        "http://host:5000/base/#/experiments/7/runs?workflowType=machine_learning&compareRunsMode=CHART"
+        "&viewStateShareKey=backlink-K"
+    )
+    assert chart_link(SQLITE, "7") == (
+        "http://127.0.0.1:5000/#/experiments/7/runs?workflowType=machine_learning&compareRunsMode=CHART"
+    )
+    assert chart_link("http://host:5000") == "http://host:5000/#/experiments"
+
+
+def test_the_view_groups_by_the_parameter_and_sorts_by_the_metric() -> None:
+    assert json.loads(view_state("l", "test_error_pct")) == {
+        "groupBy": {"aggregateFunction": "average", "groupByKeys": [{"mode": "param", "groupByData": "l"}]},
+        "searchFilter": "",
+        "runsHiddenMode": "SHOWALL",
+        "selectedColumns": ["params.`l`"],
+        "orderByKey": "metrics.`test_error_pct`",
+        "orderByAsc": True,
+    }
+
+
+def test_the_view_may_be_of_some_runs_grouped_by_a_tag() -> None:
+    state = json.loads(view_state("tags.cell", "test_error_pct", "tags.kind = 'full'"))
+    assert state["groupBy"]["groupByKeys"] == [{"mode": "tag", "groupByData": "cell"}]
+    assert (state["selectedColumns"], state["searchFilter"]) == (["tags.`cell`"], "tags.kind = 'full'")
+
+
+def test_artifacts_go_beside_the_database_or_where_the_server_wants(tmp_path: Path) -> None:
+    assert artifact_location(SQLITE, "", "e") == "file:///data/mlartifacts/e"
+    assert artifact_location(SQLITE, str(tmp_path), "e") == f"file://{tmp_path}/e"
+    assert artifact_location("http://host", "s3://bucket/x", "e") == "s3://bucket/x/e"
+    assert artifact_location("http://host", "", "e") == ""
+
+
+def test_a_database_is_held_by_one_and_a_bad_one_is_found_at_once(tmp_path: Path) -> None:
+    assert database_path("http://host") is None
+    with alone_at_database(f"sqlite:///{tmp_path}/new/x.db"):
+        lock = tmp_path / "new" / "x.db.lock"
+        with pytest.raises(BusyError, match="held by another process"), exclusive(lock, 0.05):
+            pass
+    (tmp_path / "noise.db").write_bytes(b"noise" * 100)
+    for name in ("noise.db", "new"):
+        with pytest.raises(sqlite3.Error), alone_at_database(f"sqlite:///{tmp_path}/{name}"):
+            pass

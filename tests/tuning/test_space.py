@@ -1,0 +1,64 @@
+"""Search: only runs that exist are suggested, and a search goes on after its driver was killed."""
+
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+from backlink_ray.runs.config import RunConfig
+from backlink_ray.tuning.space import Space, base_with, open_search
+
+BASE = RunConfig(network="resnet32", validation_fraction=0.1)
+SPACE = Space(num_modules=(2, 4, 8, 16))
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_a_hundred_suggestions_are_all_valid_runs() -> None:
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    seen = set()
+    for _ in range(100):
+        trial = study.ask()
+        config = base_with(BASE, SPACE.suggest(BASE, trial))  # RunConfig refuses what does not exist
+        seen.add((config.num_modules, config.propagation_length))
+        study.tell(trial, 1.0)
+    assert {k for k, _ in seen} == {2, 4, 8, 16}
+    assert max(length for k, length in seen if k == 16) == 1
+    assert max(length for k, length in seen if k == 2) == 4
+
+
+def test_what_a_killed_driver_left_running_is_asked_again(tmp_path: Path) -> None:
+    first: dict[str, Any] = {"K": 2, "l": 2, "alpha": 0.5, "eta": 0.1}
+    one = open_search(
+        SPACE, BASE, "val_error_pct", tmp_path, "s", first=(first,), has_result=lambda choice: choice == first
+    )
+    assert one.suggest("a") == first
+    one.on_trial_complete("a", {"val_error_pct": 50.0, "training_iteration": 1})
+    left = one.suggest("b")
+    two = open_search(
+        SPACE, BASE, "val_error_pct", tmp_path, "s", first=(first,), has_result=lambda choice: choice == first
+    )
+    assert two.suggest("c") == left
+    assert two.suggest("d") not in (first, left)
+    study = optuna.load_study(study_name="s", storage=f"sqlite:///{tmp_path / 'optuna.db'}")
+    assert [t.state.name for t in study.trials] == ["COMPLETE", "FAIL", "RUNNING", "RUNNING"]
+
+
+def test_what_ended_without_a_result_is_asked_again_once(tmp_path: Path) -> None:
+    one = open_search(SPACE, BASE, "val_error_pct", tmp_path, "s", has_result=lambda _: False)
+    lost = one.suggest("a")
+    one.on_trial_complete("a", {"val_error_pct": 50.0, "training_iteration": 1}, error=True)
+    ended = one.suggest("b")
+    one.on_trial_complete("b", {"val_error_pct": 50.0, "training_iteration": 1})
+    for _ in range(2):  # a second start that runs nothing asks for nothing twice
+        two = open_search(SPACE, BASE, "val_error_pct", tmp_path, "s", has_result=lambda _: False)
+    assert [two.suggest("c"), two.suggest("d")] == [lost, ended]
+    assert two.suggest("e") not in (lost, ended)
+
+
+def test_a_failed_trial_counts_as_failed_even_if_it_had_reported(tmp_path: Path) -> None:
+    search = open_search(SPACE, BASE, "val_error_pct", tmp_path, "s", has_result=lambda _: True)
+    search.suggest("a")
+    search.on_trial_complete("a", {"val_error_pct": 50.0, "training_iteration": 1}, error=True)
+    study = optuna.load_study(study_name="s", storage=f"sqlite:///{tmp_path / 'optuna.db'}")
+    assert [t.state.name for t in study.trials] == ["FAIL"]
