@@ -1,5 +1,6 @@
 """backlink_ray: train networks as local modules with backward links, in one process or spread over Ray actors."""
 
+from backlink_ray.errors import ConfigError
 from backlink_ray.local.module import LocalModule
 from backlink_ray.local.split import split
 from backlink_ray.methods.backlink import BackLink
@@ -12,7 +13,7 @@ from backlink_ray.methods.infopro import InfoPro
 from backlink_ray.methods.predsim import PredSim
 from backlink_ray.nets.build import build_network
 from backlink_ray.nets.network import Network
-from backlink_ray.runs.config import ConfigError, RunConfig
+from backlink_ray.runs.config import RunConfig
 from backlink_ray.train.trainer import Trainer, gradients
 
 __all__ = [

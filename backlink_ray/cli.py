@@ -9,12 +9,13 @@ from typing import Annotated, Any
 
 import tyro
 
-from backlink_ray.data.datasets import data_root, dataset_of
+from backlink_ray.data.datasets import data_root
+from backlink_ray.errors import CheckpointError, ConfigError, NonFiniteLossError, StageError
 from backlink_ray.files import write_whole
-from backlink_ray.pipeline.controller import NonFiniteLossError, StageError
-from backlink_ray.runs.config import ConfigError, RunConfig
-from backlink_ray.runs.runner import RunOptions, run
-from backlink_ray.train.checkpoint import CheckpointError
+from backlink_ray.runs.config import RunConfig
+from backlink_ray.runs.data import dataset_of
+from backlink_ray.runs.options import RunOptions
+from backlink_ray.runs.runner import run
 
 
 @dataclass(frozen=True, kw_only=True)

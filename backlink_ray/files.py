@@ -8,9 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-
-class BusyError(TimeoutError):
-    """Another process holds the lock."""
+from backlink_ray.errors import BusyError
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

@@ -1,49 +1,13 @@
-"""Environment: seeds, and what a result was made with: hardware, versions, commit, programs."""
+"""Provenance: what a result was made with: hardware, versions, commit."""
 
-import contextlib
-import hashlib
 import os
 import platform
-import shlex
-import shutil
 import subprocess
-import sys
-import threading
-from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
-
-# torch's default generators belong to the whole process; stages that are threads of one process take turns with them.
-_DEFAULT_GENERATOR = threading.Lock()
-
-
-def derive_seed(seed: int, purpose: str, *indices: int) -> int:
-    """Return a 63-bit seed that depends on every argument and on nothing else (not on the process, the order, the device)."""
-    text = "/".join([str(seed), purpose, *map(str, indices)])
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
-
-
-@contextlib.contextmanager
-def seeded(seed: int, purpose: str, *indices: int) -> Iterator[None]:
-    """Draw from torch's default generators as if newly seeded by `derive_seed(...)`; put their state back afterwards."""
-    with _DEFAULT_GENERATOR, torch.random.fork_rng(devices=_devices_in_use()):
-        torch.manual_seed(derive_seed(seed, purpose, *indices))
-        yield
-
-
-def _devices_in_use() -> list[int]:
-    """Only the current device: a stage draws on its own device, and touching another would create a context there."""
-    return [torch.cuda.current_device()] if torch.cuda.is_available() and torch.cuda.is_initialized() else []
-
-
-def as_typed(program: str) -> str:
-    """The name under which a program of this Python's environment can be typed: bare where the shell finds it, else its path."""
-    here = Path(sys.executable).with_name(program)
-    found = shutil.which(program)
-    return program if not here.exists() or (found and Path(found).samefile(here)) else shlex.quote(str(here))
 
 
 def describe() -> dict[str, Any]:
@@ -61,6 +25,14 @@ def describe() -> dict[str, Any]:
         "torch_threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }
+
+
+def hardware(device: str) -> str:
+    """Return the name of a device: the GPU's, or the processor's with its cores."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    about = describe()
+    return f"{about['cpu_cores']} cores of {about['cpu'] or 'an unnamed processor'}"
 
 
 def commit() -> str:

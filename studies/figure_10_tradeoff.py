@@ -14,26 +14,17 @@ import torch
 
 from backlink_ray import RunConfig
 from backlink_ray.benchmarks.memory import footprint_mib, source_of
-from backlink_ray.commands.results_table import config_of
-from backlink_ray.commands.search import TRADE_OFF, Finished, main
-from backlink_ray.figures.style import (
-    INK,
-    PALE,
-    caption_of,
-    dress,
-    hardware_of_runs,
-    left_out,
-    legend,
-    look,
-    new_figure,
-    save_figure,
-    series_of,
-)
+from backlink_ray.commands.search import TRADE_OFF, main
+from backlink_ray.figures.captions import caption_of, hardware_of_runs, left_out
+from backlink_ray.figures.data import FigureData
+from backlink_ray.figures.save import save_figure
+from backlink_ray.figures.style import INK, PALE, format_axes, legend, line_style, new_figure, series_of
 from backlink_ray.figures.tradeoff import Trade, trades
-from backlink_ray.paper.grid import find, recipe, usual_alpha
-from backlink_ray.runs.results import Record
+from backlink_ray.paper.cells import find
+from backlink_ray.paper.recipes import default_alpha, recipe
+from backlink_ray.runs.results import Record, config_of
+from backlink_ray.tuning.plan import Plan
 from backlink_ray.tuning.space import Space
-from backlink_ray.tuning.study import Plan
 
 PAPER = recipe(find("table3/cifar10/resnet110/conv/K4/l2"))
 SMOKE = PAPER.replace(
@@ -44,7 +35,7 @@ OBJECTIVES = ("val_error_pct", *TRADE_OFF)
 
 
 def cells(lengths: dict[int, tuple[int, ...]]) -> tuple[dict[str, Any], ...]:
-    linked = ({"K": k, "l": n, "alpha": usual_alpha(n)} for k, ls in lengths.items() for n in ls)
+    linked = ({"K": k, "l": n, "alpha": default_alpha(n)} for k, ls in lengths.items() for n in ls)
     return ({"method": "bp"}, *linked)
 
 
@@ -76,7 +67,7 @@ ALONE = {
 }
 
 
-def picture(done: Finished) -> list[Path]:
+def picture(done: FigureData) -> list[Path]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     found = trades(done.rows, lambda config: footprint_mib(config, device))
     figure, panels = new_figure(2, "Fig. 10  What BackLink gives up and saves beside BP")
@@ -115,7 +106,7 @@ def is_like(config: RunConfig, base: RunConfig) -> bool:
 
 
 def panel(axes: Any, found: list[Trade], x: str, x_label: str, y: str, y_label: str) -> None:
-    dress(axes, "", x_label, y_label)
+    format_axes(axes, "", x_label, y_label)
     groups: dict[str, list[Trade]] = {}
     for trade in found:
         groups.setdefault(series_of(trade.config), []).append(trade)
@@ -123,7 +114,7 @@ def panel(axes: Any, found: list[Trade], x: str, x_label: str, y: str, y_label: 
         ks = {t.config.num_modules for t in group}
         line = {} if len(ks) == len(group) else {"linestyle": ""}  # a search has many points at one K
         at_x, at_y = [getattr(t, x) for t in group], [getattr(t, y) for t in group]
-        axes.errorbar(at_x, at_y, yerr=spread(group), capsize=2.5, elinewidth=1, **look(series, index) | line)
+        axes.errorbar(at_x, at_y, yerr=spread(group), capsize=2.5, elinewidth=1, **line_style(series, index) | line)
     for trade in found:
         point = (getattr(trade, x), getattr(trade, y))
         if trade.on_front:

@@ -12,25 +12,18 @@ from typing import Any
 
 from backlink_ray import RunConfig
 from backlink_ray.benchmarks.descent import columns, directions
-from backlink_ray.commands.figure import Room, figure_main, recorded, row_of
-from backlink_ray.commands.launch import load_for
-from backlink_ray.commands.results_table import config_of
-from backlink_ray.commands.search import Finished
-from backlink_ray.data.datasets import Dataset, data_root
-from backlink_ray.figures.style import (
-    COLOURS,
-    INK,
-    caption_of,
-    dress,
-    left_out,
-    legend,
-    name_of,
-    new_figure,
-    save_figure,
-)
-from backlink_ray.paper.grid import find, recipe
-from backlink_ray.tuning.study import Plan
-from backlink_ray.tuning.trial import data_key
+from backlink_ray.commands.figure import MeasurementContext, figure_main, recorded, row_of
+from backlink_ray.data.datasets import data_root
+from backlink_ray.data.images import Dataset
+from backlink_ray.figures.captions import caption_of, left_out
+from backlink_ray.figures.data import FigureData
+from backlink_ray.figures.save import save_figure
+from backlink_ray.figures.style import COLOURS, INK, format_axes, legend, name_of, new_figure
+from backlink_ray.paper.cells import find
+from backlink_ray.paper.recipes import recipe
+from backlink_ray.runs.data import data_key, load_for
+from backlink_ray.runs.results import config_of
+from backlink_ray.tuning.plan import Plan
 
 PAPER = recipe(find("table2/cifar10/resnet32/fc/K4/l2"))
 SMOKE = PAPER.replace(
@@ -54,11 +47,13 @@ PRESETS = {
 }
 
 
-def measure(configs: Sequence[RunConfig], room: Room) -> Iterator[dict[str, Any]]:
+def measure(configs: Sequence[RunConfig], room: MeasurementContext) -> Iterator[dict[str, Any]]:
     return measured(configs, room, load_for(configs, data_root(room.flags.data_root)))
 
 
-def measured(configs: Sequence[RunConfig], room: Room, data: dict[str, Dataset]) -> Iterator[dict[str, Any]]:
+def measured(
+    configs: Sequence[RunConfig], room: MeasurementContext, data: dict[str, Dataset]
+) -> Iterator[dict[str, Any]]:
     done = recorded(room)
     for config in configs:
         if room.run_id(config, ending(config.epochs)) in done:
@@ -79,7 +74,7 @@ def ending(epoch: int) -> str:
     return f"-e{epoch:03d}"
 
 
-def picture(done: Finished) -> list[Path]:
+def picture(done: FigureData) -> list[Path]:
     rows = sorted(done.rows, key=lambda row: int(row["epoch"]))
     return [*whole(done, rows), *by_module(done, rows)]
 
@@ -97,7 +92,7 @@ def lines(rows: list[dict[str, Any]], panel: Panel) -> dict[float, list[dict[str
     return dict(sorted(found.items()))
 
 
-def whole(done: Finished, rows: list[dict[str, Any]]) -> list[Path]:
+def whole(done: FigureData, rows: list[dict[str, Any]]) -> list[Path]:
     panels = panels_of(rows)
     figure, axes = new_figure(
         len(panels), "Fig. 3  Does the gradient point down the loss of the whole network?", rows=2, height_in=3.0
@@ -105,7 +100,7 @@ def whole(done: Finished, rows: list[dict[str, Any]]) -> list[Path]:
     for j, (column, label) in enumerate(COLUMNS):
         for i, (k, n) in enumerate(panels):
             ax = axes[j * len(panels) + i]
-            dress(ax, f"K = {k}, l = {n}, all units", "epochs trained", label)
+            format_axes(ax, f"K = {k}, l = {n}, all units", "epochs trained", label)
             for index, (alpha, points) in enumerate(lines(rows, (k, n)).items()):
                 draw(ax, points, column, "GLL (α = 1)" if alpha == 1 else f"α = {alpha:g}", index)
             finish(ax)
@@ -117,12 +112,12 @@ def whole(done: Finished, rows: list[dict[str, Any]]) -> list[Path]:
     return save_figure(figure, rows, "figure_3_descent", done.folder, caption=caption, tracker=done.tracker)
 
 
-def by_module(done: Finished, rows: list[dict[str, Any]]) -> list[Path]:
+def by_module(done: FigureData, rows: list[dict[str, Any]]) -> list[Path]:
     panels = panels_of(rows)
     figure, axes = new_figure(len(panels), f"Fig. 3, module by module: BackLink, α = {SHOWN}", rows=2, height_in=3.0)
     for j, (column, label) in enumerate(COLUMNS):
         for ax, (k, n) in zip(axes[j * len(panels) :], panels, strict=False):
-            dress(ax, f"K = {k}, l = {n}, each module", "epochs trained", label)
+            format_axes(ax, f"K = {k}, l = {n}, each module", "epochs trained", label)
             for module in range(k):
                 points = lines(rows, (k, n)).get(SHOWN, [])
                 draw(ax, points, f"{column}_module_{module}", f"module {module}", module)

@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from backlink_ray.commands.search import Finished, main
+from backlink_ray.commands.search import main
+from backlink_ray.figures.data import FigureData
 from backlink_ray.figures.sensitivity import PAPER, SMOKE, Axis, draw_sensitivity
-from backlink_ray.paper.grid import ALPHAS
-from backlink_ray.tuning.study import Plan
+from backlink_ray.paper.recipes import ALPHAS
+from backlink_ray.tuning.plan import Plan
 
 
 def cells(lengths: dict[int, tuple[int, ...]], alphas: tuple[float, ...]) -> tuple[dict[str, Any], ...]:
@@ -27,7 +28,7 @@ PRESETS = {
 }
 
 
-def picture(done: Finished) -> list[Path]:
+def picture(done: FigureData) -> list[Path]:
     quoted = ((0.5, "paper: best α at l = 4\nis below 0.5"),)
     axis = Axis(field="alpha", label="α, weight of the local error", values=ALPHAS, quoted=quoted)
     title = "Fig. 4  Sensitivity to the weighting factor α"

@@ -4,10 +4,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from backlink_ray.commands.search import Finished, main
+from backlink_ray.commands.search import main
+from backlink_ray.figures.data import FigureData
 from backlink_ray.figures.sensitivity import PAPER, SMOKE, Axis, draw_sensitivity
-from backlink_ray.paper.grid import usual_alpha
-from backlink_ray.tuning.study import Plan
+from backlink_ray.paper.recipes import default_alpha
+from backlink_ray.tuning.plan import Plan
 
 ETAS = (0.01, 0.05, 0.1, 0.5, 1.0)
 
@@ -17,7 +18,7 @@ def cells(lengths: dict[int, tuple[int, ...]], etas: tuple[float, ...]) -> tuple
     for k, ls in lengths.items():
         found += [{"method": "gll", "K": k, "eta": eta} for eta in etas]
         # The paper gives no alpha for this figure.
-        found += [{"K": k, "l": n, "alpha": usual_alpha(n), "eta": eta} for n in ls for eta in etas]
+        found += [{"K": k, "l": n, "alpha": default_alpha(n), "eta": eta} for n in ls for eta in etas]
     return tuple(found)
 
 
@@ -31,7 +32,7 @@ PRESETS = {
 }
 
 
-def picture(done: Finished) -> list[Path]:
+def picture(done: FigureData) -> list[Path]:
     quoted = ((PAPER.lr, "paper: the best η"),)
     axis = Axis(field="lr", label="η, peak learning rate (logarithmic)", values=ETAS, logarithmic=True, quoted=quoted)
     title = "Fig. 5  Sensitivity to the learning rate η"

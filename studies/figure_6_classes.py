@@ -10,13 +10,16 @@ from pathlib import Path
 
 import tyro
 
-from backlink_ray.commands.flags import CommonFlags, guarded, open_tracker, print_link
+from backlink_ray.commands.exit_codes import guarded
+from backlink_ray.commands.flags import CommonFlags, open_tracker, print_link
 from backlink_ray.data.choice import LONG_TAIL_RATIO
-from backlink_ray.data.datasets import Dataset, data_root, load_dataset
+from backlink_ray.data.datasets import data_root, load_dataset
+from backlink_ray.data.images import Dataset
 from backlink_ray.data.originals import long_tailed
 from backlink_ray.data.provision import MissingError
-from backlink_ray.figures.style import COLOURS, INK, dress, legend, new_figure, save_figure
-from backlink_ray.runs.config import ConfigError
+from backlink_ray.errors import ConfigError
+from backlink_ray.figures.save import save_figure
+from backlink_ray.figures.style import COLOURS, INK, format_axes, legend, new_figure
 
 NAME = "figure_6_classes"
 
@@ -117,7 +120,7 @@ def draw(axes, panel: Panel) -> None:  # type: ignore[no-untyped-def]  # matplot
     axes.set_xticks(list(places), labels, fontsize=8.5, **slanted)
     axes.set_ylim(0, max(panel.whole.train_counts) * 1.1)
     axes.yaxis.set_major_formatter("{x:,.0f}")
-    dress(axes, panel.title, panel.x, "number of training images")
+    format_axes(axes, panel.title, panel.x, "number of training images")
 
 
 def caption(panels: list[Panel]) -> str:

@@ -12,13 +12,17 @@ from typing import Any
 
 from backlink_ray import RunConfig
 from backlink_ray.benchmarks.memory import footprint_mib, source_of
-from backlink_ray.commands.figure import Room, figure_main, recorded, row_of
-from backlink_ray.commands.results_table import config_of
-from backlink_ray.commands.search import Finished
-from backlink_ray.figures.style import dress, left_out, legend, look, mark_paper, new_figure, save_figure, series_of
-from backlink_ray.paper.grid import find, recipe
-from backlink_ray.runs.config import longest_propagation, module_sizes, unit_count
-from backlink_ray.tuning.study import Plan
+from backlink_ray.commands.figure import MeasurementContext, figure_main, recorded, row_of
+from backlink_ray.figures.captions import left_out
+from backlink_ray.figures.data import FigureData
+from backlink_ray.figures.save import save_figure
+from backlink_ray.figures.style import format_axes, legend, line_style, mark_paper, new_figure, series_of
+from backlink_ray.local.sizes import longest_propagation, module_sizes
+from backlink_ray.nets.names import unit_count
+from backlink_ray.paper.cells import find
+from backlink_ray.paper.recipes import recipe
+from backlink_ray.runs.results import config_of
+from backlink_ray.tuning.plan import Plan
 
 KS = (2, 4, 8, 16)
 BASE = recipe(find("table3/cifar10/resnet32/conv/K4/l2"))
@@ -55,7 +59,7 @@ PAPER = {
 }
 
 
-def measure(configs: Sequence[RunConfig], room: Room) -> Iterator[dict[str, Any]]:
+def measure(configs: Sequence[RunConfig], room: MeasurementContext) -> Iterator[dict[str, Any]]:
     done = recorded(room)
     for config in (c for c in configs if room.run_id(c) not in done):
         with room.attempt(config):  # one that does not fit says nothing about the others
@@ -64,7 +68,7 @@ def measure(configs: Sequence[RunConfig], room: Room) -> Iterator[dict[str, Any]
             yield row_of(config, room, memory_mib=mib, memory_source=source_of(room.device))
 
 
-def picture(done: Finished) -> list[Path]:
+def picture(done: FigureData) -> list[Path]:
     networks = list(dict.fromkeys(str(row["network"]) for row in done.rows))
     title = "Fig. 7  Peak memory of a training step on one device"
     figure, panels = new_figure(2, title, rows=len(networks), height_in=3.6)
@@ -84,10 +88,10 @@ def picture(done: Finished) -> list[Path]:
 def panel(axes: Any, network: str, tail: str, rows: list[dict[str, Any]]) -> None:
     bp = next((float(row["memory_mib"]) for row in rows if row["method"] == "bp"), 0.0)
     kept = {"retain": "retained", "recompute": "recomputed"}[tail]
-    dress(axes, f"{network}, graph of the tail {kept}", "number of local modules K", "peak memory [MiB]")
+    format_axes(axes, f"{network}, graph of the tail {kept}", "number of local modules K", "peak memory [MiB]")
     axes.set_ylim(0, 1.08 * max(float(row["memory_mib"]) for row in rows))
     for series, points in lines(rows, tail).items():
-        axes.plot(*zip(*points, strict=True), **look(series))
+        axes.plot(*zip(*points, strict=True), **line_style(series))
     axes.set_xscale("log", base=2)
     axes.set_xticks((1, *KS), [str(k) for k in (1, *KS)])
     axes.minorticks_off()

@@ -12,13 +12,26 @@ from typing import Any
 
 from backlink_ray import RunConfig
 from backlink_ray.benchmarks.runtime import step_ratio
-from backlink_ray.commands.figure import Room, figure_main, number_of_devices, recorded, row_of
-from backlink_ray.commands.results_table import config_of
-from backlink_ray.commands.search import Finished
-from backlink_ray.figures.style import INK, dress, legend, look, name_of, new_figure, rank, save_figure, series_of
-from backlink_ray.paper.grid import find, recipe
-from backlink_ray.runs.config import ConfigError, longest_propagation, module_sizes, unit_count
-from backlink_ray.tuning.study import Plan
+from backlink_ray.commands.figure import MeasurementContext, figure_main, number_of_devices, recorded, row_of
+from backlink_ray.errors import ConfigError
+from backlink_ray.figures.data import FigureData
+from backlink_ray.figures.save import save_figure
+from backlink_ray.figures.style import (
+    INK,
+    format_axes,
+    legend,
+    legend_order,
+    line_style,
+    name_of,
+    new_figure,
+    series_of,
+)
+from backlink_ray.local.sizes import longest_propagation, module_sizes
+from backlink_ray.nets.names import unit_count
+from backlink_ray.paper.cells import find
+from backlink_ray.paper.recipes import recipe
+from backlink_ray.runs.results import config_of
+from backlink_ray.tuning.plan import Plan
 
 KS = (2, 4, 8, 16)
 PAPER = recipe(find("table3/cifar10/resnet110/conv/K4/l2"))
@@ -46,7 +59,7 @@ PRESETS = {
 }
 
 
-def measure(configs: Sequence[RunConfig], room: Room) -> Iterator[dict[str, Any]]:
+def measure(configs: Sequence[RunConfig], room: MeasurementContext) -> Iterator[dict[str, Any]]:
     """Refuse a cluster: BP would be timed on one machine's device and the stages on another's."""
     address = room.flags.address or os.environ.get("RAY_ADDRESS", "")
     if address and room.flags.executor != "threads":
@@ -57,7 +70,7 @@ def measure(configs: Sequence[RunConfig], room: Room) -> Iterator[dict[str, Any]
     return measured(configs, room)
 
 
-def measured(configs: Sequence[RunConfig], room: Room) -> Iterator[dict[str, Any]]:
+def measured(configs: Sequence[RunConfig], room: MeasurementContext) -> Iterator[dict[str, Any]]:
     done, count = recorded(room), number_of_devices(room.device)
     # Threads first: while they are timed there is no Ray beside them.
     for executor in ("threads", "ray") if room.flags.executor == "auto" else (room.flags.executor,):
@@ -87,7 +100,7 @@ def refuse(config: RunConfig, device: str) -> str:
     return f"K={k} stages want as many devices, of which there {'is' if count == 1 else 'are'} {count}" * (k > count)
 
 
-def picture(done: Finished) -> list[Path]:
+def picture(done: FigureData) -> list[Path]:
     rows = done.rows
     executors = sorted({str(row["executor"]) for row in rows}, reverse=True)
     device = "GPU" if rows[0]["device"] == "cuda" else "core"
@@ -115,10 +128,10 @@ def picture(done: Finished) -> list[Path]:
 
 
 def panel(axes: Any, rows: list[dict[str, Any]], title: str, device: str) -> None:
-    dress(axes, title, f"number of local modules K, one {device} each", "time of a step, BP = 1")
+    format_axes(axes, title, f"number of local modules K, one {device} each", "time of a step, BP = 1")
     ks = sorted({1, *(int(row["num_modules"]) for row in rows)})
-    axes.plot([1], [1], **look("BP"))
-    names = sorted({series_of(config_of(row)) for row in rows}, key=rank)
+    axes.plot([1], [1], **line_style("BP"))
+    names = sorted({series_of(config_of(row)) for row in rows}, key=legend_order)
     for index, name in enumerate(names):
         of = sorted((r for r in rows if series_of(config_of(r)) == name), key=lambda r: int(r["num_modules"]))
         # Side by side around their K, so that bars do not hide each other.
@@ -127,7 +140,7 @@ def panel(axes: Any, rows: list[dict[str, Any]], title: str, device: str) -> Non
         low, high = (
             [abs(float(r["time_ratio"]) - float(r[f"time_ratio_{end}"])) for r in of] for end in ("min", "max")
         )
-        axes.errorbar(x, y, yerr=[low, high], capsize=2, elinewidth=1, **look(name, index))
+        axes.errorbar(x, y, yerr=[low, high], capsize=2, elinewidth=1, **line_style(name, index))
     axes.plot(ks, [1 / k for k in ks], color=INK, linewidth=0.9, linestyle=":")
     for share, text in QUOTED.items():
         axes.axhline(share, color="#888888", linewidth=0.8, linestyle="--", zorder=0)

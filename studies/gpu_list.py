@@ -16,7 +16,7 @@ import torch
 
 from backlink_ray import RunConfig
 from backlink_ray.benchmarks import jobs as bench
-from backlink_ray.paper.grid import usual_alpha
+from backlink_ray.paper.recipes import default_alpha
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -60,14 +60,15 @@ def headline_cells(smoke: bool) -> list[RunConfig]:
 
 def _cell(base: RunConfig, k: int, length: int) -> RunConfig:
     method = "backlink" if length else "gll"
-    return base.replace(method=method, num_modules=k, propagation_length=length, alpha=usual_alpha(length))
+    return base.replace(method=method, num_modules=k, propagation_length=length, alpha=default_alpha(length))
 
 
 def headline(device: str, smoke: bool, seeds: int, data_root: str, runs: Path) -> int:
     from backlink_ray.data.datasets import data_root as root_of
-    from backlink_ray.data.datasets import dataset_of
     from backlink_ray.paper.cells import published_error_pct
-    from backlink_ray.runs.runner import RunOptions, run
+    from backlink_ray.runs.data import dataset_of
+    from backlink_ray.runs.options import RunOptions
+    from backlink_ray.runs.runner import run
 
     def rows() -> bench.Iterator[bench.Row]:
         for seed in range(seeds):

@@ -12,7 +12,7 @@ import torch
 from backlink_ray.benchmarks import jobs as bench
 from backlink_ray.pipeline.actors import RayExecutor, Resources
 from backlink_ray.pipeline.threads import ThreadsExecutor
-from backlink_ray.runs.runner import start_ray
+from backlink_ray.runs.executors import start_ray
 from backlink_ray.train.executor import Executor, Job
 
 

@@ -8,8 +8,8 @@ import sys
 
 from backlink_ray import RunConfig
 from backlink_ray.commands.search import main
+from backlink_ray.tuning.plan import Plan
 from backlink_ray.tuning.space import Space
-from backlink_ray.tuning.study import Plan
 
 PAPER = RunConfig(network="resnet110", dataset="cifar10", lr=0.3, batch_size=512, epochs=200, validation_fraction=0.1)
 SMOKE = PAPER.replace(

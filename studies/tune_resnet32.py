@@ -7,9 +7,10 @@ on the first 10,000 training images and all test images of CIFAR-10, 8 epochs; a
 import sys
 
 from backlink_ray.commands.search import main
-from backlink_ray.paper.grid import find, recipe, usual_alpha
+from backlink_ray.paper.cells import find
+from backlink_ray.paper.recipes import default_alpha, recipe
+from backlink_ray.tuning.plan import Plan
 from backlink_ray.tuning.space import Space
-from backlink_ray.tuning.study import Plan
 
 PAPER = recipe(find("table2/cifar10/resnet32/fc/K4/l2")).replace(validation_fraction=0.1)
 CPU = PAPER.replace(
@@ -19,7 +20,7 @@ SMOKE = PAPER.replace(dataset="cifar10-sample", lr=0.1, batch_size=64, epochs=2,
 CELLS = (
     {"method": "bp"},
     {"method": "gll", "K": 4},
-    *({"K": 4, "l": length, "alpha": usual_alpha(length)} for length in (1, 2, 4)),
+    *({"K": 4, "l": length, "alpha": default_alpha(length)} for length in (1, 2, 4)),
 )
 PRESETS = {
     "paper": Plan(base=PAPER, space=Space(), num_samples=50),

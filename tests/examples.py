@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 import backlink_ray as bl
-from backlink_ray.data.datasets import Dataset, load_dataset
+from backlink_ray.data.datasets import load_dataset
+from backlink_ray.data.images import Dataset
 from backlink_ray.methods.base import Method
 from backlink_ray.train.executor import Job
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from backlink_ray.files import BusyError, exclusive, write_whole
+from backlink_ray.errors import BusyError
+from backlink_ray.files import exclusive, write_whole
 
 WRITER = """
 import sys

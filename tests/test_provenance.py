@@ -4,7 +4,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from backlink_ray.provenance import as_typed, derive_seed, describe, seeded
+from backlink_ray.provenance import describe
+from backlink_ray.seeds import derive_seed, seeded
+from backlink_ray.text import typed_program
 
 
 def test_a_seed_depends_on_every_argument_and_on_nothing_else() -> None:
@@ -27,13 +29,13 @@ def test_drawing_with_a_seed_leaves_the_default_generator_as_it_was() -> None:
 def test_programs_are_named_as_they_can_be_typed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     here = Path(sys.executable).parent
     monkeypatch.setenv("PATH", str(here))
-    assert as_typed("mlflow") == "mlflow"
+    assert typed_program("mlflow") == "mlflow"
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert as_typed("mlflow") == str(here / "mlflow")
+    assert typed_program("mlflow") == str(here / "mlflow")
     (tmp_path / "mlflow").write_text("another environment's")
     (tmp_path / "mlflow").chmod(0o755)
-    assert as_typed("mlflow") == str(here / "mlflow")
-    assert as_typed("no-such-program") == "no-such-program"
+    assert typed_program("mlflow") == str(here / "mlflow")
+    assert typed_program("no-such-program") == "no-such-program"
 
 
 def test_the_record_says_what_a_number_was_measured_with() -> None:

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import torch
 
-from backlink_ray.data.datasets import Dataset
+from backlink_ray.data.images import Dataset
 from backlink_ray.data.loader import Batches
-from backlink_ray.local.module import Draws
+from backlink_ray.local.module import StepSeed
 from backlink_ray.measure.descent import ALL, Descent, MeanGradients, descent_by_module
 from backlink_ray.methods.backprop import BP
 from backlink_ray.runs.config import RunConfig
-from backlink_ray.runs.runner import RunOptions, make_job
+from backlink_ray.runs.job import make_job
+from backlink_ray.runs.options import RunOptions
 from backlink_ray.train.checkpoint import Checkpoints
 from backlink_ray.train.executor import check_losses, to_cpu
 from backlink_ray.train.trainer import Trainer, gradients
@@ -64,9 +65,9 @@ def measure(trainer: Trainer, batches: Batches, steps: range, seed: int) -> dict
     """
     whole, found = MeanGradients(), MeanGradients()
     for step in steps:
-        images, labels, draws = batches.images(step), batches.labels(step), Draws(seed, step)
-        whole.add(gradients(trainer.modules, BP(), images, labels, draws))
-        found.add(gradients(trainer.modules, trainer.method, images, labels, draws))
+        images, labels, step_seed = batches.images(step), batches.labels(step), StepSeed(seed, step)
+        whole.add(gradients(trainer.modules, BP(), images, labels, step_seed))
+        found.add(gradients(trainer.modules, trainer.method, images, labels, step_seed))
     return descent_by_module(whole.mean(), found.mean(), [len(module.units) for module in trainer.modules])
 
 

@@ -4,12 +4,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from backlink_ray.benchmarks.jobs import compare, job_for, random_images
-from backlink_ray.commands.launch import start_once
-from backlink_ray.data.datasets import ImageSet
+from backlink_ray.benchmarks.jobs import job_for, random_images
+from backlink_ray.benchmarks.speed import compare
+from backlink_ray.data.images import ImageSet
 from backlink_ray.pipeline.actors import RayExecutor, Resources
 from backlink_ray.pipeline.threads import ThreadsExecutor
 from backlink_ray.runs.config import RunConfig
+from backlink_ray.runs.executors import start_once
 from backlink_ray.train.executor import Executor, LocalExecutor
 
 Row = dict[str, Any]

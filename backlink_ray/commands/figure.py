@@ -14,24 +14,21 @@ import torch
 import tyro
 
 from backlink_ray import provenance
-from backlink_ray.commands.flags import (
-    RUN_ERRORS,
-    CommonFlags,
-    choose_preset,
-    first_line,
-    guarded,
-    open_tracker,
-    print_link,
-    resume_line,
-)
-from backlink_ray.commands.search import Finished, Picture, estimate
-from backlink_ray.figures.style import hardware, name_of
-from backlink_ray.runs.config import ConfigError, RunConfig
+from backlink_ray.commands.exit_codes import first_line, guarded, resume_line
+from backlink_ray.commands.flags import RUN_ERRORS, CommonFlags, choose_preset, open_tracker, print_link
+from backlink_ray.commands.search import Picture, estimate
+from backlink_ray.errors import ConfigError
+from backlink_ray.figures.data import FigureData
+from backlink_ray.figures.style import name_of
+from backlink_ray.provenance import hardware
+from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.results import Record, Value
-from backlink_ray.tracking.spool import slug
+from backlink_ray.seeds import derive_seed
+from backlink_ray.text import slug
 from backlink_ray.tracking.tracker import Tracker
+from backlink_ray.tuning.folder import claim, lock_study_folder
+from backlink_ray.tuning.plan import Plan
 from backlink_ray.tuning.space import base_with
-from backlink_ray.tuning.study import Plan, claim, only_driver
 
 Row = dict[str, Any]
 
@@ -54,7 +51,7 @@ class FigureFlags(CommonFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Room:
+class MeasurementContext:
     """Where a figure measures: under which flags, in which folder, on which hardware; and what failed there."""
 
     flags: FigureFlags
@@ -74,12 +71,12 @@ class Room:
 
     def run_id(self, config: RunConfig, suffix: str = "") -> str:
         """Return the name of a measurement in the record: of the run, and of what it is measured on."""
-        hash_of = provenance.derive_seed(0, self.hardware) % 10**8
+        hash_of = derive_seed(0, self.hardware) % 10**8
         return slug(f"{config.run_id}-{hash_of}{suffix}")
 
 
 # Checks what the configurations need before anything is claimed; then yields a row a measurement, named by Room.run_id.
-Measure = Callable[[Sequence[RunConfig], Room], Iterator[Row]]
+Measure = Callable[[Sequence[RunConfig], MeasurementContext], Iterator[Row]]
 # Says why a configuration cannot be measured on a device, "" where it can.
 Refuse = Callable[[RunConfig, str], str]
 # Says how many images a configuration's measuring trains on.
@@ -117,7 +114,7 @@ def figure_main(
     return guarded(lambda: _FigureCommand(name, presets, measure, picture, flags, refuse, images).run())
 
 
-def row_of(config: RunConfig, room: Room, suffix: str = "", **measured: Value) -> Row:
+def row_of(config: RunConfig, room: MeasurementContext, suffix: str = "", **measured: Value) -> Row:
     """Return a record's row: the configuration, what was measured, and with what."""
     return {
         **dataclasses.asdict(config), "run_id": room.run_id(config, suffix), "status": "FINISHED",
@@ -146,7 +143,7 @@ class _FigureCommand:
             return self._dry_run()
         measured = None if self._flags.report_only else self._start()
         claim(self._folder, self._name, self._plan, "must" if self._flags.report_only else self._flags.resume)
-        with only_driver(self._folder):
+        with lock_study_folder(self._folder):
             note = f"{self._name}: a figure of the paper, measured anew."
             tracker = open_tracker(self._flags, f"backlink-{self._name}", note)  # first: a wrong URI costs no measuring
             try:
@@ -166,7 +163,7 @@ class _FigureCommand:
                 f"device={place!r} can measure nothing of this figure ({next(iter(refused.values()))}); give another "
                 "--device, or use another machine"
             )
-        room = Room(
+        room = MeasurementContext(
             flags=self._flags, folder=self._folder, device=place, hardware=hardware(place), failed=self._failed
         )  # fmt: skip
         return self._measure(left, room)
@@ -205,7 +202,7 @@ class _FigureCommand:
             raise ConfigError(
                 f"storage folder {str(self._folder)!r} has nothing recorded to draw; run this without --report-only first"
             )
-        done = Finished(
+        done = FigureData(
             name=self._name, preset=self._preset, plan=self._plan, rows=rows, folder=self._folder, tracker=tracker
         )  # fmt: skip
         return self._picture(done) if rows else ()
@@ -218,7 +215,7 @@ class _FigureCommand:
         return 1 if self._failed else 0
 
 
-def recorded(room: Room) -> set[str]:
+def recorded(room: MeasurementContext) -> set[str]:
     """Return the run_ids that this figure's record has; what is there is not measured again."""
     return Record(room.folder).done()
 

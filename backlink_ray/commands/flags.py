@@ -1,21 +1,17 @@
 """Face: what the commands of studies and of figures have in common: flags, the choice of a preset, exit codes, tracking."""
 
 import os
-import re
-import shlex
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
-from ray.tune import TuneError
 
-from backlink_ray.pipeline.controller import StageError
-from backlink_ray.runs.config import ConfigError
-from backlink_ray.tracking.tracker import Tracker, default_tracking_uri, redact
-from backlink_ray.train.checkpoint import CheckpointError
-from backlink_ray.train.executor import NonFiniteLossError
+from backlink_ray.errors import ConfigError, NonFiniteLossError, StageError
+from backlink_ray.tracking.tracker import Tracker
+from backlink_ray.tracking.uri import default_tracking_uri, redact
 
 # What ends one run or measurement, and says nothing about the next.
 RUN_ERRORS = (NonFiniteLossError, StageError, torch.OutOfMemoryError)
@@ -48,46 +44,6 @@ class CommonFlags:
     def storage(self) -> Path:
         """Return the storage path, absolute."""
         return Path(self.storage_path).expanduser().absolute()
-
-
-class SecondInterruptError(KeyboardInterrupt):
-    """Ctrl-C while the trials were already being ended after an earlier one."""
-
-
-def guarded(run: Callable[[], int]) -> int:
-    """Return run()'s exit code; an error becomes one line on stderr.
-
-    Returns:
-        0 done; 1 done, but some trials failed, or a failure ended it all; 2 bad arguments or configuration; 3 interrupted
-        and resumable; 130 the same at a second Ctrl-C.
-    """
-    try:
-        return run()
-    except (*RUN_ERRORS, CheckpointError) as error:
-        return _say(f"failed: {first_line(error)}; resume: {resume_line()}", 1)
-    # ConfigError, DataError, a tracking URI; no cluster at the address, a full disk
-    except (ValueError, OSError) as error:
-        return _say(f"error: {error}", 2)
-    except TuneError as error:
-        return _say(f"failed: {str(error).strip().splitlines()[-1]}; resume: {resume_line()}", 1)
-    except KeyboardInterrupt as error:
-        return _say(f"interrupted; resume: {resume_line()}", 130 if isinstance(error, SecondInterruptError) else 3)
-
-
-def first_line(error: BaseException) -> str:
-    """Return what an error says first; CUDA's go on with advice on its allocator."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
-def _say(text: str, code: int) -> int:
-    print(text, file=sys.stderr, flush=True)
-    return code
-
-
-def resume_line() -> str:
-    """Return the command that goes on with what this process was asked for, as the user typed it."""
-    line = shlex.join([sys.orig_argv[0], *sys.argv])  # the Python as the user typed it
-    return re.sub(r" --resume[ =]\w+", "", line) + " --resume auto"
 
 
 def choose_preset(presets: Iterable[str], flags: CommonFlags) -> str:
@@ -132,3 +88,25 @@ def print_link(tracker: Tracker, group_by: str = "K", only: str = "") -> None:
     """Print the MLflow command, where a server has to be started, and the link, as `Tracker.link` makes it."""
     link, command = tracker.link(group_by, only), tracker.command()
     print(f"MLflow: {command + '  then open ' if command else ''}{link}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags(CommonFlags):
+    """Flags that every study has."""
+
+    num_samples: int = 0
+    """Trials of a search; 0 takes the preset's."""
+    max_concurrent: int = 0
+    """Trials at once; 0: as many as the GPUs allow, one on a CPU machine."""
+    asha: bool = False
+    """Stop the trials of a search early that rank low at an epoch (ASHA); best with several trials at once."""
+    trade_off: bool = False
+    """Search for the trade-off of error, memory and step time (NSGA-II) instead of the error alone (TPE)."""
+    resume: Literal["auto", "never", "must"] = "auto"
+    """Go on with what the storage path holds: auto if there is something, never, or must."""
+    gpus: float = 0.0
+    """GPUs the cluster at --address can grow to, where it starts machines on demand; 0: those it has now."""
+    gpus_per_stage: float = 1.0
+    """GPUs one local module takes, where there are GPUs; a fraction lets modules share one."""
+    executor: Literal["auto", "local", "threads", "ray"] = "auto"
+    """Where a trial's local modules run; auto: one Ray actor each where the cluster has the places."""

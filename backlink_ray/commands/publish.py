@@ -1,7 +1,5 @@
 """Publish: a table written in all its forms, tracked, and shown on the terminal."""
 
-import json
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -9,7 +7,6 @@ from rich.console import Console
 from rich.table import Table as Screen
 
 from backlink_ray import provenance
-from backlink_ray.commands.results_table import config_of
 from backlink_ray.files import write_whole
 from backlink_ray.paper.cells import published_error_pct
 from backlink_ray.paper.classes import ClassError, classes_csv, classes_markdown
@@ -17,30 +14,9 @@ from backlink_ray.paper.grid import Grid, Rows
 from backlink_ray.paper.page import html
 from backlink_ray.paper.scores import Scores, gll_of, is_baseline
 from backlink_ray.paper.table import RUN_COLUMNS, Table, cells_csv, markdown, paper_csv, run_cells
+from backlink_ray.runs.results import config_of
 from backlink_ray.tracking.journal import Journal
 from backlink_ray.tracking.tracker import Tracker
-
-
-def made_with(folder: Path, rows: Rows) -> tuple[str, ...]:
-    """Return the hardware, versions and commits that a folder's finished runs had, a line each with how many."""
-    found: Counter[str] = Counter()
-    for row in rows:
-        file = folder / "runs" / str(row["run_id"]) / "environment.json"
-        if row["status"] == "FINISHED" and file.exists():
-            found[_made_with(json.loads(file.read_text())) + f", executor {row['executor']}"] += 1
-    return tuple(f"{text}: {count} run{'s' * (count > 1)}" for text, count in found.items())
-
-
-def _made_with(about: dict[str, object]) -> str:
-    versions = about.get("versions")
-    torch_version = versions.get("torch", "") if isinstance(versions, dict) else ""
-    gpus = about.get("gpus")
-    where = (
-        ", ".join(map(str, gpus))
-        if isinstance(gpus, list) and gpus
-        else f"{about.get('cpu')} x {about.get('cpu_cores')}"
-    )
-    return f"{where}, torch {torch_version}, backlink_ray {about.get('backlink_ray')}, commit {about.get('commit')}"
 
 
 def write(table: Table, folder: Path, classes: Sequence[ClassError] = ()) -> tuple[Path, ...]:

@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.table import Table
 
 from backlink_ray.paper.cells import published_error_pct
-from backlink_ray.runs.config import RunConfig
-from backlink_ray.runs.results import Value
+from backlink_ray.runs.results import Value, config_of
+from backlink_ray.text import markdown_table
 
 COLUMNS = (
     "method",
@@ -25,11 +25,6 @@ COLUMNS = (
     "executor",
     "status",
 )
-
-
-def config_of(row: dict[str, Any]) -> RunConfig:
-    """Return the configuration a record's row was run with."""
-    return RunConfig(**{name: row[name] for name in RunConfig.__dataclass_fields__ if name in row})
 
 
 def table_rows(rows: Sequence[dict[str, Value]], metric: str) -> list[list[str]]:
@@ -66,13 +61,7 @@ def print_table(rows: Sequence[dict[str, Value]], metric: str, title: str) -> No
 def markdown(rows: Sequence[dict[str, Value]], metric: str, title: str) -> str:
     """Return the table as Markdown."""
     note = "One seed a row; the paper's numbers are means of 5 trials under its full budget."
-    return f"# {title}\n\n{grid_text([COLUMNS, *table_rows(rows, metric)])}\n\n{note}\n"
-
-
-def grid_text(lines: Sequence[Sequence[str]]) -> str:
-    """Return lines of cells, the first one the head, as a Markdown table."""
-    head, *rest = lines
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rest))
+    return f"# {title}\n\n{markdown_table([COLUMNS, *table_rows(rows, metric)])}\n\n{note}\n"
 
 
 def best_line(rows: Sequence[dict[str, Value]], metric: str) -> str:

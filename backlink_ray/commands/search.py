@@ -10,25 +10,26 @@ from typing import Any
 import torch
 import tyro
 
-from backlink_ray.benchmarks.jobs import images_per_s
-from backlink_ray.commands.flags import (
-    choose_preset,
-    guarded,
-    open_tracker,
-    print_link,
-    resume_line,
-)
-from backlink_ray.commands.launch import Flags, check_numbers, describe, fit, load_for, places_here
-from backlink_ray.commands.results_table import best_line, config_of, markdown, print_table
-from backlink_ray.data.datasets import Dataset, data_root
+from backlink_ray.benchmarks.speed import images_per_s
+from backlink_ray.commands.exit_codes import guarded, resume_line
+from backlink_ray.commands.flags import Flags, choose_preset, open_tracker, print_link
+from backlink_ray.commands.launch import check_numbers, describe, fit, resources_here
+from backlink_ray.commands.results_table import best_line, markdown, print_table
+from backlink_ray.data.datasets import data_root
+from backlink_ray.data.images import Dataset
+from backlink_ray.errors import ConfigError
+from backlink_ray.figures.data import FigureData
 from backlink_ray.files import write_whole
 from backlink_ray.paper.cells import published_error_pct
-from backlink_ray.runs.config import ConfigError, RunConfig
-from backlink_ray.runs.results import Record, Value
+from backlink_ray.runs.config import RunConfig
+from backlink_ray.runs.data import load_for
+from backlink_ray.runs.results import Record, Value, config_of
 from backlink_ray.tracking.tracker import Tracker
+from backlink_ray.tuning.folder import claim, lock_study_folder
+from backlink_ray.tuning.plan import Plan
+from backlink_ray.tuning.resources import ClusterResources
 from backlink_ray.tuning.space import base_with
-from backlink_ray.tuning.study import Plan, Study, claim, only_driver
-from backlink_ray.tuning.trial import Places
+from backlink_ray.tuning.study import Study
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,33 +40,14 @@ class StudyFlags(Flags):
     """Seeds of every run of a list, from --seed up; a later start may ask for more."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Finished:
-    """A study's record as its picture is drawn from: `rows` of the runs of `plan`, in `folder`."""
-
-    name: str
-    preset: str
-    plan: Plan
-    rows: list[dict[str, Value]]
-    folder: Path
-    tracker: Tracker
-
-    @property
-    def missing(self) -> list[RunConfig]:
-        """Return the runs of a list that have no result."""
-        there = {config_of(row).run_id for row in self.rows}
-        wanted = {c.run_id: c for c in (base_with(self.plan.base, cell) for cell in self.plan.cells)}
-        return [config for run_id, config in wanted.items() if run_id not in there]
-
-
 # Minimised beside a search's own metric where its trade-off is asked for; on a CPU, memory is the process's.
 TRADE_OFF = ("peak_memory_mib", "step_ms")
-Picture = Callable[[Finished], Sequence[Path]]
+Picture = Callable[[FigureData], Sequence[Path]]
 # Finds finished runs of other studies in a storage path that count as runs of a study with this base.
 Elsewhere = Callable[[Path, RunConfig], list[dict[str, Value]]]
 
 
-def _no_picture(_finished: Finished) -> Sequence[Path]:
+def _no_picture(_finished: FigureData) -> Sequence[Path]:
     return ()
 
 
@@ -147,7 +129,7 @@ class _Command:
         flags = self._flags
         datasets = load_for(self._configs(), data_root(flags.data_root))
         claim(self._folder, self._name, self._plan, flags.resume)
-        with only_driver(self._folder):
+        with lock_study_folder(self._folder):
             return self._carry_out(datasets)
 
     def _report(self) -> int:
@@ -211,14 +193,14 @@ class _Command:
 
     def _draw(self, study: Study, rows: list[dict[str, Value]]) -> Sequence[Path]:
         finished = [row for row in rows if row["status"] == "FINISHED"]
-        done = Finished(
+        done = FigureData(
             name=self._name, preset=self._preset, plan=self._plan, rows=finished, folder=self._folder, tracker=study.tracker
         )  # fmt: skip
         return self._picture(done) if finished else ()
 
     def _dry_run(self) -> int:
         plan = self._plan
-        places = places_here(self._flags)
+        places = resources_here(self._flags)
         for choice in plan.cells or plan.first:
             print(self._describe(choice, places))
         for k in plan.space.num_modules if plan.space else ():
@@ -245,7 +227,7 @@ class _Command:
         images = round(plan.base.num_train_images * (1 - first.validation_fraction))
         return f"{estimate(first, plan.size * plan.base.epochs * images)} and {images} images an epoch"
 
-    def _describe(self, choice: dict[str, object], places: Places) -> str:
+    def _describe(self, choice: dict[str, object], places: ClusterResources) -> str:
         config = base_with(self._plan.base, choice)
         return describe(f"{config.label}/{config.run_name}", config, places, published_error_pct(config))
 

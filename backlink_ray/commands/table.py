@@ -10,18 +10,26 @@ from typing import Annotated
 import torch
 import tyro
 
-from backlink_ray.benchmarks.jobs import images_per_s
-from backlink_ray.commands.flags import choose_preset, guarded, open_tracker, print_link, resume_line
-from backlink_ray.commands.launch import Flags, check_numbers, describe, fit, load_for, places_here
-from backlink_ray.commands.publish import compare, made_with, print_cells, track, write
-from backlink_ray.data.datasets import Dataset, data_root
+from backlink_ray.benchmarks.speed import images_per_s
+from backlink_ray.commands.exit_codes import guarded, resume_line
+from backlink_ray.commands.flags import Flags, choose_preset, open_tracker, print_link
+from backlink_ray.commands.launch import check_numbers, describe, fit, resources_here
+from backlink_ray.commands.publish import compare, print_cells, track, write
+from backlink_ray.data.datasets import data_root
+from backlink_ray.data.images import Dataset
+from backlink_ray.errors import ConfigError
+from backlink_ray.paper.cells import choose
 from backlink_ray.paper.classes import class_errors
-from backlink_ray.paper.grid import ALPHAS, PAPER, Budget, Grid, Rows, as_choice, choose, recipe
+from backlink_ray.paper.grid import Grid, Rows, as_choice
+from backlink_ray.paper.recipes import ALPHAS, PAPER, Budget, recipe
 from backlink_ray.paper.table import TITLES, Table, build
-from backlink_ray.runs.config import ConfigError, RunConfig
-from backlink_ray.runs.results import Record
+from backlink_ray.runs.config import RunConfig
+from backlink_ray.runs.data import load_for
+from backlink_ray.runs.results import Record, made_with
 from backlink_ray.tracking.tracker import Tracker
-from backlink_ray.tuning.study import Plan, Study, claim, only_driver
+from backlink_ray.tuning.folder import claim, lock_study_folder
+from backlink_ray.tuning.plan import Plan
+from backlink_ray.tuning.study import Study
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +118,7 @@ class Sweep:
         left, plan = self._left(_recorded(self._folder), self._flags.retry_failed)
         datasets = self._load(left)
         claim(self._folder, self._name, plan, self._flags.resume)
-        with only_driver(self._folder):
+        with lock_study_folder(self._folder):
             return self._carry_out(datasets)
 
     def _load(self, configs: Iterable[RunConfig]) -> dict[str, Dataset]:
@@ -222,7 +230,7 @@ class Sweep:
         return 1 if failed else 0
 
     def _dry_run(self) -> int:
-        places = places_here(self._flags)
+        places = resources_here(self._flags)
         for cell in self.grid.cells:
             config = recipe(cell, self.grid.budget).replace(executor=self._flags.executor)
             line = describe(cell.address, config, places, cell.error_pct)

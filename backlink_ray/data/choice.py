@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from backlink_ray.provenance import derive_seed
-from backlink_ray.runs.config import ConfigError
+from backlink_ray.errors import ConfigError
+from backlink_ray.seeds import derive_seed
 
 LONG_TAIL_RATIO = 1.3
 

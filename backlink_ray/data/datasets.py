@@ -10,15 +10,19 @@ import torch
 
 from backlink_ray.data.choice import choose
 from backlink_ray.data.embedded import SAMPLE_FILE, SAMPLE_SHA256, load_sample
-from backlink_ray.data.images import Augmentation, DataError, Dataset, ImageSet, digest
+from backlink_ray.data.images import Augmentation, Dataset, ImageSet, digest
 from backlink_ray.data.originals import load_cifar10, load_cifar10_lt, load_cifar100, load_stl10, load_svhn
-from backlink_ray.runs.config import DATASETS, ConfigError, RunConfig
+from backlink_ray.errors import ConfigError, DataError
 
 __all__ = [
     "LOADERS", "SAMPLE_FILE", "SAMPLE_SHA256", "Augmentation", "DataError", "Dataset", "ImageSet", "data_root",
-    "dataset_of", "hold_out", "load_dataset",
+    "hold_out", "load_dataset",
 ]  # fmt: skip
 
+# Every data set with its number of training images.
+DATASETS = {
+    "cifar10-sample": 2_000, "cifar10": 50_000, "cifar100": 50_000, "svhn": 73_257, "stl10": 5_000, "cifar10-lt": 20_089,
+}  # fmt: skip
 # Each takes the data root, whether to fetch what is missing, and the seed that chooses images where not all are taken.
 LOADERS: dict[str, Callable[[Path, bool, int], Dataset]] = {
     "cifar10-sample": load_sample,
@@ -64,12 +68,6 @@ def load_dataset(
     found = LOADERS[name](root or data_root(), download, seed)
     train, test = found.train.first(train_images, "train_images"), found.test.first(test_images, "test_images")
     return replace(found, train=train, test=test, digest=digest(train, test))
-
-
-def dataset_of(config: RunConfig, root: Path | None = None, *, download: bool = True) -> Dataset:
-    """Return the data set of one run: `load_dataset` with the run's name, budgets and seed."""
-    budgets = {"train_images": config.train_images, "test_images": config.test_images}
-    return load_dataset(config.dataset, root, **budgets, seed=config.seed, download=download)
 
 
 def hold_out(dataset: Dataset, fraction: float, seed: int) -> tuple[ImageSet, ImageSet]:

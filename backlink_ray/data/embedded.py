@@ -6,8 +6,9 @@ from pathlib import Path
 
 import torch
 
-from backlink_ray.data.images import DataError, Dataset, ImageSet
+from backlink_ray.data.images import Dataset, ImageSet
 from backlink_ray.data.originals import as_cifar10
+from backlink_ray.errors import DataError
 
 SAMPLE_FILE = Path(__file__).parent / "sample" / "cifar10_sample.parquet"
 SAMPLE_SHA256 = "587337df467190af382a3d054a5ba53cbaa54fd324aa29f83b3a55bf65aa3935"

@@ -6,11 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from backlink_ray.runs.config import ConfigError
-
-
-class DataError(ValueError):
-    """Data that cannot be used: the message names the file, what was expected and found, and what mends it."""
+from backlink_ray.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

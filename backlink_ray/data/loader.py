@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from backlink_ray.data.datasets import Augmentation, ImageSet
-from backlink_ray.provenance import derive_seed
-from backlink_ray.runs.config import ConfigError
+from backlink_ray.data.images import Augmentation, ImageSet
+from backlink_ray.errors import ConfigError
+from backlink_ray.seeds import derive_seed
 
 
 class Batches:

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from backlink_ray.data.choice import choose, long_tail_counts
-from backlink_ray.data.images import Augmentation, DataError, Dataset, ImageSet, digest
+from backlink_ray.data.images import Augmentation, Dataset, ImageSet, digest
 from backlink_ray.data.provision import Download, provide
+from backlink_ray.errors import DataError
 
 # Per channel over all training images, in [0, 1]; tests/data recomputes them from the full sets.
 CIFAR10_MEAN, CIFAR10_STD = (0.49140, 0.48216, 0.44653), (0.24703, 0.24349, 0.26159)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from backlink_ray.data.images import DataError
+from backlink_ray.errors import DataError
 
 
 class MissingError(DataError):

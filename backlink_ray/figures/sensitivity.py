@@ -6,24 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from backlink_ray.commands.results_table import config_of
-from backlink_ray.commands.search import Finished
-from backlink_ray.figures.style import (
-    caption_of,
-    dress,
-    hardware_of_runs,
-    is_paper_budget,
-    left_out,
-    legend,
-    look,
-    mark_paper,
-    new_figure,
-    save_figure,
-    series_of,
-)
-from backlink_ray.paper.cells import published_error_pct
-from backlink_ray.paper.grid import find, recipe
+from backlink_ray.figures.captions import caption_of, hardware_of_runs, is_paper_budget, left_out
+from backlink_ray.figures.data import FigureData
+from backlink_ray.figures.save import save_figure
+from backlink_ray.figures.style import format_axes, legend, line_style, mark_paper, new_figure, series_of
+from backlink_ray.paper.cells import find, published_error_pct
+from backlink_ray.paper.recipes import recipe
 from backlink_ray.runs.config import RunConfig
+from backlink_ray.runs.results import config_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -90,7 +80,7 @@ def _point(x: float, errors: list[float]) -> Point:
     return Point(x, statistics.mean(errors), statistics.stdev(errors) if len(errors) > 1 else 0.0, len(errors))
 
 
-def draw_sensitivity(done: Finished, axis: Axis, name: str, title: str, *notes: str) -> list[Path]:
+def draw_sensitivity(done: FigureData, axis: Axis, name: str, title: str, *notes: str) -> list[Path]:
     """Draw the picture of a finished grid, write and track it.
 
     Args:
@@ -121,13 +111,13 @@ def draw_sensitivity(done: Finished, axis: Axis, name: str, title: str, *notes: 
 
 
 def _draw_panel(axes: "Axes", found: dict[str, list[Point]], axis: Axis, title: str) -> None:
-    dress(axes, title, axis.label, "test error [%]")
+    format_axes(axes, title, axis.label, "test error [%]")
     for index, (series, points) in enumerate(found.items()):
         x, y, spread = [p.x for p in points], [p.mean for p in points], [p.std for p in points]
         if any(spread):
-            axes.errorbar(x, y, yerr=spread, capsize=2.5, **look(series, index))
+            axes.errorbar(x, y, yerr=spread, capsize=2.5, **line_style(series, index))
         else:
-            axes.plot(x, y, **look(series, index))
+            axes.plot(x, y, **line_style(series, index))
     for value, words in axis.quoted:
         axes.axvline(value, color="#888888", linewidth=0.8, linestyle="--", zorder=0)
         axes.annotate(

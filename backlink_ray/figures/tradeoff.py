@@ -8,8 +8,8 @@ from typing import Any
 
 import optuna
 
-from backlink_ray.commands.results_table import config_of
 from backlink_ray.runs.config import RunConfig
+from backlink_ray.runs.results import config_of
 
 Row = dict[str, Any]
 

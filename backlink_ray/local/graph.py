@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from backlink_ray.local.module import Chain, Draws
+from backlink_ray.local.module import Chain, StepSeed
 
 
 class Graph:
@@ -20,7 +20,7 @@ class Graph:
     Args:
         module: called with x and context; an empty chain gives its input back.
         x: input (N, ...), detached here.
-        context: a chain's `Draws`, a synthesizer's labels.
+        context: a chain's `StepSeed`, a synthesizer's labels.
         wants_input_gradient: whether `backward` can also give the gradient at x.
         recompute: do not record a graph now.
         copies_weights: forward with a copy of the parameters, so that they may be updated before the backward.
@@ -83,14 +83,14 @@ class Graph:
         yield from ((f"weights.{name}", tensor.detach()) for name, tensor in self._weights.items())
 
     @classmethod
-    def restored(cls, chain: Chain, tensors: Mapping[str, Tensor], draws: Draws) -> "Graph":
+    def restored(cls, chain: Chain, tensors: Mapping[str, Tensor], step_seed: StepSeed) -> "Graph":
         """Return the forward that `tensors` came from, made again; the chain's own weights and statistics stay as they are."""
         own = copy.deepcopy(chain)
         with torch.no_grad():
             for name, parameter in own.named_parameters():
                 parameter.copy_(tensors[f"weights.{name}"])
         wanted = bool(tensors["input.wanted"])
-        return cls(own, tensors["input"], draws, wants_input_gradient=wanted, copies_weights=True)
+        return cls(own, tensors["input"], step_seed, wants_input_gradient=wanted, copies_weights=True)
 
 
 def _copies(module: nn.Module) -> dict[str, Tensor]:

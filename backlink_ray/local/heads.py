@@ -5,11 +5,11 @@ from collections.abc import Callable
 
 from torch import nn
 
+from backlink_ray.errors import ConfigError
 from backlink_ray.nets.build import PooledLinear, initialise
 from backlink_ray.nets.network import Network
 from backlink_ray.nets.resnet import conv3x3
 from backlink_ray.nets.vit import TokenMean
-from backlink_ray.runs.config import ConfigError
 
 
 def build_head(family: str, network: Network, unit_index: int, seed: int = 0) -> nn.Module:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from backlink_ray.provenance import seeded
+from backlink_ray.seeds import seeded
 
 
 @dataclass(frozen=True, slots=True)
-class Draws:
+class StepSeed:
     """Where the random draws of one training step come from: the run's seed and the step, so any process draws the same."""
 
     seed: int = 0
@@ -36,11 +36,15 @@ class Chain(nn.Module):
     def __len__(self) -> int:
         return len(self.units)
 
-    def forward(self, x: Tensor, draws: Draws) -> Tensor:
+    def forward(self, x: Tensor, step_seed: StepSeed) -> Tensor:
         """Apply the units; a unit that draws at random draws by (seed, step, unit index), alike in every copy of it."""
         for offset, unit in enumerate(self.units):
-            draws_now = self.random[offset] and unit.training
-            with seeded(draws.seed, "unit", draws.step, self.first_index + offset) if draws_now else nullcontext():
+            seeds_now = self.random[offset] and unit.training
+            with (
+                seeded(step_seed.seed, "unit", step_seed.step, self.first_index + offset)
+                if seeds_now
+                else nullcontext()
+            ):
                 x = unit(x)
         return x
 
@@ -60,7 +64,7 @@ class Chain(nn.Module):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class ModuleSpec:
     """Where a local module stands in its network, and what its head and helper are made for; shapes are without batch.
 
     Attributes:
@@ -91,28 +95,28 @@ class LocalModule(nn.Module):
         units: the group's units, shared with the network.
         head: logits (N, classes) from the last unit's output.
         helper: what a method adds beside the head: a decoder, a similarity branch, a synthesizer.
-        place: where the module stands.
+        spec: where the module stands.
         module_index: k, from 0.
         num_modules: K.
     """
 
     def __init__(
-        self, chain: Chain, head: nn.Module, head_random: bool, place: Place, helper: nn.Module | None = None
+        self, chain: Chain, head: nn.Module, head_random: bool, spec: ModuleSpec, helper: nn.Module | None = None
     ) -> None:
         super().__init__()
         self.chain = chain
         self.head = head
         self.head_random = head_random
-        self.place = place
-        self.module_index = place.module_index
-        self.num_modules = place.num_modules
+        self.spec = spec
+        self.module_index = spec.module_index
+        self.num_modules = spec.num_modules
         self.helper = helper or NoHelper()
 
     def with_helper(self, helper: nn.Module) -> "LocalModule":
         """Return this module with another helper, sharing units and head; the helper takes their type and device."""
         like = next(self.chain.parameters(), torch.empty(0))
         helper = helper.to(dtype=like.dtype, device=like.device)
-        return LocalModule(self.chain, self.head, self.head_random, self.place, helper)
+        return LocalModule(self.chain, self.head, self.head_random, self.spec, helper)
 
     @property
     def units(self) -> nn.ModuleList:
@@ -132,10 +136,10 @@ class LocalModule(nn.Module):
         """Return the last `length` units."""
         return self.chain.part(len(self.chain) - length, len(self.chain))
 
-    def logits(self, features: Tensor, draws: Draws) -> Tensor:
+    def logits(self, features: Tensor, step_seed: StepSeed) -> Tensor:
         """Return the head's logits (N, classes); dropout in it draws by (seed, step, module index)."""
-        draws_now = self.head_random and self.head.training
-        with seeded(draws.seed, "head", draws.step, self.module_index) if draws_now else nullcontext():
+        seeds_now = self.head_random and self.head.training
+        with seeded(step_seed.seed, "head", step_seed.step, self.module_index) if seeds_now else nullcontext():
             return self.head(features)  # type: ignore[no-any-return]
 
     def head_named(self) -> Iterator[tuple[str, nn.Parameter]]:

@@ -5,10 +5,11 @@ from itertools import accumulate
 import torch
 from torch import nn
 
-from backlink_ray.local.heads import build_head
-from backlink_ray.local.module import Chain, LocalModule, Place
-from backlink_ray.nets.network import Network, draws_at_random
-from backlink_ray.runs.config import HEADS, ConfigError, module_sizes
+from backlink_ray.errors import ConfigError
+from backlink_ray.local.heads import HEADS, build_head
+from backlink_ray.local.module import Chain, LocalModule, ModuleSpec
+from backlink_ray.local.sizes import module_sizes
+from backlink_ray.nets.network import Network, uses_rng
 
 
 def split(
@@ -50,14 +51,14 @@ def split(
         chain = Chain(list(network.units)[start:stop], start, [fact.random for fact in facts[start:stop]])
         own = k == num_modules - 1 and (final_head == "native" or head == "fc" or len(facts[-1].shape) != 3)
         classifier = network.classifier if own else build_head(head, network, stop - 1, seed)
-        place = Place(
+        spec = ModuleSpec(
             module_index=k, num_modules=num_modules, input_shape=network.input_shape,
             feature_shape=facts[stop - 1].shape, num_classes=network.num_classes, seed=seed,
         )  # fmt: skip
-        modules.append(LocalModule(chain, classifier, _draws(classifier, network, place.feature_shape), place))
+        modules.append(LocalModule(chain, classifier, _step_seed(classifier, network, spec.feature_shape), spec))
     return modules
 
 
-def _draws(head: nn.Module, network: Network, shape: tuple[int, ...]) -> bool:
+def _step_seed(head: nn.Module, network: Network, shape: tuple[int, ...]) -> bool:
     dtype, device = network.dtype_and_device()
-    return draws_at_random(head, torch.zeros(2, *shape, dtype=dtype, device=device))
+    return uses_rng(head, torch.zeros(2, *shape, dtype=dtype, device=device))

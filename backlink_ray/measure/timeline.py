@@ -72,7 +72,6 @@ class NoTimeline(Timeline):
         super().__init__(OVERALL)
 
     def record(self, action: str, step: int) -> AbstractContextManager[None]:
-        """Do nothing."""
         return _NOTHING
 
 

@@ -24,11 +24,14 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from backlink_ray.errors import ConfigError
 from backlink_ray.local.graph import Graph
-from backlink_ray.local.module import Chain, Draws, LocalModule, Place
+from backlink_ray.local.module import Chain, LocalModule, ModuleSpec, StepSeed
 from backlink_ray.methods.base import Batch, Method
 from backlink_ray.methods.greedy import GLL
-from backlink_ray.runs.config import BASES, ConfigError, check_mode
+
+# Methods whose local losses it may build on.
+BASES = ("gll", "dgl", "predsim", "infopro")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,27 +85,23 @@ class BackLink(Method):
 
     @property
     def link_kind(self) -> str:
-        """Return the link, "" where the tail is empty."""
         return self.link if self.propagation_length else ""
 
     @property
     def replay_size(self) -> int:
-        """Return how many activations stay at every cut in mode async."""
         return self.buffer_size if self.mode == "async" else 0
 
     @property
     def is_stale(self) -> bool:
-        """Tell whether the mode is stale."""
         return self.mode == "stale"
 
     @property
     def wants_images(self) -> bool:
-        """Tell what the base's losses look at."""
         return self.base.wants_images
 
-    def build_helper(self, place: Place) -> nn.Module:
+    def build_helper(self, spec: ModuleSpec) -> nn.Module:
         """Return the base's helper."""
-        return self.base.build_helper(place)
+        return self.base.build_helper(spec)
 
     def loss(self, module: LocalModule, features: Tensor, batch: Batch) -> Tensor:
         """Return the base's local loss."""
@@ -110,15 +109,13 @@ class BackLink(Method):
 
     @property
     def linked_units(self) -> int:
-        """Return l."""
         return self.propagation_length
 
-    def forward_replica(self, replica: Chain, a: Tensor, draws: Draws) -> Graph:
+    def forward_replica(self, replica: Chain, a: Tensor, step_seed: StepSeed) -> Graph:
         """Forward the replica; under recompute without a graph until its backward comes."""
-        return Graph(replica, a, draws, wants_input_gradient=False, recompute=not self.keeps_tail())
+        return Graph(replica, a, step_seed, wants_input_gradient=False, recompute=not self.keeps_tail())
 
     def keeps_tail(self) -> bool:
-        """Tell whether tails keep their graphs (tail_memory retain)."""
         return self.tail_memory == "retain"
 
     def scale_body(self, module: LocalModule, gradients: list[Tensor]) -> list[Tensor]:
@@ -147,3 +144,11 @@ _OPTIONS = {
     "link": ("replica", "error"),
     "mode": ("exact", "stale", "async"),
 }
+
+
+def check_mode(mode: str, link: str) -> None:
+    """Refuse a late link over "error": the tail's graph would not survive the update that comes before the error."""
+    if mode != "exact" and link != "replica":
+        raise ConfigError(
+            f"mode={mode!r} with link={link!r} has no tail to walk back; allowed: link replica, or mode exact"
+        )

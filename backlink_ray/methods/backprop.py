@@ -21,13 +21,12 @@ class BP(Method):
 
     name: ClassVar[str] = "bp"
 
-    def arrange(self, modules: Sequence[LocalModule]) -> list[LocalModule]:
+    def prepare(self, modules: Sequence[LocalModule]) -> list[LocalModule]:
         """Return all units as one module that keeps the last module's head and its name."""
         units = [unit for module in modules for unit in module.units]
         random = [flag for module in modules for flag in module.chain.random]
         last = modules[-1]
-        return [LocalModule(Chain(units, 0, random), last.head, last.head_random, last.place)]
+        return [LocalModule(Chain(units, 0, random), last.head, last.head_random, last.spec)]
 
     def wants_error(self, module: LocalModule) -> bool:
-        """Nothing stands before the one module."""
         return False

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from backlink_ray.local.graph import Graph, differentiate
 from backlink_ray.local.losses import cross_entropy
-from backlink_ray.local.module import Chain, Draws, LocalModule, NoHelper, Place
-from backlink_ray.methods.carry import Carry
-from backlink_ray.provenance import seeded
-from backlink_ray.runs.config import check_propagation
+from backlink_ray.local.module import Chain, LocalModule, ModuleSpec, NoHelper, StepSeed
+from backlink_ray.local.sizes import check_propagation
+from backlink_ray.methods.state import MethodState
+from backlink_ray.seeds import seeded
 
 Named = Iterator[tuple[str, nn.Parameter]]
 
@@ -36,7 +36,7 @@ class Batch:
 
     images: Tensor
     labels: Tensor
-    draws: Draws
+    step_seed: StepSeed
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,19 +98,19 @@ class Method:
         """Return the constant learning rate of Adam for linked helpers; 0 where SGD moves every parameter."""
         return 0.0
 
-    def arrange(self, modules: Sequence[LocalModule]) -> list[LocalModule]:
+    def prepare(self, modules: Sequence[LocalModule]) -> list[LocalModule]:
         """Return the modules this method trains, with its helpers; ConfigError where it cannot train them."""
         check_propagation(self.linked_units, [len(m.units) for m in modules])
-        return [self._furnish(module) for module in modules]
+        return [self._with_helper(module) for module in modules]
 
-    def _furnish(self, module: LocalModule) -> LocalModule:
-        place = module.place
-        with seeded(place.seed, "init/helper", place.module_index):
-            helper = NoHelper() if module.is_last else self.build_helper(place)
+    def _with_helper(self, module: LocalModule) -> LocalModule:
+        spec = module.spec
+        with seeded(spec.seed, "init/helper", spec.module_index):
+            helper = NoHelper() if module.is_last else self.build_helper(spec)
         kept = _form(helper) == _form(module.helper)  # it may have learned already
         return module if kept else module.with_helper(helper)
 
-    def build_helper(self, place: Place) -> nn.Module:
+    def build_helper(self, spec: ModuleSpec) -> nn.Module:
         """Return a new helper, as torch starts it, for a module but the last; ConfigError where its features do not suit."""
         return NoHelper()
 
@@ -126,36 +126,43 @@ class Method:
         """Tell whether the module before needs the error at this module's input."""
         return bool(self.link_kind) and module.module_index > 0
 
-    def rest_named(self, module: LocalModule) -> Named:
+    def local_parameters(self, module: LocalModule) -> Named:
         """Yield the parameters that hear this module's loss only: body, head, helper."""
         yield from module.body(self.tail_length(module)).named()
         yield from module.head_named()
         yield from module.helper_named()
 
-    def linked_named(self, module: LocalModule) -> Named:
+    def linked_parameters(self, module: LocalModule) -> Named:
         """Yield the parameters whose update waits for the next module's error: the tail's."""
         yield from module.tail(self.tail_length(module)).named()
 
-    def forward_body(self, module: LocalModule, x: Tensor, draws: Draws) -> Graph:
+    def forward_body(self, module: LocalModule, x: Tensor, step_seed: StepSeed) -> Graph:
         """Forward the body on x (N, ...); its output is what may leave the module at once."""
-        return Graph(module.body(self.tail_length(module)), x, draws, wants_input_gradient=self.wants_error(module))
+        return Graph(module.body(self.tail_length(module)), x, step_seed, wants_input_gradient=self.wants_error(module))
 
-    def forward_tail(self, module: LocalModule, a: Tensor, draws: Draws) -> Graph:
+    def forward_tail(self, module: LocalModule, a: Tensor, step_seed: StepSeed) -> Graph:
         """Forward the module's own tail on the body's output a."""
         tail = module.tail(self.tail_length(module))
         wanted = len(tail) < len(module.units) or self.wants_error(module)
-        return Graph(tail, a, draws, wants_input_gradient=wanted)
+        return Graph(tail, a, step_seed, wants_input_gradient=wanted)
 
-    def forward_replica(self, replica: Chain, a: Tensor, draws: Draws) -> Graph:
+    def forward_replica(self, replica: Chain, a: Tensor, step_seed: StepSeed) -> Graph:
         """Forward the copy of the previous module's tail; its only backward is the link's."""
-        return Graph(replica, a, draws, wants_input_gradient=False)
+        return Graph(replica, a, step_seed, wants_input_gradient=False)
 
     def keeps_tail(self) -> bool:
         """Tell whether a tail that the next module's error will walk again keeps its graph for it."""
         return True
 
     def local_backward(
-        self, module: LocalModule, body: Graph, tail: Graph, batch: Batch, carry: Carry, *, keep_tail: bool = False
+        self,
+        module: LocalModule,
+        body: Graph,
+        tail: Graph,
+        batch: Batch,
+        method_state: MethodState,
+        *,
+        keep_tail: bool = False,
     ) -> LocalResult:
         """Walk back from the module's own loss through head, tail and body; the body's graph is freed, the tail's unless kept."""
         features = tail.output.detach().requires_grad_()
@@ -168,7 +175,7 @@ class Method:
 
     def loss(self, module: LocalModule, features: Tensor, batch: Batch) -> Tensor:
         """Return the local loss of the module's features (N, ...)."""
-        return cross_entropy(module.logits(features, batch.draws), batch.labels)
+        return cross_entropy(module.logits(features, batch.step_seed), batch.labels)
 
     def scale_body(self, module: LocalModule, gradients: list[Tensor]) -> list[Tensor]:
         """Return the body's gradients as the update takes them."""
@@ -178,11 +185,13 @@ class Method:
         """Return the linked parameters' gradients from the next module's error at this module's output."""
         return graph.backward(error, to_input=False)[0]
 
-    def settle(self, carry: Carry, local: Sequence[Tensor], link: Sequence[Tensor]) -> Sequence[Tensor]:
+    def link_gradients_to_mix(
+        self, method_state: MethodState, local: Sequence[Tensor], link: Sequence[Tensor]
+    ) -> Sequence[Tensor]:
         """Return the link gradients that this step mixes: those that came now, or (stale) those of the step before."""
         if not self.is_stale:
             return link
-        before, carry.link = carry.link, list(link)
+        before, method_state.link = method_state.link, list(link)
         return before or local  # nothing has come back before the first step: the local gradients stand in
 
     def mix(self, tail: Chain, local: Sequence[Tensor], link: Sequence[Tensor]) -> list[Tensor]:

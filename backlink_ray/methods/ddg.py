@@ -16,9 +16,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from backlink_ray.local.graph import Graph
-from backlink_ray.local.module import Draws, LocalModule
+from backlink_ray.local.module import LocalModule, StepSeed
 from backlink_ray.methods.base import Batch, LocalResult, Method, Named
-from backlink_ray.methods.carry import Carry
+from backlink_ray.methods.state import MethodState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,28 +29,33 @@ class DDG(Method):
 
     @property
     def link_kind(self) -> str:
-        """The error comes back a step later."""
         return "delayed"
 
-    def rest_named(self, module: LocalModule) -> Named:
+    def local_parameters(self, module: LocalModule) -> Named:
         """Yield the units, and the head of the last module: no other head has a loss."""
         return module.network_named()
 
-    def forward_body(self, module: LocalModule, x: Tensor, draws: Draws) -> Graph:
-        """Forward all units on x; before the last module with a copy of the weights, which the error will find unchanged."""
+    def forward_body(self, module: LocalModule, x: Tensor, step_seed: StepSeed) -> Graph:
         wanted = self.wants_error(module)
-        return Graph(module.body(0), x, draws, wants_input_gradient=wanted, copies_weights=not module.is_last)
+        return Graph(module.body(0), x, step_seed, wants_input_gradient=wanted, copies_weights=not module.is_last)
 
     def local_backward(
-        self, module: LocalModule, body: Graph, tail: Graph, batch: Batch, carry: Carry, *, keep_tail: bool = False
+        self,
+        module: LocalModule,
+        body: Graph,
+        tail: Graph,
+        batch: Batch,
+        method_state: MethodState,
+        *,
+        keep_tail: bool = False,
     ) -> LocalResult:
         """Walk the oldest waiting forward back from the error that came for it; in the last module from the loss."""
         if module.is_last:
-            return super().local_backward(module, body, tail, batch, carry)
-        carry.stash.append(body)
+            return super().local_backward(module, body, tail, batch, method_state)
+        method_state.stash.append(body)
         no_loss, nothing = tail.output.new_zeros(()), tail.output.new_empty(0)
-        if not carry.error.numel():
+        if not method_state.error.numel():
             return LocalResult(no_loss, None, [], nothing, tail)
-        late, carry.error = carry.error, nothing
-        gradients, error = carry.stash.popleft().backward(late)
+        late, method_state.error = method_state.error, nothing
+        gradients, error = method_state.stash.popleft().backward(late)
         return LocalResult(no_loss, gradients, [], error, tail)

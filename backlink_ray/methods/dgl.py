@@ -15,8 +15,8 @@ Card
 from dataclasses import dataclass
 from typing import ClassVar
 
+from backlink_ray.errors import ConfigError
 from backlink_ray.methods.base import Method
-from backlink_ray.runs.config import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,5 +40,4 @@ class DGL(Method):
 
     @property
     def replay_size(self) -> int:
-        """Return M in mode async."""
         return self.buffer_size if self.mode == "async" else 0

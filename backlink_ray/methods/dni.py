@@ -18,11 +18,11 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from backlink_ray.errors import ConfigError
 from backlink_ray.local.graph import Graph
-from backlink_ray.local.module import Chain, LocalModule, Place
+from backlink_ray.local.module import Chain, LocalModule, ModuleSpec
 from backlink_ray.methods.base import Batch, LocalResult, Method, Named
-from backlink_ray.methods.carry import Carry
-from backlink_ray.runs.config import ConfigError
+from backlink_ray.methods.state import MethodState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,35 +50,40 @@ class DNI(Method):
 
     @property
     def link_kind(self) -> str:
-        """The error itself comes back."""
         return "error"
 
     @property
     def helper_lr(self) -> float:
-        """Return the synthesizers' learning rate."""
         return self.synthesizer_lr
 
-    def build_helper(self, place: Place) -> nn.Module:
+    def build_helper(self, spec: ModuleSpec) -> nn.Module:
         """Return the synthesizer."""
-        classes = place.num_classes if self.label_conditioning else 0
-        if len(place.feature_shape) == 3:
-            return ConvSynthesizer(place.feature_shape[0], self.synthesizer_width, classes)
-        return LinearSynthesizer(place.feature_shape[-1], classes)
+        classes = spec.num_classes if self.label_conditioning else 0
+        if len(spec.feature_shape) == 3:
+            return ConvSynthesizer(spec.feature_shape[0], self.synthesizer_width, classes)
+        return LinearSynthesizer(spec.feature_shape[-1], classes)
 
-    def rest_named(self, module: LocalModule) -> Named:
+    def local_parameters(self, module: LocalModule) -> Named:
         """Yield the units, and the head of the last module: no other head has a loss."""
         return module.network_named()
 
-    def linked_named(self, module: LocalModule) -> Named:
+    def linked_parameters(self, module: LocalModule) -> Named:
         """Yield the synthesizer."""
         yield from module.helper_named()
 
     def local_backward(
-        self, module: LocalModule, body: Graph, tail: Graph, batch: Batch, carry: Carry, *, keep_tail: bool = False
+        self,
+        module: LocalModule,
+        body: Graph,
+        tail: Graph,
+        batch: Batch,
+        method_state: MethodState,
+        *,
+        keep_tail: bool = False,
     ) -> LocalResult:
         """Walk back from the synthetic gradient; in the last module from its loss."""
         if module.is_last:
-            return super().local_backward(module, body, tail, batch, carry)
+            return super().local_backward(module, body, tail, batch, method_state)
         synthesis = Graph(module.helper, tail.output, batch.labels, wants_input_gradient=False)
         gradients, error = body.backward(synthesis.output)
         return LocalResult(synthesis.output.new_zeros(()), gradients, [], error, synthesis)

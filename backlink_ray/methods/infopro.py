@@ -20,10 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backlink_ray.local.module import LocalModule, Place
+from backlink_ray.errors import ConfigError
+from backlink_ray.local.module import LocalModule, ModuleSpec
 from backlink_ray.methods.base import Batch, Method
 from backlink_ray.nets.resnet import conv3x3
-from backlink_ray.runs.config import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,17 +50,16 @@ class InfoPro(Method):
 
     @property
     def wants_images(self) -> bool:
-        """Every module reconstructs the input."""
         return True
 
-    def build_helper(self, place: Place) -> nn.Module:
+    def build_helper(self, spec: ModuleSpec) -> nn.Module:
         """Return the decoder; ConfigError without height and width, in the features or in the input."""
-        if len(place.feature_shape) != 3 or len(place.input_shape) != 3:
+        if len(spec.feature_shape) != 3 or len(spec.input_shape) != 3:
             raise ConfigError(
-                f"method infopro reconstructs images from features (C, H, W), and module {place.module_index} gives "
-                f"{place.feature_shape} from {place.input_shape}; use fewer modules, or another method"
+                f"method infopro reconstructs images from features (C, H, W), and module {spec.module_index} gives "
+                f"{spec.feature_shape} from {spec.input_shape}; use fewer modules, or another method"
             )
-        return Decoder(place.feature_shape[0], place.input_shape)
+        return Decoder(spec.feature_shape[0], spec.input_shape)
 
     def loss(self, module: LocalModule, features: Tensor, batch: Batch) -> Tensor:
         """Return lambda1 BCE + lambda2 CE, or CE in the last module."""
@@ -69,16 +68,16 @@ class InfoPro(Method):
             return prediction
         image = self._image(batch.images).to(features.dtype)
         reconstruction = F.binary_cross_entropy_with_logits(module.helper(features), image)
-        return _between(self.lambda1, module.place) * reconstruction + _between(self.lambda2, module.place) * prediction
+        return _between(self.lambda1, module.spec) * reconstruction + _between(self.lambda2, module.spec) * prediction
 
     def _image(self, x: Tensor) -> Tensor:
         mean, std = (torch.tensor(v, dtype=x.dtype, device=x.device).view(1, -1, 1, 1) for v in (self.mean, self.std))
         return (x * std + mean).clamp(0, 1)
 
 
-def _between(ends: tuple[float, float], place: Place) -> float:
+def _between(ends: tuple[float, float], spec: ModuleSpec) -> float:
     """Return the weight of one auxiliary module, linear from the first to the last of the K - 1."""
-    part = place.module_index / max(1, place.num_modules - 2)
+    part = spec.module_index / max(1, spec.num_modules - 2)
     return ends[0] + part * (ends[1] - ends[0])
 
 

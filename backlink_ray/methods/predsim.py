@@ -15,11 +15,11 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from backlink_ray.errors import ConfigError
 from backlink_ray.local.losses import similarity
-from backlink_ray.local.module import LocalModule, Place
+from backlink_ray.local.module import LocalModule, ModuleSpec
 from backlink_ray.methods.base import Batch, Method
 from backlink_ray.nets.resnet import conv3x3
-from backlink_ray.runs.config import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,16 +37,16 @@ class PredSim(Method):
         if not 0 <= self.beta <= 1:
             raise ConfigError(f"beta={self.beta} is out of range; allowed 0..1")
 
-    def build_helper(self, place: Place) -> nn.Module:
+    def build_helper(self, spec: ModuleSpec) -> nn.Module:
         """Return the similarity branch."""
-        return SimilarityBranch(place.feature_shape)
+        return SimilarityBranch(spec.feature_shape)
 
     def loss(self, module: LocalModule, features: Tensor, batch: Batch) -> Tensor:
         """Return (1 - beta) CE + beta MSE of the two similarity matrices (N, N)."""
         prediction = super().loss(module, features, batch)
         if module.is_last:
             return prediction
-        labels = F.one_hot(batch.labels, module.place.num_classes).to(features.dtype)
+        labels = F.one_hot(batch.labels, module.spec.num_classes).to(features.dtype)
         matching = F.mse_loss(similarity(module.helper(features)), similarity(labels))
         return (1 - self.beta) * prediction + self.beta * matching
 

@@ -3,12 +3,12 @@
 import torch
 from torch import nn
 
+from backlink_ray.nets.names import unit_count
 from backlink_ray.nets.network import Network
 from backlink_ray.nets.plain import CONVOLUTIONS, plain_units
 from backlink_ray.nets.resnet import WIDTHS, resnet_units
 from backlink_ray.nets.vit import vit_classifier, vit_units
-from backlink_ray.provenance import seeded
-from backlink_ray.runs.config import unit_count
+from backlink_ray.seeds import seeded
 
 
 def build_network(name: str, *, num_classes: int = 10, image_size: int = 32, seed: int = 0) -> Network:

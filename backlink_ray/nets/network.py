@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from backlink_ray.runs.config import ConfigError
+from backlink_ray.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ class Network(nn.Module):
 def _try_out(name: str, module: nn.Module, x: Tensor) -> tuple[Tensor, bool]:
     version = x._version
     try:
-        random = draws_at_random(module, x)
+        random = uses_rng(module, x)
         y = probe(module, x)
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError) as error:
         raise ConfigError(f"{name} cannot take its input of shape {tuple(x.shape)}: {error}") from error
@@ -116,7 +116,7 @@ def probe(module: nn.Module, x: Tensor, training: bool = False) -> Tensor:
             m.training = mode
 
 
-def draws_at_random(module: nn.Module, x: Tensor) -> bool:
+def uses_rng(module: nn.Module, x: Tensor) -> bool:
     """Tell whether module(x), in training mode, draws from torch's default generators (dropout, stochastic depth)."""
     devices = [x.device] if x.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):

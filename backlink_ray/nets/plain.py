@@ -2,8 +2,8 @@
 
 from torch import Tensor, nn
 
+from backlink_ray.errors import ConfigError
 from backlink_ray.nets.resnet import conv3x3
-from backlink_ray.runs.config import ConfigError
 
 POOL = "pool"
 # Widths of the 3x3 convolutions; "pool" halves height and width and belongs to the convolution before it.

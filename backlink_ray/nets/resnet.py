@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from backlink_ray.runs.config import unit_count
+from backlink_ray.nets.names import unit_count
 
 WIDTHS = (16, 32, 64)
 

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from backlink_ray.runs.config import ConfigError, unit_count
+from backlink_ray.errors import ConfigError
+from backlink_ray.nets.names import unit_count
 
 WIDTH, ATTENTION_HEADS, MLP_WIDTH = 192, 3, 384
 PATCHES_A_SIDE = 8

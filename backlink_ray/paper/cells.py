@@ -1,12 +1,18 @@
 """Paper: the published test errors of Tables II to IV, each cell with its address, and our own columns beside them."""
 
+import difflib
+import fnmatch
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from backlink_ray.errors import ConfigError
+from backlink_ray.local.sizes import check_propagation, module_sizes
+from backlink_ray.nets.names import unit_count
 from backlink_ray.runs.config import RunConfig
 
 # Columns of Table III that are run again here under the one recipe; the paper copied the first two, the others are ours.
@@ -111,3 +117,72 @@ def published_error_pct(config: RunConfig) -> float | None:
     key = (config.dataset, config.network, config.head, config.num_modules, config.propagation_length)
     found = (c for c in cells() if (c.dataset, c.network, c.head, c.num_modules, c.propagation_length) == key)
     return next((cell.error_pct for cell in found), None)
+
+
+@cache
+def addresses() -> dict[str, Cell]:
+    """Return every cell that can be run by its address: the paper's 177, and our own columns of Table III."""
+    return {cell.address: cell for cell in (*cells(), *rerun_cells())}
+
+
+def find(address: str) -> Cell:
+    """Return the cell at an address.
+
+    Raises:
+        ConfigError: no address, a cell that cannot exist (K or l does not fit the network), or one that the tables lack;
+            names the rule, and what is there.
+    """
+    if address in addresses():
+        return addresses()[address]
+    parts = re.fullmatch(r"(table[234]/[^/]+/([^/]+)/[^/]+)/K(\d{1,9})/(?:(\w+)|(?:\w+\+)?l(\d{1,9}))", address)
+    if not parts:
+        raise ConfigError(
+            f"cell={address!r} is no address; allowed: table2/cifar10/resnet110/fc/K8/l4 and its like "
+            f"(GLL is l0, BP is K1/l0), and in table 3 .../K8/{{{','.join(RERUN)}}}{_nearest(address)}"
+        )
+    row, network, k, word, length = parts.groups()
+    word_length = re.fullmatch(r"l(\d{1,9})", word or "")
+    _check_exists(address, network, int(k), int(word_length[1] if word_length else length or 0))
+    beside = [a for a in addresses() if a.startswith(f"{row}/K{k}/")]
+    rule = f"at K={k} this row has {', '.join(a.rsplit('/', 1)[1] for a in beside)}" if beside else "no such row or K"
+    raise ConfigError(f"cell={address!r} is not in the paper's tables: {rule}{_nearest(address)}")
+
+
+def _check_exists(address: str, network: str, k: int, length: int) -> None:
+    try:
+        sizes = module_sizes(unit_count(network), k, network=network)
+        check_propagation(length, sizes, network)
+    except ConfigError as error:
+        raise ConfigError(f"cell={address!r} cannot exist: {error}") from error
+
+
+def _nearest(address: str) -> str:
+    near = difflib.get_close_matches(address, addresses(), n=1, cutoff=0.8)
+    return f"; nearest: {near[0]}" if near else ""
+
+
+def choose(table: int, chosen: Iterable[str] = (), pattern: str = "") -> tuple[Cell, ...]:
+    """Return cells of one table, in its order.
+
+    Args:
+        table: 2, 3 or 4.
+        chosen: addresses.
+        pattern: a glob over addresses, our own columns among them; "" is none. Without `chosen` and `pattern`: the paper's
+            own cells.
+
+    Raises:
+        ConfigError: an address of no cell or of another table, or a pattern that matches nothing.
+    """
+    here = {a: cell for a, cell in addresses().items() if cell.table == table}
+    wanted = {find(address).address for address in chosen}
+    for address in wanted - set(here):
+        raise ConfigError(f"cell={address!r} is not in table {table}; run studies/table_{address[5]}.py")
+    matched = set(fnmatch.filter(here, pattern))
+    if pattern and not matched:
+        raise ConfigError(
+            f"only={pattern!r} matches no cell of table {table}; allowed: a glob such as 'table{table}/*/K4/l*'"
+            " (--dry-run lists the cells)"
+        )
+    if not wanted and not pattern:
+        return tuple(cell for cell in here.values() if not cell.rerun)
+    return tuple(cell for address, cell in here.items() if address in wanted | matched)

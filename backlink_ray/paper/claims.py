@@ -13,12 +13,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from backlink_ray.commands.results_table import grid_text
-from backlink_ray.paper.cells import Cell, cells
+from backlink_ray.paper.cells import Cell, cells, find
 from backlink_ray.paper.evidence import Evidence
-from backlink_ray.paper.grid import find
 from backlink_ray.paper.scores import PAPER_TRIALS, Spread, gll_of, is_baseline, published_gain
 from backlink_ray.paper.table import spread_text
+from backlink_ray.text import markdown_table
 
 Verdict = Literal["reproduced", "not reproduced", "not run yet", "yours to judge"]
 Claim = dict[str, Any]
@@ -287,7 +286,7 @@ def markdown(evidence: Evidence) -> str:
         "# The paper's claims",
         f"{counts}; {evidence.source}.",
         "\n".join(f"* {line}" for line in _LEGEND),
-        grid_text([COLUMNS, *lines]),
+        markdown_table([COLUMNS, *lines]),
         "## Where the paper contradicts itself",
         "\n".join(f"* {text}" for text in inconsistencies()),
     )

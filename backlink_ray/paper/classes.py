@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from backlink_ray.commands.results_table import grid_text
 from backlink_ray.data.originals import CIFAR10_CLASSES, SVHN_CLASSES
 from backlink_ray.paper.cells import Cell
 from backlink_ray.paper.grid import Grid, Rows
 from backlink_ray.paper.scores import Scores, Spread
 from backlink_ray.paper.table import Table, spread_text
-from backlink_ray.runs.runner import RESULT
+from backlink_ray.runs.folder import RESULT
+from backlink_ray.text import markdown_table
 
 IMBALANCED = ("cifar10-lt", "svhn")
 
@@ -92,4 +92,5 @@ def classes_markdown(found: Sequence[ClassError]) -> str:
     counts = ["" if math.isnan(one.train_images) else f"{one.train_images:,.0f}" for one in first]
     lines = [[cell, *(spread_text(one.error) for one in classes)] for cell, classes in by_cell.items()]
     head = ["cell", *(one.name for one in first)]
-    return f"\n## Test error of each class in percent, last epoch\n\n{grid_text([head, ['training images', *counts], *lines])}\n"
+    table = markdown_table([head, ["training images", *counts], *lines])
+    return f"\n## Test error of each class in percent, last epoch\n\n{table}\n"

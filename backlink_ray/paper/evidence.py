@@ -8,13 +8,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from backlink_ray.commands.results_table import config_of
+from backlink_ray.errors import ConfigError
 from backlink_ray.paper.cells import Cell
-from backlink_ray.paper.grid import ALPHAS, Budget, Grid, Rows, recipe
+from backlink_ray.paper.grid import Grid, Rows
+from backlink_ray.paper.recipes import ALPHAS, Budget, recipe
 from backlink_ray.paper.scores import Scores
 from backlink_ray.paper.table import spread_text
-from backlink_ray.runs.config import ConfigError, RunConfig
-from backlink_ray.runs.results import Record
+from backlink_ray.runs.config import RunConfig
+from backlink_ray.runs.results import Record, config_of
 
 Row = Mapping[str, Any]
 

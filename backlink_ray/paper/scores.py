@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from backlink_ray.commands.results_table import config_of
 from backlink_ray.paper.cells import Cell, cells
-from backlink_ray.paper.grid import Grid, Rows, recipe, with_alpha
+from backlink_ray.paper.grid import Grid, Rows
+from backlink_ray.paper.recipes import recipe, with_alpha
+from backlink_ray.runs.results import config_of
 
 PAPER_TRIALS = 5
 # The paper gives 2 digits, so that a smaller difference says nothing.

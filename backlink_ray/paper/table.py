@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from backlink_ray.commands.results_table import grid_text
-from backlink_ray.paper.cells import Cell
-from backlink_ray.paper.grid import Budget, Grid, Rows, addresses
+from backlink_ray.paper.cells import Cell, addresses
+from backlink_ray.paper.grid import Grid, Rows
+from backlink_ray.paper.recipes import Budget
 from backlink_ray.paper.scores import Entry, Scores, Spread, is_baseline
+from backlink_ray.text import markdown_table
 
 TITLES = {
     2: "Table II: fully connected heads", 3: "Table III: convolutional heads", 4: "Table IV: long-tailed CIFAR-10",
@@ -188,8 +189,8 @@ def markdown(table: Table) -> str:
     for section in table.sections:
         head = ["Network", "Method", *(f"K={k}" for k in KS)]
         lines = [[s.network, _full_label(s), *(_cell_text(s.entries.get(k)) for k in KS)] for s in section.lines]
-        blocks += [f"## {section.dataset}", grid_text([head, *lines])]
-    blocks += ["## The cells that have run", grid_text([RUN_COLUMNS, *(run_cells(e) for e in table.run)])]
+        blocks += [f"## {section.dataset}", markdown_table([head, *lines])]
+    blocks += ["## The cells that have run", markdown_table([RUN_COLUMNS, *(run_cells(e) for e in table.run)])]
     if table.made_with:
         blocks += ["Measured with:", "\n".join(f"* {line}" for line in table.made_with)]
     return "\n\n".join(blocks) + "\n"

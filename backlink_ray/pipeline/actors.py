@@ -13,18 +13,18 @@ import torch
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from backlink_ray.pipeline.controller import Outcome, PipelineExecutor, StageGroup, guilty, stage_places
+from backlink_ray.errors import ConfigError
+from backlink_ray.pipeline.asyncstage import make_stage
+from backlink_ray.pipeline.controller import Outcome, PipelineExecutor, StageGroup, first_failure, stage_places
 from backlink_ray.pipeline.exchange import Kind, Link, Mailbox, NoLink
-from backlink_ray.pipeline.freestage import make_stage
 from backlink_ray.pipeline.objectstore import ObjectStoreLink
 from backlink_ray.pipeline.stage import StagePlan, plan_stages
-from backlink_ray.runs.config import ConfigError
 from backlink_ray.train.executor import Job
 
 # Starting a Python process that imports torch takes seconds; two minutes mean that something is wrong.
 READY_TIMEOUT_S = 120.0
 # How long the driver gives the other stages to say how they ended, once one has failed.
-LAST_WORDS_S = 2.0
+FAILURE_GRACE_S = 2.0
 # How often the driver asks stages at work where they are: rarely enough to cost nothing, often enough to find a hanging one
 # soon after its stage_timeout_s, also where no neighbour waits for it.
 HEARTBEAT_S = 1.0
@@ -72,7 +72,7 @@ class StageActor:
         torch.set_num_threads(plan.job.torch_threads)
         self._plan = plan
         size = max(1, plan.job.method.replay_size)
-        self._boxes = {side: Mailbox(replay_size=size) for side in ("previous", "following")}
+        self._queues = {side: Mailbox(replay_size=size) for side in ("previous", "following")}
         self._stage = make_stage(plan)
 
     def ready(self) -> int:
@@ -88,15 +88,15 @@ class StageActor:
             return NoLink()
         seen_from_peer = "following" if where == "previous" else "previous"
         device = torch.device(self._plan.job.devices[0])
-        return ObjectStoreLink(peer, seen_from_peer, self._boxes[where], device, self._plan.job.stage_timeout_s)
+        return ObjectStoreLink(peer, seen_from_peer, self._queues[where], device, self._plan.job.stage_timeout_s)
 
     def deliver_previous(self, kind: str, step: int, payload: Any) -> None:
         """Take a message from the previous stage."""
-        self._boxes["previous"].deliver(Kind(kind), step, payload, self._plan.job.stage_timeout_s)
+        self._queues["previous"].deliver(Kind(kind), step, payload, self._plan.job.stage_timeout_s)
 
     def deliver_following(self, kind: str, step: int, payload: Any) -> None:
         """Take a message from the following stage."""
-        self._boxes["following"].deliver(Kind(kind), step, payload, self._plan.job.stage_timeout_s)
+        self._queues["following"].deliver(Kind(kind), step, payload, self._plan.job.stage_timeout_s)
 
     def position(self) -> tuple[int, str]:
         """Return (step, action) of the stage, while its loop runs."""
@@ -147,7 +147,6 @@ class ActorGroup(StageGroup):
         )
 
     def call(self, name: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """Call every stage's loop thread; it may take as long as it likes, while every stage answers where it is."""
         return self._wait([actor.call.remote(name, a) for actor, a in zip(self._actors, arguments, strict=True)], None)
 
     def _wait(self, refs: list[Any], timeout_s: float | None) -> list[Any]:
@@ -160,7 +159,7 @@ class ActorGroup(StageGroup):
                     f"the stages were not ready within {timeout_s:g} s; is the cluster busy or too small?"
                 )
             if (done and _error_of(done[0]) is not None) or (not done and timeout_s is None and not self._answer()):
-                self._name_the_guilty(refs)
+                self._raise_first_failure(refs)
         return list(ray.get(refs))
 
     def _answer(self) -> bool:
@@ -168,16 +167,15 @@ class ActorGroup(StageGroup):
         positions = [actor.position.remote() for actor in self._actors]
         return not ray.wait(positions, num_returns=len(positions), timeout=self._stage_timeout_s)[1]
 
-    def _name_the_guilty(self, refs: list[Any]) -> None:
+    def _raise_first_failure(self, refs: list[Any]) -> None:
         positions = [actor.position.remote() for actor in self._actors]
-        ray.wait([*positions, *refs], num_returns=len(positions) + len(refs), timeout=LAST_WORDS_S)
+        ray.wait([*positions, *refs], num_returns=len(positions) + len(refs), timeout=FAILURE_GRACE_S)
         outcomes = [_outcome(ref, position) for ref, position in zip(refs, positions, strict=True)]
         if any(outcome.error for outcome in outcomes):
-            found = guilty(outcomes)
+            found = first_failure(outcomes)
             raise found from outcomes[found.stage_index].error
 
     def close(self) -> None:
-        """Kill the actors, give the placement group back."""
         for actor in self._actors:
             with contextlib.suppress(Exception):  # Ray itself may be gone already
                 ray.kill(actor, no_restart=True)

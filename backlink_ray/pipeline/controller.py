@@ -8,33 +8,10 @@ from typing import Any
 
 import torch
 
-from backlink_ray.pipeline.exchange import LinkAbortedError, LinkError
+from backlink_ray.errors import LinkAbortedError, LinkError, StageError
 from backlink_ray.pipeline.stage import StagePlan, StageReport, merge_states
-from backlink_ray.train.executor import ChunkReport, Evaluation, Executor, NonFiniteLossError, check_losses
+from backlink_ray.train.executor import ChunkReport, Evaluation, Executor, check_losses
 from backlink_ray.train.trainer import TrainState
-
-__all__ = ["NonFiniteLossError", "PipelineExecutor", "StageError", "StageGroup"]
-
-
-class StageError(RuntimeError):
-    """A stage failed or was lost, and with it the run: names the stage, where it was, and why.
-
-    Attributes:
-        lost: its process or machine went, or hangs: the run itself may be in order.
-    """
-
-    def __init__(self, stage_index: int, num_stages: int, where: str, reason: str, lost: bool = False) -> None:
-        super().__init__(stage_index, num_stages, where, reason, lost)
-        self.stage_index, self.num_stages, self.where, self.reason, self.lost = (
-            stage_index,
-            num_stages,
-            where,
-            reason,
-            lost,
-        )
-
-    def __str__(self) -> str:
-        return f"stage {self.stage_index} of {self.num_stages} failed at {self.where}: {self.reason}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +31,7 @@ class Outcome:
     position: tuple[int, str] = (-1, "")
 
 
-def guilty(outcomes: Sequence[Outcome]) -> StageError:
+def first_failure(outcomes: Sequence[Outcome]) -> StageError:
     """Decide which stage caused a failure that others suffer from, and where it happened.
 
     A dead stage before one that raised, then one that does not answer, one that waited in vain, and one that was told to
@@ -125,7 +102,6 @@ class PipelineExecutor(Executor):
         self._step = 0
 
     def train(self, num_steps: int) -> ChunkReport:
-        """Let every stage run `num_steps` by its schedule; nobody is asked anything in between."""
         start, first = time.perf_counter(), self._step
         reports: list[StageReport] = self._all("run", num_steps)
         self._step += num_steps
@@ -140,21 +116,17 @@ class PipelineExecutor(Executor):
         )
 
     def evaluate(self, which: str) -> Evaluation:
-        """Pass an image set through all stages."""
         results: list[Evaluation | None] = self._all("evaluate", which)
         return next(result for result in results if result is not None)
 
     def state(self) -> TrainState:
-        """Gather the parts of all stages."""
         return merge_states(self._all("state"))
 
     def load(self, state: TrainState) -> None:
-        """Hand the whole state to every stage."""
         self._all("load", state)
         self._step = state.step
 
     def close(self) -> None:
-        """End the stages."""
         self._group.close()
 
     def _all(self, name: str, *arguments: Any) -> list[Any]:

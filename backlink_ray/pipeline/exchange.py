@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backlink_ray.pipeline.boxes import Box, InOrder, Newest, ReplayBuffer
+from backlink_ray.errors import LinkAbortedError, LinkError
+from backlink_ray.pipeline.queues import FifoQueue, LatestQueue, MessageQueue, ReplayQueue
 
 
 class Kind(StrEnum):
@@ -34,14 +35,6 @@ class Kind(StrEnum):
 CAPACITY = 2
 
 
-class LinkError(RuntimeError):
-    """A message did not come or could not be sent: names the kind, the step and the time waited, never the data."""
-
-
-class LinkAbortedError(LinkError):
-    """Another stage failed, so this one was told to stop waiting."""
-
-
 class Mailbox:
     """Messages waiting for one stage from one neighbour; bounded, each kind in its own order.
 
@@ -51,17 +44,17 @@ class Mailbox:
     """
 
     def __init__(self, capacity: int = CAPACITY, replay_size: int = 1) -> None:
-        self._boxes: dict[Kind, Box] = {kind: InOrder(capacity) for kind in Kind}
-        self._boxes[Kind.FRESH_ACTIVATION] = ReplayBuffer(replay_size)
-        self._boxes[Kind.TAIL_WEIGHTS], self._boxes[Kind.NEWEST_GRADIENT] = Newest(), Newest()
+        self._queues: dict[Kind, MessageQueue] = {kind: FifoQueue(capacity) for kind in Kind}
+        self._queues[Kind.FRESH_ACTIVATION] = ReplayQueue(replay_size)
+        self._queues[Kind.TAIL_WEIGHTS], self._queues[Kind.NEWEST_GRADIENT] = LatestQueue(), LatestQueue()
         self._changed = threading.Condition()
         self._aborted = ""
 
     def deliver(self, kind: Kind, step: int, payload: Any, timeout_s: float) -> None:
         """Put a message in; waits while the box is full, LinkError after `timeout_s`."""
         with self._changed:
-            self._wait(self._boxes[kind].has_room, f"{kind} of step {step} had no room", timeout_s)
-            self._boxes[kind].put((step, payload))
+            self._wait(self._queues[kind].has_room, f"{kind} of step {step} had no room", timeout_s)
+            self._queues[kind].put((step, payload))
             self._changed.notify_all()
 
     def take(self, kind: Kind, step: int, timeout_s: float) -> Any:
@@ -78,12 +71,12 @@ class Mailbox:
     def has(self, kind: Kind) -> bool:
         """Tell whether a message of a kind can be taken without waiting."""
         with self._changed:
-            return not self._boxes[kind].is_empty()
+            return not self._queues[kind].is_empty()
 
     def _next(self, kind: Kind, what: str, timeout_s: float) -> tuple[int, Any]:
         with self._changed:
-            self._wait(lambda: not self._boxes[kind].is_empty(), what, timeout_s)
-            message = self._boxes[kind].take()
+            self._wait(lambda: not self._queues[kind].is_empty(), what, timeout_s)
+            message = self._queues[kind].take()
             self._changed.notify_all()
         return message
 
@@ -141,21 +134,17 @@ class QueueLink(Link):
         self._timeout_s = timeout_s
 
     def send(self, kind: Kind, step: int, tensor: Tensor) -> None:
-        """Put the tensor into the neighbour's mailbox."""
         ready = _record_event(tensor)
         self._theirs.deliver(kind, step, (tensor.detach(), ready), self._timeout_s)
 
     def receive(self, kind: Kind, step: int) -> Tensor:
-        """Take the tensor out of this stage's mailbox."""
         return self._private(*self._mine.take(kind, step, self._timeout_s))
 
     def receive_any(self, kind: Kind) -> tuple[int, Tensor]:
-        """Take the tensor whose turn it is; the mailbox may keep it, so this is a copy."""
         step, (tensor, ready) = self._mine.take_any(kind, self._timeout_s)
         return step, self._private(tensor, ready).clone()
 
     def has(self, kind: Kind) -> bool:
-        """Look into this stage's mailbox."""
         return self._mine.has(kind)
 
     def _private(self, tensor: Tensor, ready: "torch.cuda.Event | None") -> Tensor:
@@ -168,19 +157,15 @@ class NoLink(Link):
     """The missing neighbour of the first and of the last stage: nothing is ever sent there."""
 
     def send(self, kind: Kind, step: int, tensor: Tensor) -> None:
-        """There is nobody to send to: a fault of the schedule."""
         raise AssertionError(f"{kind} of step {step} has no receiver")
 
     def receive(self, kind: Kind, step: int) -> Tensor:
-        """There is nobody to receive from: a fault of the schedule."""
         raise AssertionError(f"{kind} of step {step} has no sender")
 
     def receive_any(self, kind: Kind) -> tuple[int, Tensor]:
-        """There is nobody to receive from: a fault of the schedule."""
         raise AssertionError(f"{kind} has no sender")
 
     def has(self, kind: Kind) -> bool:
-        """Nothing ever comes."""
         return False
 
 

@@ -9,7 +9,8 @@ import ray
 import torch
 from torch import Tensor
 
-from backlink_ray.pipeline.exchange import CAPACITY, Kind, Link, LinkError, Mailbox
+from backlink_ray.errors import LinkError
+from backlink_ray.pipeline.exchange import CAPACITY, Kind, Link, Mailbox
 
 
 class ObjectStoreLink(Link):
@@ -35,7 +36,6 @@ class ObjectStoreLink(Link):
         self._under_way: dict[Kind, deque[tuple[int, Any]]] = {kind: deque() for kind in Kind}
 
     def send(self, kind: Kind, step: int, tensor: Tensor) -> None:
-        """Hand a copy to the object store; waits while more than `CAPACITY` of its kind have no room at the neighbour's."""
         array = tensor.detach().cpu().contiguous().numpy()
         method = self._peer.deliver_previous if self._side == "previous" else self._peer.deliver_following
         under_way = self._under_way[kind]
@@ -54,16 +54,13 @@ class ObjectStoreLink(Link):
             raise LinkError(f"{kind} of step {step} could not be delivered: the neighbour is gone") from error
 
     def receive(self, kind: Kind, step: int) -> Tensor:
-        """Return a private copy on this stage's device: what the object store lends is read-only and shared."""
         return self._private(self._mine.take(kind, step, self._timeout_s))
 
     def receive_any(self, kind: Kind) -> tuple[int, Tensor]:
-        """Return a private copy of the message whose turn it is."""
         step, array = self._mine.take_any(kind, self._timeout_s)
         return step, self._private(array)
 
     def has(self, kind: Kind) -> bool:
-        """Look into this actor's mailbox."""
         return self._mine.has(kind)
 
     def _private(self, array: "np.ndarray[Any, Any]") -> Tensor:

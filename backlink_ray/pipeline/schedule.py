@@ -67,56 +67,56 @@ def step_actions(
         has_tail: whether modules but the last have tail units.
         is_stale: as `Method.is_stale`.
     """
-    hears, tells = not is_last, not is_first
+    has_next, has_previous = not is_last, not is_first
     replica, error, delayed = link == "replica", link == "error", link == "delayed"
     late = error and has_tail
     names: list[tuple[str, int, bool]] = [
-        ("receive_activation", 0, tells),
-        ("replica_forward", 0, replica and tells),
+        ("receive_activation", 0, has_previous),
+        ("replica_forward", 0, replica and has_previous),
         ("body_forward", 0, True),
-        ("send_activation", 0, hears and not late),
-        ("receive_link_gradient", 1, replica and hears and not is_stale),
-        ("receive_error", 1, (error or delayed) and hears),
-        ("link_backward", 1, error and hears),
-        ("tail_update", 1, (replica or error) and hears and not is_stale),
+        ("send_activation", 0, has_next and not late),
+        ("receive_link_gradient", 1, replica and has_next and not is_stale),
+        ("receive_error", 1, (error or delayed) and has_next),
+        ("link_backward", 1, error and has_next),
+        ("tail_update", 1, (replica or error) and has_next and not is_stale),
         ("tail_forward", 0, True),
-        ("send_output", 0, hears and late),
+        ("send_output", 0, has_next and late),
         ("local_backward", 0, True),
-        ("send_error", 0, (error or delayed) and tells),
-        ("send_local_gradient", 0, replica and hears),
+        ("send_error", 0, (error or delayed) and has_previous),
+        ("send_local_gradient", 0, replica and has_next),
         ("body_update", 0, True),
-        ("receive_link_gradient", 1, replica and hears and is_stale),
-        ("tail_update", 0, replica and hears and is_stale),
-        ("replica_backward", 0, replica and tells),
-        ("send_link_gradient", 0, replica and tells),
-        ("receive_local_gradient", 0, replica and tells),
-        ("replica_update", 0, replica and tells),
+        ("receive_link_gradient", 1, replica and has_next and is_stale),
+        ("tail_update", 0, replica and has_next and is_stale),
+        ("replica_backward", 0, replica and has_previous),
+        ("send_link_gradient", 0, replica and has_previous),
+        ("receive_local_gradient", 0, replica and has_previous),
+        ("replica_update", 0, replica and has_previous),
     ]
     return tuple(Action(name, lag) for name, lag, present in names if present)
 
 
-def free_actions(*, is_first: bool, is_last: bool, has_tail: bool) -> tuple[Action, ...]:
+def async_actions(*, is_first: bool, is_last: bool, has_tail: bool) -> tuple[Action, ...]:
     """Return what one stage does in one step where stages do not keep step (mode async).
 
     It waits for nothing but its first input: it works on the freshest of the least used activations it has, and hears the
     newest link gradients that have come. The next stage's copy of a tail is refreshed with the tail's own weights, since
     nothing could keep two copies equal here.
     """
-    hears, tells = has_tail and not is_last, has_tail and not is_first
+    has_next, has_previous = has_tail and not is_last, has_tail and not is_first
     names = [
         ("receive_fresh_activation", not is_first),
-        ("replica_refresh", tells),
-        ("replica_forward", tells),
+        ("replica_refresh", has_previous),
+        ("replica_forward", has_previous),
         ("body_forward", True),
         ("send_fresh_activation", not is_last),
-        ("send_tail_weights", hears),
+        ("send_tail_weights", has_next),
         ("tail_forward", True),
         ("local_backward", True),
         ("body_update", True),
-        ("receive_newest_gradient", hears),
-        ("tail_update", hears),
-        ("replica_backward", tells),
-        ("send_newest_gradient", tells),
+        ("receive_newest_gradient", has_next),
+        ("tail_update", has_next),
+        ("replica_backward", has_previous),
+        ("send_newest_gradient", has_previous),
     ]
     return tuple(Action(name) for name, present in names if present)
 

@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from backlink_ray.data.datasets import ImageSet
+from backlink_ray.data.images import ImageSet
 from backlink_ray.data.loader import evaluation_batches
 from backlink_ray.local.graph import Graph
-from backlink_ray.local.module import Chain, Draws, LocalModule, load_named
+from backlink_ray.local.module import Chain, LocalModule, StepSeed, load_named
 from backlink_ray.measure.metrics import peak_memory_mib, reset_peak_memory
 from backlink_ray.measure.timeline import NoTimeline, Span, Timeline
 from backlink_ray.methods.base import Batch
-from backlink_ray.methods.carry import Carry
+from backlink_ray.methods.state import MethodState
 from backlink_ray.pipeline.exchange import Kind, Link, NoLink, flatten, unflatten
 from backlink_ray.pipeline.schedule import Action, run_actions, step_actions
 from backlink_ray.train.executor import Evaluation, EvaluationSum, Job, forward_for_evaluation, to_cpu
@@ -63,7 +63,7 @@ class StagePlan:
 
 def plan_stages(job: Job) -> list[StagePlan]:
     """Return one plan a module; replicas are copies, and later stages get labels without pixels."""
-    modules = job.method.arrange(job.modules)
+    modules = job.method.prepare(job.modules)
     plans = []
     for k, module in enumerate(modules):
         before = modules[k - 1] if k else module
@@ -95,7 +95,7 @@ class Stage:
         self._batches = self._job.batches(self._device, self._job.train)
         self._timeline = Timeline(plan.stage_index) if self._job.timeline else NoTimeline()
         self._actions = self._schedule()
-        self._carry, self._replica_carry = Carry(), Carry()
+        self._method_state, self._replica_method_state = MethodState(), MethodState()
         self._step = 0
         self._link_s = 0.0
         self._losses: list[Tensor] = []
@@ -121,8 +121,8 @@ class Stage:
 
     def _make_updaters(self) -> None:
         method, recipe = self._method, self._job.recipe
-        self._rest_updater = Updater(method.rest_named(self._module), recipe)
-        self._linked_updater = Updater(method.linked_named(self._module), recipe, method.helper_lr)
+        self._rest_updater = Updater(method.local_parameters(self._module), recipe)
+        self._linked_updater = Updater(method.linked_parameters(self._module), recipe, method.helper_lr)
         self._replica_updater = Updater(self._replica.named(), recipe)
 
     def connect(self, previous: Link, following: Link) -> None:
@@ -155,12 +155,12 @@ class Stage:
         self._x = self._receive(self._previous, Kind.ACTIVATION, step)
 
     def _replica_forward(self, step: int) -> None:
-        self._replica_graph: Graph = self._method.forward_replica(self._replica, self._x, self._draws(step))
+        self._replica_graph: Graph = self._method.forward_replica(self._replica, self._x, self._step_seed(step))
         self._x = self._replica_graph.output
 
     def _body_forward(self, step: int) -> None:
         x = self._images(step) if self._plan.is_first else self._x
-        self._body_graph: Graph = self._method.forward_body(self._module, x, self._draws(step))
+        self._body_graph: Graph = self._method.forward_body(self._module, x, self._step_seed(step))
         self._x = self._nothing
 
     def _send_activation(self, step: int) -> None:
@@ -170,32 +170,39 @@ class Stage:
         self._send(self._next, Kind.ACTIVATION, step, self._tail_graph.output)
 
     def _receive_error(self, step: int) -> None:
-        self._carry.error = self._receive(self._next, Kind.ERROR, step)
+        self._method_state.error = self._receive(self._next, Kind.ERROR, step)
 
     def _link_backward(self, step: int) -> None:
-        self._carry.link = self._method.link_backward(self._open_graph, self._carry.error)
-        self._carry.error = self._nothing
+        self._method_state.link = self._method.link_backward(self._open_graph, self._method_state.error)
+        self._method_state.error = self._nothing
         del self._open_graph
 
     def _receive_link_gradient(self, step: int) -> None:
         vector = self._receive(self._next, Kind.LINK_GRADIENT, step)
-        self._carry.link = unflatten(vector, list(self._tail.parameters()))
+        self._method_state.link = unflatten(vector, list(self._tail.parameters()))
 
     def _tail_update(self, step: int) -> None:
         local, self._local_gradients = self._local_gradients, []
-        link, self._carry.link = self._carry.link or local, []
+        link, self._method_state.link = self._method_state.link or local, []
         self._linked_updater.update(self._method.mix(self._tail, local, link), self._job.lr(step))
 
     def _tail_forward(self, step: int) -> None:
-        self._tail_graph: Graph = self._method.forward_tail(self._module, self._body_graph.output, self._draws(step))
+        self._tail_graph: Graph = self._method.forward_tail(
+            self._module, self._body_graph.output, self._step_seed(step)
+        )
 
     def _local_backward(self, step: int) -> None:
         method, module = self._method, self._module
         images = self._images(step) if method.wants_images else self._nothing
-        batch = Batch(images, self._batches.labels(self._batch_of(step)), self._draws(step))
+        batch = Batch(images, self._batches.labels(self._batch_of(step)), self._step_seed(step))
         waits = method.link_kind == "error" and method.has_link(module)
         result = method.local_backward(
-            module, self._body_graph, self._tail_graph, batch, self._carry, keep_tail=waits and method.keeps_tail()
+            module,
+            self._body_graph,
+            self._tail_graph,
+            batch,
+            self._method_state,
+            keep_tail=waits and method.keeps_tail(),
         )
         self._losses.append(result.loss)
         self._rest, self._local_gradients, self._input_error = result.rest, result.linked, result.error
@@ -235,11 +242,14 @@ class Stage:
 
     def _replica_update(self, step: int) -> None:
         local, self._previous_gradients = self._previous_gradients, []
-        link, self._replica_gradients = self._method.settle(self._replica_carry, local, self._replica_gradients), []
+        link, self._replica_gradients = (
+            self._method.link_gradients_to_mix(self._replica_method_state, local, self._replica_gradients),
+            [],
+        )
         self._replica_updater.update(self._method.mix(self._replica, local, link), self._job.lr(step))
 
-    def _draws(self, step: int) -> Draws:
-        return Draws(self._job.seed, self._batch_of(step))
+    def _step_seed(self, step: int) -> StepSeed:
+        return StepSeed(self._job.seed, self._batch_of(step))
 
     def _send(self, link: Link, kind: Kind, step: int, tensor: Tensor) -> None:
         with self._waiting():
@@ -276,8 +286,8 @@ class Stage:
         """Return this stage's part of the state, on the CPU; the replica is its owner's to give."""
         weights = {n: t.detach() for n, t in self._module.named_state()}
         momentum = {**self._rest_updater.momentum(), **self._linked_updater.momentum()}
-        carry = dict(self._carry.tensors(self._module.module_index))
-        return to_cpu(TrainState(weights, momentum, self._step, carry))
+        method_state = dict(self._method_state.tensors(self._module.module_index))
+        return to_cpu(TrainState(weights, momentum, self._step, method_state))
 
     def load(self, state: TrainState) -> None:
         """Take this stage's part, and its replica's, out of a whole state."""
@@ -288,9 +298,9 @@ class Stage:
         for updater in (self._rest_updater, self._linked_updater, self._replica_updater):
             updater.load_momentum(state.momentum)
         k, seed = self._module.module_index, self._job.seed
-        self._carry.load(k, state.carry, self._module.chain, seed)
+        self._method_state.load(k, state.method_state, self._module.chain, seed)
         if len(self._replica):
-            self._replica_carry.load(k - 1, state.carry, self._replica, seed)
+            self._replica_method_state.load(k - 1, state.method_state, self._replica, seed)
         self._step = state.step
 
 
@@ -299,8 +309,8 @@ def merge_states(parts: Sequence[TrainState]) -> TrainState:
     assert len({part.step for part in parts}) == 1, [part.step for part in parts]
     weights = {n: t for part in parts for n, t in part.weights.items()}
     momentum = {n: t for part in parts for n, t in part.momentum.items()}
-    carry = {n: t for part in parts for n, t in part.carry.items()}
-    return TrainState(weights, momentum, parts[0].step, carry)
+    method_state = {n: t for part in parts for n, t in part.method_state.items()}
+    return TrainState(weights, momentum, parts[0].step, method_state)
 
 
 def merge_reports(parts: Sequence[StageReport]) -> StageReport:

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from backlink_ray.pipeline.controller import Outcome, PipelineExecutor, StageGroup, guilty
+from backlink_ray.pipeline.asyncstage import make_stage
+from backlink_ray.pipeline.controller import Outcome, PipelineExecutor, StageGroup, first_failure
 from backlink_ray.pipeline.exchange import Link, Mailbox, NoLink, QueueLink
-from backlink_ray.pipeline.freestage import make_stage
 from backlink_ray.pipeline.stage import Stage, StageReport, merge_reports, plan_stages
-from backlink_ray.provenance import derive_seed
+from backlink_ray.seeds import derive_seed
 from backlink_ray.train.executor import Job
 
 
@@ -25,13 +25,12 @@ class ThreadGroup(StageGroup):
         self._lock = threading.Lock()
 
     def call(self, name: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """Call every stage in its own thread."""
         with self._lock:
             futures = [self._pool.submit(getattr(s, name), *a) for s, a in zip(self._stages, arguments, strict=True)]
             self._end_all_at_first_failure(futures)
             outcomes = [Outcome(f.exception(), position=s.position) for f, s in zip(futures, self._stages, strict=True)]
         if any(outcome.error for outcome in outcomes):
-            error = guilty(outcomes)
+            error = first_failure(outcomes)
             raise error from outcomes[error.stage_index].error
         return [f.result() for f in futures]
 
@@ -43,13 +42,12 @@ class ThreadGroup(StageGroup):
         wait(futures)
 
     def close(self) -> None:
-        """End the threads."""
         for mailbox in self._mailboxes:
             mailbox.abort("the run ends")
         self._pool.shutdown(wait=True)
 
 
-class TurnGroup(ThreadGroup):
+class RoundRobinGroup(ThreadGroup):
     """Stages that train one after another in this thread, every step in another order, drawn from the seed.
 
     The first step goes from the first stage to the last, since each needs an input to begin with.
@@ -60,7 +58,6 @@ class TurnGroup(ThreadGroup):
         self._seed, self._turn = seed, 0
 
     def call(self, name: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """Run steps in turns; anything else in every stage's own thread."""
         if name != "run":
             return super().call(name, arguments)
         reports: list[list[StageReport]] = [[] for _ in self._stages]
@@ -104,10 +101,10 @@ class ThreadsExecutor(PipelineExecutor):
         return ThreadGroup(stages, mailboxes)
 
 
-class TurnsExecutor(ThreadsExecutor):
+class RoundRobinExecutor(ThreadsExecutor):
     """Stages that do not keep step (mode async), in one thread and repeatable: what executor local is for them."""
 
     name = "local"
 
     def _group_of(self, stages: Sequence[Stage], mailboxes: Sequence[Mailbox], job: Job) -> StageGroup:
-        return TurnGroup(stages, mailboxes, job.seed)
+        return RoundRobinGroup(stages, mailboxes, job.seed)

@@ -4,14 +4,15 @@ import dataclasses
 import hashlib
 import json
 import math
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-# Every data set with its number of training images.
-DATASETS = {
-    "cifar10-sample": 2_000, "cifar10": 50_000, "cifar100": 50_000, "svhn": 73_257, "stl10": 5_000, "cifar10-lt": 20_089,
-}  # fmt: skip
+from backlink_ray.data.datasets import DATASETS
+from backlink_ray.errors import ConfigError
+from backlink_ray.local.heads import HEADS
+from backlink_ray.local.sizes import check_propagation, module_sizes
+from backlink_ray.methods.backlink import BASES, check_mode
+from backlink_ray.nets.names import unit_count
+
 # Every method with the options that have a meaning for it; BackLink has those of the method it builds on besides.
 METHODS: dict[str, tuple[str, ...]] = {
     "bp": (),
@@ -33,78 +34,11 @@ METHODS: dict[str, tuple[str, ...]] = {
     "ddg": (),
     "dni": ("synthesizer_lr", "synthesizer_width", "label_conditioning"),
 }
-BASES = ("gll", "dgl", "predsim", "infopro")
-HEADS = ("fc", "conv", "pool", "mlp-sr")
 EXECUTORS = ("auto", "local", "threads", "ray")
-NETWORKS = "alexnet, vgg16, vit<depth> (vit1 to vit99), resnet<6n+2> (resnet8, resnet14, ..., resnet32, ..., resnet110)"
-_UNITS = {"alexnet": 8, "vgg16": 16}
 
 # What may differ between two runs that give the same weights: no part of a run's identity, but for mode async, in which
 # the executor decides in which order stages take their steps.
 _NOT_IDENTITY = ("executor", "link")
-
-
-class ConfigError(ValueError):
-    """A value that cannot be used: the message gives what was received, the rule, and what is allowed."""
-
-
-def unit_count(network: str) -> int:
-    """Return how many units a named network has, for example 3n + 1 for resnet<6n+2> (the stem and 3n residual blocks)."""
-    if network in _UNITS:
-        return _UNITS[network]
-    if match := re.fullmatch(r"vit([1-9]\d?)", network):
-        return 1 + int(match[1])
-    match = re.fullmatch(r"resnet([1-9]\d{0,3})", network)
-    if not match or (int(match[1]) - 2) % 6 or int(match[1]) < 8:
-        raise ConfigError(f"network={network!r} is not known; allowed: {NETWORKS}")
-    return (int(match[1]) - 2) // 2 + 1
-
-
-def module_sizes(num_units: int, num_modules: int, remainder: str = "front", network: str = "the network") -> list[int]:
-    """Split `num_units` into `num_modules` consecutive groups of nearly equal size.
-
-    Args:
-        num_units: N >= 1.
-        num_modules: K in 1..N.
-        remainder: which groups hold one unit more when K does not divide N: the first ("front") or the last ("back").
-        network: the name used in the error.
-
-    Returns:
-        K sizes that sum to N, for example 55 units at K = 4: [14, 14, 14, 13].
-    """
-    _choice("remainder", remainder, ("front", "back"))
-    if not 1 <= num_modules <= num_units:
-        raise ConfigError(
-            f"num_modules={num_modules} is out of range for {network} with {num_units} units; allowed 1..{num_units}"
-        )
-    small, larger = divmod(num_units, num_modules)
-    sizes = [small + 1] * larger + [small] * (num_modules - larger)
-    return sizes if remainder == "front" else sizes[::-1]
-
-
-def longest_propagation(sizes: Sequence[int]) -> int:
-    """Return the largest valid propagation length l: the smallest local module but the last (K = 1: no limit matters)."""
-    return min(sizes[:-1], default=sizes[-1])
-
-
-def check_propagation(propagation_length: int, sizes: Sequence[int], network: str = "the network") -> None:
-    """Refuse an l that does not fit into every module that passes an error back; with K = 1 any l means BP."""
-    limit = longest_propagation(sizes)
-    if propagation_length < 0:
-        raise ConfigError(f"propagation_length={propagation_length} is negative; allowed 0..{limit}")
-    if len(sizes) > 1 and propagation_length > limit:
-        raise ConfigError(
-            f"propagation_length={propagation_length} exceeds {limit}, the smallest local module of {network} "
-            f"at K={len(sizes)}; allowed 0..{limit}"
-        )
-
-
-def check_mode(mode: str, link: str) -> None:
-    """Refuse a late link over "error": the tail's graph would not survive the update that comes before the error."""
-    if mode != "exact" and link != "replica":
-        raise ConfigError(
-            f"mode={mode!r} with link={link!r} has no tail to walk back; allowed: link replica, or mode exact"
-        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -257,7 +191,7 @@ class RunConfig:
 _CHOICES: dict[str, tuple[str, ...]] = {
     "dataset": tuple(DATASETS),
     "method": tuple(METHODS),
-    "head": HEADS,
+    "head": tuple(HEADS),
     "executor": EXECUTORS,
     "final_head": ("auto", "native"),
     "alpha_mode": ("once", "compound"),

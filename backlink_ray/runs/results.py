@@ -3,16 +3,20 @@
 results/part-<time>-<run_id>.parquet    one small file a row; the newest row of a run counts
 """
 
+import json
 import os
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from backlink_ray.files import write_whole
-from backlink_ray.tracking.spool import slug
+from backlink_ray.runs.config import RunConfig
+from backlink_ray.text import slug
 
 Value = str | int | float | bool
 
@@ -81,3 +85,30 @@ def _read(path: Path) -> dict[str, Value]:
     except (pa.ArrowInvalid, IndexError) as error:
         raise ValueError(f"{path} is no readable result ({error}); delete it to run its cell again") from error
     return row
+
+
+def config_of(row: dict[str, Any]) -> RunConfig:
+    """Return the configuration a record's row was run with."""
+    return RunConfig(**{name: row[name] for name in RunConfig.__dataclass_fields__ if name in row})
+
+
+def made_with(folder: Path, rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Return the hardware, versions and commits that a folder's finished runs had, a line each with how many."""
+    found: Counter[str] = Counter()
+    for row in rows:
+        file = folder / "runs" / str(row["run_id"]) / "environment.json"
+        if row["status"] == "FINISHED" and file.exists():
+            found[_made_with(json.loads(file.read_text())) + f", executor {row['executor']}"] += 1
+    return tuple(f"{text}: {count} run{'s' * (count > 1)}" for text, count in found.items())
+
+
+def _made_with(about: dict[str, object]) -> str:
+    versions = about.get("versions")
+    torch_version = versions.get("torch", "") if isinstance(versions, dict) else ""
+    gpus = about.get("gpus")
+    where = (
+        ", ".join(map(str, gpus))
+        if isinstance(gpus, list) and gpus
+        else f"{about.get('cpu')} x {about.get('cpu_cores')}"
+    )
+    return f"{where}, torch {torch_version}, backlink_ray {about.get('backlink_ray')}, commit {about.get('commit')}"

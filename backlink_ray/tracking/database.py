@@ -28,7 +28,7 @@ def database_path(uri: str) -> Path | None:
 
 
 @contextlib.contextmanager
-def alone_at_database(uri: str) -> Iterator[None]:
+def sqlite_lock(uri: str) -> Iterator[None]:
     """Hold a SQLite store for the time of a first start; does nothing for other stores.
 
     MLflow makes the tables without a lock: of 8 processes that opened one fresh file, 8 failed.

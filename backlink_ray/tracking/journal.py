@@ -15,7 +15,8 @@ from types import MappingProxyType
 from typing import Literal, get_args
 
 from backlink_ray.files import sync_folder, try_lock
-from backlink_ray.tracking.spool import Event, Ledger, Spool, metric_key, now_ms, slug
+from backlink_ray.text import slug
+from backlink_ray.tracking.spool import Event, Ledger, Spool, metric_key, now_ms
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 Scalar = str | int | float
@@ -29,7 +30,7 @@ _NO_DATASET: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Card:
+class ExperimentInfo:
     """What an experiment is called and says about itself."""
 
     experiment: str
@@ -106,9 +107,9 @@ class Journal:
         card: The experiment; its name is slugged and also names the spool.
     """
 
-    def __init__(self, spool_dir: Path, card: Card) -> None:
+    def __init__(self, spool_dir: Path, card: ExperimentInfo) -> None:
         metric = metric_key(card.primary_metric)
-        self.card = Card(experiment=slug(card.experiment), note=card.note, primary_metric=metric)
+        self.card = ExperimentInfo(experiment=slug(card.experiment), note=card.note, primary_metric=metric)
         self.spool = Spool(spool_dir, self.card.experiment)
         self._presence = _Presence(self.spool.path.with_suffix(".alive"))
         self._ledger = Ledger(self.spool.read())

@@ -16,7 +16,8 @@ import time
 from collections.abc import Sequence
 from typing import Protocol
 
-from backlink_ray.files import BusyError, exclusive
+from backlink_ray.errors import BusyError
+from backlink_ray.files import exclusive
 from backlink_ray.tracking.spool import Event, Spool
 
 _log = logging.getLogger(__name__)

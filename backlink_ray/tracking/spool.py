@@ -6,7 +6,6 @@ Pure: no network, no MLflow. One event is one line of JSON. The file is only eve
 any moment leaves at most one torn last line, which readers skip and the next writer starts a new line after.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -18,29 +17,12 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from backlink_ray.files import sync_folder
+from backlink_ray.text import short_hash, slug
 
 Kind = Literal["start", "metrics", "artifact", "end"]
 
-_UNSAFE = re.compile(r"[^A-Za-z0-9._=+-]+")
 _BAD_KEY = re.compile(r"[^A-Za-z0-9_. :/-]+")
-_MAX_SLUG = 100  # bytes; leaves room for our suffixes below the 255 bytes of common file systems
 _MAX_KEY = 250  # characters; MLflow's limit for the keys of metrics, parameters and tags
-
-
-def slug(name: str) -> str:
-    """A name that is safe as a file name, a run name and an experiment name.
-
-    Args:
-        name: Any text, also with `..`, slashes, backslashes, percent escapes or NUL.
-
-    Returns:
-        1 to 100 characters out of `A-Z a-z 0-9 . _ = + -`, beginning with neither `.` nor `-`. A name that had to be
-        changed carries a short hash of the original, so that two changed names do not meet in one slug.
-    """
-    cleaned = _UNSAFE.sub("-", name).rstrip("-").lstrip(".-")
-    if cleaned == name and 0 < len(name) <= _MAX_SLUG:
-        return name
-    return f"{cleaned[: _MAX_SLUG - 9] or 'name'}-{_digest(name)}"
 
 
 def metric_key(key: str) -> str:
@@ -52,11 +34,7 @@ def metric_key(key: str) -> str:
     cleaned = "/".join(parts)
     if cleaned == key and 0 < len(key) <= _MAX_KEY:
         return key
-    return f"{cleaned[: _MAX_KEY - 9].rstrip('/') or 'key'}-{_digest(key)}"
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return f"{cleaned[: _MAX_KEY - 9].rstrip('/') or 'key'}-{short_hash(key)}"
 
 
 def now_ms() -> int:

@@ -15,10 +15,11 @@ import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from backlink_ray.tracking.database import alone_at_database, database_path
-from backlink_ray.tracking.journal import Card, Journal, NoTracker, SyncReport
+from backlink_ray.text import slug
+from backlink_ray.tracking.database import database_path, sqlite_lock
+from backlink_ray.tracking.journal import ExperimentInfo, Journal, NoTracker, SyncReport
 from backlink_ray.tracking.replay import Replayer
-from backlink_ray.tracking.spool import Event, Spool, by_run, slug
+from backlink_ray.tracking.spool import Event, Spool, by_run
 from backlink_ray.tracking.uri import (
     artifact_location,
     chart_link,
@@ -90,7 +91,7 @@ class Tracker(Journal):
         artifact_root: Path | str = "",
     ) -> None:
         self._uri = checked_uri(tracking_uri)
-        super().__init__(spool_dir, Card(experiment=experiment, note=note, primary_metric=primary_metric))
+        super().__init__(spool_dir, ExperimentInfo(experiment=experiment, note=note, primary_metric=primary_metric))
         self._artifact_root = str(artifact_root)
         sink = self._sink()
         if database_path(self._uri):
@@ -161,7 +162,7 @@ class MlflowSink:
         artifact_root: As for `Tracker`.
     """
 
-    def __init__(self, uri: str, card: Card, spool_dir: Path, artifact_root: str = "") -> None:
+    def __init__(self, uri: str, card: ExperimentInfo, spool_dir: Path, artifact_root: str = "") -> None:
         self._uri, self._card, self._spool_dir, self._artifact_root = uri, card, spool_dir, artifact_root
         self._experiments: list[Experiment] = []  # none or one: nothing is opened before it is needed
         self._runs: dict[str, str] = {}
@@ -169,7 +170,7 @@ class MlflowSink:
     def open(self) -> str:
         """Find or make the experiment; returns its id and birth, which no other store shares."""
         if not self._experiments:
-            with alone_at_database(self._uri):  # a server makes its tables alone
+            with sqlite_lock(self._uri):  # a server makes its tables alone
                 self._client = MlflowClient(self._uri)
                 self._experiments = [self._find_or_create()]
         found = self._experiments[0]
@@ -342,7 +343,9 @@ def _sync_one(spool: Spool, uri: str, artifact_root: str, timeout_s: float) -> S
     starts = [event for event in events if event.kind == "start"]
     if not starts:
         return SyncReport()
-    card = Card(experiment=starts[-1].experiment, note=starts[-1].note, primary_metric=starts[-1].primary_metric)
+    card = ExperimentInfo(
+        experiment=starts[-1].experiment, note=starts[-1].note, primary_metric=starts[-1].primary_metric
+    )
     replayer = Replayer(spool, MlflowSink(uri, card, spool.path.parent, artifact_root), redact(uri))
     replayer.replay_all(timeout_s)
     spool.close()

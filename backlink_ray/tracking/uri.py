@@ -6,9 +6,8 @@ import shlex
 from pathlib import Path
 from urllib.parse import quote, unquote
 
-from backlink_ray.provenance import as_typed
+from backlink_ray.text import slug, typed_program
 from backlink_ray.tracking.database import database_path
-from backlink_ray.tracking.spool import slug
 
 LOCAL_SERVER = "http://127.0.0.1:5000"  # what `ui_command` starts
 
@@ -57,14 +56,14 @@ def ui_command(uri: str) -> str:
     """The shell command that shows the store on the loopback address; empty where a server already does."""
     if uri.startswith(("http://", "https://")):
         return ""
-    return f"{as_typed('mlflow')} ui --backend-store-uri {shlex.quote(redact(uri))} --host 127.0.0.1 --port 5000"
+    return f"{typed_program('mlflow')} ui --backend-store-uri {shlex.quote(redact(uri))} --host 127.0.0.1 --port 5000"
 
 
 def sync_command(spool_dir: Path, uri: str) -> str:
     """The shell command that brings the spool to MLflow later. A URI with a secret is left to the environment."""
     if redact(uri) != uri:
-        return f"{as_typed('backlink-ray')} sync {shlex.quote(str(spool_dir))}  (with MLFLOW_TRACKING_URI set)"
-    return f"{as_typed('backlink-ray')} sync {shlex.quote(str(spool_dir))} --tracking-uri {shlex.quote(uri)}"
+        return f"{typed_program('backlink-ray')} sync {shlex.quote(str(spool_dir))}  (with MLFLOW_TRACKING_URI set)"
+    return f"{typed_program('backlink-ray')} sync {shlex.quote(str(spool_dir))} --tracking-uri {shlex.quote(uri)}"
 
 
 def browser_base(uri: str) -> str:

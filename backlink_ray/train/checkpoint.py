@@ -11,14 +11,11 @@ from typing import Any
 
 from torch import Tensor
 
+from backlink_ray.errors import CheckpointError
 from backlink_ray.files import sync_folder, write_synced
 from backlink_ray.train.trainer import TrainState
 
 MANIFEST = "manifest.json"
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be written or read: names the file, and what was expected."""
 
 
 class Checkpoints:
@@ -48,7 +45,7 @@ class Checkpoints:
         files = {
             "weights.safetensors": save(_contiguous(state.weights)),
             "momentum.safetensors": save(_contiguous(state.momentum)),
-            "carry.safetensors": save(_contiguous(state.carry)),
+            "carry.safetensors": save(_contiguous(state.method_state)),
             "state.json": json.dumps({"step": state.step, "extra": dict(extra)}).encode(),
         }
         files[MANIFEST] = json.dumps({name: hashlib.sha256(raw).hexdigest() for name, raw in files.items()}).encode()
@@ -103,9 +100,9 @@ def _read(folder: Path) -> tuple[TrainState, dict[str, Any]]:
         if hashlib.sha256(raw).hexdigest() != manifest[name]:
             raise CheckpointError(f"checkpoint file {folder / name} is corrupt: expected sha256 {manifest[name]}")
     state = json.loads(files["state.json"])
-    carry = load(files["carry.safetensors"]) if "carry.safetensors" in files else {}
+    method_state = load(files["carry.safetensors"]) if "carry.safetensors" in files else {}
     weights, momentum = (load(files[f"{name}.safetensors"]) for name in ("weights", "momentum"))
-    return TrainState(weights, momentum, state["step"], carry), state["extra"]
+    return TrainState(weights, momentum, state["step"], method_state), state["extra"]
 
 
 def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

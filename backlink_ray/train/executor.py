@@ -9,25 +9,15 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from backlink_ray.data.datasets import Augmentation, ImageSet
+from backlink_ray.data.images import Augmentation, ImageSet
 from backlink_ray.data.loader import Batches, evaluation_batches
-from backlink_ray.local.module import Draws, LocalModule
+from backlink_ray.errors import NonFiniteLossError
+from backlink_ray.local.module import LocalModule, StepSeed
 from backlink_ray.measure.metrics import peak_memory_mib, reset_peak_memory
 from backlink_ray.measure.timeline import Span
 from backlink_ray.methods.base import Method
 from backlink_ray.train.optim import LearningRate, Recipe
 from backlink_ray.train.trainer import Trainer, TrainState
-
-
-class NonFiniteLossError(RuntimeError):
-    """A local loss became NaN or infinite: training on would only hide it."""
-
-    def __init__(self, stage_index: int, step: int, value: float) -> None:
-        super().__init__(stage_index, step, value)
-        self.stage_index, self.step, self.value = stage_index, step, value
-
-    def __str__(self) -> str:
-        return f"the local loss of stage {self.stage_index} is {self.value} at step {self.step}; try a smaller lr"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,7 +169,6 @@ class LocalExecutor(Executor):
         reset_peak_memory(self.device)
 
     def train(self, num_steps: int) -> ChunkReport:
-        """Train on the next batches."""
         start, first = time.perf_counter(), self._trainer.step_index
         steps = range(first, first + num_steps)
         losses = [self._trainer.step(self._batches.images(t), self._batches.labels(t)) for t in steps]
@@ -189,7 +178,6 @@ class LocalExecutor(Executor):
         return ChunkReport(table, time.perf_counter() - start, (0.0,) * num, (peak_memory_mib(self.device),) * num)
 
     def evaluate(self, which: str) -> Evaluation:
-        """Evaluate batch by batch."""
         total = EvaluationSum()
         for images, labels in evaluation_batches(
             self._job.evaluations[which], self._job.batch_size, self._job.mean, self._job.std, self.device
@@ -198,15 +186,13 @@ class LocalExecutor(Executor):
         return total.result()
 
     def state(self) -> TrainState:
-        """Return a copy of the state on the CPU."""
         return to_cpu(self._trainer.state())
 
     def load(self, state: TrainState) -> None:
-        """Go on from a state."""
         self._trainer.load(state)
 
     def close(self) -> None:
-        """Nothing was started."""
+        pass
 
 
 def forward_for_evaluation(modules: list[LocalModule], x: Tensor) -> Tensor:
@@ -215,9 +201,9 @@ def forward_for_evaluation(modules: list[LocalModule], x: Tensor) -> Tensor:
         module.eval()
     with torch.no_grad():
         for module in modules:
-            x = module.chain(x, Draws())
+            x = module.chain(x, StepSeed())
         if modules[-1].is_last:
-            x = modules[-1].logits(x, Draws())
+            x = modules[-1].logits(x, StepSeed())
     for module in modules:
         module.train()
     return x
@@ -258,5 +244,5 @@ def to_cpu(state: TrainState) -> TrainState:
         {n: t.detach().cpu().clone() for n, t in state.weights.items()},
         {n: t.detach().cpu().clone() for n, t in state.momentum.items()},
         state.step,
-        {n: t.detach().cpu().clone() for n, t in state.carry.items()},
+        {n: t.detach().cpu().clone() for n, t in state.method_state.items()},
     )

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from backlink_ray.local.module import Draws, LocalModule, load_named
+from backlink_ray.errors import ConfigError
+from backlink_ray.local.module import LocalModule, StepSeed, load_named
 from backlink_ray.methods.base import Batch, LocalResult, Method, Named
-from backlink_ray.methods.carry import Carry
-from backlink_ray.runs.config import ConfigError
+from backlink_ray.methods.state import MethodState
 from backlink_ray.train.optim import LearningRate, Recipe, Updater
 
 
@@ -30,11 +30,11 @@ class TrainState:
     weights: dict[str, Tensor]
     momentum: dict[str, Tensor]
     step: int
-    carry: dict[str, Tensor] = field(default_factory=dict)
+    method_state: dict[str, Tensor] = field(default_factory=dict)
 
 
 def gradients(
-    modules: Sequence[LocalModule], method: Method, images: Tensor, labels: Tensor, draws: Draws | None = None
+    modules: Sequence[LocalModule], method: Method, images: Tensor, labels: Tensor, step_seed: StepSeed | None = None
 ) -> dict[str, Tensor]:
     """Return the method's gradient of every parameter by name; no parameter and no statistic changes.
 
@@ -51,21 +51,23 @@ def gradients(
     Raises:
         ConfigError: the method cannot train these modules (a propagation length beyond the smallest one), or mode async.
     """
-    arranged = _arrange(modules, method)
-    kept = [(b, b.clone()) for module in arranged for b in module.buffers()]
+    prepared = _prepare(modules, method)
+    kept = [(b, b.clone()) for module in prepared for b in module.buffers()]
     try:
-        found, _ = one_pass(arranged, method, images, labels, draws or Draws(), [Carry() for _ in arranged])
-        named = [pair for m in arranged for pair in (*method.rest_named(m), *method.linked_named(m))]
+        found, _ = one_pass(
+            prepared, method, images, labels, step_seed or StepSeed(), [MethodState() for _ in prepared]
+        )
+        named = [pair for m in prepared for pair in (*method.local_parameters(m), *method.linked_parameters(m))]
         return {name: found[name] if name in found else torch.zeros_like(p) for name, p in named}
     finally:
         for buffer, value in kept:
             buffer.copy_(value)
 
 
-def _arrange(modules: Sequence[LocalModule], method: Method) -> list[LocalModule]:
+def _prepare(modules: Sequence[LocalModule], method: Method) -> list[LocalModule]:
     if method.replay_size:
         raise ConfigError("mode='async' does not keep step, and a Trainer does; use an executor, or mode exact")
-    return method.arrange(modules)
+    return method.prepare(modules)
 
 
 def one_pass(
@@ -73,8 +75,8 @@ def one_pass(
     method: Method,
     images: Tensor,
     labels: Tensor,
-    draws: Draws,
-    carries: Sequence[Carry],
+    step_seed: StepSeed,
+    method_states: Sequence[MethodState],
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Return gradients by name and the local losses (K,); batch norm statistics move once, and carries go on a step.
 
@@ -82,36 +84,40 @@ def one_pass(
     """
     found: dict[str, Tensor] = {}
     losses: list[Tensor] = []
-    before: tuple[LocalModule, LocalResult, Carry] | None = None
-    batch, x = Batch(images, labels, draws), images
-    for module, carry in zip(modules, carries, strict=True):
-        result, x = _learn(method, module, x, batch, carry)
-        found.update(_by_name(method.rest_named(module), result.rest or []))
+    before: tuple[LocalModule, LocalResult, MethodState] | None = None
+    batch, x = Batch(images, labels, step_seed), images
+    for module, method_state in zip(modules, method_states, strict=True):
+        result, x = _local_pass(method, module, x, batch, method_state)
+        found.update(_by_name(method.local_parameters(module), result.rest or []))
         if before is not None:
-            found.update(_hear(method, *before, result.error))
+            found.update(_apply_link(method, *before, result.error))
         # The error has been heard: kept on, it would be one activation more beside the next module's graph.
         result = replace(result, error=result.error.new_empty(0))
-        before = (module, result, carry) if method.has_link(module) else None
+        before = (module, result, method_state) if method.has_link(module) else None
         losses.append(result.loss)
     return found, torch.stack(losses)
 
 
-def _learn(method: Method, module: LocalModule, x: Tensor, batch: Batch, carry: Carry) -> tuple[LocalResult, Tensor]:
+def _local_pass(
+    method: Method, module: LocalModule, x: Tensor, batch: Batch, method_state: MethodState
+) -> tuple[LocalResult, Tensor]:
     """Return what a module's own loss gave, and its output."""
-    body = method.forward_body(module, x, batch.draws)
-    tail = method.forward_tail(module, body.output, batch.draws)
+    body = method.forward_body(module, x, batch.step_seed)
+    tail = method.forward_tail(module, body.output, batch.step_seed)
     keep = method.has_link(module) and method.keeps_tail()
-    return method.local_backward(module, body, tail, batch, carry, keep_tail=keep), tail.output
+    return method.local_backward(module, body, tail, batch, method_state, keep_tail=keep), tail.output
 
 
-def _hear(method: Method, module: LocalModule, result: LocalResult, carry: Carry, error: Tensor) -> dict[str, Tensor]:
+def _apply_link(
+    method: Method, module: LocalModule, result: LocalResult, method_state: MethodState, error: Tensor
+) -> dict[str, Tensor]:
     """Hand the next module's error to a module; return what it moves now."""
     if method.link_kind == "delayed":
-        carry.error = error
+        method_state.error = error
         return {}
     tail = module.tail(method.tail_length(module))
-    link = method.settle(carry, result.linked, method.link_backward(result.graph, error))
-    return _by_name(method.linked_named(module), method.mix(tail, result.linked, link))
+    link = method.link_gradients_to_mix(method_state, result.linked, method.link_backward(result.graph, error))
+    return _by_name(method.linked_parameters(module), method.mix(tail, result.linked, link))
 
 
 def _by_name(named: Named, gradients: list[Tensor]) -> dict[str, Tensor]:
@@ -140,25 +146,27 @@ class Trainer:
         recipe: Recipe | None = None,
         seed: int = 0,
     ) -> None:
-        self.modules = _arrange(modules, method)
+        self.modules = _prepare(modules, method)
         self.method = method
         self.step_index = 0
         self._seed = seed
         self._lr = lr
         self._updaters = [
-            Updater((pair for m in self.modules for pair in method.rest_named(m)), recipe or Recipe()),
+            Updater((pair for m in self.modules for pair in method.local_parameters(m)), recipe or Recipe()),
             Updater(
-                (pair for m in self.modules for pair in method.linked_named(m)), recipe or Recipe(), method.helper_lr
+                (pair for m in self.modules for pair in method.linked_parameters(m)),
+                recipe or Recipe(),
+                method.helper_lr,
             ),
         ]
-        self._carries = [Carry() for _ in self.modules]
+        self._method_states = [MethodState() for _ in self.modules]
         for module in self.modules:
             module.train()
 
     def step(self, images: Tensor, labels: Tensor) -> Tensor:
         """Train on one batch, images (N, C, H, W) and labels (N,), and return the local losses (K,) before the update."""
-        draws = Draws(self._seed, self.step_index)
-        found, losses = one_pass(self.modules, self.method, images, labels, draws, self._carries)
+        step_seed = StepSeed(self._seed, self.step_index)
+        found, losses = one_pass(self.modules, self.method, images, labels, step_seed, self._method_states)
         lr = self._lr(self.step_index) if callable(self._lr) else self._lr
         for updater in self._updaters:
             updater.update([found.get(name) for name in updater.names], lr)
@@ -169,16 +177,18 @@ class Trainer:
         """Return weights, batch norm statistics, momentum and step; the tensors are the live ones."""
         weights = {n: t.detach() for module in self.modules for n, t in module.named_state()}
         momentum = {n: t for updater in self._updaters for n, t in updater.momentum().items()}
-        carry = {
-            n: t for m, kept in zip(self.modules, self._carries, strict=True) for n, t in kept.tensors(m.module_index)
+        method_state = {
+            n: t
+            for m, kept in zip(self.modules, self._method_states, strict=True)
+            for n, t in kept.tensors(m.module_index)
         }
-        return TrainState(weights, momentum, self.step_index, carry)
+        return TrainState(weights, momentum, self.step_index, method_state)
 
     def load(self, state: TrainState) -> None:
         """Go on from a state; a tensor that is missing is a KeyError by its name."""
         load_named(self.modules, state.weights)
         for updater in self._updaters:
             updater.load_momentum(state.momentum)
-        for module, carry in zip(self.modules, self._carries, strict=True):
-            carry.load(module.module_index, state.carry, module.chain, self._seed)
+        for module, method_state in zip(self.modules, self._method_states, strict=True):
+            method_state.load(module.module_index, state.method_state, module.chain, self._seed)
         self.step_index = state.step

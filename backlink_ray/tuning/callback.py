@@ -11,16 +11,18 @@ from typing import Any
 from ray import tune
 
 from backlink_ray import provenance
-from backlink_ray.data.datasets import Dataset
+from backlink_ray.data.images import Dataset
 from backlink_ray.paper.cells import published_error_pct
 from backlink_ray.runs.config import RunConfig
+from backlink_ray.runs.data import data_key
+from backlink_ray.runs.folder import RESULT
 from backlink_ray.runs.results import Record, Value
-from backlink_ray.runs.runner import RESULT
 from backlink_ray.tracking.journal import Status
 from backlink_ray.tracking.tracker import Tracker
-from backlink_ray.tuning.outcome import Ending, ending_of
+from backlink_ray.tuning.outcome import TrialOutcome, outcome_of
+from backlink_ray.tuning.resources import ClusterResources
 from backlink_ray.tuning.space import base_with
-from backlink_ray.tuning.trial import Places, choice_of, data_key
+from backlink_ray.tuning.trial import choice_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +34,7 @@ class Ledger:
     folder: Path
     record: Record
     tracker: Tracker
-    places: Places
+    places: ClusterResources
     tags: Mapping[str, Mapping[str, str]]
 
 
@@ -107,7 +109,7 @@ class Reporter(tune.Callback):
         config = self._config(trial)
         if config.run_id not in self._started:  # its process never came up, so Tune did not announce it
             self.on_trial_start(0, [], trial)
-        ending = ending_of(self._folder(trial), config.epochs, trial.last_result or {}, error)
+        ending = outcome_of(self._folder(trial), config.epochs, trial.last_result or {}, error)
         self._track(config, ending)
         if ending.status == "LOST":
             print(f"trial {config.run_name} was lost: {ending.reason}", file=sys.stderr, flush=True)
@@ -126,7 +128,7 @@ class Reporter(tune.Callback):
         if ending.status == "FAILED":
             print(f"trial {config.run_name} failed: {ending.reason}", file=sys.stderr, flush=True)
 
-    def _track(self, config: RunConfig, ending: Ending) -> None:
+    def _track(self, config: RunConfig, ending: TrialOutcome) -> None:
         tracker, folder = self._study.tracker, self._study.folder / "runs" / config.run_id
         for metrics in ending.result.get("curve", []):  # epochs whose report was lost with a killed driver
             tracker.log_metrics(config.run_id, curve_points(metrics), int(metrics["epoch"]))

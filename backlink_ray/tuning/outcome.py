@@ -5,14 +5,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from backlink_ray.runs.runner import FAILURE, RESULT
+from backlink_ray.runs.folder import FAILURE, RESULT
 
 # What a run that was stopped early still tells.
 KEPT = ("test_error_pct", "val_error_pct", "images_per_s", "epoch_s", "peak_memory_mib", "executor")
 
 
 @dataclass(frozen=True, slots=True)
-class Ending:
+class TrialOutcome:
     """How a trial ended.
 
     Attributes:
@@ -34,7 +34,7 @@ class Ending:
         return {k: v for k, v in self.result.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
 
 
-def ending_of(folder: Path, epochs: int, last: dict[str, Any], error: str | None) -> Ending:
+def outcome_of(folder: Path, epochs: int, last: dict[str, Any], error: str | None) -> TrialOutcome:
     """Decide how a trial ended.
 
     Args:
@@ -44,22 +44,22 @@ def ending_of(folder: Path, epochs: int, last: dict[str, Any], error: str | None
         error: what Tune says of it, None where it ended without one.
     """
     if (folder / RESULT).exists():
-        return Ending("FINISHED", "done", dict(json.loads((folder / RESULT).read_text())), epochs)
+        return TrialOutcome("FINISHED", "done", dict(json.loads((folder / RESULT).read_text())), epochs)
     if error is not None:
         return _failed(folder, error)
     reached = int(last.get("epoch", 0))
     if reached < epochs:
         kept = {name: last[name] for name in KEPT if name in last}
-        return Ending("STOPPED", f"stopped early, after epoch {reached}", kept, reached)
-    return Ending(
+        return TrialOutcome("STOPPED", f"stopped early, after epoch {reached}", kept, reached)
+    return TrialOutcome(
         "FAILED", f"{folder / RESULT} is not here, though the run ended; use a --storage-path that all machines share"
     )
 
 
-def _failed(folder: Path, error: str) -> Ending:
+def _failed(folder: Path, error: str) -> TrialOutcome:
     """A run that fails says so in its folder; one that could not say anything was lost."""
     if (folder / FAILURE).exists():
         found = json.loads((folder / FAILURE).read_text())
-        return Ending("LOST" if found["status"] == "LOST" else "FAILED", str(found["reason"]))
+        return TrialOutcome("LOST" if found["status"] == "LOST" else "FAILED", str(found["reason"]))
     lines = [line.strip() for line in error.splitlines() if line.strip()]
-    return Ending("LOST", lines[-1] if lines else "the trial's process died")
+    return TrialOutcome("LOST", lines[-1] if lines else "the trial's process died")

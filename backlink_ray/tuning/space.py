@@ -9,7 +9,9 @@ from typing import Any
 import optuna
 from ray.tune.search.optuna import OptunaSearch
 
-from backlink_ray.runs.config import RunConfig, longest_propagation, module_sizes, unit_count
+from backlink_ray.local.sizes import longest_propagation, module_sizes
+from backlink_ray.nets.names import unit_count
+from backlink_ray.runs.config import RunConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,12 +1,8 @@
 """Tuning: one study carried out by Ray Tune, one trial a run, its stages in the trial's own placement group."""
 
-import dataclasses
-import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,114 +11,19 @@ import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
-from backlink_ray.data.datasets import Dataset
-from backlink_ray.files import BusyError, exclusive, write_whole
-from backlink_ray.runs.config import ConfigError, RunConfig
+from backlink_ray.data.images import Dataset
 from backlink_ray.runs.results import Record
 from backlink_ray.tracking.tracker import Tracker
 from backlink_ray.tuning.callback import Ledger, Reporter
-from backlink_ray.tuning.space import Space, base_with, open_search
-from backlink_ray.tuning.trial import Places, request, trial
-
-MANIFEST = "study.json"
+from backlink_ray.tuning.plan import Plan
+from backlink_ray.tuning.resources import ClusterResources
+from backlink_ray.tuning.space import base_with, open_search
+from backlink_ray.tuning.trial import trial, trial_resources
 
 # A failed trial is told by the Reporter in one line; Tune would add two tracebacks.
 logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
 # Tune's own table shows none of our columns and repaints itself; the Reporter prints a line an epoch instead.
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """What a study runs.
-
-    Attributes:
-        base: every trial's configuration but for what it chooses.
-        space: searched by Optuna; or
-        cells: run one by one, each a choice (K, l, alpha, eta, or any field of RunConfig by its name).
-        first: choices of a search to try before any suggestion.
-        num_samples: trials of a search.
-        metric: minimised, and what orders the table.
-        objectives: metrics that a search minimises together instead, by NSGA-II; none: the metric alone.
-        asha: stop trials of a search early that rank low.
-        retry_failed: run the cells of a list again that have failed.
-        tags: more tags of runs in MLflow, by run_id.
-    """
-
-    base: RunConfig
-    space: Space | None = None
-    cells: tuple[dict[str, Any], ...] = ()
-    first: tuple[dict[str, Any], ...] = ()
-    num_samples: int = 20
-    metric: str = "val_error_pct"
-    objectives: tuple[str, ...] = ()
-    asha: bool = False
-    retry_failed: bool = True
-    tags: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-
-    @property
-    def size(self) -> int:
-        """Return the number of trials."""
-        return self.num_samples if self.space else len(self.cells)
-
-
-def claim(folder: Path, name: str, plan: Plan, resume: str) -> None:
-    """Make a study folder this study's own, or find that it is; ConfigError where it is somebody else's.
-
-    Args:
-        folder: of the study.
-        name: of the study.
-        plan: its base and metric are recorded, so that a folder never mixes two studies; cells and trials may be added.
-        resume: auto (go on if there is something), never (there must be nothing), must (there must be something).
-    """
-    file = folder / MANIFEST
-    mine = {"study": name, "base": dataclasses.asdict(plan.base.replace(executor="auto")), "metric": plan.metric}
-    mine |= {"objectives": list(plan.objectives)} if plan.objectives else {}
-    if folder.exists() and any(folder.iterdir()):
-        _check_owner(folder)
-        if resume == "never":
-            raise ConfigError(
-                f"storage folder {str(folder)!r} already holds a study and --resume is never; give another --storage-path"
-            )
-        found = json.loads(file.read_text()) if file.exists() else {}
-        if found != mine:
-            raise ConfigError(
-                f"storage folder {str(folder)!r} holds {'another study' if found else 'no manifest of ours'}; "
-                "give another --storage-path, or the flags it was started with"
-            )
-    elif resume == "must":
-        raise ConfigError(
-            f"storage folder {str(folder)!r} holds no study to resume; check --storage-path, or use --resume auto"
-        )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(file, json.dumps(mine, indent=2))
-    except OSError as error:
-        raise ConfigError(
-            f"storage folder {str(folder)!r} cannot be written ({error.strerror}); give another --storage-path"
-        ) from error
-
-
-@contextmanager
-def only_driver(folder: Path) -> Iterator[None]:
-    """Hold a study folder for this process; ConfigError where another one is at work in it."""
-    with ExitStack() as held:
-        try:
-            held.enter_context(exclusive(folder / ".driver.lock", 0.0))
-        except BusyError as error:
-            raise ConfigError(
-                f"storage folder {str(folder)!r} is in use by another process that runs this study; wait for it, or give "
-                "another --storage-path"
-            ) from error
-        yield
-
-
-def _check_owner(folder: Path) -> None:
-    found = folder.stat()
-    if found.st_uid != os.getuid() or found.st_mode & 0o002:
-        raise ConfigError(
-            f"storage folder {str(folder)!r} belongs to another user or anybody may write to it; give another --storage-path"
-        )
 
 
 class Study:
@@ -154,7 +55,7 @@ class Study:
         by_run = {self._run_id(cell): cell for cell in self.plan.cells}  # two cells may be one run, as BP at any K
         return [cell for run_id, cell in by_run.items() if run_id not in done]
 
-    def run(self, datasets: Mapping[str, Dataset], places: Places) -> None:
+    def run(self, datasets: Mapping[str, Dataset], places: ClusterResources) -> None:
         """Run what is left, at least one trial; `datasets` has theirs by `data_key`."""
         count = self.left()
         trainable = tune.with_parameters(
@@ -164,7 +65,7 @@ class Study:
             datasets={key: ray.put(dataset) for key, dataset in datasets.items()},
             runs=self.folder / "runs",
         )
-        sized = tune.with_resources(trainable, partial(request, base=self.plan.base, places=places))
+        sized = tune.with_resources(trainable, partial(trial_resources, base=self.plan.base, places=places))
         tuner = tune.Tuner(
             sized,
             param_space=self._param_space(),
@@ -176,7 +77,7 @@ class Study:
     def _param_space(self) -> dict[str, Any]:
         return {} if self.plan.space else {"cell": tune.grid_search(self.cells_left())}
 
-    def _tune_config(self, count: int, places: Places) -> tune.TuneConfig:
+    def _tune_config(self, count: int, places: ClusterResources) -> tune.TuneConfig:
         limit = places.max_concurrent or (0 if places.num_gpus else 1)
         if not self.plan.space:
             return tune.TuneConfig(num_samples=1, max_concurrent_trials=limit or None)
@@ -194,7 +95,7 @@ class Study:
             mode=None if self.plan.objectives else "min",
         )
 
-    def _run_config(self, datasets: Mapping[str, Dataset], places: Places) -> tune.RunConfig:
+    def _run_config(self, datasets: Mapping[str, Dataset], places: ClusterResources) -> tune.RunConfig:
         # Tune's own folder is new at every start and never restored: it holds pickles. What we resume from is ours.
         attempt = f"attempt-{len(list((self.folder / 'tune').glob('attempt-*'))):03d}"
         ledger = Ledger(

@@ -382,7 +382,7 @@ def test_the_page_names_files_that_exist() -> None:
 
 
 def test_studies_are_started_with_flags_that_they_have() -> None:
-    from backlink_ray.commands.search import Flags
+    from backlink_ray.commands.flags import Flags
 
     known = {"--" + field.replace("_", "-") for field in Flags.__dataclass_fields__}
     calls = re.findall(r"studies/\w+\.py((?:\s+[\w/.-]+)*)", "\n".join(texts().values()))

@@ -3,11 +3,8 @@
 import pytest
 import torch
 
-from backlink_ray.commands.flags import guarded
-from backlink_ray.pipeline.controller import StageError
-from backlink_ray.runs.config import ConfigError
-from backlink_ray.train.checkpoint import CheckpointError
-from backlink_ray.train.executor import NonFiniteLossError
+from backlink_ray.commands.exit_codes import guarded
+from backlink_ray.errors import CheckpointError, ConfigError, NonFiniteLossError, StageError
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 
 from backlink_ray.commands.publish import compare
-from backlink_ray.paper.grid import Budget, Grid, choose
+from backlink_ray.paper.cells import choose
+from backlink_ray.paper.grid import Grid
+from backlink_ray.paper.recipes import Budget
 from backlink_ray.runs.results import Value
-from backlink_ray.tracking.journal import Card, Journal
+from backlink_ray.tracking.journal import ExperimentInfo, Journal
 from tests.paper.rows import runs_of
 
 ROW = "table3/cifar10/resnet32/conv/K4"
@@ -15,7 +17,7 @@ ROW = "table3/cifar10/resnet32/conv/K4"
 
 def compared(rows: list[dict[str, Value]], folder: Path, budget: Budget | None = None) -> list[dict[str, float]]:
     """Return what is added to each run, all but the last of which were tracked."""
-    journal = Journal(folder, Card(experiment="e"))
+    journal = Journal(folder, ExperimentInfo(experiment="e"))
     for row in rows[:-1]:
         journal.start_run(str(row["run_id"]), "name", {}, {})
     for _ in range(2):  # again adds nothing

@@ -8,9 +8,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backlink_ray.data.datasets import LOADERS, Dataset, data_root, dataset_of, hold_out, load_dataset
-from backlink_ray.data.images import digest
-from backlink_ray.runs.config import DATASETS, ConfigError, RunConfig
+from backlink_ray.data.datasets import DATASETS, LOADERS, data_root, hold_out, load_dataset
+from backlink_ray.data.images import Dataset, digest
+from backlink_ray.errors import ConfigError
+from backlink_ray.runs.config import RunConfig
+from backlink_ray.runs.data import dataset_of
 from tests.data.tiny import Tiny
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from backlink_ray.data.datasets import DataError, load_dataset
+from backlink_ray.data.datasets import load_dataset
+from backlink_ray.errors import DataError
 from tests.data.originals import REPOSITORY, md5
 from tests.data.tiny import TEST_IMAGES, TRAIN_IMAGES, Tiny, build_svhn
 

@@ -6,9 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backlink_ray.data.datasets import Augmentation, ImageSet
+from backlink_ray.data.images import Augmentation, ImageSet
 from backlink_ray.data.loader import Batches, augment, evaluation_batches
-from backlink_ray.runs.config import ConfigError
+from backlink_ray.errors import ConfigError
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 CIFAR = Augmentation(pad=4, mode="reflect", flip=True)

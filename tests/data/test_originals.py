@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from backlink_ray.data.choice import choose, long_tail_counts
-from backlink_ray.data.datasets import Augmentation, Dataset, ImageSet, load_dataset
+from backlink_ray.data.datasets import DATASETS, load_dataset
+from backlink_ray.data.images import Augmentation, Dataset, ImageSet
 from backlink_ray.data.originals import long_tailed
-from backlink_ray.runs.config import DATASETS, ConfigError
+from backlink_ray.errors import ConfigError
 from tests.data.originals import md5
 from tests.data.tiny import Tiny
 

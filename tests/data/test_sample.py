@@ -12,8 +12,10 @@ import torch
 from PIL import Image
 
 from backlink_ray.data import embedded
-from backlink_ray.data.datasets import SAMPLE_FILE, DataError, load_dataset
+from backlink_ray.data.datasets import load_dataset
+from backlink_ray.data.embedded import SAMPLE_FILE
 from backlink_ray.data.sample import make_sample
+from backlink_ray.errors import DataError
 
 
 def test_shape_and_balance() -> None:

@@ -4,10 +4,8 @@ import pytest
 import torch
 
 import backlink_ray as bl
-from backlink_ray.local import heads
 from backlink_ray.local.heads import build_head
 from backlink_ray.methods.base import Method
-from backlink_ray.runs import config
 from tests.examples import tiny_network
 
 
@@ -66,13 +64,13 @@ def test_helper_parameters() -> None:
     widths = (16, 16, 32)
 
     def counts(method: Method) -> list[int]:
-        return [sum(p.numel() for p in m.helper.parameters()) for m in method.arrange(modules)]
+        return [sum(p.numel() for p in m.helper.parameters()) for m in method.prepare(modules)]
 
     assert counts(bl.InfoPro()) == [9 * c * 12 + 24 + 9 * 12 * 3 + 3 for c in widths] + [0]
     assert counts(bl.PredSim()) == [9 * c * c for c in widths] + [0]
     assert counts(bl.DNI()) == [75 * c * c + 4 * c for c in widths] + [0]
     tokens = bl.split(bl.build_network("vit3"), 2)
-    assert [sum(p.numel() for p in m.helper.parameters()) for m in bl.DNI().arrange(tokens)] == [192 * 192 + 192, 0]
+    assert [sum(p.numel() for p in m.helper.parameters()) for m in bl.DNI().prepare(tokens)] == [192 * 192 + 192, 0]
 
 
 def test_final_head() -> None:
@@ -98,9 +96,6 @@ def test_a_conv_head_keeps_the_width_of_the_last_feature_maps() -> None:
     widths = [(c.in_channels, c.out_channels, c.stride[0]) for c in convolutions]
     assert widths == [(192, 384, 2), (256, 256, 1), (256, 256, 1)]
 
-
-def test_every_head_can_be_named() -> None:
-    assert tuple(heads.HEADS) == config.HEADS
 
 
 def test_refusals() -> None:

@@ -5,8 +5,8 @@ import torch
 
 import backlink_ray as bl
 from backlink_ray.local.module import LocalModule
-from backlink_ray.methods.build import build_method
 from backlink_ray.runs.config import METHODS, RunConfig
+from backlink_ray.runs.job import build_method
 from tests.examples import batch, tiny_network
 from tests.methods.settings import SETTINGS
 
@@ -39,7 +39,7 @@ def test_gradients_are_repeatable_and_have_their_parameters_shapes(name: str) ->
     one, two = (bl.gradients(modules_of(3), method, *batch()) for _ in range(2))
     assert one.keys() == two.keys()
     assert all(torch.equal(one[n], two[n]) for n in one)
-    shapes = {n: p.shape for m in method.arrange(modules_of(3)) for n, p in m.named()}
+    shapes = {n: p.shape for m in method.prepare(modules_of(3)) for n, p in m.named()}
     assert all(g.shape == shapes[n] for n, g in one.items())
 
 

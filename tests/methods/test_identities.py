@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import backlink_ray as bl
-from backlink_ray.local.module import Draws, LocalModule
+from backlink_ray.local.module import LocalModule, StepSeed
 from backlink_ray.measure.cost import SavedTensors
 from backlink_ray.methods.base import Batch
 from tests.examples import batch, tiny_network
@@ -41,7 +41,7 @@ def test_one_module_is_bp(head: str) -> None:
     modules = modules_of(1, head=head)
     images, labels = batch()
     names, parameters = zip(*modules[0].named(), strict=True)
-    loss = F.cross_entropy(modules[0].logits(modules[0].chain(images, Draws()), Draws()), labels)
+    loss = F.cross_entropy(modules[0].logits(modules[0].chain(images, StepSeed()), StepSeed()), labels)
     assert all(torch.equal(one[n], g) for n, g in zip(names, torch.autograd.grad(loss, parameters), strict=True))
 
 
@@ -81,19 +81,19 @@ def from_the_definition(
     with torch.no_grad():
         for m in modules:
             inputs.append(x)
-            x = m.chain(x, Draws())
+            x = m.chain(x, StepSeed())
     found: dict[str, Tensor] = {}
     for k, m in enumerate(modules):
         names, parameters = zip(*m.named(), strict=True)
-        loss = F.cross_entropy(m.head(m.chain(inputs[k], Draws())), labels)
+        loss = F.cross_entropy(m.head(m.chain(inputs[k], StepSeed())), labels)
         found.update(zip(names, torch.autograd.grad(loss, parameters), strict=True))
         if m.is_last or not length:
             continue
         tail = m.tail(length)
         with torch.no_grad():
-            a = m.body(length)(inputs[k], Draws())
+            a = m.body(length)(inputs[k], StepSeed())
         following = modules[k + 1]
-        loss = F.cross_entropy(following.head(following.chain(tail(a, Draws()), Draws())), labels)
+        loss = F.cross_entropy(following.head(following.chain(tail(a, StepSeed()), StepSeed())), labels)
         names, parameters = zip(*tail.named(), strict=True)
         for name, g in zip(names, torch.autograd.grad(loss, parameters), strict=True):
             depth = m.chain.first_index + len(m.units) - int(name.split(".")[1])

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 import backlink_ray as bl
-from backlink_ray.local.module import Draws, LocalModule
-from backlink_ray.methods.carry import Carry
+from backlink_ray.local.module import LocalModule, StepSeed
+from backlink_ray.methods.state import MethodState
 from backlink_ray.train.optim import Recipe, Updater
 from backlink_ray.train.trainer import one_pass
 from tests.examples import batch, tiny_network
@@ -65,13 +65,13 @@ def test_a_stale_tail_mixes_an_older_link() -> None:
 
 @pytest.mark.parametrize("k", [2, 3])
 def test_ddg_with_weights_that_stand_still_is_bp(k: int) -> None:
-    modules, carries = modules_of(k), [Carry() for _ in range(k)]
-    found: list[Found] = [one_pass(modules, bl.DDG(), *batch(), Draws(), carries)[0] for _ in range(k)]
+    modules, method_states = modules_of(k), [MethodState() for _ in range(k)]
+    found: list[Found] = [one_pass(modules, bl.DDG(), *batch(), StepSeed(), method_states)[0] for _ in range(k)]
     bp = bl.gradients(modules_of(k), bl.BP(), *batch())
     assert found[-1].keys() == bp.keys()
     assert all(torch.equal(found[-1][n], bp[n]) for n in bp)
     assert [len(f) < len(bp) for f in found] == [True] * (k - 1) + [False]
-    assert [len(carry.stash) for carry in carries] == [k - 1 - i for i in range(k)]
+    assert [len(method_state.stash) for method_state in method_states] == [k - 1 - i for i in range(k)]
 
 
 def test_stale_over_the_error_link_is_refused() -> None:

@@ -6,8 +6,10 @@ import pytest
 
 from backlink_ray import RunConfig
 from backlink_ray.data.datasets import load_dataset
-from backlink_ray.runs.config import BASES, METHODS
-from backlink_ray.runs.runner import RunOptions, make_job
+from backlink_ray.methods.backlink import BASES
+from backlink_ray.runs.config import METHODS
+from backlink_ray.runs.job import make_job
+from backlink_ray.runs.options import RunOptions
 from backlink_ray.train.executor import LocalExecutor
 
 BASE = RunConfig(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import backlink_ray as bl
 from backlink_ray.local.losses import similarity
-from backlink_ray.local.module import Draws, LocalModule, Place
+from backlink_ray.local.module import LocalModule, ModuleSpec, StepSeed
 from backlink_ray.methods.base import Method
 from tests.examples import batch, tiny_network
 
@@ -68,8 +68,8 @@ class Oracle(nn.Module):
             start = x.detach().requires_grad_()
             y = start
             for module in self.following[0]:
-                y = module.chain(y, Draws())
-            loss = F.cross_entropy(self.following[0][-1].logits(y, Draws()), labels)
+                y = module.chain(y, StepSeed())
+            loss = F.cross_entropy(self.following[0][-1].logits(y, StepSeed()), labels)
             return torch.autograd.grad(loss, start)[0]
 
 
@@ -77,8 +77,8 @@ class Oracle(nn.Module):
 class Perfect(bl.DNI):
     modules: list[LocalModule] = field(default_factory=list)
 
-    def build_helper(self, place: Place) -> nn.Module:
-        return Oracle(self.modules[place.module_index + 1 :])
+    def build_helper(self, spec: ModuleSpec) -> nn.Module:
+        return Oracle(self.modules[spec.module_index + 1 :])
 
 
 @pytest.mark.parametrize("k", [2, 3])
@@ -94,7 +94,7 @@ def test_a_perfect_synthetic_gradient_is_bp(k: int) -> None:
 def test_a_synthesizer_moves_towards_the_error_that_came_back() -> None:
     """Its gradient is the derivative of the squared distance, worked out here by finite differences."""
     method = bl.DNI(synthesizer_lr=1e-3)
-    modules = method.arrange(modules_of(2))
+    modules = method.prepare(modules_of(2))
     images, labels = batch()
     with torch.no_grad():
         weight = modules[0].helper.last.weight  # type: ignore[union-attr]
@@ -104,11 +104,11 @@ def test_a_synthesizer_moves_towards_the_error_that_came_back() -> None:
     def distance(change: float) -> float:
         with torch.no_grad():
             weight[0, 0, 2, 2] += change
-            y = modules[0].chain(images, Draws())
+            y = modules[0].chain(images, StepSeed())
             synthetic = modules[0].helper.train()(y, labels)
             weight[0, 0, 2, 2] -= change
         start = y.detach().requires_grad_()
-        loss = F.cross_entropy(modules[1].logits(modules[1].chain(start, Draws()), Draws()), labels)
+        loss = F.cross_entropy(modules[1].logits(modules[1].chain(start, StepSeed()), StepSeed()), labels)
         return float((synthetic - torch.autograd.grad(loss, start)[0]).square().sum())
 
     slope = (distance(1e-6) - distance(-1e-6)) / 2e-6
@@ -136,9 +136,9 @@ def test_similarity_is_the_cosine_of_centred_channel_deviations() -> None:
 
 def first_features(method: Method) -> tuple[LocalModule, Tensor, Tensor, Tensor]:
     """Return the first of two modules with its helper, its features in training mode, and images with labels."""
-    module = method.arrange(modules_of(2, "conv"))[0].train()
+    module = method.prepare(modules_of(2, "conv"))[0].train()
     images, labels = batch()
-    return module, module.chain(images, Draws()), images, labels
+    return module, module.chain(images, StepSeed()), images, labels
 
 
 def reported(method: Method) -> float:
@@ -153,7 +153,7 @@ def test_predsim_is_its_definition(beta: float) -> None:
     rows = torch.stack([torch.stack([channel.std() for channel in image]) for image in branch])
     wanted = torch.tensor([[1.0 if a == b else -1 / 9 for b in labels] for a in labels], dtype=y.dtype)
     matching = (torch.corrcoef(rows) - wanted).square().sum() / len(labels) ** 2
-    prediction = F.cross_entropy(module.logits(y, Draws()), labels)
+    prediction = F.cross_entropy(module.logits(y, StepSeed()), labels)
     expected = ((1 - beta) * prediction + beta * matching).item()
     assert abs(reported(bl.PredSim(beta=beta)) - expected) < 1e-6
 
@@ -167,7 +167,7 @@ def test_infopro_is_its_definition() -> None:
     )
     p = torch.sigmoid(module.helper(y))
     reconstruction = -(shown * p.log() + (1 - shown) * (1 - p).log()).mean()
-    prediction = F.cross_entropy(module.logits(y, Draws()), labels)
+    prediction = F.cross_entropy(module.logits(y, StepSeed()), labels)
     assert abs(reported(method) - (2.0 * reconstruction + 0.25 * prediction).item()) < 1e-9
 
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import backlink_ray as bl
+from backlink_ray.nets.names import unit_count
 from backlink_ray.nets.plain import plain_units
-from backlink_ray.runs.config import unit_count
 
 
 def block(width_in: int, width_out: int) -> int:

@@ -3,7 +3,9 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from backlink_ray.paper.grid import Budget, Grid, find, recipe, with_alpha
+from backlink_ray.paper.cells import find
+from backlink_ray.paper.grid import Grid
+from backlink_ray.paper.recipes import Budget, recipe, with_alpha
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.results import Value
 

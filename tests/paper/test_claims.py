@@ -7,11 +7,12 @@ import pytest
 import yaml
 
 from backlink_ray.cli import main
+from backlink_ray.errors import ConfigError
+from backlink_ray.paper.cells import choose, find
 from backlink_ray.paper.claims import claims, exceptions, inconsistencies, judge, markdown
 from backlink_ray.paper.evidence import Evidence
-from backlink_ray.paper.grid import ALPHAS, Budget, choose, find
+from backlink_ray.paper.recipes import ALPHAS, Budget
 from backlink_ray.paper.scores import published_gain
-from backlink_ray.runs.config import ConfigError
 from tests.paper.findings import claim, judged, record
 from tests.paper.rows import Row, runs_of, selection_of
 

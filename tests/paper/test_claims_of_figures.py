@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from backlink_ray.local.sizes import longest_propagation, module_sizes
+from backlink_ray.nets.names import unit_count
 from backlink_ray.paper.claims import claims, judge
 from backlink_ray.paper.evidence import Evidence
-from backlink_ray.paper.grid import ALPHAS
-from backlink_ray.runs.config import RunConfig, longest_propagation, module_sizes, unit_count
+from backlink_ray.paper.recipes import ALPHAS
+from backlink_ray.runs.config import RunConfig
 from tests.paper.findings import claim, judged, record
 from tests.paper.rows import Row, row_of
 

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from backlink_ray.commands.publish import write
+from backlink_ray.paper.cells import choose
 from backlink_ray.paper.classes import class_errors
-from backlink_ray.paper.grid import Budget, Grid, choose
+from backlink_ray.paper.grid import Grid
+from backlink_ray.paper.recipes import Budget
 from backlink_ray.paper.table import build
 from backlink_ray.runs.results import Value
 from tests.paper.rows import runs_of

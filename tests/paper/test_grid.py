@@ -8,19 +8,13 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backlink_ray.paper.cells import cells, rerun_cells
-from backlink_ray.paper.grid import (
-    ALPHAS,
-    Budget,
-    Grid,
-    addresses,
-    as_choice,
-    choose,
-    find,
-    recipe,
-    with_alpha,
-)  # fmt: skip
-from backlink_ray.runs.config import ConfigError, RunConfig, longest_propagation, module_sizes, unit_count
+from backlink_ray.errors import ConfigError
+from backlink_ray.local.sizes import longest_propagation, module_sizes
+from backlink_ray.nets.names import unit_count
+from backlink_ray.paper.cells import addresses, cells, choose, find, rerun_cells
+from backlink_ray.paper.grid import Grid, as_choice
+from backlink_ray.paper.recipes import ALPHAS, Budget, recipe, with_alpha
+from backlink_ray.runs.config import RunConfig
 from backlink_ray.tuning.space import base_with
 
 TABLES = Path(__file__).parents[3] / "shared" / "paper" / "tables.yaml"

@@ -7,9 +7,10 @@ from html.parser import HTMLParser
 
 import pytest
 
-from backlink_ray.paper.cells import cells, published_error_pct
-from backlink_ray.paper.grid import ALPHAS, Budget, Grid, choose, find
+from backlink_ray.paper.cells import cells, choose, find, published_error_pct
+from backlink_ray.paper.grid import Grid
 from backlink_ray.paper.page import html
+from backlink_ray.paper.recipes import ALPHAS, Budget
 from backlink_ray.paper.scores import Scores, Spread, published_gain
 from backlink_ray.paper.table import Table, build, cells_csv, markdown, paper_csv
 from backlink_ray.runs.results import Value

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from backlink_ray.pipeline.exchange import CAPACITY, Kind, LinkError
+from backlink_ray.errors import LinkError
+from backlink_ray.pipeline.exchange import CAPACITY, Kind
 
 Pair = tuple[Any, Any]
 

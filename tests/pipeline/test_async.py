@@ -8,13 +8,13 @@ import pytest
 import torch
 
 import backlink_ray as bl
-from backlink_ray.local.module import Draws
+from backlink_ray.local.module import StepSeed
 from backlink_ray.methods.base import Batch, Method
-from backlink_ray.pipeline.boxes import Newest, ReplayBuffer
+from backlink_ray.pipeline.asyncstage import make_stage
 from backlink_ray.pipeline.exchange import Kind, Mailbox, QueueLink
-from backlink_ray.pipeline.freestage import make_stage
+from backlink_ray.pipeline.queues import LatestQueue, ReplayQueue
 from backlink_ray.pipeline.stage import plan_stages
-from backlink_ray.pipeline.threads import ThreadsExecutor, TurnGroup, TurnsExecutor
+from backlink_ray.pipeline.threads import RoundRobinExecutor, RoundRobinGroup, ThreadsExecutor
 from backlink_ray.train.executor import Executor, Job, LocalExecutor
 from tests.examples import job
 
@@ -24,7 +24,7 @@ BACKLINK = bl.BackLink(propagation_length=2, alpha=0.3, mode="async", buffer_siz
 
 
 def test_the_freshest_among_the_least_used_is_taken() -> None:
-    box = ReplayBuffer(3)
+    box = ReplayQueue(3)
     for step in range(4):
         box.put((step, None))
     assert [box.take()[0] for _ in range(5)] == [3, 2, 1, 3, 2]
@@ -34,7 +34,7 @@ def test_the_freshest_among_the_least_used_is_taken() -> None:
 
 
 def test_only_the_newest_stays() -> None:
-    box = Newest()
+    box = LatestQueue()
     for step in range(3):
         box.put((step, None))
     assert box.take() == (2, None)
@@ -46,9 +46,9 @@ def test_only_the_newest_stays() -> None:
 )
 def test_turns_in_order_are_the_method_in_step(free: Method, in_step: Method, monkeypatch: pytest.MonkeyPatch) -> None:
     """With one activation a cut and stages one after another, DGL is synchronous and BackLink stale, bit for bit."""
-    monkeypatch.setattr(TurnGroup, "_order", lambda group: list(range(len(group._stages))))
+    monkeypatch.setattr(RoundRobinGroup, "_order", lambda group: list(range(len(group._stages))))
     states = []
-    for make, method in ((TurnsExecutor, free), (LocalExecutor, in_step)):
+    for make, method in ((RoundRobinExecutor, free), (LocalExecutor, in_step)):
         with make(job(method, 3, dropout=0.2)) as executor:
             losses = executor.train(5).losses
             states.append((executor.state().weights, losses, executor.evaluate("test").wrong))
@@ -62,16 +62,18 @@ def test_a_replayed_activation_comes_with_its_own_labels_images_and_masks() -> N
     """A stage that is handed batches 6, 5 and then nothing new has the losses that these have by the base's definition."""
     method = bl.BackLink(propagation_length=0, mode="async", base=bl.InfoPro())
     training = replace(job(method, 3, "conv", dropout=0.2), lr=no_lr)
-    module = bl.InfoPro().arrange(copy.deepcopy(training.modules))[1].train()
+    module = bl.InfoPro().prepare(copy.deepcopy(training.modules))[1].train()
     batches = training.batches(CPU, training.train)
     stage, mine = make_stage(plan_stages(training)[1]), Mailbox(replay_size=2)
     stage.connect(QueueLink(mine, Mailbox(), CPU, 1.0), QueueLink(Mailbox(), Mailbox(), CPU, 1.0))
     for arrives, used in ((6, 6), (5, 5), (None, 5), (None, 6)):
         if arrives:
             mine.deliver(Kind.FRESH_ACTIVATION, arrives, (activation(arrives), None), 1.0)
-        draws = Draws(training.seed, used)
+        step_seed = StepSeed(training.seed, used)
         expected = bl.InfoPro().loss(
-            module, module.chain(activation(used), draws), Batch(batches.images(used), batches.labels(used), draws)
+            module,
+            module.chain(activation(used), step_seed),
+            Batch(batches.images(used), batches.labels(used), step_seed),
         )
         assert float(stage.run(1).losses[0]) == float(expected)
 
@@ -81,11 +83,11 @@ def activation(step: int) -> torch.Tensor:
 
 
 def test_a_resumed_run_begins_with_empty_buffers_and_a_turn_in_order() -> None:
-    with TurnsExecutor(job(DGL, 3, dropout=0.2)) as executor:
+    with RoundRobinExecutor(job(DGL, 3, dropout=0.2)) as executor:
         executor.train(4)
         middle = executor.state()
     ends = []
-    for make, method in ((TurnsExecutor, DGL), (LocalExecutor, bl.DGL())):
+    for make, method in ((RoundRobinExecutor, DGL), (LocalExecutor, bl.DGL())):
         with make(job(method, 3, dropout=0.2)) as executor:
             executor.load(middle)
             ends.append((executor.train(1).losses, executor.state().weights))
@@ -95,7 +97,7 @@ def test_a_resumed_run_begins_with_empty_buffers_and_a_turn_in_order() -> None:
 
 def test_drawn_turns_are_repeatable_and_not_in_step() -> None:
     weights = []
-    for make, method in ((TurnsExecutor, DGL), (TurnsExecutor, DGL), (LocalExecutor, bl.DGL())):
+    for make, method in ((RoundRobinExecutor, DGL), (RoundRobinExecutor, DGL), (LocalExecutor, bl.DGL())):
         with make(job(method, 3)) as executor:
             executor.train(6)
             weights.append(executor.state().weights)

@@ -8,17 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from backlink_ray.pipeline.exchange import (
-    CAPACITY,
-    Kind,
-    LinkAbortedError,
-    LinkError,
-    Mailbox,
-    NoLink,
-    QueueLink,
-    flatten,
-    unflatten,
-)
+from backlink_ray.errors import LinkAbortedError, LinkError
+from backlink_ray.pipeline.exchange import CAPACITY, Kind, Mailbox, NoLink, QueueLink, flatten, unflatten
 from tests.pipeline.links import RULES, Pair
 
 CPU = torch.device("cpu")

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 import backlink_ray as bl
-from backlink_ray.pipeline.controller import Outcome, StageError, guilty, stage_places
-from backlink_ray.pipeline.exchange import LinkAbortedError, LinkError
+from backlink_ray.errors import LinkAbortedError, LinkError, NonFiniteLossError, StageError
+from backlink_ray.pipeline.controller import Outcome, first_failure, stage_places
 from backlink_ray.pipeline.threads import ThreadsExecutor
-from backlink_ray.train.executor import LocalExecutor, NonFiniteLossError
+from backlink_ray.train.executor import LocalExecutor
 from tests.examples import job
 
 METHOD = bl.BackLink(propagation_length=1, alpha=0.5)
@@ -22,24 +22,26 @@ METHOD = bl.BackLink(propagation_length=1, alpha=0.5)
 
 def test_the_guilty_stage_is_the_dead_one_and_its_neighbour_knows_the_step() -> None:
     waiting = Outcome(LinkError("late"), position=(12, "receive_link_gradient"))
-    error = guilty([waiting, Outcome(RuntimeError("gone"), died=True), Outcome(None, position=(11, "tail_forward"))])
+    error = first_failure(
+        [waiting, Outcome(RuntimeError("gone"), died=True), Outcome(None, position=(11, "tail_forward"))]
+    )
     assert str(error) == "stage 1 of 3 failed at step 12 (stage 0 was at receive_link_gradient): RuntimeError: gone"
 
 
 def test_an_error_of_its_own_counts_before_a_wait_in_vain() -> None:
     late = Outcome(LinkError("late"), position=(5, "receive_activation"))
     aborted = Outcome(LinkAbortedError("told to stop"), position=(5, "tail_forward"))
-    assert guilty([late, aborted, Outcome(ValueError("bad"), position=(4, "local_backward"))]).stage_index == 2
-    assert guilty([aborted, late]).stage_index == 1
+    assert first_failure([late, aborted, Outcome(ValueError("bad"), position=(4, "local_backward"))]).stage_index == 2
+    assert first_failure([aborted, late]).stage_index == 1
 
 
 def test_a_stage_that_only_does_not_answer_is_blamed_after_those_that_are_known_to_have_failed() -> None:
     silent = Outcome(TimeoutError("no answer"), silent=True)
     late = Outcome(LinkError("late"), position=(5, "receive_activation"))
-    assert guilty([late, silent]).stage_index == 1
-    assert guilty([late, silent]).lost
-    assert guilty([silent, late, Outcome(ValueError("bad"))]).stage_index == 2
-    died = guilty([silent, Outcome(RuntimeError("gone"), died=True)])
+    assert first_failure([late, silent]).stage_index == 1
+    assert first_failure([late, silent]).lost
+    assert first_failure([silent, late, Outcome(ValueError("bad"))]).stage_index == 2
+    died = first_failure([silent, Outcome(RuntimeError("gone"), died=True)])
     assert (died.stage_index, died.lost) == (1, True)
 
 

@@ -13,8 +13,8 @@ from torch import Tensor
 import backlink_ray as bl
 from backlink_ray.local.module import LocalModule
 from backlink_ray.methods.base import Batch, LocalResult
+from backlink_ray.pipeline.asyncstage import make_stage
 from backlink_ray.pipeline.exchange import Kind, Mailbox, NoLink, QueueLink, flatten
-from backlink_ray.pipeline.freestage import make_stage
 from backlink_ray.pipeline.stage import plan_stages
 from backlink_ray.pipeline.threads import ThreadsExecutor
 from backlink_ray.train.executor import Executor, Job, LocalExecutor
@@ -30,7 +30,7 @@ def outcome(make: Callable[[Job], Executor], training: Job, chunks: tuple[int, i
         losses = torch.cat([executor.train(steps).losses for steps in chunks], dim=1)
         wrong = executor.evaluate("test").wrong
         state = executor.state()
-    return state.weights, state.momentum, state.carry, losses, wrong
+    return state.weights, state.momentum, state.method_state, losses, wrong
 
 
 def check_equal(make: Callable[[Job], Executor], new_job: Callable[[], Job], chunks: tuple[int, int] = (3, 2)) -> None:
@@ -198,6 +198,10 @@ def test_going_on_from_a_state_equals_never_having_stopped(make: Callable[[Job],
         executor.train(2)
         again = executor.state()
     assert again.step == end.step == 5
-    for ours, theirs in ((again.weights, end.weights), (again.momentum, end.momentum), (again.carry, end.carry)):
+    for ours, theirs in (
+        (again.weights, end.weights),
+        (again.momentum, end.momentum),
+        (again.method_state, end.method_state),
+    ):
         assert ours.keys() == theirs.keys()
         assert [n for n in theirs if not torch.equal(ours[n], theirs[n])] == []

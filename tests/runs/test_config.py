@@ -11,7 +11,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backlink_ray.runs.config import ConfigError, RunConfig, longest_propagation, module_sizes, unit_count
+from backlink_ray.errors import ConfigError
+from backlink_ray.local.sizes import longest_propagation, module_sizes
+from backlink_ray.nets.names import unit_count
+from backlink_ray.runs.config import RunConfig
 
 TABLES = Path(__file__).parents[2] / "shared" / "paper" / "tables.yaml"
 ONE_LINE = [

@@ -7,9 +7,12 @@ import pytest
 import yaml
 
 from backlink_ray.data.datasets import load_dataset
-from backlink_ray.runs import runner
-from backlink_ray.runs.config import ConfigError, RunConfig
-from backlink_ray.runs.runner import RunOptions, choose_executor, run
+from backlink_ray.errors import ConfigError
+from backlink_ray.runs import executors, runner
+from backlink_ray.runs.config import RunConfig
+from backlink_ray.runs.executors import choose_executor
+from backlink_ray.runs.options import RunOptions
+from backlink_ray.runs.runner import run
 
 CONFIG = RunConfig(
     network="resnet8", num_modules=2, propagation_length=1, lr=0.1, batch_size=40, epochs=2, train_images=120,
@@ -91,9 +94,9 @@ def test_the_cluster_named_by_the_environment_counts_not_this_machine(
     ray_here: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 64)
-    assert runner._within_reach()[1] == 64
+    assert executors._within_reach()[1] == 64
     monkeypatch.setenv("RAY_ADDRESS", "the one that is joined already")
-    assert runner._within_reach() == (0.0, 2.0)
+    assert executors._within_reach() == (0.0, 2.0)
 
 
 def test_four_stages_may_share_two_gpus() -> None:

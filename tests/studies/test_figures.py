@@ -17,15 +17,18 @@ from PIL import Image
 from backlink_ray import RunConfig
 from backlink_ray.benchmarks.descent import directions
 from backlink_ray.commands import search as command
-from backlink_ray.commands.figure import FigureFlags, Room, figure_main
+from backlink_ray.commands.figure import FigureFlags, MeasurementContext, figure_main
 from backlink_ray.commands.search import main
-from backlink_ray.figures.style import budget, is_paper_budget, new_figure, save_figure, series_of
-from backlink_ray.runs.config import ConfigError
+from backlink_ray.errors import ConfigError, NonFiniteLossError
+from backlink_ray.figures.captions import budget, is_paper_budget
+from backlink_ray.figures.save import save_figure
+from backlink_ray.figures.style import new_figure, series_of
+from backlink_ray.runs.options import RunOptions
 from backlink_ray.runs.results import Record
-from backlink_ray.runs.runner import RunOptions, run
-from backlink_ray.train.executor import NonFiniteLossError
+from backlink_ray.runs.runner import run
+from backlink_ray.tuning.folder import claim
+from backlink_ray.tuning.plan import Plan
 from backlink_ray.tuning.space import Space, base_with
-from backlink_ray.tuning.study import Plan, claim
 from tests.examples import sample
 from tests.paper.rows import row_of
 
@@ -133,7 +136,7 @@ def test_another_machine_measures_descent_from_the_first_epoch(tmp_path: Path, m
     )
     config = SMALL.replace(train_images=32, test_images=20)
     for hardware in ("A", "B", "A"):
-        room = Room(flags=FigureFlags(), folder=tmp_path, device="cpu", hardware=hardware)
+        room = MeasurementContext(flags=FigureFlags(), folder=tmp_path, device="cpu", hardware=hardware)
         assert list(of["measure"]([config], room)) == []
     first, second, third = folders
     assert first == third != second

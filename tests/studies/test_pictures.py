@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 
 from backlink_ray import RunConfig
-from backlink_ray.commands.search import Finished
 from backlink_ray.figures import sensitivity
-from backlink_ray.paper.grid import find, recipe
+from backlink_ray.figures.data import FigureData
+from backlink_ray.paper.cells import find
+from backlink_ray.paper.recipes import recipe
 from backlink_ray.runs.results import Record
 from backlink_ray.tracking.journal import NoTracker
+from backlink_ray.tuning.plan import Plan
 from backlink_ray.tuning.space import base_with
-from backlink_ray.tuning.study import Plan
 from tests.paper.rows import Row, row_of
 
 ROOT = Path(__file__).parents[2]
@@ -42,7 +43,7 @@ def draw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Draw:
             monkeypatch.setitem(of["picture"].__globals__, part, replacement)
         monkeypatch.setattr(sensitivity, "save_figure", keep)
         of["picture"](
-            Finished(name=name, preset="paper", plan=plan, rows=rows, folder=tmp_path / name, tracker=NoTracker())
+            FigureData(name=name, preset="paper", plan=plan, rows=rows, folder=tmp_path / name, tracker=NoTracker())
         )  # fmt: skip
         return kept
 

@@ -12,7 +12,8 @@ from backlink_ray.paper.cells import cells
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.results import Record
 from backlink_ray.tracking.journal import NoTracker
-from backlink_ray.tuning.study import Plan, Study
+from backlink_ray.tuning.plan import Plan
+from backlink_ray.tuning.study import Study
 from tests.paper.rows import Row, row_of
 from tests.studies.recipes import ROOT, run_recipe, start_recipe
 

@@ -3,12 +3,12 @@ from pathlib import Path
 
 import pytest
 
-from backlink_ray.tracking.journal import Card, Journal, NoTracker
+from backlink_ray.tracking.journal import ExperimentInfo, Journal, NoTracker
 from backlink_ray.tracking.spool import Event
 
 
 def journal(folder: Path, experiment: str = "e") -> Journal:
-    return Journal(folder, Card(experiment=experiment))
+    return Journal(folder, ExperimentInfo(experiment=experiment))
 
 
 def kinds(events: list[Event]) -> list[tuple[str, str, str]]:

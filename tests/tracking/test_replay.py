@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from backlink_ray.files import BusyError, exclusive
+from backlink_ray.errors import BusyError
+from backlink_ray.files import exclusive
 from backlink_ray.tracking.replay import Cursor, Replayer
 from backlink_ray.tracking.spool import Event, Spool
 

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backlink_ray.tracking.spool import Event, Ledger, Spool, by_run, metric_key, slug
+from backlink_ray.text import slug
+from backlink_ray.tracking.spool import Event, Ledger, Spool, by_run, metric_key
 
 ROOT = Path(__file__).parents[2]
 EVIL = [

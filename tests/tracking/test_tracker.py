@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from backlink_ray.tracking.journal import Card, Journal
+from backlink_ray.tracking.journal import ExperimentInfo, Journal, SyncReport
 from backlink_ray.tracking.replay import Cursor
 from backlink_ray.tracking.spool import Spool
-from backlink_ray.tracking.tracker import SyncReport, Tracker, default_tracking_uri, sync
+from backlink_ray.tracking.tracker import Tracker, sync
+from backlink_ray.tracking.uri import default_tracking_uri
 from tests.tracking.mlflow_store import ROOT, Store, fork_writers, written
 
 pytestmark = pytest.mark.timeout(60)
@@ -113,7 +114,7 @@ def test_a_sync_gives_the_database_of_a_direct_run(tmp_path: Path, uri: str, dat
 
 
 def test_a_backlog_and_wide_runs_are_split_as_mlflow_demands(tmp_path: Path, uri: str, database: Store) -> None:
-    book = Journal(tmp_path / "spool", Card(experiment="e"))
+    book = Journal(tmp_path / "spool", ExperimentInfo(experiment="e"))
     book.start_run("r", "r", {f"p{i}": i for i in range(150)}, {f"t{i}": "x" for i in range(120)})
     for step in range(150):
         book.log_metrics("r", {f"m{i}": step + i / 7 for i in range(10)}, step)

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backlink_ray.files import BusyError, exclusive
-from backlink_ray.tracking.database import alone_at_database, database_path
+from backlink_ray.errors import BusyError
+from backlink_ray.files import exclusive
+from backlink_ray.tracking.database import database_path, sqlite_lock
 from backlink_ray.tracking.uri import (
     artifact_location,
     chart_link,
@@ -120,11 +121,11 @@ def test_artifacts_go_beside_the_database_or_where_the_server_wants(tmp_path: Pa
 
 def test_a_database_is_held_by_one_and_a_bad_one_is_found_at_once(tmp_path: Path) -> None:
     assert database_path("http://host") is None
-    with alone_at_database(f"sqlite:///{tmp_path}/new/x.db"):
+    with sqlite_lock(f"sqlite:///{tmp_path}/new/x.db"):
         lock = tmp_path / "new" / "x.db.lock"
         with pytest.raises(BusyError, match="held by another process"), exclusive(lock, 0.05):
             pass
     (tmp_path / "noise.db").write_bytes(b"noise" * 100)
     for name in ("noise.db", "new"):
-        with pytest.raises(sqlite3.Error), alone_at_database(f"sqlite:///{tmp_path}/{name}"):
+        with pytest.raises(sqlite3.Error), sqlite_lock(f"sqlite:///{tmp_path}/{name}"):
             pass

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 import backlink_ray as bl
+from backlink_ray.errors import BacklinkError, CheckpointError
 from backlink_ray.local.module import load_named
-from backlink_ray.train.checkpoint import CheckpointError, Checkpoints, weights_sha256
+from backlink_ray.train.checkpoint import Checkpoints, weights_sha256
 from backlink_ray.train.trainer import TrainState
 from tests.examples import batch, tiny_network
 
@@ -144,7 +145,7 @@ def test_a_checkpoint_that_is_a_pickle_is_never_run(tmp_path: Path) -> None:
 
 
 def test_an_error_is_a_runtime_error() -> None:
-    assert issubclass(CheckpointError, RuntimeError)
+    assert issubclass(CheckpointError, BacklinkError)
 
 
 @pytest.mark.parametrize("manifest", ["{}", "null", "[1]", '{"state.json": "x"}'])

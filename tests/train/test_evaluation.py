@@ -11,9 +11,12 @@ import backlink_ray as bl
 from backlink_ray.data.choice import choose
 from backlink_ray.data.datasets import hold_out, load_dataset
 from backlink_ray.data.originals import long_tailed
+from backlink_ray.errors import ConfigError
 from backlink_ray.pipeline.threads import ThreadsExecutor
-from backlink_ray.runs.config import ConfigError, RunConfig
-from backlink_ray.runs.runner import RunOptions, make_job, run
+from backlink_ray.runs.config import RunConfig
+from backlink_ray.runs.job import make_job
+from backlink_ray.runs.options import RunOptions
+from backlink_ray.runs.runner import run
 from backlink_ray.train.executor import EvaluationSum, LocalExecutor
 from tests.examples import job
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from backlink_ray.tuning.outcome import ending_of
+from backlink_ray.tuning.outcome import outcome_of
 
 LAST = {"epoch": 2, "test_error_pct": 50.0, "local_loss": [1.0], "executor": "ray"}
 
@@ -17,28 +17,28 @@ def write(folder: Path, name: str, **content: object) -> None:
 @pytest.mark.parametrize("error", [None, "the actor died"])
 def test_a_result_on_disk_is_a_result_whatever_came_after(tmp_path: Path, error: str | None) -> None:
     write(tmp_path, "result.json", test_error_pct=40.0, executor="ray", status="FINISHED")
-    found = ending_of(tmp_path, 5, LAST, error)
+    found = outcome_of(tmp_path, 5, LAST, error)
     assert (found.status, found.epochs, found.headline) == ("FINISHED", 5, {"test_error_pct": 40.0})
 
 
 def test_stopped_early_keeps_what_it_had(tmp_path: Path) -> None:
-    found = ending_of(tmp_path, 5, LAST, None)
+    found = outcome_of(tmp_path, 5, LAST, None)
     assert (found.status, found.reason, found.epochs) == ("STOPPED", "stopped early, after epoch 2", 2)
     assert found.result == {"test_error_pct": 50.0, "executor": "ray"}
 
 
 def test_a_folder_that_the_driver_cannot_see_is_no_early_stop(tmp_path: Path) -> None:
-    found = ending_of(tmp_path, 2, LAST, None)
+    found = outcome_of(tmp_path, 2, LAST, None)
     assert found.status == "FAILED"
     assert "--storage-path that all machines share" in found.reason
 
 
 def test_what_failed_by_itself_and_what_was_lost_are_told_apart(tmp_path: Path) -> None:
-    lost = ending_of(tmp_path, 5, LAST, "The actor died.\n  Worker exit type: SYSTEM_ERROR\n")
+    lost = outcome_of(tmp_path, 5, LAST, "The actor died.\n  Worker exit type: SYSTEM_ERROR\n")
     assert (lost.status, lost.reason) == ("LOST", "Worker exit type: SYSTEM_ERROR")
-    assert ending_of(tmp_path, 5, {}, "").reason == "the trial's process died"
+    assert outcome_of(tmp_path, 5, {}, "").reason == "the trial's process died"
     write(tmp_path, "failure.json", status="FAILED", reason="the local loss of stage 1 is nan")
-    assert ending_of(tmp_path, 5, LAST, "x").status == "FAILED"
+    assert outcome_of(tmp_path, 5, LAST, "x").status == "FAILED"
     write(tmp_path, "failure.json", status="LOST", reason="stage 1 of 2 failed")
-    found = ending_of(tmp_path, 5, LAST, "x")
+    found = outcome_of(tmp_path, 5, LAST, "x")
     assert (found.status, found.reason) == ("LOST", "stage 1 of 2 failed")

@@ -12,7 +12,10 @@ from pathlib import Path
 from torch import Tensor
 
 from backlink_ray.data import choice
-from backlink_ray.data.datasets import SAMPLE_FILE, DataError, ImageSet, data_root, load_dataset
+from backlink_ray.data.datasets import data_root, load_dataset
+from backlink_ray.data.embedded import SAMPLE_FILE
+from backlink_ray.data.images import ImageSet
+from backlink_ray.errors import DataError
 
 PER_CLASS = {"train": 200, "test": 50}
 

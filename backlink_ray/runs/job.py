@@ -1,7 +1,13 @@
-"""Methods by name."""
+"""Jobs: the network, method and data that a configuration names, ready for an executor."""
 
 from collections.abc import Callable
 
+import torch
+
+from backlink_ray.data.datasets import hold_out
+from backlink_ray.data.images import Dataset
+from backlink_ray.data.loader import check_batch_size
+from backlink_ray.local.split import split
 from backlink_ray.methods.backlink import BackLink
 from backlink_ray.methods.backprop import BP
 from backlink_ray.methods.base import Method
@@ -11,7 +17,11 @@ from backlink_ray.methods.dni import DNI
 from backlink_ray.methods.greedy import GLL
 from backlink_ray.methods.infopro import InfoPro
 from backlink_ray.methods.predsim import PredSim
+from backlink_ray.nets.build import build_network
 from backlink_ray.runs.config import RunConfig
+from backlink_ray.runs.options import RunOptions
+from backlink_ray.train.executor import Job
+from backlink_ray.train.optim import CosineSchedule, Recipe
 
 
 def build_method(config: RunConfig, mean: tuple[float, ...] = (0.5,), std: tuple[float, ...] = (0.25,)) -> Method:
@@ -59,3 +69,41 @@ def _dni(config: RunConfig) -> Method:
         synthesizer_width=config.synthesizer_width,
         label_conditioning=config.label_conditioning,
     )
+
+
+def make_job(config: RunConfig, dataset: Dataset, options: RunOptions) -> Job:
+    """Build network, split, method and data of a run."""
+    dataset.check_seed(config.seed)
+    network = build_network(
+        config.network, num_classes=dataset.num_classes, image_size=dataset.image_size, seed=config.seed
+    )
+    modules = split(
+        network, config.num_modules, config.head, config.remainder, config.balance, config.final_head, config.seed
+    )
+    train, evaluations = dataset.train, {"test": dataset.test}
+    if config.validation_fraction:
+        train, evaluations["val"] = hold_out(dataset, config.validation_fraction, config.seed)
+    check_batch_size(config.batch_size, len(train))
+    steps = config.epochs * (len(train) // config.batch_size)
+    return Job(
+        modules=modules,
+        method=build_method(config, dataset.mean, dataset.std),
+        train=train,
+        evaluations=evaluations,
+        batch_size=config.batch_size,
+        lr=CosineSchedule(config.lr, steps, config.warmup_fraction),
+        mean=dataset.mean,
+        std=dataset.std,
+        augmentation=dataset.augmentation,
+        augment=config.augment,
+        recipe=Recipe(momentum=config.momentum, weight_decay=config.weight_decay),
+        seed=config.seed,
+        devices=_devices(),
+        torch_threads=config.torch_threads,
+        stage_timeout_s=options.stage_timeout_s,
+        timeline=bool(options.timeline),
+    )
+
+
+def _devices() -> tuple[str, ...]:
+    return tuple(f"cuda:{i}" for i in range(torch.cuda.device_count())) or ("cpu",)

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from backlink_ray.pipeline.exchange import Kind, Link, flatten, unflatten
-from backlink_ray.pipeline.schedule import Action, free_actions
+from backlink_ray.pipeline.schedule import Action, async_actions
 from backlink_ray.pipeline.stage import Stage, StagePlan
 
 
-class FreeStage(Stage):
+class AsyncStage(Stage):
     """One local module that trains on whatever has arrived; how often and in which order depends on the stages' speeds.
 
     Its labels are those of the batch it works on, and its learning rate that of its own step.
@@ -23,7 +23,7 @@ class FreeStage(Stage):
 
     def _schedule(self) -> Sequence[Action]:
         plan, has_tail = self._plan, self._method.linked_units > 0
-        return free_actions(is_first=plan.is_first, is_last=plan.is_last, has_tail=has_tail)
+        return async_actions(is_first=plan.is_first, is_last=plan.is_last, has_tail=has_tail)
 
     def _batch_of(self, step: int) -> int:
         return step if self._plan.is_first else self._batch_step
@@ -49,7 +49,7 @@ class FreeStage(Stage):
         if self._next.has(Kind.NEWEST_GRADIENT):
             _, vector = self._receive_any(self._next, Kind.NEWEST_GRADIENT)
             self._newest = unflatten(vector, list(self._tail.parameters()))
-        self._carry.link = self._newest
+        self._method_state.link = self._newest
 
     def _send_newest_gradient(self, step: int) -> None:
         vector, self._replica_gradients = flatten(self._replica_gradients), []
@@ -62,4 +62,4 @@ class FreeStage(Stage):
 
 def make_stage(plan: StagePlan) -> Stage:
     """Return the stage that the plan's method needs."""
-    return FreeStage(plan) if plan.job.method.replay_size else Stage(plan)
+    return AsyncStage(plan) if plan.job.method.replay_size else Stage(plan)

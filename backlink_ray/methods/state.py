@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from backlink_ray.local.graph import Graph
-from backlink_ray.local.module import Chain, Draws
+from backlink_ray.local.module import Chain, StepSeed
 
 
 @dataclass(slots=True)
-class Carry:
+class MethodState:
     """One module's memory between steps; empty for methods that hear at once.
 
     Attributes:
@@ -46,4 +46,4 @@ class Carry:
         while parts := {n: t for n, t in own.items() if n.startswith(f"stash.{len(self.stash)}.")}:
             entry = {name.split(".", 2)[2]: tensor for name, tensor in parts.items()}
             step = int(entry.pop("step"))
-            self.stash.append(Graph.restored(chain, entry, Draws(seed, step)))
+            self.stash.append(Graph.restored(chain, entry, StepSeed(seed, step)))

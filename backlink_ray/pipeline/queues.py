@@ -7,7 +7,7 @@ from typing import Any
 Message = tuple[int, Any]
 
 
-class Box(ABC):
+class MessageQueue(ABC):
     """Messages (step, payload) of one kind that wait for a stage."""
 
     @abstractmethod
@@ -27,7 +27,7 @@ class Box(ABC):
         """Return the message whose turn it is."""
 
 
-class InOrder(Box):
+class FifoQueue(MessageQueue):
     """Every message once, oldest first; full at `capacity`."""
 
     def __init__(self, capacity: int) -> None:
@@ -35,23 +35,19 @@ class InOrder(Box):
         self._waiting: deque[Message] = deque()
 
     def has_room(self) -> bool:
-        """Tell whether another message fits."""
         return len(self._waiting) < self._capacity
 
     def put(self, message: Message) -> None:
-        """Take a message in."""
         self._waiting.append(message)
 
     def is_empty(self) -> bool:
-        """Tell whether all were taken."""
         return not self._waiting
 
     def take(self) -> Message:
-        """Return the oldest message, once."""
         return self._waiting.popleft()
 
 
-class ReplayBuffer(Box):
+class ReplayQueue(MessageQueue):
     """The last `size` messages; the freshest among the least used is taken, and stays.
 
     Source: Belilovsky et al. (2020), Algorithm 2.
@@ -61,42 +57,34 @@ class ReplayBuffer(Box):
         self._kept: deque[list[Any]] = deque(maxlen=size)  # [uses, message], oldest first
 
     def has_room(self) -> bool:
-        """The oldest message makes room."""
         return True
 
     def put(self, message: Message) -> None:
-        """Take a message in, in place of the oldest where the buffer is full."""
         self._kept.append([0, message])
 
     def is_empty(self) -> bool:
-        """Tell whether nothing has come yet."""
         return not self._kept
 
     def take(self) -> Message:
-        """Return the freshest among the least used."""
         chosen = min(reversed(self._kept), key=lambda entry: entry[0])
         chosen[0] += 1
         return chosen[1]  # type: ignore[no-any-return]
 
 
-class Newest(Box):
+class LatestQueue(MessageQueue):
     """The newest message, once; one that comes before it was taken replaces it."""
 
     def __init__(self) -> None:
         self._newest: list[Message] = []
 
     def has_room(self) -> bool:
-        """The older message makes room."""
         return True
 
     def put(self, message: Message) -> None:
-        """Keep this one only."""
         self._newest = [message]
 
     def is_empty(self) -> bool:
-        """Tell whether nothing new has come."""
         return not self._newest
 
     def take(self) -> Message:
-        """Return it, once."""
         return self._newest.pop()

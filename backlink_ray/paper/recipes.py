@@ -1,0 +1,119 @@
+"""Recipes: how the paper trains each cell, and the budgets that replace its recipe in smaller runs."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from backlink_ray.errors import ConfigError
+from backlink_ray.paper.cells import Cell
+from backlink_ray.runs.config import RunConfig
+
+# Section IV.B of the paper.
+ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
+BATCH_SIZES = {"cifar10": 512, "cifar100": 512, "cifar10-lt": 512, "svhn": 1024, "stl10": 128}
+FC_LR = {"alexnet": 0.01, "vgg16": 0.01, "resnet32": 0.5, "resnet110": 0.3}
+CONV_LR, STL10_LR = 0.5, 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """What replaces the paper's recipe in a smaller run; 0 and "" leave the recipe as it is."""
+
+    dataset: Annotated[str, tyro.conf.Suppress] = ""
+    """Instead of the cell's own."""
+    epochs: int = 0
+    """Budget: epochs; 0 is the paper's 200."""
+    train_images: int = 0
+    """Budget: the first N training images; 0 is all."""
+    test_images: int = 0
+    """Budget: the first N test images; 0 is all."""
+    batch_size: int = 0
+    """Budget: images a step; 0 is the recipe's for the data set."""
+    lr: float = 0.0
+    """Budget: learning rate of every cell; 0 is the recipe's for network and heads."""
+    warmup_fraction: float = 0.05
+    """Budget: part of the run in which the learning rate rises; the paper's 10 of 200 epochs is the default."""
+
+    def __post_init__(self) -> None:
+        for field in ("epochs", "train_images", "test_images", "batch_size", "lr"):
+            if not getattr(self, field) >= 0:
+                raise ConfigError(f"{field}={getattr(self, field)} is out of range; allowed 0 (the recipe's) or more")
+
+    def over(self, other: "Budget") -> "Budget":
+        """Return another budget with what this one asks for beside the recipe."""
+        asked = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) != f.default}
+        return dataclasses.replace(other, **asked)
+
+    @property
+    def is_paper(self) -> bool:
+        """Return whether this is the paper's own budget."""
+        return self == Budget()
+
+    @property
+    def slug(self) -> str:
+        """Return a name for folders, "" for the paper's budget, for example 8epochs-10000images-b128-e0.1."""
+        parts = (
+            self.dataset, f"{self.epochs}epochs" * bool(self.epochs), f"{self.train_images}images" * bool(self.train_images),
+            f"{self.test_images}test" * bool(self.test_images), f"b{self.batch_size}" * bool(self.batch_size),
+            f"e{self.lr:g}" * bool(self.lr), f"w{self.warmup_fraction:g}" * (self.warmup_fraction != 0.05),
+        )  # fmt: skip
+        return "-".join(part for part in parts if part)
+
+    @property
+    def text(self) -> str:
+        """Return what is different, for titles."""
+        parts = (
+            f"on {self.dataset}" * bool(self.dataset), f"{self.epochs} epoch{'s' * (self.epochs > 1)}" * bool(self.epochs),
+            f"the first {self.train_images:,} training images" * bool(self.train_images),
+            f"the first {self.test_images:,} test images" * bool(self.test_images),
+            f"batch {self.batch_size}" * bool(self.batch_size), f"eta {self.lr:g}" * bool(self.lr),
+            f"warm-up {self.warmup_fraction:g}" * (self.warmup_fraction != 0.05),
+        )  # fmt: skip
+        return f"not the paper's budget ({', '.join(part for part in parts if part)})"
+
+
+PAPER = Budget()
+
+
+# Methods that were published with heads of their own. With those of the table DGL would be GLL over again.
+_OWN_HEADS = {"predsim": "pool", "dgl": "mlp-sr"}
+
+
+def recipe(cell: Cell, budget: Budget = PAPER) -> RunConfig:
+    """Return a cell's run at seed 0, without its alpha: the paper's recipe (section IV.B), changed where a budget says so."""
+    return RunConfig(
+        network=cell.network,
+        dataset=budget.dataset or cell.dataset,
+        method=cell.method,
+        base=cell.rerun if cell.propagation_length and cell.rerun else "gll",
+        head=_OWN_HEADS.get(cell.rerun, cell.head),
+        num_modules=cell.num_modules,
+        propagation_length=cell.propagation_length,
+        lr=budget.lr or paper_lr(cell),
+        batch_size=budget.batch_size or BATCH_SIZES[cell.dataset],
+        epochs=budget.epochs or 200,
+        warmup_fraction=budget.warmup_fraction,
+        train_images=budget.train_images,
+        test_images=budget.test_images,
+    )
+
+
+def paper_lr(cell: Cell) -> float:
+    """Return the paper's learning rate: by network with fc heads, and less on STL-10; one for all with conv heads."""
+    if cell.head == "conv":
+        return CONV_LR
+    return STL10_LR if cell.dataset == "stl10" else FC_LR[cell.network]
+
+
+def with_alpha(config: RunConfig, alpha: float) -> RunConfig:
+    """Return a run with its alpha. BackLink at alpha = 1 is the method that it builds on, so it is that method's run."""
+    if config.method != "backlink":
+        return config
+    return config.replace(method=config.base) if alpha == 1.0 else config.replace(alpha=alpha)
+
+
+def default_alpha(propagation_length: int) -> float:
+    """Return alpha for a run of BackLink where nothing chooses it: the paper's Fig. 4 prefers small values at large l."""
+    return 0.25 if propagation_length > 2 else 0.5

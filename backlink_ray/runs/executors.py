@@ -1,0 +1,112 @@
+"""Executors of runs: which one a run gets here, and Ray, which some need."""
+
+import logging
+import os
+import socket
+import sys
+from pathlib import Path
+
+import torch
+
+from backlink_ray.errors import ConfigError
+from backlink_ray.pipeline.controller import stage_places
+from backlink_ray.pipeline.threads import RoundRobinExecutor, ThreadsExecutor
+from backlink_ray.runs.config import RunConfig
+from backlink_ray.runs.options import RunOptions
+from backlink_ray.train.executor import Executor, Job, LocalExecutor
+
+
+def choose_executor(
+    config: RunConfig, num_gpus: float, num_cpus: float, gpus_per_stage: float = 1.0
+) -> tuple[str, str]:
+    """Decide what executor "auto" means here; return it and why.
+
+    Args:
+        config: asks for local, threads, ray or auto.
+        num_gpus, num_cpus: of the cluster, or of this machine where there is none.
+        gpus_per_stage: GPUs one stage takes.
+    """
+    stages = config.num_modules
+    if config.executor != "auto":
+        return config.executor, "asked for"
+    if stages == 1:
+        return "local", "K=1 has nothing to spread"
+    devices, kind = (stage_places(num_gpus, gpus_per_stage), "GPU") if num_gpus else (num_cpus, "CPU")
+    if devices >= stages:
+        return "ray", f"{devices:g} {kind} places for K={stages} stages"
+    return "local", f"{devices:g} {kind} places are too few for K={stages} stages"
+
+
+def open_executor(config: RunConfig, job: Job, options: RunOptions) -> Executor:
+    """Return the executor that a run asks for, or "auto" means here, and say which and why."""
+    gpus, cpus = _within_reach() if config.executor == "auto" else (0.0, 0.0)
+    name, why = choose_executor(config, gpus, cpus, options.gpus_per_stage)
+    print(f"executor {name}: {why}", file=sys.stderr, flush=True)
+    if name == "local" and options.timeline:
+        raise ConfigError(
+            f"timeline={options.timeline!r} shows stages at work at once, and executor local has one; "
+            "use executor threads or ray"
+        )
+    if name == "ray":
+        return _open_ray(job, options)
+    local = RoundRobinExecutor if job.method.replay_size else LocalExecutor
+    return {"local": local, "threads": ThreadsExecutor}[name](job)
+
+
+def _within_reach() -> tuple[float, float]:
+    """Return GPUs and CPUs of the Ray cluster that $RAY_ADDRESS names, else of this machine."""
+    if not os.environ.get("RAY_ADDRESS"):
+        return torch.cuda.device_count(), os.cpu_count() or 1
+    import ray
+
+    if not ray.is_initialized():
+        start_ray()
+    found = ray.cluster_resources()
+    return found.get("GPU", 0.0), found.get("CPU", 0.0)
+
+
+def _open_ray(job: Job, options: RunOptions) -> Executor:
+    import ray  # a run on one device needs no Ray
+
+    from backlink_ray.pipeline.actors import RayExecutor, Resources
+
+    if not ray.is_initialized():
+        start_ray()
+    gpus = options.gpus_per_stage if ray.cluster_resources().get("GPU") else 0.0
+    return RayExecutor(job, Resources(cpus=options.cpus_per_stage, gpus=gpus), options.placement_group)
+
+
+def start_ray(address: str = "") -> None:
+    """Join the cluster at `address` or $RAY_ADDRESS, or start a private one on this machine, listening on loopback."""
+    import ray
+
+    address = address or os.environ.get("RAY_ADDRESS", "")
+    if address:
+        _check_reachable(address)
+        ray.init(address=address, log_to_driver=False)
+        return
+    os.environ.setdefault("RAY_DISABLE_IMPORT_WARNING", "1")
+    ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+    # Ray writes its token readable for everybody.
+    token = Path.home() / ".ray" / "auth_token"
+    if token.exists():
+        token.chmod(0o600)
+
+
+def _check_reachable(address: str) -> None:
+    """Ask a HOST:PORT for a sign of life: Ray itself tries for three minutes before it says that nobody is there."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or "/" in host:
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"address={address!r} does not answer ({error}); start Ray there, or give another") from error
+
+
+def start_once(address: str) -> None:
+    """Join the cluster or start a private one, unless this process has done so."""
+    import ray
+
+    if not ray.is_initialized():
+        start_ray(address)

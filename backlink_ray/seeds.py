@@ -1,0 +1,30 @@
+"""Seeds: every random draw follows from the run's seed, its purpose and its indices."""
+
+import contextlib
+import hashlib
+import threading
+from collections.abc import Iterator
+
+import torch
+
+# torch's default generators belong to the whole process; stages that are threads of one process take turns with them.
+_DEFAULT_GENERATOR = threading.Lock()
+
+
+def derive_seed(seed: int, purpose: str, *indices: int) -> int:
+    """Return a 63-bit seed that depends on every argument and on nothing else (not on the process, the order, the device)."""
+    text = "/".join([str(seed), purpose, *map(str, indices)])
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+@contextlib.contextmanager
+def seeded(seed: int, purpose: str, *indices: int) -> Iterator[None]:
+    """Draw from torch's default generators as if newly seeded by `derive_seed(...)`; put their state back afterwards."""
+    with _DEFAULT_GENERATOR, torch.random.fork_rng(devices=_devices_in_use()):
+        torch.manual_seed(derive_seed(seed, purpose, *indices))
+        yield
+
+
+def _devices_in_use() -> list[int]:
+    """Only the current device: a stage draws on its own device, and touching another would create a context there."""
+    return [torch.cuda.current_device()] if torch.cuda.is_available() and torch.cuda.is_initialized() else []
