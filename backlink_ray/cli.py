@@ -1,4 +1,4 @@
-"""Command line: backlink-ray train | report | sync."""
+"""Command line: backlink-ray train | bench | report | sync."""
 
 import os
 import sys
@@ -9,9 +9,12 @@ from typing import Annotated, Any
 
 import tyro
 
+from backlink_ray.commands.bench import Bench
+from backlink_ray.commands.exit_codes import guarded
 from backlink_ray.data.datasets import data_root
-from backlink_ray.errors import CheckpointError, ConfigError, NonFiniteLossError, StageError
+from backlink_ray.errors import ConfigError
 from backlink_ray.files import write_whole
+from backlink_ray.pipeline.resources import STAGE, StageResources
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.data import dataset_of
 from backlink_ray.runs.options import RunOptions
@@ -31,10 +34,7 @@ class Train:
     """PNG file: when each stage forwards, waits, runs backward, exchanges and updates."""
     stage_timeout_s: float = 120.0
     """Longest wait of a stage for its neighbour, in seconds."""
-    cpus_per_stage: float = 0.25
-    """CPUs that Ray reserves for a stage."""
-    gpus_per_stage: float = 1.0
-    """GPUs that Ray reserves for a stage, where there are GPUs; a fraction lets stages share one."""
+    resources: Annotated[StageResources, tyro.conf.arg(name="")] = STAGE
 
     def main(self) -> int:
         """Run it, an epoch a line."""
@@ -46,8 +46,7 @@ class Train:
             output_dir=self.output_dir,
             timeline=self.timeline,
             stage_timeout_s=self.stage_timeout_s,
-            cpus_per_stage=self.cpus_per_stage,
-            gpus_per_stage=self.gpus_per_stage,
+            resources=self.resources,
             on_epoch=_print_epoch(config),
         )
         result = run(config, dataset, options)
@@ -119,23 +118,16 @@ class Report:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse and run; 0 done, 1 the run failed, 2 bad arguments or data, 3 interrupted and resumable."""
-    try:
-        command: Train | Report | Sync = tyro.extras.subcommand_cli_from_dict(
-            {"train": Train, "report": Report, "sync": Sync}, prog="backlink-ray", args=arguments, description=__doc__
+    """Parse and run; returns as `guarded`."""
+
+    def run_command() -> int:
+        commands: dict[str, Callable[..., Any]] = {"train": Train, "bench": Bench, "report": Report, "sync": Sync}
+        command: Train | Bench | Report | Sync = tyro.extras.subcommand_cli_from_dict(
+            commands, prog="backlink-ray", args=arguments, description=__doc__
         )
         return command.main()
-    except (NonFiniteLossError, StageError, CheckpointError, ConnectionError) as error:
-        return _say(f"failed: {error}", 1)
-    except (ValueError, OSError) as error:  # ConfigError, DataError, a tracking URI; a full or forbidden disk
-        return _say(f"error: {error}", 2)
-    except KeyboardInterrupt:
-        return _say("interrupted; the same command goes on from the last checkpoint", 3)
 
-
-def _say(text: str, code: int) -> int:
-    print(text, file=sys.stderr, flush=True)
-    return code
+    return guarded(run_command, lambda: "the same command goes on from where it stopped")
 
 
 if __name__ == "__main__":

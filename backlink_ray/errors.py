@@ -66,6 +66,10 @@ class StageError(BacklinkError, RuntimeError):
         return f"stage {self.stage_index} of {self.num_stages} failed at {self.where}: {self.reason}"
 
 
+class StudyError(BacklinkError, RuntimeError):
+    """Ray Tune could not go on with a study: its own words."""
+
+
 class LinkError(BacklinkError, RuntimeError):
     """A message did not come or could not be sent: names the kind, the step and the time waited, never the data."""
 

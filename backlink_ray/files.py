@@ -35,6 +35,14 @@ def write_synced(path: Path, content: str | bytes) -> None:
         os.fsync(file.fileno())
 
 
+def append_line(path: Path, line: str) -> None:
+    """Append a line and wait until the disk has it."""
+    with path.open("a") as file:
+        file.write(line + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def sync_folder(folder: Path) -> None:
     """Wait until the disk knows the names in `folder`: a new file survives a power cut only after this."""
     handle = os.open(folder, os.O_RDONLY)

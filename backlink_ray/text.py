@@ -6,8 +6,17 @@ import shlex
 import shutil
 import sys
 from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 
+_STYLE = """
+:root { color-scheme: light dark; }
+body { font: 15px/1.45 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; display: block; overflow-x: auto; }
+th, td { padding: .35rem .6rem; border-bottom: 1px solid #8884; text-align: left; vertical-align: top; }
+thead th { border-bottom-width: 2px; }
+blockquote { border-left: 4px solid #D55E00; margin: 0; padding: .1rem .8rem; background: #8881; }
+"""
 _UNSAFE = re.compile(r"[^A-Za-z0-9._=+-]+")
 _MAX_SLUG = 100  # bytes; leaves room for our suffixes below the 255 bytes of common file systems
 
@@ -44,3 +53,14 @@ def markdown_table(lines: Sequence[Sequence[str]]) -> str:
     """Return lines of cells, the first one the head, as a Markdown table."""
     head, *rest = lines
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rest))
+
+
+def html_page(markdown: str) -> str:
+    """Return a Markdown text with tables as one self-contained HTML page, titled by its first heading."""
+    from markdown_it import MarkdownIt  # rich brings it
+
+    title = escape(markdown.splitlines()[0].lstrip("# "))
+    body = MarkdownIt().enable("table").render(markdown)
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'
+    style = f"<style>{_STYLE}</style>"
+    return f'<!doctype html>\n<html lang="en"><head>{head}{style}</head><body>{body}</body></html>\n'

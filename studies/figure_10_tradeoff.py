@@ -34,19 +34,20 @@ SMOKE = PAPER.replace(
 OBJECTIVES = ("val_error_pct", *TRADE_OFF)
 
 
-def cells(lengths: dict[int, tuple[int, ...]]) -> tuple[dict[str, Any], ...]:
-    linked = ({"K": k, "l": n, "alpha": default_alpha(n)} for k, ls in lengths.items() for n in ls)
-    return ({"method": "bp"}, *linked)
+def runs(base: RunConfig, lengths: dict[int, tuple[int, ...]]) -> tuple[RunConfig, ...]:
+    pairs = ((k, n) for k, ls in lengths.items() for n in ls)
+    linked = (base.replace(num_modules=k, propagation_length=n, alpha=default_alpha(n)) for k, n in pairs)
+    return (base.replace(method="bp"), *linked)
 
 
 PRESETS = {
     "paper": Plan(
         base=PAPER,
-        cells=cells({2: (1, 2, 3, 4), 4: (1, 2, 3, 4), 8: (1, 2, 3, 4), 16: (1, 2, 3)}),
+        runs=runs(PAPER, {2: (1, 2, 3, 4), 4: (1, 2, 3, 4), 8: (1, 2, 3, 4), 16: (1, 2, 3)}),
         metric="test_error_pct",
     ),
     "search": Plan(base=PAPER.replace(validation_fraction=0.1), space=Space(), num_samples=100, objectives=OBJECTIVES),
-    "smoke": Plan(base=SMOKE, cells=cells({2: (1, 2), 4: (1,)}), metric="test_error_pct"),
+    "smoke": Plan(base=SMOKE, runs=runs(SMOKE, {2: (1, 2), 4: (1,)}), metric="test_error_pct"),
 }
 # What the paper's text says. Of l = 2: when K doubles, the error grows by 1.57 points, and both reductions by about 23 points.
 STEP_PCT, STEP_PP = 23.0, 1.57
@@ -67,9 +68,9 @@ ALONE = {
 }
 
 
-def picture(done: FigureData) -> list[Path]:
+def picture(data: FigureData) -> list[Path]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    found = trades(done.rows, lambda config: footprint_mib(config, device))
+    found = trades(data.rows, lambda config: footprint_mib(config, device))
     figure, panels = new_figure(2, "Fig. 10  What BackLink gives up and saves beside BP")
     axes = BESIDE_BP if any(trade.config.method == "bp" for trade in found) else ALONE
     for ax, (x, label) in zip(panels, axes["x"], strict=True):
@@ -82,10 +83,10 @@ def picture(done: FigureData) -> list[Path]:
     else:
         notes.append("No BP run is recorded, so nothing is shown beside it")
     legend(figure)
-    made = hardware_of_runs(done.rows, done.folder, table_3(done.folder.parent))
-    caption = caption_of(done.plan.base, made, {trade.n for trade in found}, *notes, left_out(done.missing))
-    data = [{**asdict(t.config), **{k: v for k, v in asdict(t).items() if k != "config"}} for t in found]
-    return save_figure(figure, data, "figure_10_tradeoff", done.folder, caption=caption, tracker=done.tracker)
+    made = hardware_of_runs(data.rows, data.folder, table_3(data.folder.parent))
+    caption = caption_of(data.plan.base, made, {trade.n for trade in found}, *notes, left_out(data.missing))
+    points = [{**asdict(t.config), **{k: v for k, v in asdict(t).items() if k != "config"}} for t in found]
+    return save_figure(figure, points, "figure_10_tradeoff", data.folder, caption=caption)
 
 
 def table_3(storage: Path) -> Path:
@@ -100,9 +101,10 @@ def table_rows(storage: Path, base: RunConfig) -> list[dict[str, Any]]:
 
 
 def is_like(config: RunConfig, base: RunConfig) -> bool:
-    place = {name: getattr(base, name) for name in ("num_modules", "propagation_length", "alpha", "seed")}
-    like = base.replace(method="bp") if config.method == "bp" else base
-    return config.replace(**place).run_id == like.run_id
+    if config.method == "bp":
+        return config.run_id == base.replace(method="bp", seed=config.seed).run_id
+    varied = {name: getattr(config, name) for name in ("num_modules", "propagation_length", "alpha", "seed")}
+    return config.method == "backlink" and config.run_id == base.replace(**varied).run_id
 
 
 def panel(axes: Any, found: list[Trade], x: str, x_label: str, y: str, y_label: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from backlink_ray import RunConfig
 from backlink_ray.benchmarks.descent import columns, directions
-from backlink_ray.commands.figure import MeasurementContext, figure_main, recorded, row_of
+from backlink_ray.commands.figure import Measurement, MeasurementContext, figure_main
 from backlink_ray.data.datasets import data_root
 from backlink_ray.data.images import Dataset
 from backlink_ray.figures.captions import caption_of, left_out
@@ -36,33 +36,33 @@ PAPER_SAYS = "Paper: the constant is above 0 in all settings, and the norm ratio
 SHOWN = 0.5  # alpha of the picture by module
 
 
-def cells(panels: Sequence[Panel], alphas: tuple[float, ...]) -> tuple[dict[str, Any], ...]:
-    linked = tuple({"K": k, "l": n, "alpha": alpha} for k, n in panels for alpha in alphas)
-    return (*linked, *({"method": "gll", "K": k} for k in sorted({k for k, _ in panels})))
+def runs(base: RunConfig, panels: Sequence[Panel], alphas: tuple[float, ...]) -> tuple[RunConfig, ...]:
+    linked = [base.replace(num_modules=k, propagation_length=n, alpha=alpha) for k, n in panels for alpha in alphas]
+    return (*linked, *(base.replace(method="gll", num_modules=k) for k in sorted({k for k, _ in panels})))
 
 
 PRESETS = {
-    "paper": Plan(base=PAPER, cells=cells(((2, 1), (2, 4), (4, 1), (4, 4)), (0.0, 0.25, 0.5, 0.75))),
-    "smoke": Plan(base=SMOKE, cells=cells(((2, 1), (2, 2), (4, 1)), (0.0, 0.5))),
+    "paper": Plan(base=PAPER, runs=runs(PAPER, ((2, 1), (2, 4), (4, 1), (4, 4)), (0.0, 0.25, 0.5, 0.75))),
+    "smoke": Plan(base=SMOKE, runs=runs(SMOKE, ((2, 1), (2, 2), (4, 1)), (0.0, 0.5))),
 }
 
 
-def measure(configs: Sequence[RunConfig], room: MeasurementContext) -> Iterator[dict[str, Any]]:
-    return measured(configs, room, load_for(configs, data_root(room.flags.data_root)))
+def measure(configs: Sequence[RunConfig], context: MeasurementContext) -> Iterator[dict[str, Any]]:
+    return measured(configs, context, load_for(configs, data_root(context.flags.data_root)))
 
 
 def measured(
-    configs: Sequence[RunConfig], room: MeasurementContext, data: dict[str, Dataset]
+    configs: Sequence[RunConfig], context: MeasurementContext, datasets: dict[str, Dataset]
 ) -> Iterator[dict[str, Any]]:
-    done = recorded(room)
+    done = context.measured()
     for config in configs:
-        if room.run_id(config, ending(config.epochs)) in done:
+        if context.row_id(config, ending(config.epochs)) in done:
             continue
-        folder = room.folder / "checkpoints" / room.run_id(config)
-        with room.attempt(config):
-            for epoch, found in directions(config, data[data_key(config)], room.device, folder):
+        folder = context.folder / "checkpoints" / context.row_id(config)
+        with context.attempt(config):
+            for epoch, found in directions(config, datasets[data_key(config)], context.device, folder):
                 print(f"{config.label} {config.run_name} epoch {epoch}: {found[-1]}", flush=True)
-                yield {**row_of(config, room, ending(epoch)), "epoch": epoch, **columns(found)}
+                yield {**context.row(config, ending(epoch)), "epoch": epoch, **columns(found)}
 
 
 def images(config: RunConfig) -> int:
@@ -74,9 +74,9 @@ def ending(epoch: int) -> str:
     return f"-e{epoch:03d}"
 
 
-def picture(done: FigureData) -> list[Path]:
-    rows = sorted(done.rows, key=lambda row: int(row["epoch"]))
-    return [*whole(done, rows), *by_module(done, rows)]
+def picture(data: FigureData) -> list[Path]:
+    rows = sorted(data.rows, key=lambda row: int(row["epoch"]))
+    return [*whole(data, rows), *by_module(data, rows)]
 
 
 def panels_of(rows: list[dict[str, Any]]) -> list[Panel]:
@@ -92,7 +92,7 @@ def lines(rows: list[dict[str, Any]], panel: Panel) -> dict[float, list[dict[str
     return dict(sorted(found.items()))
 
 
-def whole(done: FigureData, rows: list[dict[str, Any]]) -> list[Path]:
+def whole(data: FigureData, rows: list[dict[str, Any]]) -> list[Path]:
     panels = panels_of(rows)
     figure, axes = new_figure(
         len(panels), "Fig. 3  Does the gradient point down the loss of the whole network?", rows=2, height_in=3.0
@@ -106,13 +106,13 @@ def whole(done: FigureData, rows: list[dict[str, Any]]) -> list[Path]:
             finish(ax)
     legend(figure)
     caption = caption_of(
-        done.plan.base, f"Hardware: {rows[0]['hardware']}", (1,), "g: mean of the method's gradients", PAPER_SAYS,
-        left_out(done.missing), ended_early(rows),
+        data.plan.base, f"Hardware: {rows[0]['hardware']}", (1,), "g: mean of the method's gradients", PAPER_SAYS,
+        left_out(data.missing), ended_early(rows),
     )  # fmt: skip
-    return save_figure(figure, rows, "figure_3_descent", done.folder, caption=caption, tracker=done.tracker)
+    return save_figure(figure, rows, "figure_3_descent", data.folder, caption=caption)
 
 
-def by_module(done: FigureData, rows: list[dict[str, Any]]) -> list[Path]:
+def by_module(data: FigureData, rows: list[dict[str, Any]]) -> list[Path]:
     panels = panels_of(rows)
     figure, axes = new_figure(len(panels), f"Fig. 3, module by module: BackLink, α = {SHOWN}", rows=2, height_in=3.0)
     for j, (column, label) in enumerate(COLUMNS):
@@ -124,8 +124,8 @@ def by_module(done: FigureData, rows: list[dict[str, Any]]) -> list[Path]:
             finish(ax)
     legend(figure)
     last = "The last module's gradient is exact, so both its numbers are 1. Every other α is in the data beside this"
-    caption = caption_of(done.plan.base, f"Hardware: {rows[0]['hardware']}", (1,), last, left_out(done.missing))
-    return save_figure(figure, rows, "figure_3_modules", done.folder, caption=caption, tracker=done.tracker)
+    caption = caption_of(data.plan.base, f"Hardware: {rows[0]['hardware']}", (1,), last, left_out(data.missing))
+    return save_figure(figure, rows, "figure_3_modules", data.folder, caption=caption)
 
 
 def ended_early(rows: list[dict[str, Any]]) -> str:
@@ -151,5 +151,7 @@ def finish(axes: Any) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
+MEASUREMENT = Measurement(presets=PRESETS, measure=measure, picture=picture, images=images)
+
 if __name__ == "__main__":
-    sys.exit(figure_main("figure_3_descent", PRESETS, measure, picture, __doc__ or "", images=images))
+    sys.exit(figure_main("figure_3_descent", MEASUREMENT, __doc__ or ""))

@@ -2,8 +2,8 @@
 
 import sys
 from pathlib import Path
-from typing import Any
 
+from backlink_ray import RunConfig
 from backlink_ray.commands.search import main
 from backlink_ray.figures.data import FigureData
 from backlink_ray.figures.sensitivity import PAPER, SMOKE, Axis, draw_sensitivity
@@ -13,31 +13,35 @@ from backlink_ray.tuning.plan import Plan
 ETAS = (0.01, 0.05, 0.1, 0.5, 1.0)
 
 
-def cells(lengths: dict[int, tuple[int, ...]], etas: tuple[float, ...]) -> tuple[dict[str, Any], ...]:
-    found: list[dict[str, Any]] = []
+def runs(base: RunConfig, lengths: dict[int, tuple[int, ...]], etas: tuple[float, ...]) -> tuple[RunConfig, ...]:
+    found = []
     for k, ls in lengths.items():
-        found += [{"method": "gll", "K": k, "eta": eta} for eta in etas]
+        found += [base.replace(method="gll", num_modules=k, lr=eta) for eta in etas]
         # The paper gives no alpha for this figure.
-        found += [{"K": k, "l": n, "alpha": default_alpha(n), "eta": eta} for n in ls for eta in etas]
+        linked = [base.replace(num_modules=k, propagation_length=n, alpha=default_alpha(n)) for n in ls]
+        found += [run.replace(lr=eta) for run in linked for eta in etas]
     return tuple(found)
 
 
 PRESETS = {
-    "paper": Plan(base=PAPER, cells=cells({2: (1, 2, 3, 4), 4: (1, 2, 3, 4)}, ETAS), metric="test_error_pct"),
+    "paper": Plan(base=PAPER, runs=runs(PAPER, {2: (1, 2, 3, 4), 4: (1, 2, 3, 4)}, ETAS), metric="test_error_pct"),
     "smoke": Plan(
         base=SMOKE,
-        cells=(*cells({2: (2,)}, (0.01, 0.1)), *({"K": 4, "l": 1, "eta": eta} for eta in (0.01, 0.1))),
+        runs=(
+            *runs(SMOKE, {2: (2,)}, (0.01, 0.1)),
+            *(SMOKE.replace(num_modules=4, propagation_length=1, lr=eta) for eta in (0.01, 0.1)),
+        ),
         metric="test_error_pct",
     ),
 }
 
 
-def picture(done: FigureData) -> list[Path]:
+def picture(data: FigureData) -> list[Path]:
     quoted = ((PAPER.lr, "paper: the best η"),)
     axis = Axis(field="lr", label="η, peak learning rate (logarithmic)", values=ETAS, logarithmic=True, quoted=quoted)
     title = "Fig. 5  Sensitivity to the learning rate η"
     note = "Paper: the best η is 0.5, and both ends are worse"
-    return draw_sensitivity(done, axis, "figure_5_lr", title, "α = 0.5 for l up to 2, 0.25 beyond", note)
+    return draw_sensitivity(data, axis, "figure_5_lr", title, "α = 0.5 for l up to 2, 0.25 beyond", note)
 
 
 if __name__ == "__main__":

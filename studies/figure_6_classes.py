@@ -5,43 +5,35 @@ in the data root; --svhn fetches them. --smoke-test makes (a) from the embedded 
 """
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tyro
 
-from backlink_ray.commands.exit_codes import guarded
-from backlink_ray.commands.flags import CommonFlags, open_tracker, print_link
+from backlink_ray import RunConfig
+from backlink_ray.commands.command import Command
+from backlink_ray.commands.exit_codes import guarded, resume_line
+from backlink_ray.commands.flags import CommonFlags
 from backlink_ray.data.choice import LONG_TAIL_RATIO
 from backlink_ray.data.datasets import data_root, load_dataset
 from backlink_ray.data.images import Dataset
 from backlink_ray.data.originals import long_tailed
 from backlink_ray.data.provision import MissingError
-from backlink_ray.errors import ConfigError
 from backlink_ray.figures.save import save_figure
 from backlink_ray.figures.style import COLOURS, INK, format_axes, legend, new_figure
+from backlink_ray.tuning.plan import Plan
 
 NAME = "figure_6_classes"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flags:
-    """Flags of this figure."""
+class Flags(CommonFlags):
+    """Flags of this figure; --seed chooses the images of the long-tailed set, as in a run of that seed."""
 
-    smoke_test: bool = False
-    """On the embedded real sample, no download; counts are scaled, and the caption says so."""
-    dry_run: bool = False
-    """Print what would be drawn, and stop."""
     svhn: bool = False
     """Draw panel (b), and fetch SVHN's files (236 MiB) where they are missing."""
-    seed: int = 0
-    """Chooses the images of the long-tailed set, as in a run of that seed."""
-    data_root: str = ""
-    """Folder of the data sets; default $BACKLINK_RAY_DATA, else ~/.cache/backlink_ray."""
-    storage_path: str = "results"
-    """Folder of studies and figures, and of MLflow's database."""
-    tracking_uri: str = ""
-    """MLflow; default $MLFLOW_TRACKING_URI, else sqlite in the storage path."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,52 +120,55 @@ def caption(panels: list[Panel]) -> str:
     return " ".join([*(panel.note for panel in panels), *absent])
 
 
-def made(folder: Path) -> Path:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"storage folder {str(folder)!r} cannot be written ({error.strerror}); give another --storage-path"
-        ) from error
-    return folder
+class ClassesFigure(Command):
+    """Drawn from the data sets themselves: nothing is trained, so that a report is the figure once more."""
 
+    flags: Flags
 
-def dry_run(flags: Flags) -> int:
-    root = data_root(flags.data_root)
-    print(
-        f"(a) {'cifar10-sample, embedded' if flags.smoke_test else f'cifar10-lt, seed {flags.seed}, files in {root}'}"
-    )
-    if flags.svhn or not flags.smoke_test:
-        print(f"(b) svhn, files in {root}" + ", where they are there; --svhn fetches them" * (not flags.svhn))
-    print("nothing is trained: seconds")
-    return 0
+    def __init__(self, flags: Flags) -> None:
+        dataset = "cifar10-sample" if flags.smoke_test else "cifar10-lt"
+        plan = Plan(base=RunConfig(dataset=dataset), metric="train_images")
+        super().__init__(flags, f"{NAME}-smoke" if flags.smoke_test else NAME, plan)
 
+    def note(self) -> str:
+        return "Fig. 6 of the paper: training images of each class."
 
-def run(flags: Flags) -> int:
-    panels = [panel_a(flags), *panels_b(flags)]
-    name = f"{NAME}-smoke" if flags.smoke_test else NAME
-    figure, axes = new_figure(len(panels), "Training images of each class", height_in=4.0)
-    for place, panel in zip(axes, panels, strict=True):
-        draw(place, panel)
-    legend(figure)
-    common = CommonFlags(storage_path=flags.storage_path, tracking_uri=flags.tracking_uri)
-    folder = made(common.storage / name)
-    tracker = open_tracker(common, f"backlink-{name}", "Fig. 6 of the paper: training images of each class.")
-    try:
-        paths = save_figure(
-            figure, [row for panel in panels for row in panel.rows()], name, folder,
-            caption=caption(panels), tracker=tracker,
-        )  # fmt: skip
-    finally:
-        tracker.close()
-    print(f"figure: {', '.join(map(str, paths))}")
-    print_link(tracker)
-    return 0
+    def check_report(self) -> None:
+        self.prepare()
+
+    def prepare(self) -> None:
+        self._panels = [panel_a(self.flags), *panels_b(self.flags)]
+
+    def carry_out(self, tracker: Any) -> None:
+        """Nothing is to be run."""
+
+    def write(self) -> Sequence[Path]:
+        figure, axes = new_figure(len(self._panels), "Training images of each class", height_in=4.0)
+        for place, panel in zip(axes, self._panels, strict=True):
+            draw(place, panel)
+        legend(figure)
+        rows = [row for panel in self._panels for row in panel.rows()]
+        return save_figure(figure, rows, self.name, self.folder, caption=caption(self._panels))
+
+    def show(self) -> None:
+        for panel in self._panels:
+            print(f"{panel.title}: {panel.dataset.train_counts}")
+
+    def ending(self) -> int:
+        return 0
+
+    def dry_run(self) -> None:
+        flags, root = self.flags, data_root(self.flags.data_root)
+        print(
+            f"(a) {'cifar10-sample, embedded' if flags.smoke_test else f'cifar10-lt, seed {flags.seed}, files in {root}'}"
+        )
+        if flags.svhn or not flags.smoke_test:
+            print(f"(b) svhn, files in {root}" + ", where they are there; --svhn fetches them" * (not flags.svhn))
+        print("nothing is trained: seconds")
 
 
 def main() -> int:
-    flags = tyro.cli(Flags, prog=f"{NAME}.py", description=__doc__)
-    return guarded(lambda: dry_run(flags) if flags.dry_run else run(flags))
+    return guarded(lambda: ClassesFigure(tyro.cli(Flags, prog=f"{NAME}.py", description=__doc__)).run(), resume_line)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Any
 
 from backlink_ray import RunConfig
 from backlink_ray.benchmarks.memory import footprint_mib, source_of
-from backlink_ray.commands.figure import MeasurementContext, figure_main, recorded, row_of
+from backlink_ray.commands.figure import Measurement, MeasurementContext, figure_main
 from backlink_ray.figures.captions import left_out
 from backlink_ray.figures.data import FigureData
 from backlink_ray.figures.save import save_figure
@@ -28,22 +28,20 @@ KS = (2, 4, 8, 16)
 BASE = recipe(find("table3/cifar10/resnet32/conv/K4/l2"))
 
 
-def cells(networks: Sequence[str]) -> tuple[dict[str, Any], ...]:
-    found: list[dict[str, Any]] = []
-    for network in networks:
-        found.append({"network": network, "method": "bp"})
-        for k in KS:
-            for method in ("gll", "infopro"):
-                found.append({"network": network, "method": method, "K": k})
-            longest = min(4, longest_propagation(module_sizes(unit_count(network), k)))
-            for tail in ("retain", "recompute"):
-                found += [{"network": network, "K": k, "l": n, "tail_memory": tail} for n in range(1, longest + 1)]
+def runs(network: str) -> tuple[RunConfig, ...]:
+    base = BASE.replace(network=network, propagation_length=1)
+    found = [base.replace(method="bp")]
+    for k in KS:
+        found += [base.replace(method=method, num_modules=k) for method in ("gll", "infopro")]
+        longest = min(4, longest_propagation(module_sizes(unit_count(network), k)))
+        for tail, n in product(("retain", "recompute"), range(1, longest + 1)):
+            found.append(base.replace(num_modules=k, propagation_length=n, tail_memory=tail))
     return tuple(found)
 
 
 PRESETS = {
-    "paper": Plan(base=BASE, cells=cells(("resnet32", "resnet110"))),
-    "smoke": Plan(base=BASE, cells=cells(("resnet32",))),
+    "paper": Plan(base=BASE, runs=(*runs("resnet32"), *runs("resnet110"))),
+    "smoke": Plan(base=BASE, runs=runs("resnet32")),
 }
 # What the paper's text says of its Fig. 7, as parts of BP's memory; it does not say at which K, so K = 16 is our reading.
 PAPER = {
@@ -59,30 +57,30 @@ PAPER = {
 }
 
 
-def measure(configs: Sequence[RunConfig], room: MeasurementContext) -> Iterator[dict[str, Any]]:
-    done = recorded(room)
-    for config in (c for c in configs if room.run_id(c) not in done):
-        with room.attempt(config):  # one that does not fit says nothing about the others
-            mib = footprint_mib(config, room.device)
+def measure(configs: Sequence[RunConfig], context: MeasurementContext) -> Iterator[dict[str, Any]]:
+    done = context.measured()
+    for config in (c for c in configs if context.row_id(c) not in done):
+        with context.attempt(config):  # one that does not fit says nothing about the others
+            mib = footprint_mib(config, context.device)
             print(f"{config.network} {series_of(config)} K={config.num_modules} {config.tail_memory}: {mib:,.0f} MiB")
-            yield row_of(config, room, memory_mib=mib, memory_source=source_of(room.device))
+            yield context.row(config, memory_mib=mib, memory_source=source_of(context.device))
 
 
-def picture(done: FigureData) -> list[Path]:
-    networks = list(dict.fromkeys(str(row["network"]) for row in done.rows))
+def picture(data: FigureData) -> list[Path]:
+    networks = list(dict.fromkeys(str(row["network"]) for row in data.rows))
     title = "Fig. 7  Peak memory of a training step on one device"
     figure, panels = new_figure(2, title, rows=len(networks), height_in=3.6)
     for axes, (network, tail) in zip(panels, product(networks, ("retain", "recompute")), strict=True):
-        panel(axes, network, tail, [row for row in done.rows if row["network"] == network])
+        panel(axes, network, tail, [row for row in data.rows if row["network"] == network])
     legend(figure)
-    base = done.plan.base
+    base = data.plan.base
     caption = (
         f"{' and '.join(networks)}, {base.head} heads, batch {base.batch_size} of 32 x 32 images, float32. Memory is "
-        f"{source_of('cuda' if done.rows[0]['device'] == 'cuda' else 'cpu')}; n = 1, since nothing about it is random; "
-        f"hardware: {done.rows[0]['hardware']}. Stars: what the paper's text says of its Titan RTX, at no stated batch size."
+        f"{source_of('cuda' if data.rows[0]['device'] == 'cuda' else 'cpu')}; n = 1, since nothing about it is random; "
+        f"hardware: {data.rows[0]['hardware']}. Stars: what the paper's text says of its Titan RTX, at no stated batch size."
     )
-    caption += f" {left_out(done.missing)}"
-    return save_figure(figure, done.rows, "figure_7_memory", done.folder, caption=caption, tracker=done.tracker)
+    caption += f" {left_out(data.missing)}"
+    return save_figure(figure, data.rows, "figure_7_memory", data.folder, caption=caption)
 
 
 def panel(axes: Any, network: str, tail: str, rows: list[dict[str, Any]]) -> None:
@@ -115,5 +113,7 @@ def lines(rows: list[dict[str, Any]], tail: str) -> dict[str, list[tuple[int, fl
     return {series: sorted(points) for series, points in sorted(found.items())}
 
 
+MEASUREMENT = Measurement(presets=PRESETS, measure=measure, picture=picture)
+
 if __name__ == "__main__":
-    sys.exit(figure_main("figure_7_memory", PRESETS, measure, picture, __doc__ or ""))
+    sys.exit(figure_main("figure_7_memory", MEASUREMENT, __doc__ or ""))

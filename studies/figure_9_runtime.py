@@ -12,7 +12,7 @@ from typing import Any
 
 from backlink_ray import RunConfig
 from backlink_ray.benchmarks.runtime import step_ratio
-from backlink_ray.commands.figure import MeasurementContext, figure_main, number_of_devices, recorded, row_of
+from backlink_ray.commands.figure import Measurement, MeasurementContext, figure_main, number_of_devices
 from backlink_ray.errors import ConfigError
 from backlink_ray.figures.data import FigureData
 from backlink_ray.figures.save import save_figure
@@ -43,47 +43,46 @@ QUOTED = {0.77: "paper: GLL at best, V100", 0.48: "paper: BackLink at best (GLL 
 PLAIN = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
 
 
-def cells(network: str, longest: int) -> tuple[dict[str, Any], ...]:
-    found: list[dict[str, Any]] = []
-    for k in KS:
-        if k <= unit_count(network):
-            limit = min(longest, longest_propagation(module_sizes(unit_count(network), k)))
-            found += [{"method": method, "K": k} for method in ("gll", "infopro")]
-            found += [{"K": k, "l": length} for length in range(1, limit + 1)]
+def runs(base: RunConfig, longest: int) -> tuple[RunConfig, ...]:
+    found, units = [], unit_count(base.network)
+    for k in (k for k in KS if k <= units):
+        limit = min(longest, longest_propagation(module_sizes(units, k)))
+        found += [base.replace(method=method, num_modules=k) for method in ("gll", "infopro")]
+        found += [base.replace(num_modules=k, propagation_length=length) for length in range(1, limit + 1)]
     return tuple(found)
 
 
 PRESETS = {
-    "paper": Plan(base=PAPER, cells=cells("resnet110", 4)),
-    "smoke": Plan(base=SMOKE, cells=cells("resnet14", 2)),
+    "paper": Plan(base=PAPER, runs=runs(PAPER, 4)),
+    "smoke": Plan(base=SMOKE, runs=runs(SMOKE, 2)),
 }
 
 
-def measure(configs: Sequence[RunConfig], room: MeasurementContext) -> Iterator[dict[str, Any]]:
+def measure(configs: Sequence[RunConfig], context: MeasurementContext) -> Iterator[dict[str, Any]]:
     """Refuse a cluster: BP would be timed on one machine's device and the stages on another's."""
-    address = room.flags.address or os.environ.get("RAY_ADDRESS", "")
-    if address and room.flags.executor != "threads":
+    address = context.flags.address or os.environ.get("RAY_ADDRESS", "")
+    if address and context.flags.executor != "threads":
         raise ConfigError(
             f"address={address!r} names a cluster, and figure 9 compares the devices of one machine; leave --address and "
             "$RAY_ADDRESS out, or take --executor threads"
         )
-    return measured(configs, room)
+    return measured(configs, context)
 
 
-def measured(configs: Sequence[RunConfig], room: MeasurementContext) -> Iterator[dict[str, Any]]:
-    done, count = recorded(room), number_of_devices(room.device)
+def measured(configs: Sequence[RunConfig], context: MeasurementContext) -> Iterator[dict[str, Any]]:
+    done, count = context.measured(), number_of_devices(context.device)
     # Threads first: while they are timed there is no Ray beside them.
-    for executor in ("threads", "ray") if room.flags.executor == "auto" else (room.flags.executor,):
-        for config in (c for c in configs if room.run_id(c, f"-{executor}") not in done):
-            with room.attempt(config):
-                found = step_ratio(config, executor, room.device, count=count, **turns(config))
+    for executor in ("threads", "ray") if context.flags.executor == "auto" else (context.flags.executor,):
+        for config in (c for c in configs if context.row_id(c, f"-{executor}") not in done):
+            with context.attempt(config):
+                found = step_ratio(config, executor, context.device, count=count, **turns(config))
                 about = {"executor": executor, "devices": count, "load_average": os.getloadavg()[0]}
                 print(
                     f"{executor} {name_of(config)}: {found['time_ratio']:.2f} of BP "
                     f"({found['time_ratio_min']:.2f}..{found['time_ratio_max']:.2f})",
                     flush=True,
                 )
-                yield {**row_of(config, room, f"-{executor}"), **found, **about}
+                yield {**context.row(config, f"-{executor}"), **found, **about}
 
 
 def turns(config: RunConfig) -> dict[str, int]:
@@ -100,8 +99,8 @@ def refuse(config: RunConfig, device: str) -> str:
     return f"K={k} stages want as many devices, of which there {'is' if count == 1 else 'are'} {count}" * (k > count)
 
 
-def picture(done: FigureData) -> list[Path]:
-    rows = done.rows
+def picture(data: FigureData) -> list[Path]:
+    rows = data.rows
     executors = sorted({str(row["executor"]) for row in rows}, reverse=True)
     device = "GPU" if rows[0]["device"] == "cuda" else "core"
     figure, panels = new_figure(len(executors), f"Fig. 9  Time of a training step, K local modules on K {device}s")
@@ -110,7 +109,7 @@ def picture(done: FigureData) -> list[Path]:
         # One scale for all; where a bar leaves the picture, its median still stands in it.
         axes.set_ylim(0, max(1.1, 1.2 * max(float(row["time_ratio"]) for row in rows)))
     legend(figure)
-    base, first = done.plan.base, rows[0]
+    base, first = data.plan.base, rows[0]
     caption = (
         f"{base.network}, {base.head} heads, batch {base.batch_size} of 32 x 32 images, {first['steps']} steps a round, median "
         f"of n = {first['n']} interleaved rounds, bars from the lowest to the highest. Hardware: {first['hardware']}"
@@ -119,12 +118,12 @@ def picture(done: FigureData) -> list[Path]:
     )  # fmt: skip
     if base.network != PAPER.network or base.batch_size != PAPER.batch_size:
         caption += " (not the paper's budget)"
-    if left := sorted({config.num_modules for config in done.missing}):
+    if left := sorted({config.num_modules for config in data.missing}):
         caption += f". {first['devices']} devices; left out, all or some: K = {', '.join(map(str, left))}"
     load, cores = max(float(row["load_average"]) for row in rows), os.cpu_count() or 1
     if load > 1.5 * cores:
         caption += f". The machine was busy with other work: its load average reached {load:.1f} on {cores} cores"
-    return save_figure(figure, rows, "figure_9_runtime", done.folder, caption=caption, tracker=done.tracker)
+    return save_figure(figure, rows, "figure_9_runtime", data.folder, caption=caption)
 
 
 def panel(axes: Any, rows: list[dict[str, Any]], title: str, device: str) -> None:
@@ -151,5 +150,7 @@ def panel(axes: Any, rows: list[dict[str, Any]], title: str, device: str) -> Non
     axes.set_xlim(0.9, max(ks) * 1.25)
 
 
+MEASUREMENT = Measurement(presets=PRESETS, measure=measure, picture=picture, refuse=refuse, images=images)
+
 if __name__ == "__main__":
-    sys.exit(figure_main("figure_9_runtime", PRESETS, measure, picture, __doc__ or "", refuse=refuse, images=images))
+    sys.exit(figure_main("figure_9_runtime", MEASUREMENT, __doc__ or ""))

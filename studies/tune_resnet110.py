@@ -20,7 +20,7 @@ PRESETS = {
     "smoke": Plan(
         base=SMOKE,
         space=Space(num_modules=(2, 4), longest=4, lr=(0.005, 0.05)),
-        first=({"K": 2, "l": 2, "alpha": 0.5, "eta": 0.02},),
+        first=(SMOKE.replace(num_modules=2, propagation_length=2, alpha=0.5),),
         num_samples=3,
     ),
 }

@@ -17,18 +17,18 @@ CPU = PAPER.replace(
     lr=0.1, batch_size=128, epochs=8, train_images=10000, validation_fraction=0.0, warmup_fraction=0.125
 )
 SMOKE = PAPER.replace(dataset="cifar10-sample", lr=0.1, batch_size=64, epochs=2, train_images=640, test_images=200)
-CELLS = (
-    {"method": "bp"},
-    {"method": "gll", "K": 4},
-    *({"K": 4, "l": length, "alpha": default_alpha(length)} for length in (1, 2, 4)),
+RUNS = (
+    CPU.replace(method="bp"),
+    CPU.replace(method="gll"),
+    *(CPU.replace(propagation_length=length, alpha=default_alpha(length)) for length in (1, 2, 4)),
 )
 PRESETS = {
     "paper": Plan(base=PAPER, space=Space(), num_samples=50),
-    "cpu": Plan(base=CPU, cells=CELLS, metric="test_error_pct"),
+    "cpu": Plan(base=CPU, runs=RUNS, metric="test_error_pct"),
     "smoke": Plan(
         base=SMOKE,
         space=Space(num_modules=(2, 4), lr=(0.02, 0.2)),
-        first=({"K": 2, "l": 2, "alpha": 0.5, "eta": 0.1},),
+        first=(SMOKE.replace(num_modules=2, propagation_length=2, alpha=0.5),),
         num_samples=3,
     ),
 }

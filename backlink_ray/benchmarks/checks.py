@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from backlink_ray.benchmarks.jobs import Row, job_for, random_images
+from backlink_ray.benchmarks.jobs import job_for, random_images
 from backlink_ray.local.sizes import longest_propagation, module_sizes
 from backlink_ray.local.split import split
 from backlink_ray.nets.build import build_network
@@ -13,6 +13,7 @@ from backlink_ray.nets.names import unit_count
 from backlink_ray.pipeline.threads import ThreadsExecutor
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.job import build_method
+from backlink_ray.runs.results import Row
 from backlink_ray.train.executor import Executor, LocalExecutor
 from backlink_ray.train.trainer import gradients
 

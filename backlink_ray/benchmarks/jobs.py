@@ -1,7 +1,5 @@
 """Bench: correctness, memory and speed of training on one device, as rows that can be compared; needs torch alone."""
 
-from typing import Any
-
 import torch
 
 from backlink_ray.data.images import Augmentation, ImageSet
@@ -11,7 +9,6 @@ from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.job import build_method
 from backlink_ray.train.executor import Job
 
-Row = dict[str, Any]
 NO_AUGMENTATION = Augmentation(pad=0, mode="constant", flip=False)
 
 

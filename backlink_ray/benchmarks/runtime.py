@@ -2,18 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 from backlink_ray.benchmarks.jobs import job_for, random_images
 from backlink_ray.benchmarks.speed import compare
 from backlink_ray.data.images import ImageSet
-from backlink_ray.pipeline.actors import RayExecutor, Resources
+from backlink_ray.pipeline.actors import RayExecutor
 from backlink_ray.pipeline.threads import ThreadsExecutor
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.executors import start_once
+from backlink_ray.runs.results import Row
 from backlink_ray.train.executor import Executor, LocalExecutor
-
-Row = dict[str, Any]
 
 
 def devices_of(device: str, count: int) -> tuple[str, ...]:
@@ -34,9 +32,8 @@ def open_stages(config: RunConfig, images: ImageSet, executor: str, device: str,
     job = replace(job_for(config, images, device), devices=devices_of(device, count))
     if executor == "threads":
         return ThreadsExecutor(job)
-    start_once("")
-    # A stage on a CPU computes on one core; half a core is reserved, since the driver has to fit beside the stages.
-    return RayExecutor(job, Resources(cpus=0.5, gpus=1.0 if device.startswith("cuda") else 0.0))
+    start_once()
+    return RayExecutor(job)
 
 
 def step_ratio(config: RunConfig, executor: str, device: str, *, count: int, steps: int, rounds: int) -> Row:

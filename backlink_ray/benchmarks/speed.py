@@ -1,18 +1,21 @@
 """Speed: images per second of training runs that take turns on one device."""
 
+import copy
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
 
-from backlink_ray.benchmarks.jobs import Row, job_for, random_images, synchronise
+from backlink_ray.benchmarks.jobs import job_for, random_images, synchronise
 from backlink_ray.nets.build import build_network
 from backlink_ray.nets.names import unit_count
+from backlink_ray.pipeline.threads import ThreadsExecutor
 from backlink_ray.runs.config import RunConfig
-from backlink_ray.train.executor import Executor, LocalExecutor
+from backlink_ray.runs.executors import start_once
+from backlink_ray.runs.results import Row
+from backlink_ray.train.executor import LocalExecutor
 
 
 def images_per_s(config: RunConfig, device: str) -> float:
@@ -87,22 +90,27 @@ def _speed_configs(network: str, batch_size: int) -> Iterator[tuple[str, RunConf
             yield f"BackLink K={k} l=1", base.replace(method="backlink", num_modules=k, propagation_length=1, alpha=0.5)
 
 
-def overlap_rows(
-    network: str, batch_size: int, steps: int, rounds: int, executors: Sequence[tuple[str, Any]]
-) -> Iterator[Row]:
-    """Yield the step time of BackLink K = 2, l = 1 with conv heads on each executor as a ratio to BP on one core."""
+def overlap_rows(network: str, batch_size: int, steps: int, rounds: int) -> Iterator[Row]:
+    """Yield the step time of BackLink K = 2, l = 1 with conv heads, as threads and over Ray, as a ratio to BP on one core.
+
+    Every round times each of them once, with one torch thread per stage.
+    """
+    from backlink_ray.pipeline.actors import RayExecutor  # every other measurement does without Ray
+
     images = random_images(4 * batch_size)
     bp = RunConfig(network=network, method="bp", head="conv", batch_size=batch_size)
-    linked = bp.replace(method="backlink", num_modules=2, propagation_length=1, alpha=0.5)
-    opened: dict[str, Executor] = {"BP, one core": LocalExecutor(job_for(bp, images, "cpu"))}
-    for name, make in executors:
-        opened[f"BackLink K=2 l=1, {name}"] = make(job_for(linked, images, "cpu"))
-    link_s: dict[str, list[float]] = {name: [] for name in opened}
+    linked = job_for(bp.replace(method="backlink", num_modules=2, propagation_length=1, alpha=0.5), images, "cpu")
+    start_once()
+    with (
+        LocalExecutor(job_for(bp, images, "cpu")) as alone,
+        ThreadsExecutor(copy.deepcopy(linked)) as threads,
+        RayExecutor(linked) as actors,
+    ):
+        names = {"BP, one core": alone, "BackLink K=2 l=1, threads": threads, "BackLink K=2 l=1, ray": actors}
+        link_s: dict[str, list[float]] = {name: [] for name in names}
 
-    def run(name: str) -> Callable[[int], object]:
-        return lambda n: link_s[name].append(max(opened[name].train(n).link_s) / n)
+        def run(name: str) -> Callable[[int], object]:
+            return lambda n: link_s[name].append(max(names[name].train(n).link_s) / n)
 
-    for row in compare({name: run(name) for name in opened}, batch_size, "cpu", steps, rounds):
-        yield {"network": network, **row, "link_ms": 1e3 * statistics.median(link_s[row["run"]][1:])}
-    for executor in opened.values():
-        executor.close()
+        for row in compare({name: run(name) for name in names}, batch_size, "cpu", steps, rounds):
+            yield {"network": network, **row, "link_ms": 1e3 * statistics.median(link_s[row["run"]][1:])}

@@ -5,34 +5,39 @@ import shlex
 import sys
 from collections.abc import Callable
 
-from ray.tune import TuneError
+import torch
 
-from backlink_ray.commands.flags import RUN_ERRORS
-from backlink_ray.errors import CheckpointError
+from backlink_ray.errors import BacklinkError, NonFiniteLossError, StageError
+
+# What ends one run or measurement, and says nothing about the next.
+RUN_ERRORS = (NonFiniteLossError, StageError, torch.OutOfMemoryError)
 
 
 class SecondInterruptError(KeyboardInterrupt):
     """Ctrl-C while the trials were already being ended after an earlier one."""
 
 
-def guarded(run: Callable[[], int]) -> int:
-    """Return run()'s exit code; an error becomes one line on stderr.
+def guarded(run: Callable[[], int], go_on: Callable[[], str]) -> int:
+    """Return run()'s exit code; an error that is its user's to know becomes one line on stderr, a fault of ours stays one.
+
+    Args:
+        run: the command.
+        go_on: says how to go on with it.
 
     Returns:
-        0 done; 1 done, but some trials failed, or a failure ended it all; 2 bad arguments or configuration; 3 interrupted
-        and resumable; 130 the same at a second Ctrl-C.
+        0 done; 1 done, but some of it failed, or a failure ended it all; 2 bad arguments, configuration or data; 3
+        interrupted and resumable; 130 the same at a second Ctrl-C.
     """
     try:
         return run()
-    except (*RUN_ERRORS, CheckpointError) as error:
-        return _say(f"failed: {first_line(error)}; resume: {resume_line()}", 1)
-    # ConfigError, DataError, a tracking URI; no cluster at the address, a full disk
-    except (ValueError, OSError) as error:
-        return _say(f"error: {error}", 2)
-    except TuneError as error:
-        return _say(f"failed: {str(error).strip().splitlines()[-1]}; resume: {resume_line()}", 1)
+    except BacklinkError as error:
+        if error.exit_code == 2:
+            return _say(f"error: {error}", 2)
+        return _say(f"failed: {first_line(error)}; {go_on()}", error.exit_code)
+    except torch.OutOfMemoryError as error:
+        return _say(f"failed: {first_line(error)}; {go_on()}", 1)
     except KeyboardInterrupt as error:
-        return _say(f"interrupted; resume: {resume_line()}", 130 if isinstance(error, SecondInterruptError) else 3)
+        return _say(f"interrupted; {go_on()}", 130 if isinstance(error, SecondInterruptError) else 3)
 
 
 def first_line(error: BaseException) -> str:
@@ -48,4 +53,4 @@ def _say(text: str, code: int) -> int:
 def resume_line() -> str:
     """Return the command that goes on with what this process was asked for, as the user typed it."""
     line = shlex.join([sys.orig_argv[0], *sys.argv])  # the Python as the user typed it
-    return re.sub(r" --resume[ =]\w+", "", line) + " --resume auto"
+    return "resume: " + re.sub(r" --resume[ =]\w+", "", line) + " --resume auto"

@@ -1,4 +1,4 @@
-"""Measuring: the command of a figure that measures by itself, on the face and the record that studies have."""
+"""Figure: the command of a figure that measures by itself."""
 
 import dataclasses
 import os
@@ -8,29 +8,25 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import tyro
 
 from backlink_ray import provenance
-from backlink_ray.commands.exit_codes import first_line, guarded, resume_line
-from backlink_ray.commands.flags import RUN_ERRORS, CommonFlags, choose_preset, open_tracker, print_link
+from backlink_ray.commands.command import Command
+from backlink_ray.commands.exit_codes import RUN_ERRORS, first_line, guarded, resume_line
+from backlink_ray.commands.flags import CommonFlags, choose_preset
 from backlink_ray.commands.search import Picture, estimate
 from backlink_ray.errors import ConfigError
 from backlink_ray.figures.data import FigureData
 from backlink_ray.figures.style import name_of
-from backlink_ray.provenance import hardware
 from backlink_ray.runs.config import RunConfig
-from backlink_ray.runs.results import Record, Value
+from backlink_ray.runs.results import Record, Row, Value
 from backlink_ray.seeds import derive_seed
 from backlink_ray.text import slug
 from backlink_ray.tracking.tracker import Tracker
-from backlink_ray.tuning.folder import claim, lock_study_folder
 from backlink_ray.tuning.plan import Plan
-from backlink_ray.tuning.space import base_with
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,13 +35,11 @@ class FigureFlags(CommonFlags):
 
     device: str = ""
     """Where to measure: cuda, cuda:1 or cpu; default: the GPU where there is one."""
-    resume: Literal["auto", "never", "must"] = "auto"
-    """Go on with what the storage path holds: auto if there is something, never, or must."""
     executor: Literal["auto", "threads", "ray"] = "auto"
     """Where the stages of figure 9 run; auto: as threads, and then as Ray actors."""
 
     @property
-    def place(self) -> str:
+    def chosen_device(self) -> str:
         """Return the device."""
         return self.device or ("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -69,155 +63,135 @@ class MeasurementContext:
             self.failed.append(name_of(config))
             print(f"{name_of(config)} failed and is left out: {first_line(error)}", file=sys.stderr, flush=True)
 
-    def run_id(self, config: RunConfig, suffix: str = "") -> str:
-        """Return the name of a measurement in the record: of the run, and of what it is measured on."""
-        hash_of = derive_seed(0, self.hardware) % 10**8
-        return slug(f"{config.run_id}-{hash_of}{suffix}")
+    def row_id(self, config: RunConfig, suffix: str = "") -> str:
+        """Return the name of a measurement: of the run, and of what it is measured on."""
+        return slug(f"{config.run_id}-{derive_seed(0, self.hardware) % 10**8}{suffix}")
+
+    def row(self, config: RunConfig, suffix: str = "", **measured: Value) -> Row:
+        """Return a row of results: the configuration, what was measured, and with what."""
+        return {
+            **dataclasses.asdict(config), "run_id": self.row_id(config, suffix), "status": "FINISHED",
+            "reason": "done", **measured, "hardware": self.hardware, "device": self.device.split(":")[0],
+            "commit": provenance.commit(), "date": time.strftime("%Y-%m-%d"),
+        }  # fmt: skip
+
+    def measured(self) -> set[str]:
+        """Return the names of what is recorded: it is not measured again."""
+        return Record(self.folder).done()
 
 
-# Checks what the configurations need before anything is claimed; then yields a row a measurement, named by Room.run_id.
-Measure = Callable[[Sequence[RunConfig], MeasurementContext], Iterator[Row]]
-# Says why a configuration cannot be measured on a device, "" where it can.
-Refuse = Callable[[RunConfig, str], str]
-# Says how many images a configuration's measuring trains on.
-Images = Callable[[RunConfig], int]
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """What a figure measures, and how.
+
+    Attributes:
+        presets: "paper" and "smoke"; their runs are what is measured.
+        measure: checks what the runs need before anything is claimed; then yields a row per measurement.
+        picture: draws it from the rows of one kind of hardware.
+        refuse: says why a run cannot be measured on a device, "" where it can.
+        images: how many images a run's measuring trains on, for a dry run's estimate; where it is 0 for all, there is none.
+    """
+
+    presets: dict[str, Plan]
+    measure: Callable[[Sequence[RunConfig], MeasurementContext], Iterator[Row]]
+    picture: Picture
+    refuse: Callable[[RunConfig, str], str] = field(default=lambda _run, _device: "")
+    images: Callable[[RunConfig], int] = field(default=lambda _run: 0)
 
 
-def _never(_config: RunConfig, _device: str) -> str:
-    return ""
-
-
-def _few(_config: RunConfig) -> int:
-    return 0
-
-
-def figure_main(
-    name: str, presets: dict[str, Plan], measure: Measure, picture: Picture, description: str,
-    arguments: Sequence[str] | None = None, *, refuse: Refuse = _never, images: Images = _few,
-) -> int:  # fmt: skip
+def figure_main(name: str, measurement: Measurement, description: str, arguments: Sequence[str] | None = None) -> int:
     """Run a figure that measures from its command line: measure what is not recorded yet, then draw.
 
     Args:
         name: of the figure, its folder and its files.
-        presets: "paper" and "smoke"; their cells are what is measured.
-        measure: does it.
-        picture: draws it from the rows of one kind of hardware.
+        measurement: what and how.
         description: shown by --help.
         arguments: the command line's if not given.
-        refuse: leaves out what cannot be measured on a device.
-        images: what a dry run's estimate is made from; where it is 0 for all, there is none.
 
     Returns:
-        0 done; 1 done, but a measurement failed; 2 bad arguments or configuration; 3 interrupted and resumable.
+        As `guarded`.
     """
-    flags = tyro.cli(FigureFlags, prog=f"{name}.py", description=description, args=arguments)
-    return guarded(lambda: _FigureCommand(name, presets, measure, picture, flags, refuse, images).run())
+
+    def run() -> int:
+        flags = tyro.cli(FigureFlags, prog=f"{name}.py", description=description, args=arguments)
+        return FigureCommand(name, measurement, flags).run()
+
+    return guarded(run, resume_line)
 
 
-def row_of(config: RunConfig, room: MeasurementContext, suffix: str = "", **measured: Value) -> Row:
-    """Return a record's row: the configuration, what was measured, and with what."""
-    return {
-        **dataclasses.asdict(config), "run_id": room.run_id(config, suffix), "status": "FINISHED",
-        "reason": "done", **measured, "hardware": room.hardware, "device": room.device.split(":")[0],
-        "commit": provenance.commit(), "date": time.strftime("%Y-%m-%d"),
-    }  # fmt: skip
+class FigureCommand(Command):
+    """A figure that measures by itself."""
 
+    flags: FigureFlags
 
-class _FigureCommand:
-    def __init__(
-        self, name: str, presets: dict[str, Plan], measure: Measure, picture: Picture, flags: FigureFlags,
-        refuse: Refuse, images: Images,
-    ) -> None:  # fmt: skip
-        self._flags, self._measure, self._picture = flags, measure, picture
-        self._refuse, self._images = refuse, images
-        self._failed: list[str] = []
-        self._preset = choose_preset(presets, flags)
-        plan = presets[self._preset]
-        self._plan = dataclasses.replace(plan, base=plan.base.replace(seed=flags.seed))
-        self._name = name if self._preset == "paper" else f"{name}-{self._preset}"
-        self._folder = flags.storage / self._name
-        self._configs = list({c.run_id: c for c in (base_with(self._plan.base, x) for x in plan.cells)}.values())
+    def __init__(self, name: str, measurement: Measurement, flags: FigureFlags) -> None:
+        self._measurement, self._preset = measurement, choose_preset(measurement.presets, flags)
+        plan = measurement.presets[self._preset]
 
-    def run(self) -> int:
-        if self._flags.dry_run:
-            return self._dry_run()
-        measured = None if self._flags.report_only else self._start()
-        claim(self._folder, self._name, self._plan, "must" if self._flags.report_only else self._flags.resume)
-        with lock_study_folder(self._folder):
-            note = f"{self._name}: a figure of the paper, measured anew."
-            tracker = open_tracker(self._flags, f"backlink-{self._name}", note)  # first: a wrong URI costs no measuring
-            try:
-                paths = self._draw(self._rows(Record(self._folder), measured), tracker)
-            finally:
-                tracker.close()
-        return self._finish(paths, tracker)
+        def given(run: RunConfig) -> RunConfig:
+            return run.replace(seed=flags.seed + run.seed)
 
-    def _start(self) -> Iterator[Row]:
-        """Check device, configurations and what measuring needs; return what measures."""
-        self._check_device()
-        place = self._flags.place
-        refused = {config.run_id: self._refuse(config, place) for config in self._configs}
-        left = [config for config in self._configs if not refused[config.run_id]]
+        plan = dataclasses.replace(plan, base=given(plan.base), runs=tuple(map(given, plan.runs)))
+        super().__init__(flags, name if self._preset == "paper" else f"{name}-{self._preset}", plan)
+        self._runs = list({run.run_id: run for run in plan.runs}.values())
+        self._hardware, self._failed = "", list[str]()
+
+    def note(self) -> str:
+        return f"{self.name}: a figure of the paper, measured anew."
+
+    def prepare(self) -> None:
+        """Check device, runs and what measuring needs."""
+        device = self.flags.chosen_device
+        _check_device(device)
+        refused = {run.run_id: self._measurement.refuse(run, device) for run in self._runs}
+        left = [run for run in self._runs if not refused[run.run_id]]
         if not left:
             raise ConfigError(
-                f"device={place!r} can measure nothing of this figure ({next(iter(refused.values()))}); give another "
+                f"device={device!r} can measure nothing of this figure ({next(iter(refused.values()))}); give another "
                 "--device, or use another machine"
             )
-        room = MeasurementContext(
-            flags=self._flags, folder=self._folder, device=place, hardware=hardware(place), failed=self._failed
-        )  # fmt: skip
-        return self._measure(left, room)
+        self._hardware = provenance.hardware(device)
+        context = MeasurementContext(
+            flags=self.flags, folder=self.folder, device=device, hardware=self._hardware, failed=self._failed
+        )
+        self._rows_to_come = self._measurement.measure(left, context)
 
-    def _dry_run(self) -> int:
-        place = self._flags.place
-        for config in self._configs:
-            why = self._refuse(config, place)
-            ending = f"  left out: {why}" if why else ""
-            print(f"{config.network}/{config.label}/{config.run_name}  tail {config.tail_memory}{ending}")
-        left = [config for config in self._configs if not self._refuse(config, place)]
-        print(f"{len(left)} to measure on {place}, preset {self._preset}, batch {self._plan.base.batch_size}")
-        total = sum(map(self._images, left))
-        if total:
-            print(estimate(left[0], total))
-        return 0
-
-    def _rows(self, record: Record, measured: Iterator[Row] | None) -> list[dict[str, Value]]:
-        """Return the rows of one kind of hardware: this one's, after measuring what it lacks, or the newest row's."""
-        for row in measured or ():
+    def carry_out(self, tracker: Tracker) -> None:
+        record = self.record
+        for row in self._rows_to_come:
             record.append(row)
-        rows = record.rows()
-        wanted = hardware(self._flags.place) if measured is not None else rows[-1]["hardware"] if rows else ""
-        return [row for row in rows if row["hardware"] == wanted]
 
-    def _check_device(self) -> None:
-        try:
-            torch.empty(1, device=self._flags.place)
-        except (RuntimeError, AssertionError) as error:
-            raise ConfigError(
-                f"device={self._flags.place!r} cannot be used ({first_line(error)}); give another --device"
-            ) from error
+    def write(self) -> Sequence[Path]:
+        """Draw the rows of one kind of hardware: this one's, or in a report the newest row's."""
+        rows = self.record.rows()
+        hardware = self._hardware or rows[-1]["hardware"]
+        rows = [row for row in rows if row["hardware"] == hardware]
+        return self._measurement.picture(FigureData(plan=self.plan, rows=rows, folder=self.folder)) if rows else ()
 
-    def _draw(self, rows: list[dict[str, Value]], tracker: Tracker) -> Sequence[Path]:
-        if not rows and not self._failed:
-            raise ConfigError(
-                f"storage folder {str(self._folder)!r} has nothing recorded to draw; run this without --report-only first"
-            )
-        done = FigureData(
-            name=self._name, preset=self._preset, plan=self._plan, rows=rows, folder=self._folder, tracker=tracker
-        )  # fmt: skip
-        return self._picture(done) if rows else ()
+    def show(self) -> None:
+        print(f"{self.name}: {len(self.record.done())} measurements recorded")
 
-    def _finish(self, paths: Sequence[Path], tracker: Tracker) -> int:
-        print(f"figure: {', '.join(map(str, paths))}")
-        print(f"results: {self._folder / 'results'} (Parquet)")
-        print_link(tracker)
-        print(f"resume: {resume_line()}", flush=True)
+    def ending(self) -> int:
         return 1 if self._failed else 0
 
+    def dry_run(self) -> None:
+        device, refuse = self.flags.chosen_device, self._measurement.refuse
+        for run in self._runs:
+            why = refuse(run, device)
+            ending = f"  left out: {why}" if why else ""
+            print(f"{run.network}/{run.label}/{run.run_name}  tail {run.tail_memory}{ending}")
+        left = [run for run in self._runs if not refuse(run, device)]
+        print(f"{len(left)} to measure on {device}, preset {self._preset}, batch {self.plan.base.batch_size}")
+        total = sum(map(self._measurement.images, left))
+        if total:
+            print(estimate(left[0], total))
 
-def recorded(room: MeasurementContext) -> set[str]:
-    """Return the run_ids that this figure's record has; what is there is not measured again."""
-    return Record(room.folder).done()
+
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device={device!r} cannot be used ({first_line(error)}); give another --device") from error
 
 
 def number_of_devices(device: str) -> int:

@@ -1,25 +1,22 @@
-"""Face: what the commands of studies and of figures have in common: flags, the choice of a preset, exit codes, tracking."""
+"""Flags that commands share, and the choice of a preset."""
 
 import os
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+import tyro
 
-from backlink_ray.errors import ConfigError, NonFiniteLossError, StageError
-from backlink_ray.tracking.tracker import Tracker
-from backlink_ray.tracking.uri import default_tracking_uri, redact
-
-# What ends one run or measurement, and says nothing about the next.
-RUN_ERRORS = (NonFiniteLossError, StageError, torch.OutOfMemoryError)
+from backlink_ray.errors import ConfigError
+from backlink_ray.pipeline.resources import STAGE, StageResources
 
 
 @dataclass(frozen=True, kw_only=True)
 class CommonFlags:
-    """Flags that studies and figures have."""
+    """Flags of searches, tables and figures."""
 
     smoke_test: bool = False
     """Under 2 minutes on 2 CPU cores, on the embedded real sample, no download."""
@@ -30,7 +27,9 @@ class CommonFlags:
     preset: str = ""
     """One of the presets by name; default: the paper's budget with a GPU, the smoke test without."""
     storage_path: str = "results"
-    """Folder of studies and figures: records, checkpoints, Optuna's and MLflow's databases."""
+    """Folder of studies and figures: results, checkpoints, Optuna's and MLflow's databases."""
+    resume: Literal["auto", "never", "must"] = "auto"
+    """Go on with what the storage path holds: auto if there is something, never, or must."""
     tracking_uri: str = ""
     """MLflow; default $MLFLOW_TRACKING_URI, else sqlite in the storage path."""
     seed: int = 0
@@ -46,11 +45,38 @@ class CommonFlags:
         return Path(self.storage_path).expanduser().absolute()
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrialFlags(CommonFlags):
+    """Flags of what runs trials on a cluster: searches and tables."""
+
+    max_concurrent: int = 0
+    """Trials at once; 0: as many as the GPUs allow, one on a CPU machine."""
+    gpus: float = 0.0
+    """GPUs the cluster at --address can grow to, where it starts machines on demand; 0: those it has now."""
+    stage: Annotated[StageResources, tyro.conf.arg(name="")] = STAGE
+    executor: Literal["auto", "local", "threads", "ray"] = "auto"
+    """Where a trial's local modules run; auto: one Ray actor each where the cluster has the places."""
+
+    def __post_init__(self) -> None:
+        not_negative(self, "max_concurrent", "gpus")
+        if self.gpus and not (self.address or os.environ.get("RAY_ADDRESS")):
+            raise ConfigError(
+                f"gpus={self.gpus:g} is for a cluster that grows; give its --address, or leave --gpus out"
+            )
+
+
+def not_negative(flags: object, *names: str) -> None:
+    """Refuse numbers below 0, where 0 stands for a default, by name."""
+    for name in names:
+        if not getattr(flags, name) >= 0:
+            raise ConfigError(f"{name}={getattr(flags, name)} is out of range; allowed 0 (the default) or more")
+
+
 def choose_preset(presets: Iterable[str], flags: CommonFlags) -> str:
     """Return the preset that the flags and this machine ask for: "paper" where there is a GPU, else "smoke", which is said.
 
     Raises:
-        ConfigError: a preset that there is not, or one beside --smoke-test.
+        ConfigError: a preset that does not exist, or one beside --smoke-test.
     """
     if flags.smoke_test:
         if flags.preset not in ("", "smoke"):
@@ -67,46 +93,3 @@ def choose_preset(presets: Iterable[str], flags: CommonFlags) -> str:
         file=sys.stderr,
     )
     return "smoke"
-
-
-def open_tracker(flags: CommonFlags, experiment: str, note: str) -> Tracker:
-    """Open the tracker of an experiment, and say where it tracks to: the flag, else MLflow's variable, else the storage path.
-
-    Raises:
-        ValueError: a tracking URI of no kind that MLflow takes.
-        OSError: the spool cannot be written.
-    """
-    flag, env = flags.tracking_uri, os.environ.get("MLFLOW_TRACKING_URI", "")
-    uri = flag or env or default_tracking_uri(flags.storage)
-    source = "--tracking-uri" if flag else "$MLFLOW_TRACKING_URI" if env else "the storage path"
-    print(f"tracking to {redact(uri)} (from {source})", file=sys.stderr, flush=True)
-    name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or experiment
-    return Tracker(flags.storage / "spool", uri, experiment=name, note=note)
-
-
-def print_link(tracker: Tracker, group_by: str = "K", only: str = "") -> None:
-    """Print the MLflow command, where a server has to be started, and the link, as `Tracker.link` makes it."""
-    link, command = tracker.link(group_by, only), tracker.command()
-    print(f"MLflow: {command + '  then open ' if command else ''}{link}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Flags(CommonFlags):
-    """Flags that every study has."""
-
-    num_samples: int = 0
-    """Trials of a search; 0 takes the preset's."""
-    max_concurrent: int = 0
-    """Trials at once; 0: as many as the GPUs allow, one on a CPU machine."""
-    asha: bool = False
-    """Stop the trials of a search early that rank low at an epoch (ASHA); best with several trials at once."""
-    trade_off: bool = False
-    """Search for the trade-off of error, memory and step time (NSGA-II) instead of the error alone (TPE)."""
-    resume: Literal["auto", "never", "must"] = "auto"
-    """Go on with what the storage path holds: auto if there is something, never, or must."""
-    gpus: float = 0.0
-    """GPUs the cluster at --address can grow to, where it starts machines on demand; 0: those it has now."""
-    gpus_per_stage: float = 1.0
-    """GPUs one local module takes, where there are GPUs; a fraction lets modules share one."""
-    executor: Literal["auto", "local", "threads", "ray"] = "auto"
-    """Where a trial's local modules run; auto: one Ray actor each where the cluster has the places."""

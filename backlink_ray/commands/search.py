@@ -1,57 +1,62 @@
-"""Command: the one face of all studies: flags, presets, the dry run, exit codes and the last lines."""
+"""Search: the command of a study that Optuna searches, or that runs a list."""
 
-import contextlib
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import tyro
 
 from backlink_ray.benchmarks.speed import images_per_s
+from backlink_ray.commands.cluster import carry_out, cluster_here, describe
+from backlink_ray.commands.command import Command
 from backlink_ray.commands.exit_codes import guarded, resume_line
-from backlink_ray.commands.flags import Flags, choose_preset, open_tracker, print_link
-from backlink_ray.commands.launch import check_numbers, describe, fit, resources_here
+from backlink_ray.commands.flags import TrialFlags, choose_preset, not_negative
 from backlink_ray.commands.results_table import best_line, markdown, print_table
 from backlink_ray.data.datasets import data_root
-from backlink_ray.data.images import Dataset
 from backlink_ray.errors import ConfigError
 from backlink_ray.figures.data import FigureData
 from backlink_ray.files import write_whole
 from backlink_ray.paper.cells import published_error_pct
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.data import load_for
-from backlink_ray.runs.results import Record, Value, config_of
+from backlink_ray.runs.results import Row, config_of
 from backlink_ray.tracking.tracker import Tracker
-from backlink_ray.tuning.folder import claim, lock_study_folder
 from backlink_ray.tuning.plan import Plan
-from backlink_ray.tuning.resources import ClusterResources
-from backlink_ray.tuning.space import base_with
 from backlink_ray.tuning.study import Study
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudyFlags(Flags):
-    """Flags of tuning studies, and of figures that train."""
+class SearchFlags(TrialFlags):
+    """Flags of searches, and of figures that train."""
 
+    num_samples: int = 0
+    """Trials of a search; 0 takes the preset's."""
+    asha: bool = False
+    """Stop the trials of a search early that rank low at an epoch (ASHA); best with several trials at once."""
+    trade_off: bool = False
+    """Search for the trade-off of error, memory and step time (NSGA-II) instead of the error alone (TPE)."""
     seeds: int = 1
     """Seeds of every run of a list, from --seed up; a later start may ask for more."""
+
+    def __post_init__(self) -> None:
+        TrialFlags.__post_init__(self)
+        not_negative(self, "num_samples")
 
 
 # Minimised beside a search's own metric where its trade-off is asked for; on a CPU, memory is the process's.
 TRADE_OFF = ("peak_memory_mib", "step_ms")
 Picture = Callable[[FigureData], Sequence[Path]]
 # Finds finished runs of other studies in a storage path that count as runs of a study with this base.
-Elsewhere = Callable[[Path, RunConfig], list[dict[str, Value]]]
+Elsewhere = Callable[[Path, RunConfig], list[Row]]
 
 
-def _no_picture(_finished: FigureData) -> Sequence[Path]:
+def _no_picture(_data: FigureData) -> Sequence[Path]:
     return ()
 
 
-def _nowhere(_storage: Path, _base: RunConfig) -> list[dict[str, Value]]:
+def _nowhere(_storage: Path, _base: RunConfig) -> list[Row]:
     return []
 
 
@@ -63,22 +68,25 @@ def main(
     picture: Picture = _no_picture,
     elsewhere: Elsewhere = _nowhere,
 ) -> int:
-    """Run a study from its command line.
+    """Run a search or a list of runs from its command line.
 
     Args:
         name: of the study, and of its folders.
         presets: "paper" and "smoke", and any others.
         description: shown by --help.
         arguments: the command line's if not given.
-        picture: draws the study's figure, writes and tracks its files, and returns them.
+        picture: draws the study's figure, writes its files and returns them.
         elsewhere: finds runs that need not be run again; of a list, a run that differs in alpha alone counts as done.
 
     Returns:
-        0 done; 1 done, but some trials failed; 2 bad arguments or configuration; 3 interrupted and resumable; 130 the same
-        at a second Ctrl-C, with no time for a table.
+        As `guarded`; 130 leaves no time for a table.
     """
-    flags = tyro.cli(StudyFlags, prog=f"{name}.py", description=description, args=arguments)
-    return guarded(lambda: _Command(name, presets, flags, picture, elsewhere).run())
+
+    def run() -> int:
+        flags = tyro.cli(SearchFlags, prog=f"{name}.py", description=description, args=arguments)
+        return SearchCommand(name, presets, flags, picture, elsewhere).run()
+
+    return guarded(run, resume_line)
 
 
 def estimate(config: RunConfig, images: float) -> str:
@@ -91,150 +99,131 @@ def estimate(config: RunConfig, images: float) -> str:
     )
 
 
-class _Command:
+class SearchCommand(Command):
+    """A search, or a list of runs."""
+
+    flags: SearchFlags
+
     def __init__(
-        self, name: str, presets: dict[str, Plan], flags: StudyFlags, picture: Picture, elsewhere: Elsewhere
+        self, name: str, presets: dict[str, Plan], flags: SearchFlags, picture: Picture, elsewhere: Elsewhere
     ) -> None:
-        self._flags, self._picture = flags, picture
         self._preset = choose_preset(presets, flags)
-        plan = presets[self._preset]
-        executor = plan.base.executor if flags.executor == "auto" else flags.executor
-        base = plan.base.replace(seed=flags.seed, executor=executor)
-        check_numbers(flags)
-        if (flags.asha or flags.trade_off) and not plan.space:
-            raise ConfigError(
-                f"--asha and --trade-off are for a search; preset {self._preset!r} is a list of runs, each wanted whole"
-            )
-        objectives = (plan.metric, *TRADE_OFF) if flags.trade_off else plan.objectives
-        if flags.asha and objectives:
-            raise ConfigError("--asha ranks trials by one number, and --trade-off has three; leave one of them out")
-        if flags.seeds < 1 or (plan.space and flags.seeds > 1):
-            raise ConfigError(
-                f"seeds={flags.seeds} cannot be run; allowed: 1 or more for a list of runs, 1 for a search"
-            )
-        self._earlier = elsewhere(flags.storage, base)
-        more = ({"seed": flags.seed + i} | cell for i in range(1, flags.seeds) for cell in plan.cells)
-        self._plan = replace(
-            plan, base=base, num_samples=flags.num_samples or plan.num_samples, asha=flags.asha, objectives=objectives,
-            cells=_not_among(map(config_of, self._earlier), (*plan.cells, *more), base),
-        )  # fmt: skip
-        self._name = name if self._preset == "paper" else f"{name}-{self._preset}"
-        self._folder = flags.storage / self._name
+        plan = _with_flags(presets[self._preset], flags, self._preset)
+        self._picture, self._earlier = picture, elsewhere(flags.storage, plan.base)
+        plan = replace(plan, runs=_not_among(map(config_of, self._earlier), plan.runs))
+        super().__init__(flags, name if self._preset == "paper" else f"{name}-{self._preset}", plan)
 
-    def run(self) -> int:
-        if self._flags.dry_run:
-            return self._dry_run()
-        if self._flags.report_only:
-            return self._report()
-        flags = self._flags
-        datasets = load_for(self._configs(), data_root(flags.data_root))
-        claim(self._folder, self._name, self._plan, flags.resume)
-        with lock_study_folder(self._folder):
-            return self._carry_out(datasets)
+    def experiment(self) -> str:
+        base = self.plan.base
+        return f"backlink-{self.name}-{base.dataset}-{base.network}-{base.head}"
 
-    def _report(self) -> int:
-        claim(self._folder, self._name, self._plan, "auto" if self._earlier else "must")
-        if not self._earlier and not Record(self._folder).done():
-            raise ConfigError(
-                f"storage folder {str(self._folder)!r} has no finished run to report; run this without --report-only first"
-            )
-        return self._finish(Study(self._name, self._plan, self._folder, self._tracker()))
-
-    def _carry_out(self, datasets: dict[str, Dataset]) -> int:
-        study = Study(self._name, self._plan, self._folder, self._tracker())
-        try:
-            if study.left():
-                fit(study, self._flags, self._configs(), datasets)
-            else:
-                print("nothing left to run: every trial has its result", file=sys.stderr, flush=True)
-        except BaseException:
-            study.tracker.close()
-            raise
-        return self._finish(study)
-
-    def _configs(self) -> list[RunConfig]:
-        """The runs of a list, or of a search one at each K and what it tries first."""
-        plan = self._plan
-        ks = plan.space.num_modules if plan.space else ()
-        choices = (*plan.cells, *plan.first, *({"K": k, "l": 1} for k in ks))
-        return [base_with(plan.base, choice) for choice in choices]
-
-    def _tracker(self) -> Tracker:
-        base = self._plan.base
-        experiment = f"backlink-{self._name}-{base.dataset}-{base.network}-{base.head}"
-        note = (
-            f"{self._name}: {base.network} on {base.dataset}, {base.head} heads, {base.epochs} epochs. "
+    def note(self) -> str:
+        base = self.plan.base
+        return (
+            f"{self.name}: {base.network} on {base.dataset}, {base.head} heads, {base.epochs} epochs. "
             "Lower `test_error_pct` is better. Group by `K`."
         )
-        return open_tracker(self._flags, experiment, note)
 
-    def _finish(self, study: Study) -> int:
-        metric = self._plan.metric
-        rows = list({row["run_id"]: row for row in (*self._earlier, *study.record.rows())}.values())
-        place, total = f"{self._plan.base.network} on {self._plan.base.dataset}", self._plan.size + len(self._earlier)
-        title = f"{self._name}: {place}, {len(rows)} of {total} trials"
-        print_table(rows, metric, title)
-        report = self._folder / "table.md"
-        write_whole(report, markdown(rows, metric, title))
-        with contextlib.suppress(
-            ValueError
-        ):  # a study that ended earlier, under another experiment or without its spool
-            study.tracker.log_artifact(str(rows[-1]["run_id"]) if rows else "", report)
-        pictures = self._draw(study, rows)
-        study.tracker.close()
-        print(best_line(rows, metric))
-        print(f"results: {self._folder / 'results'} (Parquet), {', '.join(map(str, (report, *pictures)))}")
-        print_link(study.tracker)
-        print(f"resume: {resume_line()}")
-        if study.missing() and not self._flags.report_only:
-            print(f"interrupted with {study.missing()} trials left", file=sys.stderr)
-            return 3
-        return 1 if any(row["status"] == "FAILED" for row in rows) else 0
+    def check_report(self) -> None:
+        if self._earlier:  # runs of other studies are enough
+            self.folder.mkdir(parents=True, exist_ok=True)
+        else:
+            super().check_report()
 
-    def _draw(self, study: Study, rows: list[dict[str, Value]]) -> Sequence[Path]:
+    def prepare(self) -> None:
+        self._datasets = load_for(self.plan.examples, data_root(self.flags.data_root))
+
+    def carry_out(self, tracker: Tracker) -> None:
+        study = Study(self.name, self.plan, self.folder, tracker)
+        if study.left():
+            carry_out(study, self.flags, self.plan.examples, self._datasets)
+        else:
+            print("nothing left to run: every trial has its result", file=sys.stderr, flush=True)
+        self._missing = study.missing()
+
+    @property
+    def _rows(self) -> list[Row]:
+        return list({row["run_id"]: row for row in (*self._earlier, *self.record.rows())}.values())
+
+    @property
+    def _title(self) -> str:
+        base, total = self.plan.base, self.plan.size + len(self._earlier)
+        return f"{self.name}: {base.network} on {base.dataset}, {len(self._rows)} of {total} trials"
+
+    def write(self) -> Sequence[Path]:
+        rows, table = self._rows, self.folder / "table.md"
+        write_whole(table, markdown(rows, self.plan.metric, self._title))
         finished = [row for row in rows if row["status"] == "FINISHED"]
-        done = FigureData(
-            name=self._name, preset=self._preset, plan=self._plan, rows=finished, folder=self._folder, tracker=study.tracker
-        )  # fmt: skip
-        return self._picture(done) if finished else ()
+        data = FigureData(plan=self.plan, rows=finished, folder=self.folder)
+        return (table, *(self._picture(data) if finished else ()))
 
-    def _dry_run(self) -> int:
-        plan = self._plan
-        places = resources_here(self._flags)
-        for choice in plan.cells or plan.first:
-            print(self._describe(choice, places))
-        for k in plan.space.num_modules if plan.space else ():
-            print(f"any K={k}: {self._describe({'K': k, 'l': 1}, places)}")
+    def show(self) -> None:
+        print_table(self._rows, self.plan.metric, self._title)
+        print(best_line(self._rows, self.plan.metric))
+
+    def ending(self) -> int:
+        if self._missing:
+            print(f"interrupted with {self._missing} trials left", file=sys.stderr)
+            return 3
+        return 1 if any(row["status"] == "FAILED" for row in self._rows) else 0
+
+    def dry_run(self) -> None:
+        plan, cluster = self.plan, cluster_here(self.flags)
+        for run in (*plan.runs, *plan.first):
+            print(describe(f"{run.label}/{run.run_name}", run, cluster, published_error_pct(run)))
+        for run in plan.examples[len(plan.runs) + len(plan.first) :]:
+            name = f"any K={run.num_modules}: {run.label}/{run.run_name}"
+            print(describe(name, run, cluster, published_error_pct(run)))
         if plan.space:
-            space, rest = plan.space, plan.num_samples - len(plan.first)
-            print(
-                f"and {rest} trials that Optuna chooses: K in {space.num_modules}, "
-                f"l in 1..{space.longest} within the smallest module, alpha in {space.alphas}, "
-                f"eta in {space.lr[0]}..{space.lr[1]}"
-            )
+            print(f"and {plan.num_samples - len(plan.first)} trials that Optuna chooses: {plan.space.text}")
+        base, more = plan.base, f"; {len(self._earlier)} finished runs of other studies count too"
         print(
-            f"{plan.size} trials of {plan.base.epochs} epochs, {plan.base.network} on {plan.base.dataset}, preset {self._preset}"
-            + f"; {len(self._earlier)} finished runs of other studies count too" * bool(self._earlier)
+            f"{plan.size} trials of {base.epochs} epochs, {base.network} on {base.dataset}, preset {self._preset}"
+            + more * bool(self._earlier)
         )
         print(self._cost())
-        return 0
 
     def _cost(self) -> str:
-        plan = self._plan
-        if self._flags.gpus and not torch.cuda.is_available():
+        if self.flags.gpus and not torch.cuda.is_available():
             return "estimated: nothing, since there is no GPU here to measure on"
-        first = base_with(plan.base, next(iter((*plan.cells, *plan.first)), {}))
+        plan = self.plan
+        first = next(iter((*plan.runs, *plan.first)), plan.base)
         images = round(plan.base.num_train_images * (1 - first.validation_fraction))
         return f"{estimate(first, plan.size * plan.base.epochs * images)} and {images} images an epoch"
 
-    def _describe(self, choice: dict[str, object], places: ClusterResources) -> str:
-        config = base_with(self._plan.base, choice)
-        return describe(f"{config.label}/{config.run_name}", config, places, published_error_pct(config))
+
+def _with_flags(plan: Plan, flags: SearchFlags, preset: str) -> Plan:
+    """Return a preset's plan as the flags want it."""
+    if (flags.asha or flags.trade_off) and not plan.space:
+        raise ConfigError(
+            f"--asha and --trade-off are for a search; preset {preset!r} is a list of runs, each wanted whole"
+        )
+    objectives = (plan.metric, *TRADE_OFF) if flags.trade_off else plan.objectives
+    if flags.asha and objectives:
+        raise ConfigError("--asha ranks trials by one number, and --trade-off has three; leave one of them out")
+    if flags.seeds < 1 or (plan.space and flags.seeds > 1):
+        raise ConfigError(f"seeds={flags.seeds} cannot be run; allowed: 1 or more for a list of runs, 1 for a search")
+
+    def given(run: RunConfig, seed: int = 0) -> RunConfig:
+        executor = run.executor if flags.executor == "auto" else flags.executor
+        return run.replace(seed=flags.seed + run.seed + seed, executor=executor)
+
+    return replace(
+        plan,
+        base=given(plan.base),
+        runs=tuple(given(run, seed) for seed in range(flags.seeds) for run in plan.runs),
+        first=tuple(map(given, plan.first)),
+        num_samples=flags.num_samples or plan.num_samples,
+        asha=flags.asha,
+        objectives=objectives,
+    )
 
 
-def _not_among(
-    done: Iterable[RunConfig], cells: Iterable[dict[str, Any]], base: RunConfig
-) -> tuple[dict[str, Any], ...]:
-    """Return the cells that are not done; alpha does not count, since whoever ran them chose it."""
-    known = {config.replace(alpha=base.alpha).run_id for config in done}
-    return tuple(cell for cell in cells if base_with(base, cell).replace(alpha=base.alpha).run_id not in known)
+def _not_among(done: Iterable[RunConfig], runs: Iterable[RunConfig]) -> tuple[RunConfig, ...]:
+    """Return the runs that are not done; alpha does not count, since whoever ran them chose it."""
+    known = {_any_alpha(run) for run in done}
+    return tuple(run for run in runs if _any_alpha(run) not in known)
+
+
+def _any_alpha(run: RunConfig) -> str:
+    return run.replace(alpha=0.5).run_id if run.method == "backlink" else run.run_id

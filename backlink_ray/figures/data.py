@@ -2,28 +2,24 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from backlink_ray.runs.config import RunConfig
-from backlink_ray.runs.results import Value, config_of
-from backlink_ray.tracking.tracker import Tracker
+from backlink_ray.runs.results import config_of
 from backlink_ray.tuning.plan import Plan
-from backlink_ray.tuning.space import base_with
 
 
 @dataclass(frozen=True, kw_only=True)
 class FigureData:
-    """A study's record as its picture is drawn from: `rows` of the runs of `plan`, in `folder`."""
+    """What a picture is drawn from: finished `rows` of the runs of `plan`, recorded in `folder`, where its files go."""
 
-    name: str
-    preset: str
     plan: Plan
-    rows: list[dict[str, Value]]
+    rows: list[dict[str, Any]]
     folder: Path
-    tracker: Tracker
 
     @property
     def missing(self) -> list[RunConfig]:
         """Return the runs of a list that have no result."""
         there = {config_of(row).run_id for row in self.rows}
-        wanted = {c.run_id: c for c in (base_with(self.plan.base, cell) for cell in self.plan.cells)}
-        return [config for run_id, config in wanted.items() if run_id not in there]
+        wanted = {run.run_id: run for run in self.plan.runs}
+        return [run for run_id, run in wanted.items() if run_id not in there]

@@ -1,39 +1,34 @@
-"""Save: a figure with its caption and its data, as files and in MLflow."""
+"""Save: a figure with its caption and its data, as files."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from backlink_ray import provenance
 from backlink_ray.errors import ConfigError
-from backlink_ray.figures.style import _CAPTION_PT
-from backlink_ray.runs.results import Value
-from backlink_ray.text import slug
-from backlink_ray.tracking.journal import NoTracker
-from backlink_ray.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+# Size of a caption's letters.
+CAPTION_PT = 8.0
+
 
 def save_figure(
-    figure: "Figure", rows: Sequence[Mapping[str, Value]], name: str, folder: Path, *, caption: str,
-    tracker: Tracker | NoTracker | None = None,
-) -> list[Path]:  # fmt: skip
-    """Write a figure as PNG with its caption below, its data as CSV and Parquet, and log all three as MLflow artifacts.
+    figure: "Figure", rows: Sequence[Mapping[str, Any]], name: str, folder: Path, *, caption: str
+) -> list[Path]:
+    """Write a figure as PNG with its caption below, and its data as CSV and Parquet.
 
     Args:
         figure: laid out by "constrained"; see `new_figure`.
         rows: the data, one row a point; a column that a row lacks is empty there.
-        name: of the files, and of the figure's run in MLflow.
+        name: of the files.
         folder: where they go; made if missing.
         caption: network, data set, budget, hardware, n.
-        tracker: open; None tracks nothing.
 
     Returns:
         The PNG, the CSV and the Parquet file.
@@ -53,29 +48,19 @@ def save_figure(
         pq.write_table(table, paths[2])
     except OSError as error:
         raise ConfigError(f"folder {str(folder)!r} cannot be written ({error.strerror}); give another") from error
-    _track(paths, name, caption, tracker or NoTracker())
     return paths
 
 
 def _write_caption(figure: "Figure", caption: str) -> None:
     width_in, height_in = figure.get_size_inches()
-    lines = textwrap.wrap(caption, int(width_in * 72 / (_CAPTION_PT * 0.54)))
-    share = (len(lines) * _CAPTION_PT * 1.35 + 6) / 72 / height_in
-    figure.text(0.01, 0.012, "\n".join(lines), fontsize=_CAPTION_PT, color="#555555", ha="left", va="bottom")
+    lines = textwrap.wrap(caption, int(width_in * 72 / (CAPTION_PT * 0.54)))
+    share = (len(lines) * CAPTION_PT * 1.35 + 6) / 72 / height_in
+    figure.text(0.01, 0.012, "\n".join(lines), fontsize=CAPTION_PT, color="#555555", ha="left", va="bottom")
     engine = figure.get_layout_engine()
     if engine is not None:
         engine.set(rect=(0, share, 1, 1 - share))  # type: ignore[call-arg]  # constrained layout has it
 
 
-def _table(rows: Sequence[Mapping[str, Value]]) -> pa.Table:
+def _table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
     columns = list(dict.fromkeys(column for row in rows for column in row))
     return pa.Table.from_pydict({column: [row.get(column) for row in rows] for column in columns})
-
-
-def _track(paths: Sequence[Path], name: str, caption: str, tracker: Tracker | NoTracker) -> None:
-    about = provenance.describe()
-    tags = {"figure": name, "caption": caption, "version": about["backlink_ray"], "commit": about["commit"]}
-    tracker.start_run(slug(name), name, {}, tags)
-    for path in paths:
-        tracker.log_artifact(slug(name), path)
-    tracker.end_run(slug(name), "FINISHED", "drawn")

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from backlink_ray.figures.captions import caption_of, hardware_of_runs, is_paper_budget, left_out
 from backlink_ray.figures.data import FigureData
@@ -13,12 +13,11 @@ from backlink_ray.figures.style import format_axes, legend, line_style, mark_pap
 from backlink_ray.paper.cells import find, published_error_pct
 from backlink_ray.paper.recipes import recipe
 from backlink_ray.runs.config import RunConfig
-from backlink_ray.runs.results import config_of
+from backlink_ray.runs.results import Row, config_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Row = dict[str, Any]
 
 PAPER = recipe(find("table2/cifar10/resnet32/fc/K4/l2"))
 SMOKE = PAPER.replace(
@@ -80,17 +79,17 @@ def _point(x: float, errors: list[float]) -> Point:
     return Point(x, statistics.mean(errors), statistics.stdev(errors) if len(errors) > 1 else 0.0, len(errors))
 
 
-def draw_sensitivity(done: FigureData, axis: Axis, name: str, title: str, *notes: str) -> list[Path]:
+def draw_sensitivity(data: FigureData, axis: Axis, name: str, title: str, *notes: str) -> list[Path]:
     """Draw the picture of a finished grid, write and track it.
 
     Args:
-        done: the grid's runs.
+        data: the grid's runs.
         axis: what they vary.
         name: of the files.
         title: above the panels.
         notes: ends of the caption.
     """
-    rows: list[Row] = [dict(row) for row in done.rows]
+    rows: list[Row] = [dict(row) for row in data.rows]
     ks = sorted({int(row["num_modules"]) for row in rows})
     figure, panels = new_figure(len(ks), title)
     counts = set()
@@ -105,9 +104,9 @@ def draw_sensitivity(done: FigureData, axis: Axis, name: str, title: str, *notes
     for axes in panels:  # one scale: how much more sensitive one K is than another is the question
         axes.set_ylim(low - 0.1 * (high - low), high + 0.12 * (high - low))  # with room for the paper's words
     legend(figure)
-    made = hardware_of_runs(rows, done.folder)
-    caption = caption_of(done.plan.base, made, counts, *notes, left_out(done.missing))
-    return save_figure(figure, rows, name, done.folder, caption=caption, tracker=done.tracker)
+    made = hardware_of_runs(rows, data.folder)
+    caption = caption_of(data.plan.base, made, counts, *notes, left_out(data.missing))
+    return save_figure(figure, rows, name, data.folder, caption=caption)
 
 
 def _draw_panel(axes: "Axes", found: dict[str, list[Point]], axis: Axis, title: str) -> None:

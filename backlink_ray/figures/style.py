@@ -8,7 +8,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Row = dict[str, Any]
 
 INK, PALE = "#333333", "#BBBBBB"
 # Okabe and Ito's colours, told apart with any colour vision; a series looks the same in every figure.
@@ -19,7 +18,6 @@ _LOOKS = {
     "BackLink l=3": (COLOURS[2], "D"), "BackLink l=4": (COLOURS[3], "P"),
 }  # fmt: skip
 _OTHERS = (("#56B4E9", "^"), ("#0072B2", "v"), ("#009E73", "D"), ("#CC79A7", "P"), ("#E69F00", "o"), ("#D55E00", "X"))
-_CAPTION_PT = 8.0
 
 
 def series_of(config: RunConfig) -> str:

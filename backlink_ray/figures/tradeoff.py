@@ -4,14 +4,11 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import optuna
 
 from backlink_ray.runs.config import RunConfig
-from backlink_ray.runs.results import config_of
-
-Row = dict[str, Any]
+from backlink_ray.runs.results import Row, config_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,9 +15,7 @@ from backlink_ray.paper.recipes import ALPHAS, Budget, recipe
 from backlink_ray.paper.scores import Scores
 from backlink_ray.paper.table import spread_text
 from backlink_ray.runs.config import RunConfig
-from backlink_ray.runs.results import Record, config_of
-
-Row = Mapping[str, Any]
+from backlink_ray.runs.results import Record, Row, config_of
 
 
 class Evidence:

@@ -1,17 +1,16 @@
 """Grid: the cells of the paper's tables as runs: which cells exist, each one's recipe, and how its alpha is chosen."""
 
-import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from backlink_ray.paper.cells import Cell
 from backlink_ray.paper.recipes import ALPHAS, PAPER, Budget, recipe, with_alpha
 from backlink_ray.runs.config import RunConfig
+from backlink_ray.runs.results import Row
 
 SELECTION_SEED, SELECTION_FRACTION = 0, 0.1
-Rows = Sequence[Mapping[str, Any]]
+Rows = Sequence[Row]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,8 +62,13 @@ class Grid:
         """Return the cells whose alpha is not known."""
         return tuple(cell for cell in self.cells if math.isnan(self.alpha(cell, rows)))
 
-
-def as_choice(config: RunConfig, base: RunConfig) -> dict[str, Any]:
-    """Return the fields in which a run differs from a study's base, as a Plan's cell; the executor is the base's."""
-    values = ((f.name, getattr(config, f.name), getattr(base, f.name)) for f in dataclasses.fields(RunConfig))
-    return {name: value for name, value, same in values if value != same and name != "executor"}
+    def tags(self, rows: Rows) -> dict[str, dict[str, str]]:
+        """Return by run_id which cells a run serves, and whether it is a full run of theirs or one that chooses alpha."""
+        found: dict[str, dict[str, str]] = {}
+        for cell in self.cells:
+            kinds = {"selection": self.candidates(cell).values(), "full": self.runs(cell, rows)}
+            for kind, runs in kinds.items():
+                for run in runs:  # a run at alpha = 1 serves several cells
+                    cells = f"{found.get(run.run_id, {}).get('cell', '')} {cell.address}".strip()
+                    found[run.run_id] = {"cell": cells, "kind": kind}
+        return found

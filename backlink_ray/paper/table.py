@@ -185,7 +185,8 @@ def _cell_text(entry: Entry | None) -> str:
 
 def markdown(table: Table) -> str:
     """Return the table as Markdown, with how it is read and a list of the cells that have run."""
-    blocks = [f"# {table.title}", "\n".join(f"* {line}" for line in table.legend)]
+    budget = () if table.budget.is_paper else (f"> {table.budget.text[0].upper()}{table.budget.text[1:]}.",)
+    blocks = [f"# {TITLES[table.number]}", *budget, "\n".join(f"* {line}" for line in table.legend)]
     for section in table.sections:
         head = ["Network", "Method", *(f"K={k}" for k in KS)]
         lines = [[s.network, _full_label(s), *(_cell_text(s.entries.get(k)) for k in KS)] for s in section.lines]
@@ -208,20 +209,6 @@ def run_cells(entry: Entry) -> tuple[str, ...]:
     alpha = f"{entry.alpha:g}" if entry.cell.propagation_length else ""
     found = (entry.cell.address, spread_text(entry.error), spread_text(entry.best), alpha)
     return (*found, paper_text(entry), ours_text(entry), difference_text(entry))
-
-
-def paper_csv(table: Table) -> str:
-    """Return the table as CSV in the paper's form: a line a row of the table, and for each K the paper's number and ours."""
-    columns = ("paper", "ours", "std", "seeds", "difference", "disagrees")
-    head = ["dataset", "network", "method", "note", "quantity", *(f"K={k} {c}" for k in KS for c in columns), "budget"]
-    lines = [
-        [section.dataset, line.network, line.label, line.note, next(iter(line.entries.values())).quantity]
-        + [value for k in KS for value in _numbers(line.entries.get(k))]
-        + [_budget_text(table)]
-        for section in table.sections
-        for line in section.lines
-    ]
-    return _csv([head, *lines])
 
 
 def cells_csv(table: Table) -> str:

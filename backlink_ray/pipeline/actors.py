@@ -5,7 +5,7 @@ import math
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -15,9 +15,10 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from backlink_ray.errors import ConfigError
 from backlink_ray.pipeline.asyncstage import make_stage
-from backlink_ray.pipeline.controller import Outcome, PipelineExecutor, StageGroup, first_failure, stage_places
+from backlink_ray.pipeline.controller import Outcome, PipelineExecutor, StageGroup, first_failure
 from backlink_ray.pipeline.exchange import Kind, Link, Mailbox, NoLink
 from backlink_ray.pipeline.objectstore import ObjectStoreLink
+from backlink_ray.pipeline.resources import STAGE, StageResources
 from backlink_ray.pipeline.stage import StagePlan, plan_stages
 from backlink_ray.train.executor import Job
 
@@ -28,41 +29,6 @@ FAILURE_GRACE_S = 2.0
 # How often the driver asks stages at work where they are: rarely enough to cost nothing, often enough to find a hanging one
 # soon after its stage_timeout_s, also where no neighbour waits for it.
 HEARTBEAT_S = 1.0
-
-
-_MEND = "use a smaller K, a fraction per stage, a larger cluster, or executor=local"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Resources:
-    """What Ray reserves for one stage, and for the process that drives the stages.
-
-    Attributes:
-        cpus: CPUs a stage; a fraction is right, since a stage on a GPU mostly waits and a small machine has few.
-        gpus: GPUs a stage, 0 on CPU machines; a fraction lets stages share one.
-        driver_cpus: CPUs of the driver's own bundle.
-    """
-
-    cpus: float = 0.25
-    gpus: float = 0.0
-    driver_cpus: float = 0.1
-
-    def bundles(self, num_stages: int) -> list[dict[str, float]]:
-        """Return bundle 0 for the driver and bundle 1 + k for stage k."""
-        stage = {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {})
-        return [{"CPU": self.driver_cpus}] + [stage] * num_stages
-
-    def check(self, num_stages: int, cluster: dict[str, float]) -> None:
-        """Refuse at once what the cluster can never hold; Ray itself would wait for ever."""
-        cpus, gpus = cluster.get("CPU", 0.0), cluster.get("GPU", 0.0)
-        need = self.driver_cpus + num_stages * self.cpus
-        if need > cpus + 1e-9:
-            raise ConfigError(f"K={num_stages} stages need {need:g} CPUs, the cluster has {cpus:g}; {_MEND}")
-        if self.gpus and stage_places(gpus, self.gpus) < num_stages:
-            raise ConfigError(
-                f"K={num_stages} stages need {self.gpus:g} GPUs each, the cluster has {gpus:g}, "
-                f"places for {stage_places(gpus, self.gpus)}; {_MEND}"
-            )
 
 
 class StageActor:
@@ -123,7 +89,7 @@ def _actor_class() -> Any:
 class ActorGroup(StageGroup):
     """The stages of one run as actors in one placement group."""
 
-    def __init__(self, plans: Sequence[StagePlan], resources: Resources, group: PlacementGroup | None) -> None:
+    def __init__(self, plans: Sequence[StagePlan], resources: StageResources, group: PlacementGroup | None) -> None:
         place = _reserve(resources, len(plans)) if group is None else group
         self._owned = place if group is None else None
         self._actors: list[Any] = []
@@ -134,11 +100,13 @@ class ActorGroup(StageGroup):
             self.close()
             raise
 
-    def _start(self, plans: Sequence[StagePlan], resources: Resources, group: PlacementGroup) -> None:
+    def _start(self, plans: Sequence[StagePlan], resources: StageResources, group: PlacementGroup) -> None:
         cls = _actor_class()
         for k, plan in enumerate(plans):
             place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=1 + k)
-            options = cls.options(num_cpus=resources.cpus, num_gpus=resources.gpus, scheduling_strategy=place)
+            options = cls.options(
+                num_cpus=resources.cpus_per_stage, num_gpus=resources.gpus_per_stage, scheduling_strategy=place
+            )
             self._actors.append(options.remote(plan))
         self.process_ids = self._wait([actor.ready.remote() for actor in self._actors], READY_TIMEOUT_S)
         neighbours = [None, *self._actors, None]
@@ -186,8 +154,9 @@ class ActorGroup(StageGroup):
             self._owned = None
 
 
-def _reserve(resources: Resources, num_stages: int) -> PlacementGroup:
-    resources.check(num_stages, ray.cluster_resources())
+def _reserve(resources: StageResources, num_stages: int) -> PlacementGroup:
+    cluster = ray.cluster_resources()
+    resources.check(num_stages, cluster.get("CPU", 0.0), cluster.get("GPU", 0.0))
     group: PlacementGroup = placement_group(resources.bundles(num_stages), strategy="PACK")
     if not group.wait(READY_TIMEOUT_S):
         remove_placement_group(group)
@@ -234,8 +203,8 @@ class RayExecutor(PipelineExecutor):
 
     name = "ray"
 
-    def __init__(self, job: Job, resources: Resources | None = None, group: PlacementGroup | None = None) -> None:
-        resources = resources or Resources()
-        plans = plan_stages(replace(job, devices=("cuda" if resources.gpus else "cpu",)))
-        self.actors = ActorGroup(plans, resources, group)
+    def __init__(self, job: Job, resources: StageResources = STAGE, group: PlacementGroup | None = None) -> None:
+        own = resources.where_gpus_are(ray.cluster_resources().get("GPU", 0.0))
+        plans = plan_stages(replace(job, devices=("cuda" if own.gpus_per_stage else "cpu",)))
+        self.actors = ActorGroup(plans, own, group)
         super().__init__(self.actors, plans)

@@ -73,13 +73,6 @@ def _telling_line(error: BaseException | None) -> str:
     return lines[-1 if getattr(error, "actor_init_failed", False) else 0]
 
 
-def stage_places(num_gpus: float, gpus_per_stage: float) -> int:
-    """Return how many stages fit on GPUs: a fraction shares one GPU, and never spans two."""
-    if gpus_per_stage >= 1:
-        return int(num_gpus / gpus_per_stage + 1e-9)
-    return int(num_gpus) * int(1 / gpus_per_stage + 1e-9)
-
-
 class StageGroup(ABC):
     """The stages of one run, called all at once."""
 

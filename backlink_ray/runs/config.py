@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from backlink_ray.data.datasets import DATASETS
 from backlink_ray.errors import ConfigError
@@ -164,13 +165,16 @@ class RunConfig:
         return self.train_images or DATASETS[self.dataset]
 
     @property
-    def run_id(self) -> str:
-        """Return 16 hexadecimal digits that depend on every field that decides the result, and not on their order."""
-        # Fields at their defaults do not count, so that a field added later changes no identity.
+    def identity(self) -> dict[str, Any]:
+        """Return the fields that decide the result where they are not at their defaults: a new field changes nothing."""
         given = ((f.name, getattr(self, f.name), f.default) for f in dataclasses.fields(self))
         left_out = _NOT_IDENTITY if self.mode != "async" else ("link",)
-        fields = {name: v for name, v, default in given if v != default and name not in left_out}
-        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
+        return {name: value for name, value, default in given if value != default and name not in left_out}
+
+    @property
+    def run_id(self) -> str:
+        """Return 16 hexadecimal digits that depend on every field that decides the result, and not on their order."""
+        return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def label(self) -> str:

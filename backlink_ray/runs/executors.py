@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from backlink_ray.errors import ConfigError
-from backlink_ray.pipeline.controller import stage_places
+from backlink_ray.pipeline.resources import STAGE, StageResources
 from backlink_ray.pipeline.threads import RoundRobinExecutor, ThreadsExecutor
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.options import RunOptions
@@ -17,21 +17,21 @@ from backlink_ray.train.executor import Executor, Job, LocalExecutor
 
 
 def choose_executor(
-    config: RunConfig, num_gpus: float, num_cpus: float, gpus_per_stage: float = 1.0
+    config: RunConfig, num_gpus: float, num_cpus: float, resources: StageResources = STAGE
 ) -> tuple[str, str]:
     """Decide what executor "auto" means here; return it and why.
 
     Args:
         config: asks for local, threads, ray or auto.
         num_gpus, num_cpus: of the cluster, or of this machine where there is none.
-        gpus_per_stage: GPUs one stage takes.
+        resources: what one stage takes.
     """
     stages = config.num_modules
     if config.executor != "auto":
         return config.executor, "asked for"
     if stages == 1:
         return "local", "K=1 has nothing to spread"
-    devices, kind = (stage_places(num_gpus, gpus_per_stage), "GPU") if num_gpus else (num_cpus, "CPU")
+    devices, kind = (resources.stages_on(num_gpus), "GPU") if num_gpus else (num_cpus, "CPU")
     if devices >= stages:
         return "ray", f"{devices:g} {kind} places for K={stages} stages"
     return "local", f"{devices:g} {kind} places are too few for K={stages} stages"
@@ -40,7 +40,7 @@ def choose_executor(
 def open_executor(config: RunConfig, job: Job, options: RunOptions) -> Executor:
     """Return the executor that a run asks for, or "auto" means here, and say which and why."""
     gpus, cpus = _within_reach() if config.executor == "auto" else (0.0, 0.0)
-    name, why = choose_executor(config, gpus, cpus, options.gpus_per_stage)
+    name, why = choose_executor(config, gpus, cpus, options.resources)
     print(f"executor {name}: {why}", file=sys.stderr, flush=True)
     if name == "local" and options.timeline:
         raise ConfigError(
@@ -59,21 +59,16 @@ def _within_reach() -> tuple[float, float]:
         return torch.cuda.device_count(), os.cpu_count() or 1
     import ray
 
-    if not ray.is_initialized():
-        start_ray()
+    start_once()
     found = ray.cluster_resources()
     return found.get("GPU", 0.0), found.get("CPU", 0.0)
 
 
 def _open_ray(job: Job, options: RunOptions) -> Executor:
-    import ray  # a run on one device needs no Ray
+    from backlink_ray.pipeline.actors import RayExecutor  # a run on one device needs no Ray
 
-    from backlink_ray.pipeline.actors import RayExecutor, Resources
-
-    if not ray.is_initialized():
-        start_ray()
-    gpus = options.gpus_per_stage if ray.cluster_resources().get("GPU") else 0.0
-    return RayExecutor(job, Resources(cpus=options.cpus_per_stage, gpus=gpus), options.placement_group)
+    start_once()
+    return RayExecutor(job, options.resources, options.placement_group)
 
 
 def start_ray(address: str = "") -> None:
@@ -104,7 +99,7 @@ def _check_reachable(address: str) -> None:
         raise ConfigError(f"address={address!r} does not answer ({error}); start Ray there, or give another") from error
 
 
-def start_once(address: str) -> None:
+def start_once(address: str = "") -> None:
     """Join the cluster or start a private one, unless this process has done so."""
     import ray
 

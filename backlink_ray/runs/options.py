@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from backlink_ray.pipeline.resources import STAGE, StageResources
+
 EpochCallback = Callable[[dict[str, Any]], None]
 
 
@@ -16,7 +18,7 @@ class RunOptions:
         output_dir: the run folder.
         timeline: PNG of when each stage does what; "" draws none.
         stage_timeout_s: longest wait of a stage for its neighbour.
-        cpus_per_stage, gpus_per_stage: what Ray reserves for a stage; GPUs 0 where there are none.
+        resources: what Ray reserves for a stage.
         placement_group: an existing one (a Tune trial's), or None.
         on_epoch: called with the metrics of every finished epoch.
     """
@@ -24,7 +26,6 @@ class RunOptions:
     output_dir: Path
     timeline: str = ""
     stage_timeout_s: float = 120.0
-    cpus_per_stage: float = 0.25
-    gpus_per_stage: float = 1.0
+    resources: StageResources = STAGE
     placement_group: Any = None
     on_epoch: EpochCallback = field(default=lambda _: None)

@@ -19,6 +19,7 @@ from backlink_ray.runs.config import RunConfig
 from backlink_ray.text import slug
 
 Value = str | int | float | bool
+Row = dict[str, Any]
 
 
 class Record:
@@ -52,13 +53,13 @@ class Record:
         pq.write_table(pa.Table.from_pylist([dict(row)]), buffer)
         write_whole(self._folder / name, buffer.getvalue().to_pybytes())
 
-    def rows(self) -> list[dict[str, Value]]:
+    def rows(self) -> list[Row]:
         """The newest row of every run, oldest first; a row has the columns that it was written with.
 
         Raises:
             ValueError: A file is not readable Parquet; names it.
         """
-        newest: dict[Value, dict[str, Value]] = {}
+        newest: dict[str, Row] = {}
         for path in sorted(self._folder.glob("part-*.parquet")):
             row = _read(path)
             newest.pop(row["run_id"], None)
@@ -78,16 +79,16 @@ def _check(row: Mapping[str, Value]) -> None:
             raise ValueError(f"column {column!r} has {value!r}; allowed are str, int of 64 bits, float and bool")
 
 
-def _read(path: Path) -> dict[str, Value]:
+def _read(path: Path) -> Row:
     try:
         with path.open("rb") as file:
-            row: dict[str, Value] = pq.read_table(file).to_pylist()[0]
+            row: Row = pq.read_table(file).to_pylist()[0]
     except (pa.ArrowInvalid, IndexError) as error:
         raise ValueError(f"{path} is no readable result ({error}); delete it to run its cell again") from error
     return row
 
 
-def config_of(row: dict[str, Any]) -> RunConfig:
+def config_of(row: Mapping[str, Any]) -> RunConfig:
     """Return the configuration a record's row was run with."""
     return RunConfig(**{name: row[name] for name in RunConfig.__dataclass_fields__ if name in row})
 

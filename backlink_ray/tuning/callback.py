@@ -20,9 +20,8 @@ from backlink_ray.runs.results import Record, Value
 from backlink_ray.tracking.journal import Status
 from backlink_ray.tracking.tracker import Tracker
 from backlink_ray.tuning.outcome import TrialOutcome, outcome_of
+from backlink_ray.tuning.plan import Plan
 from backlink_ray.tuning.resources import ClusterResources
-from backlink_ray.tuning.space import base_with
-from backlink_ray.tuning.trial import choice_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,12 +29,11 @@ class Ledger:
     """Where a study's results go, and the configuration its trials start from."""
 
     name: str
-    base: RunConfig
+    plan: Plan
     folder: Path
     record: Record
     tracker: Tracker
-    places: ClusterResources
-    tags: Mapping[str, Mapping[str, str]]
+    cluster: ClusterResources
 
 
 class Reporter(tune.Callback):
@@ -66,8 +64,8 @@ class Reporter(tune.Callback):
         print(f"{self._label(config)} starts", flush=True)
         published = published_error_pct(config)
         tags = {
-            **self._tags, "method": config.label, "executor": self._study.places.resolve(config).executor,
-            **self._study.tags.get(config.run_id, {}),
+            **self._tags, "method": config.label, "executor": self._study.cluster.resolve(config).executor,
+            **self._study.plan.tags.get(config.run_id, {}),
             **({"paper.error_pct": str(published)} if published is not None else {}),
         }  # fmt: skip
         dataset = self._datasets[data_key(config)]
@@ -90,7 +88,7 @@ class Reporter(tune.Callback):
         )
 
     def _label(self, config: RunConfig) -> str:
-        tags = self._study.tags.get(config.run_id, {})
+        tags = self._study.plan.tags.get(config.run_id, {})
         name = f"{tags['cell'].split()[0]} {tags['kind']} s{config.seed}" if tags else config.label
         return (
             f"[{self._ended}/{self._size} done] {name} K={config.num_modules} l={config.propagation_length} "
@@ -143,7 +141,7 @@ class Reporter(tune.Callback):
         return self._study.folder / "runs" / self._config(trial).run_id
 
     def _config(self, trial: Any) -> RunConfig:
-        return base_with(self._study.base, choice_of(trial.config))
+        return self._study.plan.run_of(trial.config)
 
 
 _MLFLOW_STATUS: dict[str, Status] = {

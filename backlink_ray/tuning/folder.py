@@ -1,73 +1,110 @@
 """The study folder: whose it is, and which process is at work in it."""
 
-import dataclasses
 import json
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from backlink_ray.errors import BusyError, ConfigError
 from backlink_ray.files import exclusive, write_whole
 from backlink_ray.tuning.plan import Plan
 
-MANIFEST = "study.json"
+MANIFEST, LOCK = "study.json", ".driver.lock"
+# Of what a study leaves on disk: folders of another format are refused rather than misread.
+FORMAT = 2
 
 
-def claim(folder: Path, name: str, plan: Plan, resume: str) -> None:
-    """Make a study folder this study's own, or find that it is; ConfigError where it is somebody else's.
+@contextmanager
+def open_study_folder(folder: Path, name: str, plan: Plan, resume: str) -> Iterator[None]:
+    """Hold a study's folder for this process; made where it is missing.
 
     Args:
         folder: of the study.
         name: of the study.
-        plan: its base and metric are recorded, so that a folder never mixes two studies; cells and trials may be added.
+        plan: its base and metric are recorded, so that a folder never mixes two studies; runs and trials may be added.
         resume: auto (go on if there is something), never (there must be nothing), must (there must be something).
+
+    Raises:
+        ConfigError: the folder is another study's or another user's, in use, not writable, or against `resume`.
     """
-    file = folder / MANIFEST
-    mine = {"study": name, "base": dataclasses.asdict(plan.base.replace(executor="auto")), "metric": plan.metric}
-    mine |= {"objectives": list(plan.objectives)} if plan.objectives else {}
-    if folder.exists() and any(folder.iterdir()):
+    # Hidden: what a start that was killed at once left.
+    used = folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
+    if used:
         _check_owner(folder)
         if resume == "never":
             raise ConfigError(
-                f"storage folder {str(folder)!r} already holds a study and --resume is never; give another --storage-path"
+                f"{_folder(folder)} already holds a study and --resume is never; give another --storage-path"
             )
-        found = json.loads(file.read_text()) if file.exists() else {}
-        if found != mine:
-            raise ConfigError(
-                f"storage folder {str(folder)!r} holds {'another study' if found else 'no manifest of ours'}; "
-                "give another --storage-path, or the flags it was started with"
-            )
+        _check_manifest(folder, name, plan)
     elif resume == "must":
-        raise ConfigError(
-            f"storage folder {str(folder)!r} holds no study to resume; check --storage-path, or use --resume auto"
-        )
+        raise ConfigError(f"{_folder(folder)} holds no study to resume; check --storage-path, or use --resume auto")
+    _make(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(file, json.dumps(mine, indent=2))
-    except OSError as error:
+        with exclusive(folder / LOCK, 0.0):
+            write_whole(folder / MANIFEST, json.dumps(_manifest(name, plan), indent=2))
+            yield
+    except BusyError as error:
         raise ConfigError(
-            f"storage folder {str(folder)!r} cannot be written ({error.strerror}); give another --storage-path"
+            f"{_folder(folder)} is in use by another process that runs this study; wait for it, or give another --storage-path"
         ) from error
 
 
-@contextmanager
-def lock_study_folder(folder: Path) -> Iterator[None]:
-    """Hold a study folder for this process; ConfigError where another one is at work in it."""
-    with ExitStack() as held:
-        try:
-            held.enter_context(exclusive(folder / ".driver.lock", 0.0))
-        except BusyError as error:
-            raise ConfigError(
-                f"storage folder {str(folder)!r} is in use by another process that runs this study; wait for it, or give "
-                "another --storage-path"
-            ) from error
-        yield
+def check_study_folder(folder: Path, name: str, plan: Plan) -> None:
+    """Refuse to report from a folder that is not this study's; it may be another user's, and in use."""
+    if not (folder / MANIFEST).exists():
+        raise ConfigError(f"{_folder(folder)} holds no study to report; run this without --report-only first")
+    _check_manifest(folder, name, plan)
+
+
+def _manifest(name: str, plan: Plan) -> dict[str, Any]:
+    # Fields at their defaults are left out, so that a field that is added later refuses no older study.
+    return {
+        "format": FORMAT, "study": name, "base": plan.base.identity, "metric": plan.metric, "objectives": list(plan.objectives),
+    }  # fmt: skip
+
+
+def _check_manifest(folder: Path, name: str, plan: Plan) -> None:
+    file, mine = folder / MANIFEST, _manifest(name, plan)
+    found = json.loads(file.read_text()) if file.exists() else {}
+    if found == mine:
+        return
+    if not found:
+        problem = "holds no manifest of ours"
+    elif found.get("format") != FORMAT:
+        problem = f"was written by another version of backlink_ray (format {found.get('format', 1)}, here {FORMAT})"
+    else:
+        problem = f"holds another study: {_difference(found, mine)}"
+    raise ConfigError(f"{_folder(folder)} {problem}; give another --storage-path, or the flags it was started with")
+
+
+def _difference(found: dict[str, Any], mine: dict[str, Any]) -> str:
+    """Name what differs, for example "lr is 0.3 there and 0.5 here"."""
+    there, here = ({**m, **m["base"]} for m in (found, mine))
+    names = sorted(name for name in there.keys() | here.keys() if name != "base" and there.get(name) != here.get(name))
+    return ", ".join(
+        f"{name} is {there.get(name, 'the default')} there and {here.get(name, 'the default')} here" for name in names
+    )
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / LOCK).touch()
+    except OSError as error:
+        raise ConfigError(
+            f"{_folder(folder)} cannot be written ({error.strerror}); give another --storage-path"
+        ) from error
 
 
 def _check_owner(folder: Path) -> None:
     found = folder.stat()
     if found.st_uid != os.getuid() or found.st_mode & 0o002:
         raise ConfigError(
-            f"storage folder {str(folder)!r} belongs to another user or anybody may write to it; give another --storage-path"
+            f"{_folder(folder)} belongs to another user or anybody may write to it; give another --storage-path"
         )
+
+
+def _folder(folder: Path) -> str:
+    return f"storage folder {str(folder)!r}"

@@ -10,25 +10,25 @@ from backlink_ray.tuning.space import Space
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What a study runs.
+    """What a study runs: a list of runs, or a search of a space.
 
     Attributes:
-        base: every trial's configuration but for what it chooses.
-        space: searched by Optuna; or
-        cells: run one by one, each a choice (K, l, alpha, eta, or any field of RunConfig by its name).
-        first: choices of a search to try before any suggestion.
+        base: what a search varies; of a list, what stands for its runs in titles and tells two studies apart.
+        runs: the list.
+        space: searched by Optuna, where there is no list.
+        first: runs of a search that come before any suggestion.
         num_samples: trials of a search.
         metric: minimised, and what orders the table.
         objectives: metrics that a search minimises together instead, by NSGA-II; none: the metric alone.
         asha: stop trials of a search early that rank low.
-        retry_failed: run the cells of a list again that have failed.
+        retry_failed: run what has failed in a list again.
         tags: more tags of runs in MLflow, by run_id.
     """
 
     base: RunConfig
+    runs: tuple[RunConfig, ...] = ()
     space: Space | None = None
-    cells: tuple[dict[str, Any], ...] = ()
-    first: tuple[dict[str, Any], ...] = ()
+    first: tuple[RunConfig, ...] = ()
     num_samples: int = 20
     metric: str = "val_error_pct"
     objectives: tuple[str, ...] = ()
@@ -39,4 +39,17 @@ class Plan:
     @property
     def size(self) -> int:
         """Return the number of trials."""
-        return self.num_samples if self.space else len(self.cells)
+        return self.num_samples if self.space else len(self.runs)
+
+    @property
+    def examples(self) -> tuple[RunConfig, ...]:
+        """Return the runs of a list; of a search what comes first, and one run at each K."""
+        ks = self.space.num_modules if self.space else ()
+        at_each_k = (self.base.replace(num_modules=k, propagation_length=1) for k in ks)
+        return (*self.runs, *self.first, *at_each_k)
+
+    def run_of(self, choice: Mapping[str, Any]) -> RunConfig:
+        """Return the run of a trial, which a list names by its run_id and a search by the fields that it chose."""
+        if "run_id" in choice:
+            return next(run for run in self.runs if run.run_id == choice["run_id"])
+        return self.base.replace(**choice)

@@ -1,4 +1,4 @@
-"""Tuning: one study carried out by Ray Tune, one trial a run, its stages in the trial's own placement group."""
+"""Study: a plan carried out by Ray Tune, one trial a run, its stages in the trial's own placement group."""
 
 import logging
 import os
@@ -12,22 +12,24 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
 from backlink_ray.data.images import Dataset
+from backlink_ray.errors import StudyError
+from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.results import Record
 from backlink_ray.tracking.tracker import Tracker
 from backlink_ray.tuning.callback import Ledger, Reporter
 from backlink_ray.tuning.plan import Plan
 from backlink_ray.tuning.resources import ClusterResources
-from backlink_ray.tuning.space import base_with, open_search
+from backlink_ray.tuning.searcher import open_searcher
 from backlink_ray.tuning.trial import trial, trial_resources
 
-# A failed trial is told by the Reporter in one line; Tune would add two tracebacks.
+# A failed trial is told by our callback in one line; Tune would add two tracebacks.
 logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-# Tune's own table shows none of our columns and repaints itself; the Reporter prints a line an epoch instead.
+# Tune's own table shows none of our columns and repaints itself; our callback prints a line an epoch instead.
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 
 
 class Study:
-    """A claimed study folder with its record, ready to run what is left of a plan."""
+    """A study's folder with its results, ready to run what is left of a plan; the folder is open for this process."""
 
     def __init__(self, name: str, plan: Plan, folder: Path, tracker: Tracker) -> None:
         self.name, self.plan, self.folder, self.tracker = name, plan, folder, tracker
@@ -37,75 +39,67 @@ class Study:
         """Return how many trials of the plan are to be run: a search's failed ones stay failed, a list's may run again."""
         if self.plan.space:
             return max(0, self.plan.num_samples - len(self.record.rows()))
-        return len(self.cells_left())
+        return len(self.runs_left())
 
     def missing(self) -> int:
         """Return how many trials of the plan have not ended in any way: those an interruption left."""
         if self.plan.space:
             return self.left()
         ended = {row["run_id"] for row in self.record.rows()}
-        return len({self._run_id(cell) for cell in self.plan.cells} - ended)
+        return len({run.run_id for run in self.plan.runs} - ended)
 
-    def _run_id(self, cell: dict[str, Any]) -> str:
-        return base_with(self.plan.base, cell).run_id
-
-    def cells_left(self) -> list[dict[str, Any]]:
-        """Return the cells that are not done; failed ones are among them where the plan says so."""
+    def runs_left(self) -> list[RunConfig]:
+        """Return the runs of a list that are not done; failed ones are among them where the plan says so."""
         done = self.record.done() if self.plan.retry_failed else {row["run_id"] for row in self.record.rows()}
-        by_run = {self._run_id(cell): cell for cell in self.plan.cells}  # two cells may be one run, as BP at any K
-        return [cell for run_id, cell in by_run.items() if run_id not in done]
+        by_id = {run.run_id: run for run in self.plan.runs}  # two cells may be one run, as BP at any K
+        return [run for run_id, run in by_id.items() if run_id not in done]
 
-    def run(self, datasets: Mapping[str, Dataset], places: ClusterResources) -> None:
+    def run(self, datasets: Mapping[str, Dataset], cluster: ClusterResources) -> None:
         """Run what is left, at least one trial; `datasets` has theirs by `data_key`."""
-        count = self.left()
+        references = {key: ray.put(dataset) for key, dataset in datasets.items()}
         trainable = tune.with_parameters(
-            trial,
-            base=self.plan.base,
-            places=places,
-            datasets={key: ray.put(dataset) for key, dataset in datasets.items()},
-            runs=self.folder / "runs",
+            trial, plan=self.plan, cluster=cluster, datasets=references, runs=self.folder / "runs"
         )
-        sized = tune.with_resources(trainable, partial(trial_resources, base=self.plan.base, places=places))
         tuner = tune.Tuner(
-            sized,
+            tune.with_resources(trainable, partial(trial_resources, plan=self.plan, cluster=cluster)),
             param_space=self._param_space(),
-            tune_config=self._tune_config(count, places),
-            run_config=self._run_config(datasets, places),
+            tune_config=self._tune_config(cluster),
+            run_config=self._run_config(datasets, cluster),
         )
-        tuner.fit()
+        try:
+            tuner.fit()
+        except tune.TuneError as error:
+            raise StudyError(str(error).strip().splitlines()[-1]) from error
 
     def _param_space(self) -> dict[str, Any]:
-        return {} if self.plan.space else {"cell": tune.grid_search(self.cells_left())}
+        return {} if self.plan.space else {"run_id": tune.grid_search([run.run_id for run in self.runs_left()])}
 
-    def _tune_config(self, count: int, places: ClusterResources) -> tune.TuneConfig:
-        limit = places.max_concurrent or (0 if places.num_gpus else 1)
+    def _tune_config(self, cluster: ClusterResources) -> tune.TuneConfig:
+        limit = (cluster.max_concurrent or (0 if cluster.num_gpus else 1)) or None
         if not self.plan.space:
-            return tune.TuneConfig(num_samples=1, max_concurrent_trials=limit or None)
-        recorded = {str(row["run_id"]) for row in self.record.rows()}
-        found = open_search(
-            self.plan.space, self.plan.base, self.plan.metric, self.folder, self.name, first=self.plan.first,
-            objectives=self.plan.objectives, has_result=lambda choice: self._run_id(choice) in recorded,
-        )  # fmt: skip
+            return tune.TuneConfig(num_samples=1, max_concurrent_trials=limit)
+        recorded = {row["run_id"] for row in self.record.rows()}
+        searcher = open_searcher(self.plan, self.folder, self.name, lambda run: run.run_id in recorded)
+        alone = not self.plan.objectives  # of several metrics only the searcher knows
         return tune.TuneConfig(
-            num_samples=count,
-            search_alg=found,
+            num_samples=self.left(),
+            search_alg=searcher,
             scheduler=_asha(self.plan.base.epochs) if self.plan.asha else None,
-            max_concurrent_trials=limit or None,
-            metric=None if self.plan.objectives else self.plan.metric,  # the searcher has its own
-            mode=None if self.plan.objectives else "min",
+            max_concurrent_trials=limit,
+            metric=self.plan.metric if alone else None,
+            mode="min" if alone else None,
         )
 
-    def _run_config(self, datasets: Mapping[str, Dataset], places: ClusterResources) -> tune.RunConfig:
+    def _run_config(self, datasets: Mapping[str, Dataset], cluster: ClusterResources) -> tune.RunConfig:
         # Tune's own folder is new at every start and never restored: it holds pickles. What we resume from is ours.
         attempt = f"attempt-{len(list((self.folder / 'tune').glob('attempt-*'))):03d}"
         ledger = Ledger(
             name=self.name,
-            base=self.plan.base,
+            plan=self.plan,
             folder=self.folder,
             record=self.record,
             tracker=self.tracker,
-            places=places,
-            tags=self.plan.tags,
+            cluster=cluster,
         )
         callback = Reporter(ledger, datasets, self.plan.size, self.plan.size - self.left())
         return tune.RunConfig(name=attempt, storage_path=str(self.folder / "tune"), callbacks=[callback], verbose=0)

@@ -1,4 +1,4 @@
-"""Trial: what a study's process does for one configuration, and what it reserves of the cluster for that."""
+"""Trial: what a study's process does for one run, and what it reserves of the cluster for that."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,28 +10,22 @@ from ray.tune.execution.placement_groups import PlacementGroupFactory
 from ray.util.placement_group import get_current_placement_group
 
 from backlink_ray.data.images import Dataset
-from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.data import data_key
 from backlink_ray.runs.options import RunOptions
 from backlink_ray.runs.runner import run
+from backlink_ray.tuning.plan import Plan
 from backlink_ray.tuning.resources import ClusterResources
-from backlink_ray.tuning.space import base_with
 
 
-def choice_of(choice: dict[str, Any]) -> dict[str, Any]:
-    """A grid's trial has its choice under "cell", a search's has it directly."""
-    return dict(choice.get("cell", choice))
-
-
-def trial_resources(choice: dict[str, Any], base: RunConfig, places: ClusterResources) -> PlacementGroupFactory:
+def trial_resources(choice: dict[str, Any], plan: Plan, cluster: ClusterResources) -> PlacementGroupFactory:
     """Return a trial's placement group, whose size depends on K."""
-    return PlacementGroupFactory(places.bundles(base_with(base, choice_of(choice))))
+    return PlacementGroupFactory(cluster.bundles(plan.run_of(choice)))
 
 
 def trial(
     choice: dict[str, Any],
-    base: RunConfig,
-    places: ClusterResources,
+    plan: Plan,
+    cluster: ClusterResources,
     datasets: Mapping[str, "ray.ObjectRef[Dataset]"],
     runs: Path,
 ) -> None:
@@ -39,18 +33,17 @@ def trial(
 
     It fetches its own data set alone: `datasets` has them by `data_key`.
     """
-    config = places.resolve(base_with(base, choice_of(choice)))
+    config = cluster.resolve(plan.run_of(choice))
     reported: list[int] = []
 
     def report(metrics: dict[str, Any]) -> None:
         reported.append(metrics["epoch"])
-        tune.report({**metrics, "run_id": config.run_id, "executor": config.executor})
+        tune.report({**metrics, "executor": config.executor})
 
     group = get_current_placement_group() if config.executor == "ray" else None
-    dataset = ray.get(datasets[data_key(config)])
-    result = run(config, dataset, RunOptions(
-        output_dir=runs / config.run_id, placement_group=group, on_epoch=report,
-        cpus_per_stage=places.cpus_per_stage, gpus_per_stage=places.gpus_per_stage,
-    ))  # fmt: skip
+    options = RunOptions(
+        output_dir=runs / config.run_id, placement_group=group, on_epoch=report, resources=cluster.stage
+    )
+    result = run(config, ray.get(datasets[data_key(config)]), options)
     if not reported:  # the run had ended before its driver heard of it
         report(result["curve"][-1])

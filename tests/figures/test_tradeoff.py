@@ -9,7 +9,9 @@ import pytest
 
 from backlink_ray import RunConfig
 from backlink_ray.figures.tradeoff import pareto_front, trades
-from backlink_ray.tuning.space import Space, open_search
+from backlink_ray.tuning.plan import Plan
+from backlink_ray.tuning.searcher import open_searcher
+from backlink_ray.tuning.space import SEARCHED, Space
 
 
 def test_the_front_by_hand() -> None:
@@ -53,16 +55,15 @@ def test_without_bp_there_is_a_front_and_nothing_to_compare_with() -> None:
 
 def test_a_search_for_the_trade_off_learns_from_three_numbers(tmp_path: Path) -> None:
     names = ("val_error_pct", "peak_memory_mib", "step_ms")
-    space, first = Space(num_modules=(2,)), {"K": 2, "l": 1, "alpha": 0.5, "eta": 0.1}
+    first = BASE.replace(alpha=0.5, lr=0.1)
+    plan = Plan(base=BASE, space=Space(num_modules=(2,)), objectives=names, first=(first,))
 
     def search() -> Any:
-        return open_search(
-            space, BASE, "val_error_pct", tmp_path, "s", objectives=names, first=(first,), has_result=lambda _c: True
-        )
+        return open_searcher(plan, tmp_path, "s", lambda _run: True)
 
     opened = search()
-    assert opened.suggest("a") == first
-    assert set(opened.suggest("b")) == set(first)
+    assert opened.suggest("a") == {name: getattr(first, name) for name in SEARCHED}
+    assert set(opened.suggest("b")) == set(SEARCHED)
     opened.on_trial_complete("a", dict(zip(names, (30.0, 500.0, 9.0), strict=True)))
     opened.on_trial_complete("b", dict(zip(names, (40.0, 400.0, 9.0), strict=True)))
     search()  # a later start goes on with the same study

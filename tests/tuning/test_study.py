@@ -1,28 +1,69 @@
-"""A study folder: claimed by one study, and driven by one process at a time."""
+"""A study folder: held by one study, and by one process at a time."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from backlink_ray.errors import ConfigError
+from backlink_ray.pipeline.resources import StageResources
 from backlink_ray.runs.config import RunConfig
-from backlink_ray.tuning.folder import claim, lock_study_folder
+from backlink_ray.tuning.folder import MANIFEST, open_study_folder
 from backlink_ray.tuning.plan import Plan
 from backlink_ray.tuning.resources import ClusterResources
+
+PLAN = Plan(base=RunConfig(lr=0.3), num_samples=1)
 
 
 def test_a_folder_is_driven_by_one_process_at_a_time(tmp_path: Path) -> None:
     folder = tmp_path / "study"
-    claim(folder, "study", Plan(base=RunConfig(), num_samples=1), "auto")
-    with lock_study_folder(folder):
-        with (
-            pytest.raises(ConfigError, match="in use by another process that runs this study"),
-            lock_study_folder(folder),
-        ):
-            pass
-        claim(folder, "study", Plan(base=RunConfig(), num_samples=1), "must")
-    with lock_study_folder(folder):
+    with (
+        open_study_folder(folder, "study", PLAN, "auto"),
+        pytest.raises(ConfigError, match="in use by another process that runs this study"),
+        open_study_folder(folder, "study", PLAN, "auto"),
+    ):
         pass
+    with open_study_folder(folder, "study", PLAN, "must"):
+        pass
+
+
+def test_a_field_that_a_later_version_adds_refuses_no_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_study_folder(tmp_path, "study", PLAN, "auto"):
+        pass
+    identity = RunConfig.identity.fget  # type: ignore[attr-defined]
+    fields = RunConfig.__dataclass_fields__
+    assert set(json.loads((tmp_path / MANIFEST).read_text())["base"]) == {"lr"}  # of all fields, what is no default
+    assert len(fields) > 30
+    assert identity(PLAN.base.replace(executor="ray")) == {"lr": 0.3}  # nor what changes no result
+    with open_study_folder(tmp_path, "study", Plan(base=PLAN.base.replace(executor="ray")), "must"):
+        pass
+
+
+def test_another_study_is_told_by_what_differs(tmp_path: Path) -> None:
+    with open_study_folder(tmp_path, "study", PLAN, "auto"):
+        pass
+    other = Plan(base=RunConfig(epochs=3))
+    with (
+        pytest.raises(ConfigError, match="epochs is the default there and 3 here, lr is 0.3 there and the default here"),
+        open_study_folder(tmp_path, "study", other, "auto"),
+    ):
+        pass
+
+
+def test_a_folder_of_another_format_is_refused_by_one_line(tmp_path: Path) -> None:
+    (tmp_path / MANIFEST).write_text(json.dumps({"study": "study", "base": {"lr": 0.3}, "metric": "val_error_pct"}))
+    with (
+        pytest.raises(ConfigError, match=r"another version of backlink_ray \(format 1, here 2\); give another"),
+        open_study_folder(tmp_path, "study", PLAN, "auto"),
+    ):
+        pass
+
+
+def test_a_start_that_was_killed_at_once_blocks_nothing(tmp_path: Path) -> None:
+    (tmp_path / ".driver.lock").touch()
+    (tmp_path / f".{MANIFEST}.1-2.tmp").touch()
+    with open_study_folder(tmp_path, "study", PLAN, "auto"):
+        assert json.loads((tmp_path / MANIFEST).read_text())["study"] == "study"
 
 
 def test_a_trial_that_can_never_be_placed_is_refused_before_anything_starts() -> None:
@@ -30,6 +71,6 @@ def test_a_trial_that_can_never_be_placed_is_refused_before_anything_starts() ->
     with pytest.raises(ConfigError, match=r"K=4 stages need 0\.9 CPUs, the cluster has 0\.5"):
         ClusterResources(num_gpus=0, num_cpus=0.5).check(config)
     with pytest.raises(ConfigError, match=r"K=4 stages need 0\.75 GPUs each, the cluster has 3, places for 3"):
-        ClusterResources(num_gpus=3, num_cpus=8, gpus_per_stage=0.75).check(config)
-    ClusterResources(num_gpus=2, num_cpus=8, gpus_per_stage=0.5).check(config)
+        ClusterResources(num_gpus=3, num_cpus=8, stage=StageResources(gpus_per_stage=0.75)).check(config)
+    ClusterResources(num_gpus=2, num_cpus=8, stage=StageResources(gpus_per_stage=0.5)).check(config)
     assert ClusterResources(num_gpus=3, num_cpus=8).resolve(config.replace(executor="auto")).executor == "local"

@@ -1,16 +1,19 @@
-"""Search: only runs that exist are suggested, and a search goes on after its driver was killed."""
+"""Searcher: only runs that exist are suggested, and a search goes on after its driver was killed."""
 
 from pathlib import Path
-from typing import Any
 
 import optuna
 import pytest
 
 from backlink_ray.runs.config import RunConfig
-from backlink_ray.tuning.space import Space, base_with, open_search
+from backlink_ray.tuning.plan import Plan
+from backlink_ray.tuning.searcher import open_searcher
+from backlink_ray.tuning.space import SEARCHED, Space
 
 BASE = RunConfig(network="resnet32", validation_fraction=0.1)
 SPACE = Space(num_modules=(2, 4, 8, 16))
+FIRST = BASE.replace(num_modules=2, propagation_length=2, alpha=0.5, lr=0.1)
+PLAN = Plan(base=BASE, space=SPACE)
 
 
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
@@ -19,7 +22,7 @@ def test_a_hundred_suggestions_are_all_valid_runs() -> None:
     seen = set()
     for _ in range(100):
         trial = study.ask()
-        config = base_with(BASE, SPACE.suggest(BASE, trial))  # RunConfig refuses what does not exist
+        config = BASE.replace(**SPACE.suggest(BASE, trial))  # RunConfig refuses what does not exist
         seen.add((config.num_modules, config.propagation_length))
         study.tell(trial, 1.0)
     assert {k for k, _ in seen} == {2, 4, 8, 16}
@@ -28,16 +31,13 @@ def test_a_hundred_suggestions_are_all_valid_runs() -> None:
 
 
 def test_what_a_killed_driver_left_running_is_asked_again(tmp_path: Path) -> None:
-    first: dict[str, Any] = {"K": 2, "l": 2, "alpha": 0.5, "eta": 0.1}
-    one = open_search(
-        SPACE, BASE, "val_error_pct", tmp_path, "s", first=(first,), has_result=lambda choice: choice == first
-    )
+    plan = Plan(base=BASE, space=SPACE, first=(FIRST,))
+    first = {name: getattr(FIRST, name) for name in SEARCHED}
+    one = open_searcher(plan, tmp_path, "s", lambda run: run == FIRST)
     assert one.suggest("a") == first
     one.on_trial_complete("a", {"val_error_pct": 50.0, "training_iteration": 1})
     left = one.suggest("b")
-    two = open_search(
-        SPACE, BASE, "val_error_pct", tmp_path, "s", first=(first,), has_result=lambda choice: choice == first
-    )
+    two = open_searcher(plan, tmp_path, "s", lambda run: run == FIRST)
     assert two.suggest("c") == left
     assert two.suggest("d") not in (first, left)
     study = optuna.load_study(study_name="s", storage=f"sqlite:///{tmp_path / 'optuna.db'}")
@@ -45,19 +45,19 @@ def test_what_a_killed_driver_left_running_is_asked_again(tmp_path: Path) -> Non
 
 
 def test_what_ended_without_a_result_is_asked_again_once(tmp_path: Path) -> None:
-    one = open_search(SPACE, BASE, "val_error_pct", tmp_path, "s", has_result=lambda _: False)
+    one = open_searcher(PLAN, tmp_path, "s", lambda _: False)
     lost = one.suggest("a")
     one.on_trial_complete("a", {"val_error_pct": 50.0, "training_iteration": 1}, error=True)
     ended = one.suggest("b")
     one.on_trial_complete("b", {"val_error_pct": 50.0, "training_iteration": 1})
     for _ in range(2):  # a second start that runs nothing asks for nothing twice
-        two = open_search(SPACE, BASE, "val_error_pct", tmp_path, "s", has_result=lambda _: False)
+        two = open_searcher(PLAN, tmp_path, "s", lambda _: False)
     assert [two.suggest("c"), two.suggest("d")] == [lost, ended]
     assert two.suggest("e") not in (lost, ended)
 
 
 def test_a_failed_trial_counts_as_failed_even_if_it_had_reported(tmp_path: Path) -> None:
-    search = open_search(SPACE, BASE, "val_error_pct", tmp_path, "s", has_result=lambda _: True)
+    search = open_searcher(PLAN, tmp_path, "s", lambda _: True)
     search.suggest("a")
     search.on_trial_complete("a", {"val_error_pct": 50.0, "training_iteration": 1}, error=True)
     study = optuna.load_study(study_name="s", storage=f"sqlite:///{tmp_path / 'optuna.db'}")

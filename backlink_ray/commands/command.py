@@ -1,0 +1,134 @@
+"""Command: what searches, tables and figures have in common, from their flags to their last line."""
+
+import os
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+
+from backlink_ray.commands.exit_codes import resume_line
+from backlink_ray.commands.flags import CommonFlags
+from backlink_ray.errors import ConfigError
+from backlink_ray.provenance import commit
+from backlink_ray.runs.results import Record
+from backlink_ray.tracking.journal import NoTracker
+from backlink_ray.tracking.tracker import Tracker
+from backlink_ray.tracking.uri import default_tracking_uri, redact
+from backlink_ray.tuning.folder import check_study_folder, open_study_folder
+from backlink_ray.tuning.plan import Plan
+
+
+class Command(ABC):
+    """One study from its command line. A subclass says what is prepared, carried out and written.
+
+    Attributes:
+        flags: as given.
+        name: of the study and of its folder.
+        plan: what it runs; its base and metric tell two studies apart.
+        folder: in the storage path.
+        group_by, only: how the link to MLflow groups its runs, and which it shows.
+    """
+
+    group_by, only = "K", ""
+
+    def __init__(self, flags: CommonFlags, name: str, plan: Plan) -> None:
+        self.flags, self.name, self.plan = flags, name, plan
+        self.folder = flags.storage / name
+
+    def run(self) -> int:
+        """Do what the flags ask for; return the exit code."""
+        if self.flags.dry_run:
+            self.dry_run()
+            return 0
+        if self.flags.report_only:
+            self.check_report()
+            self.show()
+            self._last_lines(self.write() if self._can_write() else (), NoTracker())
+            return 0
+        self.prepare()
+        tracker: Tracker | NoTracker = NoTracker()
+        with open_study_folder(self.folder, self.name, self.plan, self.flags.resume):
+            tracker = self._open_tracker()
+            try:
+                self.carry_out(tracker)
+                files = self.write()
+                self.track(tracker, files)
+            finally:
+                tracker.close()
+        self.show()
+        self._last_lines(files, tracker)
+        return self.ending()
+
+    def check_report(self) -> None:
+        """Refuse to report where nothing is recorded; ConfigError names the folder."""
+        check_study_folder(self.folder, self.name, self.plan)
+        if not self.record.done():
+            raise ConfigError(
+                f"storage folder {str(self.folder)!r} has no finished run to report; run this without --report-only first"
+            )
+
+    @abstractmethod
+    def dry_run(self) -> None:
+        """Print what would run."""
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Check and load what the work needs, before anything is claimed."""
+
+    @abstractmethod
+    def carry_out(self, tracker: Tracker) -> None:
+        """Run or measure what is left."""
+
+    @abstractmethod
+    def write(self) -> Sequence[Path]:
+        """Write tables and pictures from what is recorded; return the files."""
+
+    @abstractmethod
+    def show(self) -> None:
+        """Print what is recorded, and what it comes to."""
+
+    @abstractmethod
+    def ending(self) -> int:
+        """Return the exit code, and say why it is not 0."""
+
+    @abstractmethod
+    def note(self) -> str:
+        """Return what MLflow's page says of the experiment."""
+
+    def experiment(self) -> str:
+        """Return the name of the experiment in MLflow."""
+        return f"backlink-{self.name}"
+
+    @property
+    def record(self) -> Record:
+        """Return the study's results."""
+        return Record(self.folder)
+
+    def track(self, tracker: Tracker, files: Sequence[Path]) -> None:
+        """Attach tables and pictures to a run of their own: they belong to no single trial."""
+        run_id = f"{self.name}.study"
+        tracker.start_run(run_id, run_id, {}, {"study": self.name, "kind": "study", "commit": commit()})
+        for file in files:
+            tracker.log_artifact(run_id, file)
+        tracker.end_run(run_id, "FINISHED", "written")
+
+    def _open_tracker(self) -> Tracker:
+        flag, env = self.flags.tracking_uri, os.environ.get("MLFLOW_TRACKING_URI", "")
+        uri = flag or env or default_tracking_uri(self.flags.storage)
+        source = "--tracking-uri" if flag else "$MLFLOW_TRACKING_URI" if env else "the storage path"
+        print(f"tracking to {redact(uri)} (from {source})", file=sys.stderr, flush=True)
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or self.experiment()
+        return Tracker(self.flags.storage / "spool", uri, experiment=name, note=self.note())
+
+    def _can_write(self) -> bool:
+        if os.access(self.folder, os.W_OK):
+            return True
+        print(f"{self.folder} cannot be written, so no table and no picture is made anew", file=sys.stderr)
+        return False
+
+    def _last_lines(self, files: Sequence[Path], tracker: Tracker | NoTracker) -> None:
+        print(f"results: {', '.join(map(str, (self.folder / 'results', *files)))}")
+        link, start = tracker.link(self.group_by, self.only), tracker.command()
+        if link:
+            print(f"MLflow: {start + '  then open ' if start else ''}{link}")
+        print(resume_line(), flush=True)

@@ -1,0 +1,69 @@
+"""Searcher: Optuna as Ray Tune asks it, on a database that outlives its driver."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import optuna
+from ray.tune.search.optuna import OptunaSearch
+
+from backlink_ray.runs.config import RunConfig
+from backlink_ray.tuning.plan import Plan
+from backlink_ray.tuning.space import SEARCHED
+
+
+class Searcher(OptunaSearch):
+    """OptunaSearch, but a trial that failed counts as failed even if it had reported before."""
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Tell Optuna how a trial ended."""
+        super().on_trial_complete(trial_id, None if error else result, error)
+
+
+def open_searcher(plan: Plan, folder: Path, name: str, has_result: Callable[[RunConfig], bool]) -> Searcher:
+    """Open a study's Optuna database and return Ray's searcher on it.
+
+    A trial that a killed driver left running is marked failed. What Optuna chose and the study has no result of, because
+    the driver, the trial or a machine was lost, is asked again first, so that its run goes on from its own checkpoint.
+
+    Args:
+        plan: of a search: its metric is minimised by TPE, its objectives together by NSGA-II.
+        folder: of the study; the database is optuna.db in it.
+        name: of the study in the database.
+        has_result: tells whether the study has a result of a run.
+    """
+    assert plan.space is not None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = optuna.storages.RDBStorage(f"sqlite:///{folder / 'optuna.db'}")
+    directions = [optuna.study.StudyDirection.MINIMIZE] * max(1, len(plan.objectives))
+    study = optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
+    known = len(study.trials)
+    first = [{field: getattr(run, field) for field in SEARCHED} for run in plan.first]
+    for choice in _without_result(study, lambda choice: has_result(plan.run_of(choice))) if known else first:
+        study.enqueue_trial(choice)
+    return Searcher(
+        space=partial(plan.space.suggest, plan.base),  # not a closure: Tune pickles its searcher
+        metric=list(plan.objectives) or plan.metric,
+        mode=["min"] * len(plan.objectives) or "min",
+        # Another seed at every start: the same one would repeat the suggestions that are already there.
+        sampler=_sampler(bool(plan.objectives), plan.base.seed + known),
+        study_name=name,
+        storage=storage,
+    )
+
+
+def _sampler(several: bool, seed: int) -> optuna.samplers.BaseSampler:
+    if several:
+        # Optuna's own population of 50 would make all of a study of some tens of trials its first, random generation.
+        return optuna.samplers.NSGAIISampler(population_size=10, seed=seed)
+    return optuna.samplers.TPESampler(seed=seed)
+
+
+def _without_result(study: optuna.Study, has_result: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
+    """Fail the trials that a dead driver left running; return the choices of all trials that are to be asked again."""
+    for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
+        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+    tried = [dict(trial.params) for trial in study.trials if trial.params]
+    waiting = [trial.system_attrs.get("fixed_params") for trial in study.trials if not trial.params]
+    return [c for i, c in enumerate(tried) if not has_result(c) and c not in tried[:i] and c not in waiting]

@@ -1,0 +1,39 @@
+"""What an error becomes on the command line."""
+
+import pytest
+import torch
+
+from backlink_ray.commands.exit_codes import guarded
+from backlink_ray.errors import CheckpointError, ConfigError, NonFiniteLossError, StageError
+
+
+def ended_with(error: BaseException) -> int:
+    def run() -> int:
+        raise error
+
+    return guarded(run, lambda: "resume: it")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (StageError(1, 4, "step 3", "lost"), 1, "failed: stage 1 of 4 failed at step 3: lost; resume: it"),
+        (NonFiniteLossError(0, 7, float("nan")), 1, "failed: the local loss of stage 0 is nan at step 7"),
+        (CheckpointError("no space"), 1, "failed: no space; resume: it"),
+        (torch.OutOfMemoryError("CUDA out of memory.\nIf reserved"), 1, "failed: CUDA out of memory.; resume: it"),
+        (ConfigError("alpha=2 is out of range"), 2, "error: alpha=2 is out of range"),
+        (KeyboardInterrupt(), 3, "interrupted; resume: it"),
+    ],
+)
+def test_an_error_is_one_line_and_an_exit_code(
+    error: BaseException, code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ended_with(error) == code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(said)
+
+
+@pytest.mark.parametrize("fault", [ValueError("ours"), OSError("ours"), TimeoutError("ours"), KeyError("ours")])
+def test_a_fault_of_ours_is_not_called_a_bad_argument(fault: Exception) -> None:
+    with pytest.raises(type(fault), match="ours"):
+        ended_with(fault)
