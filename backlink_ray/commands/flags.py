@@ -57,7 +57,8 @@ class TrialFlags(CommonFlags):
     executor: Literal["auto", "local", "threads", "ray"] = "auto"
     """Where a trial's local modules run; auto: one Ray actor each where the cluster has the places."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Refuse numbers out of range, by name; ConfigError says what is allowed."""
         not_negative(self, "max_concurrent", "gpus")
         if self.gpus and not (self.address or os.environ.get("RAY_ADDRESS")):
             raise ConfigError(

@@ -40,8 +40,8 @@ class SearchFlags(TrialFlags):
     seeds: int = 1
     """Seeds of every run of a list, from --seed up; a later start may ask for more."""
 
-    def __post_init__(self) -> None:
-        TrialFlags.__post_init__(self)
+    def check(self) -> None:
+        super().check()
         not_negative(self, "num_samples")
 
 
@@ -103,10 +103,12 @@ class SearchCommand(Command):
     """A search, or a list of runs."""
 
     flags: SearchFlags
+    only = "params.`K` != ''"  # not the run that has the study's files
 
     def __init__(
         self, name: str, presets: dict[str, Plan], flags: SearchFlags, picture: Picture, elsewhere: Elsewhere
     ) -> None:
+        flags.check()
         self._preset = choose_preset(presets, flags)
         plan = _with_flags(presets[self._preset], flags, self._preset)
         self._picture, self._earlier = picture, elsewhere(flags.storage, plan.base)

@@ -22,7 +22,7 @@ from backlink_ray.data.images import Dataset
 from backlink_ray.errors import ConfigError
 from backlink_ray.files import write_whole
 from backlink_ray.paper.cells import choose, published_error_pct
-from backlink_ray.paper.classes import class_errors, classes_csv, classes_markdown
+from backlink_ray.paper.classes import ClassError, class_errors, classes_csv, classes_markdown
 from backlink_ray.paper.grid import Grid
 from backlink_ray.paper.recipes import ALPHAS, PAPER, Budget, recipe
 from backlink_ray.paper.scores import Scores, gll_of, is_baseline
@@ -52,8 +52,8 @@ class TableFlags(TrialFlags):
     """Run again what has failed."""
     budget: Annotated[Budget, tyro.conf.arg(name="")] = PAPER
 
-    def __post_init__(self) -> None:
-        TrialFlags.__post_init__(self)
+    def check(self) -> None:
+        super().check()
         not_negative(self, "seeds")
 
 
@@ -95,6 +95,7 @@ class TableCommand(Command):
     group_by, only = "tags.cell", "tags.kind = 'full'"
 
     def __init__(self, number: int, smoke: Sequence[str], flags: TableFlags) -> None:
+        flags.check()
         self._number = number
         tiny = _preset(flags) == "smoke"
         wanted = flags.cell or (() if flags.only or not tiny else smoke)
@@ -177,18 +178,11 @@ class TableCommand(Command):
         return build(self._number, self.grid, rows, made_with(self.folder, rows))
 
     def write(self) -> Sequence[Path]:
-        table, rows = self._table(), self._rows
-        classes = class_errors(table, self.grid, rows, self.folder)
-        contents = {"table.md": markdown(table), "cells.csv": cells_csv(table)}
-        if classes:
-            contents["table.md"] += classes_markdown(classes)
-            contents["classes.csv"] = classes_csv(
-                classes, "the paper's" if table.budget.is_paper else table.budget.text
-            )
-        contents["table.html"] = html_page(contents["table.md"])
-        for name, content in contents.items():
+        table = self._table()
+        found = contents(table, class_errors(table, self.grid, self._rows, self.folder))
+        for name, content in found.items():
             write_whole(self.folder / name, content)
-        return tuple(self.folder / name for name in contents)
+        return tuple(self.folder / name for name in found)
 
     def track(self, tracker: Tracker, files: Sequence[Path]) -> None:
         for run_id, found in differences(self.grid, self._rows).items():
@@ -249,6 +243,15 @@ def _images(run: RunConfig) -> float:
     """Return the 32 x 32 images that a run trains on, in all epochs; one of STL-10 is as much work as nine."""
     area = 9 if run.dataset == "stl10" else 1
     return run.epochs * run.num_train_images * (1 - run.validation_fraction) * area
+
+
+def contents(table: Table, classes: Sequence[ClassError]) -> dict[str, str]:
+    """Return a table's files by name: for people, and a line a cell; and a line a class, where there are classes to tell of."""
+    found = {"table.md": markdown(table), "cells.csv": cells_csv(table)}
+    if classes:
+        found["table.md"] += classes_markdown(classes)
+        found["classes.csv"] = classes_csv(classes, "the paper's" if table.budget.is_paper else table.budget.text)
+    return found | {"table.html": html_page(found["table.md"])}
 
 
 def differences(grid: Grid, rows: Sequence[Row]) -> dict[str, dict[str, float]]:

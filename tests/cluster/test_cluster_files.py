@@ -382,9 +382,10 @@ def test_the_page_names_files_that_exist() -> None:
 
 
 def test_studies_are_started_with_flags_that_they_have() -> None:
-    from backlink_ray.commands.flags import Flags
+    from backlink_ray.commands.search import SearchFlags
+    from backlink_ray.pipeline.resources import StageResources
 
-    known = {"--" + field.replace("_", "-") for field in Flags.__dataclass_fields__}
+    known = {"--" + field.replace("_", "-") for flags in (SearchFlags, StageResources) for field in flags.__dataclass_fields__}
     calls = re.findall(r"studies/\w+\.py((?:\s+[\w/.-]+)*)", "\n".join(texts().values()))
     used = {word for call in calls for word in call.split() if word.startswith("--")}
     assert used >= {"--address", "--gpus", "--storage-path"}

@@ -7,9 +7,7 @@ from backlink_ray.paper.cells import find
 from backlink_ray.paper.grid import Grid
 from backlink_ray.paper.recipes import Budget, recipe, with_alpha
 from backlink_ray.runs.config import RunConfig
-from backlink_ray.runs.results import Value
-
-Row = dict[str, Value]
+from backlink_ray.runs.results import Row, Value
 
 
 def row_of(config: RunConfig, error: float, **more: Value) -> Row:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from backlink_ray.commands.publish import write
+from backlink_ray.commands.table import contents
 from backlink_ray.paper.cells import choose
 from backlink_ray.paper.classes import class_errors
 from backlink_ray.paper.grid import Grid
@@ -31,7 +31,7 @@ def leave(folder: Path, rows: list[dict[str, Value]], errors: list[list[float | 
 def written(number: int, rows: list[dict[str, Value]], folder: Path, budget: Budget | None = None) -> dict[str, str]:
     grid = Grid(cells=choose(number), budget=budget or Budget(), alphas=(0.5,))
     table = build(number, grid, rows)
-    return {file.name: file.read_text() for file in write(table, folder, class_errors(table, grid, rows, folder))}
+    return contents(table, class_errors(table, grid, rows, folder))
 
 
 def test_a_class_has_its_images_and_the_mean_and_spread_of_its_error(tmp_path: Path) -> None:

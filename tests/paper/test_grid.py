@@ -12,10 +12,9 @@ from backlink_ray.errors import ConfigError
 from backlink_ray.local.sizes import longest_propagation, module_sizes
 from backlink_ray.nets.names import unit_count
 from backlink_ray.paper.cells import addresses, cells, choose, find, rerun_cells
-from backlink_ray.paper.grid import Grid, as_choice
+from backlink_ray.paper.grid import Grid
 from backlink_ray.paper.recipes import ALPHAS, Budget, recipe, with_alpha
 from backlink_ray.runs.config import RunConfig
-from backlink_ray.tuning.space import base_with
 
 TABLES = Path(__file__).parents[3] / "shared" / "paper" / "tables.yaml"
 NETWORKS = ("alexnet", "vgg16", "resnet32", "resnet110")
@@ -163,12 +162,3 @@ def test_a_smaller_budget_changes_the_recipe_and_says_so() -> None:
     assert Budget().is_paper
     assert Budget().slug == ""
     assert not Budget(test_images=1000).is_paper
-
-
-@pytest.mark.parametrize("address", ["K1/l0", "K8/l2", "K2/ddg", "K4/predsim+l2"])
-def test_a_run_survives_its_way_through_a_plan(address: str) -> None:
-    config = recipe(find(f"table3/cifar10/resnet32/conv/{address}")).replace(seed=3)
-    base = RunConfig(executor="threads", epochs=8)
-    found = base_with(base, as_choice(config, base))
-    assert found.run_id == config.run_id
-    assert found.executor == "threads"

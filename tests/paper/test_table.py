@@ -3,16 +3,14 @@
 import csv
 import io
 import math
-from html.parser import HTMLParser
 
 import pytest
 
 from backlink_ray.paper.cells import cells, choose, find, published_error_pct
 from backlink_ray.paper.grid import Grid
-from backlink_ray.paper.page import html
 from backlink_ray.paper.recipes import ALPHAS, Budget
 from backlink_ray.paper.scores import Scores, Spread, published_gain
-from backlink_ray.paper.table import Table, build, cells_csv, markdown, paper_csv
+from backlink_ray.paper.table import Table, build, cells_csv, markdown
 from backlink_ray.runs.results import Value
 from tests.paper.rows import row_of, runs_of, selection_of
 
@@ -123,11 +121,10 @@ def test_another_recipe_a_failed_run_and_a_smaller_budget_do_not_enter() -> None
 def test_a_smaller_budget_is_told_in_every_form() -> None:
     budget = Budget(epochs=8, train_images=10_000, batch_size=128, lr=0.1)
     small = table(runs_of(f"{ROW}/K4/l0", [40.0, 40.1], budget), Grid(cells=choose(3), budget=budget))
-    for text in (markdown(small), html(small), paper_csv(small), cells_csv(small)):
-        assert "ot the paper&#x27;s budget (8 epochs" in text or "ot the paper's budget (8 epochs" in text
+    for text in (markdown(small), cells_csv(small)):
+        assert "ot the paper's budget (8 epochs" in text
     assert not any(entry.disagrees for entry in small.run)
-    for text in (markdown(table()), html(table())):
-        assert "ot the paper's budget" not in text
+    assert "ot the paper's budget" not in markdown(table())
 
 
 def test_one_data_set_in_place_of_all_fills_only_the_cells_that_were_asked_for() -> None:
@@ -135,16 +132,6 @@ def test_one_data_set_in_place_of_all_fills_only_the_cells_that_were_asked_for()
     rows = runs_of(asked.address, [80.0], budget)
     found = build(2, Grid(cells=(asked,), budget=budget), rows)
     assert [entry.cell.address for entry in found.run] == [asked.address]
-
-
-def test_csv_in_the_papers_form() -> None:
-    lines = list(csv.DictReader(io.StringIO(paper_csv(table()))))
-    (line,) = [
-        x for x in lines if (x["dataset"], x["network"], x["method"]) == ("CIFAR-10", "ResNet32", "BackLink, l=4")
-    ]
-    numbers = {name: line[f"K=4 {name}"] for name in ("paper", "ours", "seeds", "disagrees")}
-    assert numbers == {"paper": "3.06", "ours": "0.1", "seeds": "3", "disagrees": "True"}
-    assert (line["K=8 paper"], line["K=2 paper"], line["K=2 ours"]) == ("", "0.99", "")
 
 
 def test_csv_by_cell() -> None:
@@ -156,38 +143,11 @@ def test_csv_by_cell() -> None:
     assert (lines[f"{ROW}/K8/l2"]["ours"], lines[f"{ROW}/K8/l2"]["paper"]) == ("", "3.01")
 
 
-class Page(HTMLParser):
-    """Collects what a page loads from elsewhere, and its cells."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.foreign: list[str] = []
-        self.cells: list[str] = []
-        self.open: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.foreign += [str(value) for name, value in attrs if name in ("src", "href")]
-        if tag in ("td", "th"):
-            self.cells.append("")
-        if tag != "meta":
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if {"td", "th"} & set(self.open):
-            self.cells[-1] += data
-
-
-def test_the_page_stands_alone_and_is_whole() -> None:
-    page = Page()
-    page.feed(html(table()))
-    assert page.open == []
-    assert page.foreign == []
-    assert "3.060.10 ± 0.00 (3)-2.96 ≠" in page.cells
-    assert "DGLthe paper's copied from another recipe" in page.cells
-    assert "some GPU: 9 runs" in html(table())
+def test_the_table_has_its_numbers_and_what_it_was_measured_with() -> None:
+    text = markdown(table())
+    assert "| 3.06 · 0.10 ± 0.00 (3) · -2.96 ≠ |" in text
+    assert "DGL (the paper's copied from another recipe)" in text
+    assert "some GPU: 9 runs" in text
 
 
 @pytest.mark.parametrize("number", [2, 3, 4])

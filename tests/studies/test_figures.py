@@ -17,7 +17,7 @@ from PIL import Image
 from backlink_ray import RunConfig
 from backlink_ray.benchmarks.descent import directions
 from backlink_ray.commands import search as command
-from backlink_ray.commands.figure import FigureFlags, MeasurementContext, figure_main
+from backlink_ray.commands.figure import FigureFlags, Measurement, MeasurementContext, figure_main
 from backlink_ray.commands.search import main
 from backlink_ray.errors import ConfigError, NonFiniteLossError
 from backlink_ray.figures.captions import budget, is_paper_budget
@@ -26,9 +26,9 @@ from backlink_ray.figures.style import new_figure, series_of
 from backlink_ray.runs.options import RunOptions
 from backlink_ray.runs.results import Record
 from backlink_ray.runs.runner import run
-from backlink_ray.tuning.folder import claim
+from backlink_ray.tuning.folder import open_study_folder
 from backlink_ray.tuning.plan import Plan
-from backlink_ray.tuning.space import Space, base_with
+from backlink_ray.tuning.space import Space
 from tests.examples import sample
 from tests.paper.rows import row_of
 
@@ -66,10 +66,18 @@ def check_files(folder: Path, name: str, rows: int) -> dict[str, Any]:
 
 
 SMALL = RunConfig(network="resnet8", num_modules=2, propagation_length=1, batch_size=16, lr=0.05)
-MEMORY_CELLS = (
-    {"method": "bp"}, {"method": "gll", "K": 2}, {"method": "infopro", "K": 2},
-    {"K": 2, "l": 1, "tail_memory": "retain"}, {"K": 2, "l": 1, "tail_memory": "recompute"},
-)  # fmt: skip
+
+
+def memory_plan(**changes: Any) -> Plan:
+    base = SMALL.replace(**changes)
+    others = tuple(base.replace(method=method) for method in ("bp", "gll", "infopro"))
+    return Plan(base=base, runs=(*others, base, base.replace(tail_memory="recompute")))
+
+
+def measurement(of: dict[str, Any], plan: Plan) -> Measurement:
+    """Return a figure's measurement with another smoke preset."""
+    found: Measurement = of["MEASUREMENT"]
+    return dataclasses.replace(found, presets={"smoke": plan})
 
 
 def test_a_figure_that_measures_draws_tracks_and_measures_nothing_twice(
@@ -78,12 +86,12 @@ def test_a_figure_that_measures_draws_tracks_and_measures_nothing_twice(
     from mlflow import MlflowClient
 
     of = script("figure_7_memory")
-    presets = {"smoke": Plan(base=SMALL.replace(head="conv", batch_size=256), cells=MEMORY_CELLS)}
+    measured = measurement(of, memory_plan(head="conv", batch_size=256))
     flags = ["--smoke-test", "--device", "cpu", "--storage-path", str(storage)]
-    assert figure_main("figure_7_memory", presets, of["measure"], of["picture"], "", flags) == 0
+    assert figure_main("figure_7_memory", measured, "", flags) == 0
     first = capsys.readouterr().out
-    assert first.count(" MiB\n") == len(MEMORY_CELLS)
-    found = check_files(storage / "figure_7_memory-smoke", "figure_7_memory", len(MEMORY_CELLS))
+    assert first.count(" MiB\n") == 5
+    found = check_files(storage / "figure_7_memory-smoke", "figure_7_memory", 5)
     assert "counted, not computed" in found["caption"]
     bp, gll, _, retain, recompute = found["memory_mib"]
     assert bp > retain > recompute == gll
@@ -91,7 +99,7 @@ def test_a_figure_that_measures_draws_tracks_and_measures_nothing_twice(
     (tracked,) = [r for e in client.search_experiments() for r in client.search_runs([e.experiment_id])]
     kept = {Path(a.path).suffix for a in client.list_artifacts(tracked.info.run_id)}
     assert (tracked.info.status, kept) == ("FINISHED", {".png", ".csv", ".parquet"})
-    assert figure_main("figure_7_memory", presets, of["measure"], of["picture"], "", flags) == 0
+    assert figure_main("figure_7_memory", measured, "", flags) == 0
     assert " MiB\n" not in capsys.readouterr().out
 
 
@@ -106,20 +114,19 @@ def test_what_does_not_fit_is_left_out_and_the_rest_is_drawn(
         return 100.0
 
     monkeypatch.setitem(of["measure"].__globals__, "footprint_mib", footprint_mib)
-    presets = {"smoke": Plan(base=SMALL, cells=MEMORY_CELLS)}
     flags = ["--smoke-test", "--device", "cpu", "--storage-path", str(storage)]
-    assert figure_main("small_gpu", presets, of["measure"], of["picture"], "", flags) == 1
+    assert figure_main("small_gpu", measurement(of, memory_plan()), "", flags) == 1
     assert "BP failed and is left out: CUDA out of memory.\n" in capsys.readouterr().err
-    found = check_files(storage / "small_gpu-smoke", "figure_7_memory", len(MEMORY_CELLS) - 1)
+    found = check_files(storage / "small_gpu-smoke", "figure_7_memory", 4)
     assert "Left out, without a result: 1 (resnet8 bp K01" in found["caption"]
 
 
 def test_the_descent_figure_from_a_real_run(storage: Path) -> None:
     of = script("figure_3_descent")
     base = SMALL.replace(dataset="cifar10-sample", train_images=32, test_images=20, epochs=1)
-    presets = {"smoke": Plan(base=base, cells=of["cells"](((2, 1),), (0.5,)))}
+    measured = measurement(of, Plan(base=base, runs=of["runs"](base, ((2, 1),), (0.5,))))
     flags = ["--smoke-test", "--device", "cpu", "--storage-path", str(storage)]
-    assert figure_main("figure_3_descent", presets, of["measure"], of["picture"], "", flags) == 0
+    assert figure_main("figure_3_descent", measured, "", flags) == 0
     found = check_files(
         storage / "figure_3_descent-smoke", "figure_3_descent", 4
     )  # two runs, before and after an epoch
@@ -136,8 +143,8 @@ def test_another_machine_measures_descent_from_the_first_epoch(tmp_path: Path, m
     )
     config = SMALL.replace(train_images=32, test_images=20)
     for hardware in ("A", "B", "A"):
-        room = MeasurementContext(flags=FigureFlags(), folder=tmp_path, device="cpu", hardware=hardware)
-        assert list(of["measure"]([config], room)) == []
+        context = MeasurementContext(flags=FigureFlags(), folder=tmp_path, device="cpu", hardware=hardware)
+        assert list(of["measure"]([config], context)) == []
     first, second, third = folders
     assert first == third != second
 
@@ -164,7 +171,7 @@ def test_data_is_checked_before_a_folder_is_claimed(tmp_path: Path, capsys: pyte
         "--storage-path",
         str(tmp_path / "s"),
     ]
-    assert figure_main("figure_3_descent", of["PRESETS"], of["measure"], of["picture"], "", flags) == 2
+    assert figure_main("figure_3_descent", of["MEASUREMENT"], "", flags) == 2
     assert "data_batch_1 is corrupt" in capsys.readouterr().err
     assert not (tmp_path / "s").exists()
 
@@ -173,11 +180,10 @@ def test_data_is_checked_before_a_folder_is_claimed(tmp_path: Path, capsys: pyte
 def test_the_runtime_figure_on_threads(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     of = script("figure_9_runtime")
     monkeypatch.setitem(of["measure"].__globals__, "number_of_devices", lambda _device: 2)
-    cells = ({"method": "gll", "K": 2}, {"K": 2, "l": 1}, {"method": "gll", "K": 4})
-    presets = {"smoke": Plan(base=SMALL.replace(head="conv"), cells=cells)}
+    base = SMALL.replace(head="conv")
+    runs = (base.replace(method="gll"), base, base.replace(method="gll", num_modules=4))
     flags = ["--smoke-test", "--device", "cpu", "--executor", "threads", "--storage-path", str(storage)]
-    names = ("measure", "picture")
-    assert figure_main("figure_9_runtime", presets, *(of[n] for n in names), "", flags, refuse=of["refuse"]) == 0
+    assert figure_main("figure_9_runtime", measurement(of, Plan(base=base, runs=runs)), "", flags) == 0
     found = check_files(storage / "figure_9_runtime-smoke", "figure_9_runtime", 2)
     assert "a device is a core" in found["caption"]
     rows = zip(found["time_ratio_min"], found["time_ratio"], found["time_ratio_max"], strict=True)
@@ -188,22 +194,17 @@ def test_the_runtime_figure_on_threads(storage: Path, monkeypatch: pytest.Monkey
 
 def record_of(folder: Path, name: str, plan: Plan) -> None:
     """Carry out a plan's runs here, without Tune, and record them as a study does."""
-    claim(folder, name, plan, "auto")
-    for cell in plan.cells:
-        config = base_with(plan.base, cell)
-        result = run(config, sample(), RunOptions(output_dir=folder / "runs" / config.run_id))
-        numbers = {k: v for k, v in result.items() if isinstance(v, int | float | str)}
-        Record(folder).append({**dataclasses.asdict(config), **numbers, "run_id": config.run_id, "reason": "done"})
+    with open_study_folder(folder, name, plan, "auto"):
+        for config in plan.runs:
+            result = run(config, sample(), RunOptions(output_dir=folder / "runs" / config.run_id))
+            numbers = {k: v for k, v in result.items() if isinstance(v, int | float | str)}
+            Record(folder).append({**dataclasses.asdict(config), **numbers, "run_id": config.run_id, "reason": "done"})
 
 
-GRID_CELLS: dict[str, tuple[dict[str, Any], ...]] = {
-    "figure_4_alpha": ({"K": 2, "l": 1, "alpha": 0.0}, {"K": 2, "l": 1, "alpha": 0.5}, {"method": "gll", "K": 2}),
-    "figure_5_lr": (
-        {"K": 2, "l": 1, "eta": 0.01},
-        {"K": 2, "l": 1, "eta": 0.1},
-        {"K": 2, "l": 1, "eta": 0.1, "seed": 1},
-    ),
-    "figure_10_tradeoff": ({"method": "bp"}, {"K": 2, "l": 1}, {"K": 4, "l": 1}),
+GRID_RUNS: dict[str, tuple[dict[str, Any], ...]] = {
+    "figure_4_alpha": ({"alpha": 0.0}, {"alpha": 0.5}, {"method": "gll"}),
+    "figure_5_lr": ({"lr": 0.01}, {"lr": 0.1}, {"lr": 0.1, "seed": 1}),
+    "figure_10_tradeoff": ({"method": "bp"}, {}, {"num_modules": 4}),
 }
 
 
@@ -219,7 +220,8 @@ def test_a_grid_becomes_its_picture_from_the_record(
         test_images=40,
         executor="local",
     )
-    plan = Plan(base=base, cells=GRID_CELLS[name], metric="test_error_pct")
+    runs = tuple(base.replace(**changes) for changes in GRID_RUNS[name])
+    plan = Plan(base=base, runs=runs, metric="test_error_pct")
     folder = storage / f"{name}-smoke"
     record_of(folder, f"{name}-smoke", plan)
     flags = ["--smoke-test", "--report-only", "--storage-path", str(storage)]
@@ -240,7 +242,7 @@ def test_a_figure_asked_for_from_an_empty_record_is_one_line(
     assert run_script(name, *flags, monkeypatch=monkeypatch) == 2
     said = capsys.readouterr().err.strip().splitlines()
     assert len(said) == 1
-    assert "holds no study" in said[0]
+    assert "holds no study to report" in said[0]
     assert not (tmp_path / "s").exists()
 
 
@@ -256,20 +258,21 @@ def test_refusals_are_one_line(
     flags: tuple[str, ...], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     of = script("figure_7_memory")
-    presets = {"paper": Plan(base=SMALL), "smoke": Plan(base=SMALL, cells=({"method": "bp"},))}
+    presets = {"paper": Plan(base=SMALL), "smoke": Plan(base=SMALL, runs=(SMALL.replace(method="bp"),))}
     first = () if "--preset" in flags else ("--smoke-test",)
     given = [*first, "--storage-path", str(tmp_path / "s"), *flags]
-    assert figure_main("figure_7_memory", presets, of["measure"], of["picture"], "", given) == 2
+    assert figure_main("figure_7_memory", dataclasses.replace(of["MEASUREMENT"], presets=presets), "", given) == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_record_without_a_row_is_refused(storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
     of = script("figure_7_memory")
-    plan = Plan(base=SMALL, cells=({"method": "bp"},))
-    claim(storage / "killed-smoke", "killed-smoke", plan, "auto")  # before the first row
+    plan = Plan(base=SMALL, runs=(SMALL.replace(method="bp"),))
+    with open_study_folder(storage / "killed-smoke", "killed-smoke", plan, "auto"):
+        pass  # before the first row
     flags = ["--smoke-test", "--report-only", "--storage-path", str(storage)]
-    assert figure_main("killed", {"smoke": plan}, of["measure"], of["picture"], "", flags) == 2
-    assert "has nothing recorded to draw" in capsys.readouterr().err.splitlines()[-1]
+    assert figure_main("killed", measurement(of, plan), "", flags) == 2
+    assert "has no finished run to report" in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
@@ -306,10 +309,10 @@ def test_a_dry_run_lists_the_papers_cells_and_what_they_cost(
     monkeypatch.setattr(command, "images_per_s", lambda _config, _device: 100.0)  # measured at length elsewhere
     monkeypatch.setattr("backlink_ray.commands.figure.number_of_devices", lambda _device: 8)
     paper = script(name)["PRESETS"]["paper"]
-    assert len({base_with(paper.base, cell).run_id for cell in paper.cells}) == len(paper.cells)
+    assert len({run.run_id for run in paper.runs}) == len(paper.runs)
     assert run_script(name, "--dry-run", monkeypatch=monkeypatch) == 0
     said = capsys.readouterr().out.splitlines()
-    runs = [base_with(paper.base, cell) for cell in paper.cells]
+    runs = paper.runs
     listed = said[: len(runs)]
     assert all(config.run_name in line for config, line in zip(runs, listed, strict=True))
     assert {c.network for c in runs} <= {"resnet32", "resnet110"}
@@ -336,7 +339,7 @@ def test_a_list_is_run_with_as_many_seeds_as_asked_for(
     assert "18 trials of 1 epochs" in said
     assert [said.count(f"-s{seed}  ") for seed in (4, 5, 6, 7, 8)] == [0, 6, 6, 6, 0]
     searched = {"smoke": Plan(base=SMALL, space=Space())}
-    for plans, seeds in ((searched, "2"), ({"smoke": Plan(base=SMALL, cells=MEMORY_CELLS)}, "0")):
+    for plans, seeds in ((searched, "2"), ({"smoke": memory_plan()}, "0")):
         assert main("s", plans, "", [*flags, "--seeds", seeds]) == 2
         assert f"seeds={seeds} cannot be run; allowed: 1 or more" in capsys.readouterr().err
 
@@ -346,9 +349,8 @@ def test_runs_of_another_study_are_not_run_again_and_are_enough_for_a_picture(
 ) -> None:
     monkeypatch.setattr(command, "images_per_s", lambda _config, _device: 100.0)
     of, base = script("figure_10_tradeoff"), SMALL.replace(head="conv", dataset="cifar10")
-    plans = {
-        "paper": Plan(base=base, cells=({"method": "bp"}, {"K": 2, "l": 1}, {"K": 4, "l": 1}), metric="test_error_pct")
-    }
+    runs = (base.replace(method="bp"), base, base.replace(num_modules=4))
+    plans = {"paper": Plan(base=base, runs=runs, metric="test_error_pct")}
     for error, config in ((9.0, base.replace(method="bp")), (10.0, base.replace(alpha=0.25, seed=0))):
         Record(storage / "table_3").append(row_of(config, error, step_ms=9.0))
     given = {"picture": of["picture"], "elsewhere": of["table_rows"]}
@@ -358,8 +360,10 @@ def test_runs_of_another_study_are_not_run_again_and_are_enough_for_a_picture(
     assert "1 trials" in said
     assert "2 finished runs of other studies count too" in said
     assert "backlink/K04-l1" in said.splitlines()[0]
-    claim(storage / "figure_10_tradeoff", "figure_10_tradeoff", plans["paper"], "auto")
-    Record(storage / "figure_10_tradeoff").append(row_of(base.replace(method="bp"), 9.0, step_ms=9.0))  # ran here too
+    with open_study_folder(storage / "figure_10_tradeoff", "figure_10_tradeoff", plans["paper"], "auto"):
+        Record(storage / "figure_10_tradeoff").append(
+            row_of(base.replace(method="bp"), 9.0, step_ms=9.0)
+        )  # ran here too
     assert main("figure_10_tradeoff", plans, "", [*flags, "--report-only"], **given) == 0
     drawn = pq.read_table(storage / "figure_10_tradeoff" / "figure_10_tradeoff.parquet").to_pydict()
     assert (drawn["error_pct"], drawn["n"]) == ([9.0, 10.0], [1, 1])

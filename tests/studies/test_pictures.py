@@ -14,9 +14,7 @@ from backlink_ray.figures.data import FigureData
 from backlink_ray.paper.cells import find
 from backlink_ray.paper.recipes import recipe
 from backlink_ray.runs.results import Record
-from backlink_ray.tracking.journal import NoTracker
 from backlink_ray.tuning.plan import Plan
-from backlink_ray.tuning.space import base_with
 from tests.paper.rows import Row, row_of
 
 ROOT = Path(__file__).parents[2]
@@ -43,7 +41,7 @@ def draw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Draw:
             monkeypatch.setitem(of["picture"].__globals__, part, replacement)
         monkeypatch.setattr(sensitivity, "save_figure", keep)
         of["picture"](
-            FigureData(name=name, preset="paper", plan=plan, rows=rows, folder=tmp_path / name, tracker=NoTracker())
+            FigureData(plan=plan, rows=rows, folder=tmp_path / name)
         )  # fmt: skip
         return kept
 
@@ -52,11 +50,11 @@ def draw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Draw:
 
 def paper_plan(name: str, **changes: Any) -> Plan:
     plan: Plan = script(name)["PRESETS"]["paper"]
-    return Plan(base=plan.base.replace(**changes), cells=plan.cells)
+    return Plan(base=plan.base.replace(**changes), runs=tuple(run.replace(**changes) for run in plan.runs))
 
 
 def configs_of(plan: Plan) -> list[RunConfig]:
-    return [base_with(plan.base, cell) for cell in plan.cells]
+    return list(plan.runs)
 
 
 def panels(figure: Any) -> list[Any]:
@@ -172,8 +170,8 @@ BASE = recipe(find("table3/cifar10/resnet110/conv/K4/l2")).replace(network="resn
 
 
 def test_figure_10_draws_what_the_paper_says_of_k_and_of_l(draw: Draw) -> None:
-    places = ({"method": "bp"}, {"K": 2, "l": 2}, {"K": 4, "l": 1}, {"K": 4, "l": 4})
-    plan = Plan(base=BASE, cells=places)
+    linked = [BASE.replace(num_modules=k, propagation_length=n) for k, n in ((2, 2), (4, 1), (4, 4))]
+    plan = Plan(base=BASE, runs=(BASE.replace(method="bp"), *linked))
     errors = dict(zip([c.run_id for c in configs_of(plan)], (6.0, 7.0, 9.0, 8.5), strict=True))
     rows = [row_of(c, errors[c.run_id], step_ms=100.0 if c.method == "bp" else 60.0) for c in configs_of(plan)]
     rows.append(row_of(configs_of(plan)[1].replace(seed=1), 7.5, step_ms=60.0))

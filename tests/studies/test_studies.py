@@ -1,6 +1,5 @@
 """Studies from the outside, on the embedded real images: the main job, twice, and what it refuses."""
 
-import json
 import re
 import shlex
 import signal
@@ -8,10 +7,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
+from backlink_ray.commands.search import SearchCommand
 from tests.studies.recipes import ROOT, run_recipe, start_recipe
 
 
@@ -28,7 +29,7 @@ def test_the_main_job_twice(tmp_path: Path) -> None:
     assert "nothing left to run" in again.stderr
     assert " epoch 1/2 " not in again.stdout
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    runs = [r for e in client.search_experiments() for r in client.search_runs([e.experiment_id])]
+    runs = trials_of(client)
     assert [r.info.status for r in runs] == ["FINISHED"] * 3
     for r in runs:
         assert set(r.data.params) == {
@@ -50,9 +51,15 @@ def test_a_trial_whose_loss_is_not_finite_fails_by_name_and_the_study_goes_on(tm
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{tmp_path / 's' / 'mlflow.db'}")
-    runs = [r for e in client.search_experiments() for r in client.search_runs([e.experiment_id])]
+    runs = trials_of(client)
     assert sorted(r.info.status for r in runs) == ["FAILED", "FINISHED"]
     assert any("local loss of stage" in r.data.tags["end_reason"] for r in runs)
+
+
+def trials_of(client: Any) -> list[Any]:
+    """Return the runs of trials in MLflow: those that the printed link shows."""
+    only = SearchCommand.only
+    return [r for e in client.search_experiments() for r in client.search_runs([e.experiment_id], only)]
 
 
 RECIPE = """
@@ -179,7 +186,7 @@ def test_dry_run_says_what_would_run() -> None:
         ),
         ("nothing", ("--num-samples", "-1"), "num_samples=-1 is out of range; allowed 0"),
         ("nothing", ("--gpus", "4"), "gpus=4 is for a cluster that grows"),
-        ("nothing", ("--gpus-per-stage", "0"), "gpus_per_stage=0.0 is out of range"),
+        ("nothing", ("--gpus-per-stage", "-1"), "gpus_per_stage=-1.0 is out of range"),
         ("nothing", ("--preset", "cpu", "--asha"), "preset 'cpu' is a list of runs"),
         ("nothing", ("--tracking-uri", "/some/folder"), "MLflow 3 no longer takes"),
     ],

@@ -98,7 +98,7 @@ def tables(storage: Path, run: Row) -> None:
     with (folder / "cells.csv").open() as file:
         (line,) = [line for line in csv.DictReader(file) if line["cell"] == CELL]
     assert (float(line["error_pct"]), float(line["alpha"])) == (run["test_error_pct"], run["alpha"])
-    for name in ("table.md", "table.html", "table.csv", "cells.csv", "classes.csv"):
+    for name in ("table.md", "table.html", "cells.csv", "classes.csv"):
         assert "cifar10-sample" in (folder / name).read_text()
     with (folder / "classes.csv").open() as file:
         assert sum(float(line["train_images"]) for line in csv.DictReader(file)) == 160
@@ -112,9 +112,9 @@ def tracked(storage: Path, run_id: str) -> None:
     (experiment,) = [e for e in client.search_experiments() if e.name == "backlink-table_4-smoke"]
     runs = {run.data.tags["backlink_ray.run_id"]: run for run in client.search_runs([experiment.experiment_id])}
     assert (runs[run_id].data.tags["cell"], runs[run_id].data.tags["kind"]) == (CELL, "full")
-    assert sorted(run.data.tags["kind"] for run in runs.values()) == ["full", "selection", "selection", "table"]
-    files = {file.path for file in client.list_artifacts(runs["table_4-smoke.table"].info.run_id)}
-    assert files == {"table.md", "table.html", "table.csv", "cells.csv", "classes.csv"}
+    assert sorted(run.data.tags["kind"] for run in runs.values()) == ["full", "selection", "selection", "study"]
+    files = {file.path for file in client.list_artifacts(runs["table_4-smoke.study"].info.run_id)}
+    assert files == {"table.md", "table.html", "cells.csv", "classes.csv"}
 
 
 @pytest.mark.parametrize(
@@ -124,13 +124,11 @@ def tracked(storage: Path, run_id: str) -> None:
         (2, ("--cell", "table2/cifar10/resnet32/fc/K5/l1"), "is not in the paper's tables"),
         (2, ("--cell", CELL), "is not in table 2; run studies/table_4.py"),
         (3, ("--only", "table3/*/K3/*"), "only='table3/*/K3/*' matches no cell of table 3"),
-        (2, ("--report-only",), "has no finished run of table 2 to report; run this without --report-only first"),
+        (2, ("--report-only",), "holds no study to report; run this without --report-only first"),
         (2, ("--alpha", "often"), "alpha='often' is not known; allowed: select, or a number in 0..1"),
         (2, ("--alpha", "1.5"), "alpha='1.5' is not known"),
         (2, ("--seeds", "-1"), "seeds=-1 is out of range"),
         (2, ("--epochs", "-1"), "epochs=-1 is out of range"),
-        (2, ("--num-samples", "3"), "--num-samples, --asha and --trade-off are a search's"),
-        (2, ("--trade-off",), "--num-samples, --asha and --trade-off are a search's"),
         (2, ("--preset", "cpu"), "preset='cpu' is not known; allowed: paper, smoke"),
         (2, ("--batch-size", "500"), "batch_size=500 does not fit 160 training images"),
     ],
@@ -149,8 +147,8 @@ def test_refusals_are_one_line_and_leave_nothing(
 def test_what_failed_runs_again_only_where_that_is_asked_for(tmp_path: Path) -> None:
     base = RunConfig(network="resnet8", num_modules=2, propagation_length=1)
     Record(tmp_path).append(row_of(base, 50.0) | {"status": "FAILED"})
-    cells = ({"seed": 0}, {"seed": 1})
+    runs = (base, base.replace(seed=1))
     left = [
-        Study("s", Plan(base=base, cells=cells, retry_failed=retry), tmp_path, NoTracker()) for retry in (False, True)
+        Study("s", Plan(base=base, runs=runs, retry_failed=retry), tmp_path, NoTracker()) for retry in (False, True)
     ]  # type: ignore[arg-type]
-    assert [study.cells_left() for study in left] == [[{"seed": 1}], [{"seed": 0}, {"seed": 1}]]
+    assert [study.runs_left() for study in left] == [[runs[1]], list(runs)]

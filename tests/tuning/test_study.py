@@ -44,7 +44,9 @@ def test_another_study_is_told_by_what_differs(tmp_path: Path) -> None:
         pass
     other = Plan(base=RunConfig(epochs=3))
     with (
-        pytest.raises(ConfigError, match="epochs is the default there and 3 here, lr is 0.3 there and the default here"),
+        pytest.raises(
+            ConfigError, match="epochs is the default there and 3 here, lr is 0.3 there and the default here"
+        ),
         open_study_folder(tmp_path, "study", other, "auto"),
     ):
         pass
