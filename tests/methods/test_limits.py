@@ -25,7 +25,7 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
 
 @pytest.mark.parametrize(
     "method",
-    [bl.DGL(), bl.PredSim(beta=0.0), bl.InfoPro(lambda1=(0.0, 0.0), lambda2=(1.0, 1.0))],
+    [bl.DGL(), bl.PredSim(beta=0.0), bl.InfoPro(lambda1_first=0, lambda1_last=0, lambda2_first=1, lambda2_last=1)],
     ids=lambda m: m.name,
 )
 @pytest.mark.parametrize("head", ["fc", "pool", "mlp-sr"])
