@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -72,10 +73,11 @@ def speed_rows(network: str, device: str, batch_size: int, steps: int, rounds: i
     """Yield a plain loop, our BP, GLL and BackLink at K = 4 and 16, interleaved."""
     images = random_images(4 * batch_size)
     runs: dict[str, Callable[[int], object]] = {"plain eager BP": plain_loop(network, device, batch_size)}
-    for name, config in _speed_configs(network, batch_size):
-        runs[name] = LocalExecutor(job_for(config, images, device)).train
-    for row in compare(runs, batch_size, device, steps, rounds):
-        yield {"network": network, **row}
+    with ExitStack() as opened:
+        for name, config in _speed_configs(network, batch_size):
+            runs[name] = opened.enter_context(LocalExecutor(job_for(config, images, device))).train
+        for row in compare(runs, batch_size, device, steps, rounds):
+            yield {"network": network, **row}
 
 
 def _speed_configs(network: str, batch_size: int) -> Iterator[tuple[str, RunConfig]]:
@@ -94,15 +96,17 @@ def overlap_rows(
     images = random_images(4 * batch_size)
     bp = RunConfig(network=network, method="bp", head="conv", batch_size=batch_size)
     linked = bp.replace(method="backlink", num_modules=2, propagation_length=1, alpha=0.5)
-    opened: dict[str, Executor] = {"BP, one core": LocalExecutor(job_for(bp, images, "cpu"))}
-    for name, make in executors:
-        opened[f"BackLink K=2 l=1, {name}"] = make(job_for(linked, images, "cpu"))
-    link_s: dict[str, list[float]] = {name: [] for name in opened}
+    link_s: dict[str, list[float]] = {}
 
-    def run(name: str) -> Callable[[int], object]:
-        return lambda n: link_s[name].append(max(opened[name].train(n).link_s) / n)
+    def run(name: str, executor: Executor) -> Callable[[int], object]:
+        waited = link_s.setdefault(name, [])
+        return lambda n: waited.append(max(executor.train(n).link_s) / n)
 
-    for row in compare({name: run(name) for name in opened}, batch_size, "cpu", steps, rounds):
-        yield {"network": network, **row, "link_ms": 1e3 * statistics.median(link_s[row["run"]][1:])}
-    for executor in opened.values():
-        executor.close()
+    with ExitStack() as opened:
+        alone = opened.enter_context(LocalExecutor(job_for(bp, images, "cpu")))
+        runs = {"BP, one core": run("BP, one core", alone)}
+        for label, make in executors:
+            name = f"BackLink K=2 l=1, {label}"
+            runs[name] = run(name, opened.enter_context(make(job_for(linked, images, "cpu"))))
+        for row in compare(runs, batch_size, "cpu", steps, rounds):
+            yield {"network": network, **row, "link_ms": 1e3 * statistics.median(link_s[row["run"]][1:])}
