@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Mapping
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 from typing import Any, TypeVar
 
@@ -97,8 +97,7 @@ def _declare(default: T, **rules: Any) -> T:
 
 def options_of(owner: Any) -> dict[str, Option]:
     """Return the options of a dataclass, or of an instance, by name."""
-    declared: tuple[Field[Any], ...] = fields(owner)
-    return {f.name: f.metadata["option"] for f in declared if "option" in f.metadata}
+    return {f.name: f.metadata["option"] for f in fields(owner) if "option" in f.metadata}
 
 
 def check_options(instance: Any) -> None:
@@ -108,7 +107,7 @@ def check_options(instance: Any) -> None:
 
 
 def check_needs(instance: Any) -> None:
-    """Refuse an option that is given beside another value than the one it needs."""
+    """Refuse an option that was given although another option does not have the value it needs."""
     for name, option in options_of(instance).items():
         value = getattr(instance, name)
         if value != option.default and option.needs and not option.has_meaning(vars(instance)):

@@ -116,7 +116,7 @@ class RunConfig(MethodOptions, SgdOptions, SplitOptions, RunFields):
 
 
 def _without_meaning(values: dict[str, Any]) -> dict[str, Option]:
-    """Return the options that do not matter beside the other values of a run."""
+    """Return the options that have no effect given the other values of a run."""
     options, method = options_of(RunConfig), values["method"]
     own = takes(method) | (takes(values["base"]) if "base" in takes(method) else set())
     candidates = {*options_of(MethodOptions), "base"}

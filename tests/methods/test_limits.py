@@ -44,7 +44,7 @@ def test_backlink_on_a_base_without_a_link_is_the_base(base: Method) -> None:
 
 @pytest.mark.parametrize("base", [bl.PredSim(), bl.InfoPro()], ids=lambda m: m.name)
 def test_the_link_carries_the_bases_loss(base: Method) -> None:
-    """With alpha 0 the tail hears nothing but the next module's loss, which has the base's second loss but in the last."""
+    """With alpha 0 the tail learns from nothing but the next module's loss, which has the base's second loss but in the last."""
     images, labels = batch()
     found = bl.gradients(modules_of(2), bl.BackLink(propagation_length=1, alpha=0.0, base=base), images, labels)
     plain = bl.gradients(modules_of(2), bl.BackLink(propagation_length=1, alpha=0.0), images, labels)
