@@ -7,6 +7,10 @@ from collections.abc import Iterator
 
 import torch
 
+from backlink_ray.options import Option
+
+SEED = Option(default=0, allowed="0..2^63-1")
+
 # torch's default generators belong to the whole process; stages that are threads of one process take turns with them.
 _DEFAULT_GENERATOR = threading.Lock()
 

@@ -14,7 +14,7 @@ from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.job import make_job
 from backlink_ray.runs.options import RunOptions
 from backlink_ray.train.checkpoint import Checkpoints
-from backlink_ray.train.executor import check_losses, to_cpu
+from backlink_ray.train.executor import check_losses, to_cpu, use_torch_threads
 from backlink_ray.train.trainer import Trainer, gradients
 
 
@@ -36,11 +36,19 @@ def directions(
         ConfigError: the configuration does not fit the data.
         NonFiniteLossError: the run diverged; what was yielded before stands.
     """
-    torch.set_num_threads(config.torch_threads)
     job = make_job(config, dataset, RunOptions(output_dir=folder))
     batches = job.batches(torch.device(device), job.train)
     trainer = Trainer([m.to(device) for m in job.modules], job.method, job.lr, job.recipe, job.seed)
-    checkpoints = Checkpoints(folder)
+    restore_threads = use_torch_threads(config.torch_threads)
+    try:
+        yield from _epochs(config, trainer, batches, Checkpoints(folder))
+    finally:
+        restore_threads()
+
+
+def _epochs(
+    config: RunConfig, trainer: Trainer, batches: Batches, checkpoints: Checkpoints
+) -> Iterator[tuple[int, dict[int, Descent]]]:
     newest = checkpoints.newest()
     if newest is not None:
         trainer.load(newest[0])

@@ -1,15 +1,34 @@
 """Split: cut a network into K local modules, each with a head."""
 
+from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
 from torch import nn
 
-from backlink_ray.errors import ConfigError
 from backlink_ray.local.heads import HEADS, build_head
 from backlink_ray.local.module import Chain, LocalModule, ModuleSpec
 from backlink_ray.local.sizes import module_sizes
 from backlink_ray.nets.network import Network, uses_rng
+from backlink_ray.options import check_options, choice, whole
+from backlink_ray.seeds import SEED
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitOptions:
+    """How a network is cut."""
+
+    num_modules: int = whole(4, allowed="1..number of units", unused=1)
+    """K: number of local modules, 1..number of units."""
+    head: str = choice(*HEADS, default="fc")
+    """Auxiliary classifier of every local module: fc (pool, linear), conv, pool (PredSim's) or mlp-sr (DGL's)."""
+    final_head: str = choice("auto", "native")
+    """Head of the last module: auto (same family as the auxiliary heads) or native (the network's own classifier)."""
+    remainder: str = choice("front", "back")
+    """Which modules hold one unit more when K does not divide the number of units: front or back."""
+
+    def __post_init__(self) -> None:
+        check_options(self)
 
 
 def split(
@@ -17,7 +36,6 @@ def split(
     num_modules: int,
     head: str = "fc",
     remainder: str = "front",
-    balance: str = "count",
     final_head: str = "auto",
     seed: int = 0,
 ) -> list[LocalModule]:
@@ -28,21 +46,16 @@ def split(
         num_modules: K in 1..number of units.
         head: family of the auxiliary heads, "fc", "conv", "pool" or "mlp-sr".
         remainder: the first ("front") or the last ("back") modules hold one unit more when K does not divide N.
-        balance: "count" makes the numbers of units equal.
         final_head: head of the last module. "auto": of the same family as the auxiliary heads, where "fc" is the network's
             own classifier (pool and linear in the paper's ResNets), as with any family after features without height and
             width; "native": the network's own classifier always.
         seed: of the heads' initial weights.
 
     Raises:
-        ConfigError: K or a name out of range.
+        ConfigError: K, a name or the seed is not allowed.
     """
-    if balance != "count" or final_head not in ("auto", "native"):
-        raise ConfigError(
-            f"balance={balance!r}, final_head={final_head!r}; allowed: balance count, final_head auto or native"
-        )
-    if head not in HEADS:
-        raise ConfigError(f"head={head!r} is not known; allowed: {', '.join(HEADS)}")
+    asked = SplitOptions(num_modules=num_modules, head=head, final_head=final_head, remainder=remainder)
+    num_modules, seed = asked.num_modules, SEED.read("seed", seed)
     facts = network.facts
     sizes = module_sizes(len(facts), num_modules, remainder, network.name)
     modules = []

@@ -1,4 +1,4 @@
-"""BackLink: local learning in which the last l units of a module also hear the next module's error.
+"""BackLink: local learning in which the last l units of a module also get the next module's error.
 
 Card
     paper       Guo, Fouda, Eltawil, Salama, "BackLink: Supervised Local Training with Backward Links", IEEE TAI 2023,
@@ -12,8 +12,8 @@ Card
                 "local network unfolding"); error: the next stage sends its error at the tail's output back
     modes       exact: the gradients of both errors are those of one batch; stale: the link's are one batch older, so that no
                 stage waits (the other reading of Fig. 8); async: stages do not keep step at all, as in DGL's Algorithm 2,
-                and a tail hears the newest link gradients that have come
-    defaults    base GLL, link replica, mode exact, alpha_mode once, body_scale one, tail_memory retain
+                and a tail takes the newest link gradients that have come
+    defaults    l = 2, base GLL, link replica, mode exact, alpha_mode once, body_scale one, tail_memory retain
     deviations  read literally, Eqs. (4)-(5) apply alpha again at every unit, so that alpha = 0, which the paper tunes over,
                 would leave every body untrained: that reading is alpha_mode compound with body_scale alpha
 """
@@ -28,55 +28,53 @@ from backlink_ray.errors import ConfigError
 from backlink_ray.local.graph import Graph
 from backlink_ray.local.module import Chain, LocalModule, ModuleSpec, StepSeed
 from backlink_ray.methods.base import Batch, Method
+from backlink_ray.methods.dgl import AsyncOptions
 from backlink_ray.methods.greedy import GLL
-
-# Methods whose local losses it may build on.
-BASES = ("gll", "dgl", "predsim", "infopro")
+from backlink_ray.options import choice, number, whole
 
 
 @dataclass(frozen=True, kw_only=True)
-class BackLink(Method):
+class BackLinkOptions(AsyncOptions):
+    """Options of BackLink."""
+
+    propagation_length: int = whole(2, allowed="0..smallest module", unused=0)
+    """l: units of a module that also get the next module's error, 0 (GLL) to the size of the smallest module but the last."""
+    alpha: float = number(0.5, 0.0, 1.0, unused=1.0)
+    """Weight of the local error in those units, 0..1 (1: GLL's weights); the next module's error weighs 1 - alpha."""
+    alpha_mode: str = choice("once", "compound")
+    """once: alpha counts once in every linked unit; compound: again at each unit, as Eqs. (4)-(5) read literally."""
+    body_scale: str = choice("one", "alpha")
+    """one: units before the linked ones take the local gradient as it is; alpha: scaled as in the deepest linked unit."""
+    tail_memory: str = choice("retain", "recompute")
+    """retain the graph of the linked units until the next module's error is there, or recompute it then."""
+    link: str = choice("replica", "error")
+    """What stages exchange for it: replica (parameter gradients; a copy of the tail) or error. The result is the same."""
+    mode: str = choice("exact", "stale", "async")
+    """backlink: exact (both errors of one batch), stale (the next module's is one batch older); also dgl: async (no waiting)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackLink(BackLinkOptions, Method):
     """BackLink.
 
     Args:
-        propagation_length: l, from 0 (GLL) to the size of the smallest module but the last.
-        alpha: weight of the local error in the tail, 0..1 (1 gives GLL's weights, at BackLink's cost).
-        alpha_mode: "once", or "compound" (alpha to the power of the unit's depth from the module's end).
-        body_scale: "one", or "alpha": the body's local gradient is scaled as the deepest tail unit's is.
-        tail_memory: "retain" the tail's graph until the next module's error is there, or "recompute" it then.
-        link: "replica" or "error": what two stages of a pipeline exchange; the result is the same.
-        mode: "exact", "stale" or "async"; the latter two need the link "replica".
-        buffer_size: activations kept at every cut in mode async, 1 or more.
         base: GLL(), DGL(), PredSim() or InfoPro(): the local losses.
     """
 
     name: ClassVar[str] = "backlink"
-    propagation_length: int = 1
-    alpha: float = 0.5
-    alpha_mode: str = "once"
-    body_scale: str = "one"
-    tail_memory: str = "retain"
-    link: str = "replica"
-    mode: str = "exact"
-    buffer_size: int = 2
     base: Method = field(default_factory=GLL)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.propagation_length, int) or self.propagation_length < 0:
+        super().__post_init__()
+        if self.mode != "exact" and self.link != "replica":
+            # The tail's graph would not survive the update that comes before the error.
             raise ConfigError(
-                f"propagation_length={self.propagation_length!r} is no number of units; allowed 0..smallest module"
+                f"mode={self.mode!r} with link={self.link!r} has no tail to walk back; allowed: link replica, or mode exact"
             )
-        if not 0 <= self.alpha <= 1:
-            raise ConfigError(f"alpha={self.alpha} is out of range; allowed 0..1")
-        for option, allowed in _OPTIONS.items():
-            if getattr(self, option) not in allowed:
-                raise ConfigError(f"{option}={getattr(self, option)!r} is not known; allowed: {', '.join(allowed)}")
-        check_mode(self.mode, self.link)
-        if self.buffer_size < 1:
-            raise ConfigError(f"buffer_size={self.buffer_size} keeps nothing; allowed 1 or more")
-        if not isinstance(self.base, Method) or self.base.name not in BASES:
+        if not isinstance(self.base, Method) or not self.base.can_be_base:
             raise ConfigError(
-                f"base={getattr(self.base, 'name', self.base)!r} has no local losses to build on; allowed: {', '.join(BASES)}"
+                f"base={getattr(self.base, 'name', self.base)!r} has no local losses to build on; "
+                "allowed: a method such as GLL() or InfoPro()"
             )
         if self.base.replay_size:
             raise ConfigError(
@@ -88,10 +86,6 @@ class BackLink(Method):
         return self.link if self.propagation_length else ""
 
     @property
-    def replay_size(self) -> int:
-        return self.buffer_size if self.mode == "async" else 0
-
-    @property
     def is_stale(self) -> bool:
         return self.mode == "stale"
 
@@ -100,11 +94,9 @@ class BackLink(Method):
         return self.base.wants_images
 
     def build_helper(self, spec: ModuleSpec) -> nn.Module:
-        """Return the base's helper."""
         return self.base.build_helper(spec)
 
     def loss(self, module: LocalModule, features: Tensor, batch: Batch) -> Tensor:
-        """Return the base's local loss."""
         return self.base.loss(module, features, batch)
 
     @property
@@ -126,7 +118,9 @@ class BackLink(Method):
         return [self.alpha ** self._exponent(length) * g for g in gradients]
 
     def mix(self, tail: Chain, local: Sequence[Tensor], link: Sequence[Tensor]) -> list[Tensor]:
-        """Return alpha^e local + (1 - alpha)^e link for each parameter of the tail, in its order."""
+        """Return alpha^e local + (1 - alpha)^e link for each parameter; local, unscaled, where no link gradient has come yet."""
+        if not link:
+            return list(local)
         depths = [len(tail) - i for i, unit in enumerate(tail.units) for _ in unit.parameters()]
         return [
             self.alpha ** self._exponent(d) * a + (1 - self.alpha) ** self._exponent(d) * b
@@ -135,20 +129,3 @@ class BackLink(Method):
 
     def _exponent(self, depth: int) -> int:
         return depth if self.alpha_mode == "compound" else 1
-
-
-_OPTIONS = {
-    "alpha_mode": ("once", "compound"),
-    "body_scale": ("one", "alpha"),
-    "tail_memory": ("retain", "recompute"),
-    "link": ("replica", "error"),
-    "mode": ("exact", "stale", "async"),
-}
-
-
-def check_mode(mode: str, link: str) -> None:
-    """Refuse a late link over "error": the tail's graph would not survive the update that comes before the error."""
-    if mode != "exact" and link != "replica":
-        raise ConfigError(
-            f"mode={mode!r} with link={link!r} has no tail to walk back; allowed: link replica, or mode exact"
-        )

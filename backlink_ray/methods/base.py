@@ -19,6 +19,7 @@ from backlink_ray.local.losses import cross_entropy
 from backlink_ray.local.module import Chain, LocalModule, ModuleSpec, NoHelper, StepSeed
 from backlink_ray.local.sizes import check_propagation
 from backlink_ray.methods.state import MethodState
+from backlink_ray.options import check_needs, check_options
 from backlink_ray.seeds import seeded
 
 Named = Iterator[tuple[str, nn.Parameter]]
@@ -31,7 +32,7 @@ class Batch:
     Attributes:
         images: the network's input (N, ...); empty where the method has no use for it (`Method.wants_images`).
         labels: int64 (N,).
-        draws: source of random draws.
+        step_seed: source of random draws.
     """
 
     images: Tensor
@@ -45,10 +46,10 @@ class LocalResult:
 
     Attributes:
         loss: scalar, detached; 0 where the module has no loss of its own.
-        rest: gradients of `Method.rest_named`, which are all there is to know about them; None leaves them as they are.
-        linked: local gradients of `Method.linked_named`, not mixed yet.
+        rest: gradients of `Method.local_parameters`, ready for the update; None leaves these parameters as they are.
+        linked: local gradients of `Method.linked_parameters`, not mixed yet.
         error: gradient at the module's input (empty if not wanted).
-        graph: what the next module's error will be handed to (the tail's, unless a method says otherwise).
+        graph: what the next module's error goes back through (the tail's, unless a method says otherwise).
     """
 
     loss: Tensor
@@ -63,6 +64,11 @@ class Method:
     """A training rule. Subclasses say how long the tail is, how its gradients mix, and what the local loss is."""
 
     name: ClassVar[str] = "method"
+    can_be_base: ClassVar[bool] = False  # BackLink may build on its local losses
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        check_needs(self)
 
     @property
     def linked_units(self) -> int:
@@ -73,8 +79,8 @@ class Method:
     def link_kind(self) -> str:
         """Return how the next module's error comes back over a pipeline.
 
-        "": it does not; "replica": a copy of the tail hears it in the next stage; "error": it is sent back, and the step ends
-        with it; "delayed": it is sent back for the next step.
+        "": it does not; "replica": it goes through a copy of the tail in the next stage; "error": it is sent back, and the
+        step ends with it; "delayed": it is sent back for the next step.
         """
         return ""
 
@@ -115,7 +121,7 @@ class Method:
         return NoHelper()
 
     def tail_length(self, module: LocalModule) -> int:
-        """Return how many units of this module hear the next module's error."""
+        """Return how many units of this module get the next module's error."""
         return 0 if module.is_last else self.linked_units
 
     def has_link(self, module: LocalModule) -> bool:
@@ -127,7 +133,7 @@ class Method:
         return bool(self.link_kind) and module.module_index > 0
 
     def local_parameters(self, module: LocalModule) -> Named:
-        """Yield the parameters that hear this module's loss only: body, head, helper."""
+        """Yield the parameters that this module's own loss trains alone: body, head, helper."""
         yield from module.body(self.tail_length(module)).named()
         yield from module.head_named()
         yield from module.helper_named()
@@ -151,7 +157,7 @@ class Method:
         return Graph(replica, a, step_seed, wants_input_gradient=False)
 
     def keeps_tail(self) -> bool:
-        """Tell whether a tail that the next module's error will walk again keeps its graph for it."""
+        """Tell whether a tail keeps its graph for the next module's error."""
         return True
 
     def local_backward(
@@ -164,7 +170,7 @@ class Method:
         *,
         keep_tail: bool = False,
     ) -> LocalResult:
-        """Walk back from the module's own loss through head, tail and body; the body's graph is freed, the tail's unless kept."""
+        """Backpropagate the module's own loss through head, tail and body; frees the body's graph, and the tail's unless kept."""
         features = tail.output.detach().requires_grad_()
         loss = self.loss(module, features, batch)
         *own, error = differentiate(loss, [*module.head.parameters(), *module.helper.parameters(), features])
@@ -185,17 +191,15 @@ class Method:
         """Return the linked parameters' gradients from the next module's error at this module's output."""
         return graph.backward(error, to_input=False)[0]
 
-    def link_gradients_to_mix(
-        self, method_state: MethodState, local: Sequence[Tensor], link: Sequence[Tensor]
-    ) -> Sequence[Tensor]:
-        """Return the link gradients that this step mixes: those that came now, or (stale) those of the step before."""
+    def link_gradients_to_mix(self, method_state: MethodState, link: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Return the link gradients that this step mixes: these, or (stale) those of the step before, none in the first."""
         if not self.is_stale:
             return link
         before, method_state.link = method_state.link, list(link)
-        return before or local  # nothing has come back before the first step: the local gradients stand in
+        return before
 
     def mix(self, tail: Chain, local: Sequence[Tensor], link: Sequence[Tensor]) -> list[Tensor]:
-        """Return the linked parameters' gradients from their own module's (local) and the next module's (link)."""
+        """Return the linked parameters' gradients from their own (local) and the next module's (link, empty before any came)."""
         raise AssertionError(f"{self.name} has no link to mix")
 
 

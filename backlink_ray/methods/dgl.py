@@ -15,29 +15,28 @@ Card
 from dataclasses import dataclass
 from typing import ClassVar
 
-from backlink_ray.errors import ConfigError
 from backlink_ray.methods.base import Method
+from backlink_ray.options import choice, whole
 
 
 @dataclass(frozen=True, kw_only=True)
-class DGL(Method):
-    """Decoupled greedy learning.
+class AsyncOptions:
+    """Options of methods whose modules need not wait for each other."""
 
-    Args:
-        mode: "exact" (synchronous) or "async".
-        buffer_size: M, activations kept at every cut in mode async, 1 or more.
-    """
-
-    name: ClassVar[str] = "dgl"
-    mode: str = "exact"
-    buffer_size: int = 2
-
-    def __post_init__(self) -> None:
-        if self.mode not in ("exact", "async"):
-            raise ConfigError(f"mode={self.mode!r} is not one of dgl's; allowed: exact, async")
-        if self.buffer_size < 1:
-            raise ConfigError(f"buffer_size={self.buffer_size} keeps nothing; allowed 1 or more")
+    mode: str = choice("exact", "async")
+    """exact: synchronous; async: no module waits for another."""
+    buffer_size: int = whole(2, 1, needs=("mode", "async"))
+    """mode async: M, activations kept at every cut, of which a module takes the freshest among the least used."""
 
     @property
     def replay_size(self) -> int:
+        """Return how many activations stay at every cut; 0 where the modules keep step."""
         return self.buffer_size if self.mode == "async" else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DGL(AsyncOptions, Method):
+    """Decoupled greedy learning."""
+
+    name: ClassVar[str] = "dgl"
+    can_be_base: ClassVar[bool] = True

@@ -5,48 +5,45 @@ Card
     rule        module k < K steps with the gradient that its synthesizer predicts from y_k; module K with its CE
     crosses     activations forward; backward the error at the next module's input, which only teaches the synthesizer
     helper      synthesizer: conv5x5 - batch norm - ReLU, twice, then conv5x5 that starts at zero; a linear map that
-                starts at zero where features have no height and width
+                starts at zero where features have no height and width; an embedding of the labels, where it sees them,
+                is added between the first convolution and its batch norm
     loss        of the synthesizer: the squared distance to the error that came back; modules before the last have no
                 other, so theirs is reported as 0
     defaults    Adam 3e-5 for synthesizers, labels not seen by them, as wide as the features
     deviations  the published synthesizers are 128 channels wide: that is `synthesizer_width` 128
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor, nn
 
-from backlink_ray.errors import ConfigError
 from backlink_ray.local.graph import Graph
 from backlink_ray.local.module import Chain, LocalModule, ModuleSpec
 from backlink_ray.methods.base import Batch, LocalResult, Method, Named
 from backlink_ray.methods.state import MethodState
+from backlink_ray.options import flag, number, whole
 
 
 @dataclass(frozen=True, kw_only=True)
-class DNI(Method):
-    """Decoupled neural interfaces.
+class DNIOptions:
+    """Options of DNI."""
 
-    Args:
-        synthesizer_lr: learning rate of Adam for the synthesizers, above 0.
-        synthesizer_width: channels inside a synthesizer; 0 takes the features' own.
-        label_conditioning: whether synthesizers see the labels (cDNI).
-    """
+    synthesizer_lr: float = number(3e-5, sys.float_info.min, allowed="above 0, finite")
+    """dni: learning rate of Adam for the synthesizers."""
+    synthesizer_width: int = whole(0, allowed="0 (as the features) or more")
+    """dni: channels inside a synthesizer; 0: as many as the features have."""
+    label_conditioning: bool = flag(False)
+    """dni: synthesizers see the labels (cDNI)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DNI(DNIOptions, Method):
+    """Decoupled neural interfaces."""
 
     name: ClassVar[str] = "dni"
-    synthesizer_lr: float = 3e-5
-    synthesizer_width: int = 0
-    label_conditioning: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0 < self.synthesizer_lr < float("inf"):
-            raise ConfigError(f"synthesizer_lr={self.synthesizer_lr} is out of range; allowed above 0, finite")
-        if self.synthesizer_width < 0:
-            raise ConfigError(
-                f"synthesizer_width={self.synthesizer_width} is negative; allowed 0 (as the features) or more"
-            )
 
     @property
     def link_kind(self) -> str:
@@ -57,7 +54,6 @@ class DNI(Method):
         return self.synthesizer_lr
 
     def build_helper(self, spec: ModuleSpec) -> nn.Module:
-        """Return the synthesizer."""
         classes = spec.num_classes if self.label_conditioning else 0
         if len(spec.feature_shape) == 3:
             return ConvSynthesizer(spec.feature_shape[0], self.synthesizer_width, classes)
@@ -68,7 +64,6 @@ class DNI(Method):
         return module.network_named()
 
     def linked_parameters(self, module: LocalModule) -> Named:
-        """Yield the synthesizer."""
         yield from module.helper_named()
 
     def local_backward(
@@ -93,7 +88,6 @@ class DNI(Method):
         return graph.backward(2 * (graph.output - error), to_input=False)[0]
 
     def mix(self, tail: Chain, local: Sequence[Tensor], link: Sequence[Tensor]) -> list[Tensor]:
-        """Return the synthesizer's gradients as they are."""
         return list(link)
 
 
@@ -109,11 +103,11 @@ class ConvSynthesizer(nn.Module):
         self.labels = nn.Embedding(classes, hidden) if classes else None
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
-        """Return the synthetic gradient."""
-        y = self.first(x)
+        convolution, norm, relu = self.first
+        y = convolution(x)
         if self.labels is not None:
             y = y + self.labels(labels)[:, :, None, None]
-        return self.last(self.second(y))  # type: ignore[no-any-return]
+        return self.last(self.second(relu(norm(y))))  # type: ignore[no-any-return]
 
 
 class LinearSynthesizer(nn.Module):
@@ -125,11 +119,10 @@ class LinearSynthesizer(nn.Module):
         self.labels = _zero_start(nn.Embedding(classes, width)) if classes else None
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
-        """Return the synthetic gradient."""
         y = self.last(x)
         if self.labels is not None:
-            told = self.labels(labels)
-            y = y + (told if x.dim() == 2 else told[:, None])
+            embedded = self.labels(labels)
+            y = y + (embedded if x.dim() == 2 else embedded[:, None])
         return y  # type: ignore[no-any-return]
 
 

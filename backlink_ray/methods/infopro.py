@@ -12,7 +12,6 @@ Card
     deviations  the published code gives weights for the contrastive form only, so these are ours
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -24,29 +23,35 @@ from backlink_ray.errors import ConfigError
 from backlink_ray.local.module import LocalModule, ModuleSpec
 from backlink_ray.methods.base import Batch, Method
 from backlink_ray.nets.resnet import conv3x3
+from backlink_ray.options import number
 
 
 @dataclass(frozen=True, kw_only=True)
-class InfoPro(Method):
+class InfoProOptions:
+    """Options of InfoPro."""
+
+    lambda1_first: float = number(5.0)
+    """infopro: weight of the reconstruction in the first auxiliary module ..."""
+    lambda1_last: float = number(0.5)
+    """... and in the last one, linear between."""
+    lambda2_first: float = number(0.5)
+    """infopro: weight of the cross entropy in the first auxiliary module ..."""
+    lambda2_last: float = number(1.0)
+    """... and in the last one, linear between."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfoPro(InfoProOptions, Method):
     """Information propagation with a decoder and a softmax loss.
 
     Args:
-        lambda1: weight of the reconstruction, (first, last) auxiliary module, each 0 or more.
-        lambda2: weight of the cross entropy, likewise.
         mean, std: per channel, of the images' normalisation: image in [0, 1] = input * std + mean, clamped.
     """
 
     name: ClassVar[str] = "infopro"
-    lambda1: tuple[float, float] = (5.0, 0.5)
-    lambda2: tuple[float, float] = (0.5, 1.0)
+    can_be_base: ClassVar[bool] = True
     mean: tuple[float, ...] = (0.5,)
     std: tuple[float, ...] = (0.25,)
-
-    def __post_init__(self) -> None:
-        for field in ("lambda1", "lambda2"):
-            value = getattr(self, field)
-            if not isinstance(value, Sequence) or len(value) != 2 or not all(0 <= v < float("inf") for v in value):
-                raise ConfigError(f"{field}={value} is no pair of weights; allowed (first, last), each 0 or more")
 
     @property
     def wants_images(self) -> bool:
@@ -68,17 +73,19 @@ class InfoPro(Method):
             return prediction
         image = self._image(batch.images).to(features.dtype)
         reconstruction = F.binary_cross_entropy_with_logits(module.helper(features), image)
-        return _between(self.lambda1, module.spec) * reconstruction + _between(self.lambda2, module.spec) * prediction
+        lambda1 = _between(self.lambda1_first, self.lambda1_last, module.spec)
+        lambda2 = _between(self.lambda2_first, self.lambda2_last, module.spec)
+        return lambda1 * reconstruction + lambda2 * prediction
 
     def _image(self, x: Tensor) -> Tensor:
         mean, std = (torch.tensor(v, dtype=x.dtype, device=x.device).view(1, -1, 1, 1) for v in (self.mean, self.std))
         return (x * std + mean).clamp(0, 1)
 
 
-def _between(ends: tuple[float, float], spec: ModuleSpec) -> float:
+def _between(first: float, last: float, spec: ModuleSpec) -> float:
     """Return the weight of one auxiliary module, linear from the first to the last of the K - 1."""
     part = spec.module_index / max(1, spec.num_modules - 2)
-    return ends[0] + part * (ends[1] - ends[0])
+    return first + part * (last - first)
 
 
 class Decoder(nn.Module):

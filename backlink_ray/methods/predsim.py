@@ -15,30 +15,29 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backlink_ray.errors import ConfigError
 from backlink_ray.local.losses import similarity
 from backlink_ray.local.module import LocalModule, ModuleSpec
 from backlink_ray.methods.base import Batch, Method
 from backlink_ray.nets.resnet import conv3x3
+from backlink_ray.options import number
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredSim(Method):
-    """Prediction and similarity matching.
+class PredSimOptions:
+    """Options of PredSim."""
 
-    Args:
-        beta: weight of the similarity loss, 0 (GLL) to 1.
-    """
+    beta: float = number(0.99, 0.0, 1.0)
+    """predsim: weight of similarity matching beside the prediction, 0 (GLL) to 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredSim(PredSimOptions, Method):
+    """Prediction and similarity matching."""
 
     name: ClassVar[str] = "predsim"
-    beta: float = 0.99
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.beta <= 1:
-            raise ConfigError(f"beta={self.beta} is out of range; allowed 0..1")
+    can_be_base: ClassVar[bool] = True
 
     def build_helper(self, spec: ModuleSpec) -> nn.Module:
-        """Return the similarity branch."""
         return SimilarityBranch(spec.feature_shape)
 
     def loss(self, module: LocalModule, features: Tensor, batch: Batch) -> Tensor:

@@ -1,4 +1,4 @@
-"""Carry: what a module takes from one step into the next besides its weights, where a method hears late."""
+"""MethodState: what a module takes from one step into the next besides its weights, where errors come late."""
 
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -13,7 +13,7 @@ from backlink_ray.local.module import Chain, StepSeed
 
 @dataclass(slots=True)
 class MethodState:
-    """One module's memory between steps; empty for methods that hear at once.
+    """One module's memory between steps; empty for methods whose errors come in the same step.
 
     Attributes:
         link: the next module's gradients for the tail, of the step before (BackLink in mode stale).

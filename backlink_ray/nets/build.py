@@ -8,7 +8,10 @@ from backlink_ray.nets.network import Network
 from backlink_ray.nets.plain import CONVOLUTIONS, plain_units
 from backlink_ray.nets.resnet import WIDTHS, resnet_units
 from backlink_ray.nets.vit import vit_classifier, vit_units
-from backlink_ray.seeds import seeded
+from backlink_ray.options import Option
+from backlink_ray.seeds import SEED, seeded
+
+_POSITIVE = Option(default=1, low=1, allowed="1 or more")
 
 
 def build_network(name: str, *, num_classes: int = 10, image_size: int = 32, seed: int = 0) -> Network:
@@ -21,9 +24,11 @@ def build_network(name: str, *, num_classes: int = 10, image_size: int = 32, see
         seed: of the initial weights.
 
     Raises:
-        ConfigError: an unknown name, or images too small for it.
+        ConfigError: an unknown name, images too small for it, or a number that is none.
     """
     unit_count(name)
+    num_classes, image_size = _POSITIVE.read("num_classes", num_classes), _POSITIVE.read("image_size", image_size)
+    seed = SEED.read("seed", seed)
     with seeded(seed, "init/network"):
         units, classifier = _parts(name, num_classes, image_size)
     for index, unit in enumerate(units):

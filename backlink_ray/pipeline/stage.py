@@ -183,7 +183,7 @@ class Stage:
 
     def _tail_update(self, step: int) -> None:
         local, self._local_gradients = self._local_gradients, []
-        link, self._method_state.link = self._method_state.link or local, []
+        link, self._method_state.link = self._method_state.link, []
         self._linked_updater.update(self._method.mix(self._tail, local, link), self._job.lr(step))
 
     def _tail_forward(self, step: int) -> None:
@@ -242,10 +242,8 @@ class Stage:
 
     def _replica_update(self, step: int) -> None:
         local, self._previous_gradients = self._previous_gradients, []
-        link, self._replica_gradients = (
-            self._method.link_gradients_to_mix(self._replica_method_state, local, self._replica_gradients),
-            [],
-        )
+        link = self._method.link_gradients_to_mix(self._replica_method_state, self._replica_gradients)
+        self._replica_gradients = []
         self._replica_updater.update(self._method.mix(self._replica, local, link), self._job.lr(step))
 
     def _step_seed(self, step: int) -> StepSeed:

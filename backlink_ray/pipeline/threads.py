@@ -12,7 +12,7 @@ from backlink_ray.pipeline.controller import Outcome, PipelineExecutor, StageGro
 from backlink_ray.pipeline.exchange import Link, Mailbox, NoLink, QueueLink
 from backlink_ray.pipeline.stage import Stage, StageReport, merge_reports, plan_stages
 from backlink_ray.seeds import derive_seed
-from backlink_ray.train.executor import Job
+from backlink_ray.train.executor import Job, use_torch_threads
 
 
 class ThreadGroup(StageGroup):
@@ -81,7 +81,6 @@ class ThreadsExecutor(PipelineExecutor):
     name = "threads"
 
     def __init__(self, job: Job) -> None:
-        torch.set_num_threads(job.torch_threads)
         plans, size = plan_stages(job), max(1, job.method.replay_size)
         forward = [Mailbox(replay_size=size) for _ in plans]  # forward[k]: from stage k - 1 to stage k
         backward = [Mailbox(replay_size=size) for _ in plans]  # backward[k]: from stage k + 1 to stage k
@@ -96,6 +95,11 @@ class ThreadsExecutor(PipelineExecutor):
             )
             stages[k].connect(before, after)
         super().__init__(self._group_of(stages, [*forward, *backward], job), plans)
+        self._restore_threads = use_torch_threads(job.torch_threads)
+
+    def close(self) -> None:
+        super().close()
+        self._restore_threads()
 
     def _group_of(self, stages: Sequence[Stage], mailboxes: Sequence[Mailbox], job: Job) -> StageGroup:
         return ThreadGroup(stages, mailboxes)

@@ -3,161 +3,85 @@
 import dataclasses
 import hashlib
 import json
-import math
 from dataclasses import dataclass
 from typing import Any
 
 from backlink_ray.data.datasets import DATASETS
 from backlink_ray.errors import ConfigError
-from backlink_ray.local.heads import HEADS
 from backlink_ray.local.sizes import check_propagation, module_sizes
-from backlink_ray.methods.backlink import BASES, check_mode
+from backlink_ray.local.split import SplitOptions
+from backlink_ray.methods.backprop import BP
+from backlink_ray.methods.catalogue import BASES, METHODS, MethodOptions, make_method, takes
 from backlink_ray.nets.names import unit_count
-
-# Every method with the options that have a meaning for it; BackLink has those of the method it builds on besides.
-METHODS: dict[str, tuple[str, ...]] = {
-    "bp": (),
-    "gll": (),
-    "backlink": (
-        "propagation_length",
-        "alpha",
-        "alpha_mode",
-        "body_scale",
-        "tail_memory",
-        "link",
-        "mode",
-        "buffer_size",
-        "base",
-    ),
-    "dgl": ("mode", "buffer_size"),
-    "predsim": ("beta",),
-    "infopro": ("lambda1_first", "lambda1_last", "lambda2_first", "lambda2_last"),
-    "ddg": (),
-    "dni": ("synthesizer_lr", "synthesizer_width", "label_conditioning"),
-}
-EXECUTORS = ("auto", "local", "threads", "ray")
+from backlink_ray.options import Option, check_options, choice, flag, number, options_of, text, whole
+from backlink_ray.train.optim import SgdOptions
 
 # What may differ between two runs that give the same weights: no part of a run's identity, but for mode async, in which
 # the executor decides in which order stages take their steps.
 _NOT_IDENTITY = ("executor", "link")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RunConfig:
-    """One training run. Paper symbols: K = num_modules, l = propagation_length, eta = lr.
+@dataclass(frozen=True, kw_only=True)
+class RunFields:
+    """What a run says whatever its method."""
 
-    bp means K = 1, and every method but backlink means l = 0 and alpha = 1; an option that has no meaning for the method
-    goes back to its default. These fields are set so, whatever was given, so that equal runs have equal identities.
-    """
-
-    network: str = "resnet32"
+    network: str = text("resnet32")
     """alexnet, vgg16, vit<depth> or resnet<6n+2>, for example resnet8, resnet32, resnet110."""
-    dataset: str = "cifar10-sample"
+    dataset: str = choice(*DATASETS, default="cifar10-sample")
     """cifar10-sample is in the package; the others are fetched into the data root."""
-    method: str = "backlink"
-    """bp, gll, backlink, dgl, predsim, infopro, dni or ddg."""
-    head: str = "fc"
-    """Auxiliary classifier of every local module: fc (pool, linear), conv, pool (PredSim's) or mlp-sr (DGL's)."""
-    final_head: str = "auto"
-    """Head of the last module: auto (same family as the auxiliary heads) or native (the network's own classifier)."""
-    num_modules: int = 4
-    """K: number of local modules, 1..number of units."""
-    propagation_length: int = 2
-    """l: units of a module that hear the next module's error, 0..smallest module."""
-    alpha: float = 0.5
-    """Weight of the local error in those units, 0..1; the next module's error weighs 1 - alpha."""
-    alpha_mode: str = "once"
-    """once: alpha counts once in every linked unit; compound: again at each unit, as Eqs. (4)-(5) read literally."""
-    body_scale: str = "one"
-    """one: units before the linked ones take the local gradient as it is; alpha: scaled by alpha."""
-    tail_memory: str = "retain"
-    """retain the graph of the linked units until the next module's error is there, or recompute it then."""
-    link: str = "replica"
-    """What stages exchange for it: replica (parameter gradients; a copy of the tail) or error. The result is the same."""
-    mode: str = "exact"
-    """backlink: exact (both errors of one batch), stale (the next module's is one batch older); also dgl: async (no waiting)."""
-    buffer_size: int = 2
-    """mode async: activations kept at every cut, of which a module takes the freshest among the least used."""
-    base: str = "gll"
-    """Whose local losses backlink builds on: gll, dgl, predsim or infopro."""
-    beta: float = 0.99
-    """predsim: weight of similarity matching beside the prediction, 0..1."""
-    lambda1_first: float = 5.0
-    """infopro: weight of the reconstruction in the first auxiliary module ..."""
-    lambda1_last: float = 0.5
-    """... and in the last one, linear between."""
-    lambda2_first: float = 0.5
-    """infopro: weight of the cross entropy in the first auxiliary module ..."""
-    lambda2_last: float = 1.0
-    """... and in the last one, linear between."""
-    synthesizer_lr: float = 3e-5
-    """dni: learning rate of Adam for the synthesizers."""
-    synthesizer_width: int = 0
-    """dni: channels inside a synthesizer; 0: as many as the features have."""
-    label_conditioning: bool = False
-    """dni: synthesizers see the labels."""
-    remainder: str = "front"
-    """Which modules hold one unit more when K does not divide the number of units: front or back."""
-    balance: str = "count"
-    """What the split makes equal: count of units."""
-    lr: float = 0.5
+    method: str = choice(*METHODS, default="backlink")
+    """Training method: backlink, bp, gll, dgl, ...; an unknown name lists them all."""
+    base: str = choice(*BASES, default="gll")
+    """backlink: the method whose local losses it builds on: gll, dgl, ...; an unknown name lists them all."""
+    lr: float = number(0.5)
     """eta: peak learning rate of SGD, after warm-up, before the cosine to zero."""
-    momentum: float = 0.9
-    """Nesterov momentum, 0..1 (1 excluded)."""
-    weight_decay: float = 1e-4
-    """L2 penalty on every parameter, once per update."""
-    warmup_fraction: float = 0.05
+    warmup_fraction: float = number(0.05, 0.0, 1.0)
     """Part of the run in which the learning rate rises linearly (the paper recipe: 10 of 200 epochs)."""
-    batch_size: int = 512
+    batch_size: int = whole(512, 1)
     """Images per step."""
-    epochs: int = 200
+    epochs: int = whole(200, 1)
     """Passes over the training images."""
-    augment: bool = True
+    augment: bool = flag(True)
     """Each image its own random crop and flip, as the dataset's recipe says."""
-    validation_fraction: float = 0.0
+    validation_fraction: float = number(0.0, 0.0, 0.5)
     """Part of the training set held out for ranking (val_error_pct), 0..0.5; 0 trains on everything."""
-    train_images: int = 0
+    train_images: int = whole(0, allowed="0 (all) or more")
     """Budget: use only the first N training images; 0 means all."""
-    test_images: int = 0
+    test_images: int = whole(0, allowed="0 (all) or more")
     """Budget: use only the first N test images; 0 means all."""
-    seed: int = 0
+    seed: int = whole(0, allowed="0..2^63-1")
     """Everything random follows from it."""
-    torch_threads: int = 1
+    torch_threads: int = whole(1, 1, 1024)
     """torch threads per local module on a CPU; results are bit-equal only at equal numbers."""
-    executor: str = "auto"
+    executor: str = choice("auto", "local", "threads", "ray")
     """local: one module after another in one process; threads: stages as threads; ray: stages as actors; auto: chosen."""
 
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(MethodOptions, SgdOptions, SplitOptions, RunFields):
+    """One training run. Paper symbols: K = num_modules, l = propagation_length, eta = lr.
+
+    Equal runs have equal identities: an option that the method does not have gets the value that stands for its absence
+    (l = 0, alpha = 1, K = 1 with bp, else the default), and is refused if it was given another one.
+    """
+
     def __post_init__(self) -> None:
-        self._check_types()
-        for field, allowed in _CHOICES.items():
-            _choice(field, getattr(self, field), allowed)
-        for field, (low, high, rule) in _RANGES.items():
-            _range(field, getattr(self, field), low, high, rule)
-        self._canonicalise()
-        check_mode(self.mode, self.link)
-        if self.method == "dgl" and self.mode == "stale":
-            raise ConfigError("mode='stale' is not one of dgl's; allowed: exact, async")
+        check_options(self)
+        make_method(self.method, self.base, vars(self))  # it knows which of its options fit together
+        for name, option in _without_meaning(vars(self)).items():
+            absent = option.default if option.unused is None else option.unused
+            if getattr(self, name) not in (option.default, absent):
+                self._refuse(name)
+            object.__setattr__(self, name, absent)
         sizes = module_sizes(unit_count(self.network), self.num_modules, self.remainder, self.network)
         check_propagation(self.propagation_length, sizes, self.network)
 
-    def _check_types(self) -> None:
-        """A whole number is a fine alpha or lr (and one identity with its float); anything else must be what it says."""
-        for field in dataclasses.fields(self):
-            value, wanted = getattr(self, field.name), type(field.default)
-            if wanted is float and type(value) is int:
-                object.__setattr__(self, field.name, float(value))
-            elif type(value) is not wanted:
-                raise ConfigError(f"{field.name}={value!r} is a {type(value).__name__}; allowed: {wanted.__name__}")
-
-    def _canonicalise(self) -> None:
-        own = {*METHODS[self.method], *(METHODS[self.base] if self.method == "backlink" else ())}
-        defaults = {f.name: f.default for f in dataclasses.fields(self)} | {"propagation_length": 0, "alpha": 1.0}
-        for option in {option for options in METHODS.values() for option in options} - own:
-            object.__setattr__(self, option, defaults[option])
-        if self.mode != "async":
-            object.__setattr__(self, "buffer_size", defaults["buffer_size"])
-        if self.method == "bp":
-            object.__setattr__(self, "num_modules", 1)
+    def _refuse(self, name: str) -> None:
+        on = f" on base={self.base!r}" if "base" in takes(self.method) else ""
+        owners = [method for method in METHODS if name in takes(method)] or [m for m in METHODS if m != self.method]
+        raise ConfigError(
+            f"{name}={getattr(self, name)!r} has no meaning for method={self.method!r}{on}; allowed for {', '.join(owners)}"
+        )
 
     @property
     def num_train_images(self) -> int:
@@ -188,55 +112,16 @@ class RunConfig:
         return f"K{self.num_modules:02d}-l{self.propagation_length}-a{self.alpha:.2f}-e{lr}-s{self.seed}"
 
     def replace(self, **changes: object) -> "RunConfig":
-        """Return a copy with some fields changed, checked like a new one."""
-        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]  # checked by __post_init__
+        """Return a copy with some fields changed, checked like a new one; options without meaning there are reset first."""
+        kept = vars(self)
+        reset = {name: option.default for name, option in _without_meaning({**kept, **changes}).items()}
+        return RunConfig(**{**kept, **reset, **changes})
 
 
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "dataset": tuple(DATASETS),
-    "method": tuple(METHODS),
-    "head": tuple(HEADS),
-    "executor": EXECUTORS,
-    "final_head": ("auto", "native"),
-    "alpha_mode": ("once", "compound"),
-    "body_scale": ("one", "alpha"),
-    "tail_memory": ("retain", "recompute"),
-    "link": ("replica", "error"),
-    "mode": ("exact", "stale", "async"),
-    "base": BASES,
-    "remainder": ("front", "back"),
-    "balance": ("count",),
-}
-
-_RANGES: dict[str, tuple[float, float, str]] = {
-    "alpha": (0.0, 1.0, "0..1"),
-    "beta": (0.0, 1.0, "0..1"),
-    "lambda1_first": (0.0, math.inf, "at least 0, finite"),
-    "lambda1_last": (0.0, math.inf, "at least 0, finite"),
-    "lambda2_first": (0.0, math.inf, "at least 0, finite"),
-    "lambda2_last": (0.0, math.inf, "at least 0, finite"),
-    "synthesizer_lr": (1e-12, math.inf, "above 0, finite"),
-    "buffer_size": (1, 10**6, "1 or more"),
-    "synthesizer_width": (0, 10**6, "0 (as the features) or more"),
-    "lr": (0.0, math.inf, "at least 0, finite"),
-    "momentum": (0.0, 0.999999, "0..1, 1 excluded"),
-    "weight_decay": (0.0, math.inf, "at least 0, finite"),
-    "warmup_fraction": (0.0, 1.0, "0..1"),
-    "validation_fraction": (0.0, 0.5, "0..0.5"),
-    "batch_size": (1, 10**9, "1 or more"),
-    "epochs": (1, 10**9, "1 or more"),
-    "train_images": (0, 10**9, "0 (all) or more"),
-    "test_images": (0, 10**9, "0 (all) or more"),
-    "seed": (0, 2**63 - 1, "0..2^63-1"),
-    "torch_threads": (1, 1024, "1..1024"),
-}
-
-
-def _choice(field: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ConfigError(f"{field}={value!r} is not known; allowed: {', '.join(allowed)}")
-
-
-def _range(field: str, value: float, low: float, high: float, rule: str) -> None:
-    if not (isinstance(value, (int, float)) and math.isfinite(value) and low <= value <= high):
-        raise ConfigError(f"{field}={value!r} is out of range; allowed {rule}")
+def _without_meaning(values: dict[str, Any]) -> dict[str, Option]:
+    """Return the options that have no effect given the other values of a run."""
+    options, method = options_of(RunConfig), values["method"]
+    own = takes(method) | (takes(values["base"]) if "base" in takes(method) else set())
+    candidates = {*options_of(MethodOptions), "base"}
+    found = {n: options[n] for n in candidates if n not in own or not options[n].has_meaning(values)}
+    return found | ({"num_modules": options["num_modules"]} if method == BP.name else {})

@@ -2,8 +2,9 @@
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
 
 import torch
@@ -159,7 +160,6 @@ class LocalExecutor(Executor):
     name = "local"
 
     def __init__(self, job: Job) -> None:
-        torch.set_num_threads(job.torch_threads)
         self._job = job
         self.device = torch.device(job.devices[0])
         self._batches = job.batches(self.device, job.train)
@@ -167,6 +167,7 @@ class LocalExecutor(Executor):
             module.to(self.device)
         self._trainer = Trainer(job.modules, job.method, job.lr, job.recipe, job.seed)
         reset_peak_memory(self.device)
+        self._restore_threads = use_torch_threads(job.torch_threads)
 
     def train(self, num_steps: int) -> ChunkReport:
         start, first = time.perf_counter(), self._trainer.step_index
@@ -192,7 +193,14 @@ class LocalExecutor(Executor):
         self._trainer.load(state)
 
     def close(self) -> None:
-        pass
+        self._restore_threads()
+
+
+def use_torch_threads(count: int) -> Callable[[], None]:
+    """Let torch compute with `count` CPU threads in this process; return what puts the caller's number back."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    return partial(torch.set_num_threads, before)
 
 
 def forward_for_evaluation(modules: list[LocalModule], x: Tensor) -> Tensor:

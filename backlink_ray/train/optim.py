@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from backlink_ray.options import check_options, flag, number
+
 LearningRate = Callable[[int], float]
 
 
@@ -32,13 +34,25 @@ class CosineSchedule:
         return self.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, self.num_steps - warmup)))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
-    """SGD as the paper states it: momentum 0.9, weight decay 1e-4 on everything; Nesterov is this library's decision."""
+@dataclass(frozen=True, kw_only=True)
+class SgdOptions:
+    """SGD as the paper states it."""
 
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    nesterov: bool = True
+    momentum: float = number(0.9, 0.0, math.nextafter(1.0, 0.0), "0..1, 1 excluded")
+    """Nesterov momentum, 0..1 (1 excluded)."""
+    weight_decay: float = number(1e-4)
+    """L2 penalty on every parameter, once per update."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(SgdOptions):
+    """How a run updates its parameters; Nesterov is this library's decision."""
+
+    nesterov: bool = flag(True)
+    """Nesterov's form of momentum."""
+
+    def __post_init__(self) -> None:
+        check_options(self)
 
 
 class Updater:

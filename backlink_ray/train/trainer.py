@@ -10,7 +10,11 @@ from backlink_ray.errors import ConfigError
 from backlink_ray.local.module import LocalModule, StepSeed, load_named
 from backlink_ray.methods.base import Batch, LocalResult, Method, Named
 from backlink_ray.methods.state import MethodState
+from backlink_ray.options import LARGEST_FLOAT, Option
+from backlink_ray.seeds import SEED
 from backlink_ray.train.optim import LearningRate, Recipe, Updater
+
+_LR = Option(default=0.5, high=LARGEST_FLOAT, allowed="at least 0, finite")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +28,7 @@ class TrainState:
         weights: parameters and buffers.
         momentum: of the optimizers.
         step: how many steps were taken.
-        carry: what methods that hear late take from one step into the next.
+        method_state: what methods whose errors come late take from one step into the next.
     """
 
     weights: dict[str, Tensor]
@@ -39,14 +43,14 @@ def gradients(
     """Return the method's gradient of every parameter by name; no parameter and no statistic changes.
 
     It is the first step's: what only a later step can know (of DDG, the modules before the last) is 0, and in mode stale
-    the local gradient stands where the link has brought nothing yet.
+    the tail's is the local gradient, since no link gradient has come yet.
 
     Args:
         modules: from `split`.
         method: for example BackLink(propagation_length=2, alpha=0.5).
         images: float (N, C, H, W), or whatever the first unit takes.
         labels: int64 (N,).
-        draws: source of dropout masks; seed 0, step 0 if not given.
+        step_seed: source of dropout masks; seed 0, step 0 if not given.
 
     Raises:
         ConfigError: the method cannot train these modules (a propagation length beyond the smallest one), or mode async.
@@ -78,7 +82,7 @@ def one_pass(
     step_seed: StepSeed,
     method_states: Sequence[MethodState],
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Return gradients by name and the local losses (K,); batch norm statistics move once, and carries go on a step.
+    """Return gradients by name and the local losses (K,); batch norm statistics move once, and the method states advance a step.
 
     At any time at most one module's graph is alive, and the tail of the one before it.
     """
@@ -91,7 +95,7 @@ def one_pass(
         found.update(_by_name(method.local_parameters(module), result.rest or []))
         if before is not None:
             found.update(_apply_link(method, *before, result.error))
-        # The error has been heard: kept on, it would be one activation more beside the next module's graph.
+        # Drop the error now: it would hold one more activation during the next module's forward.
         result = replace(result, error=result.error.new_empty(0))
         before = (module, result, method_state) if method.has_link(module) else None
         losses.append(result.loss)
@@ -111,12 +115,12 @@ def _local_pass(
 def _apply_link(
     method: Method, module: LocalModule, result: LocalResult, method_state: MethodState, error: Tensor
 ) -> dict[str, Tensor]:
-    """Hand the next module's error to a module; return what it moves now."""
+    """Apply the next module's error to a module; return the gradients of this step's update."""
     if method.link_kind == "delayed":
         method_state.error = error
         return {}
     tail = module.tail(method.tail_length(module))
-    link = method.link_gradients_to_mix(method_state, result.linked, method.link_backward(result.graph, error))
+    link = method.link_gradients_to_mix(method_state, method.link_backward(result.graph, error))
     return _by_name(method.linked_parameters(module), method.mix(tail, result.linked, link))
 
 
@@ -135,7 +139,7 @@ class Trainer:
         seed: of dropout masks.
 
     Raises:
-        ConfigError: the method cannot train these modules.
+        ConfigError: the method cannot train these modules, or lr or seed is no such number.
     """
 
     def __init__(
@@ -149,8 +153,8 @@ class Trainer:
         self.modules = _prepare(modules, method)
         self.method = method
         self.step_index = 0
-        self._seed = seed
-        self._lr = lr
+        self._seed = SEED.read("seed", seed)
+        self._lr = lr if callable(lr) else _LR.read("lr", lr)
         self._updaters = [
             Updater((pair for m in self.modules for pair in method.local_parameters(m)), recipe or Recipe()),
             Updater(

@@ -59,7 +59,7 @@ def mib(**choice: Any) -> float:
 
 @pytest.mark.parametrize("method", ["bp", "gll", "infopro", "backlink"])
 def test_counting_without_numbers_is_counting(method: str) -> None:
-    config = FLAT.replace(batch_size=4, method=method, num_modules=3, propagation_length=2)
+    config = FLAT.replace(batch_size=4, num_modules=3, propagation_length=2).replace(method=method)
     assert counted_mib(config, "meta") == counted_mib(config, "cpu")
 
 

@@ -106,8 +106,11 @@ def test_directions_along_a_run_go_on_where_it_stopped(tmp_path: Path) -> None:
     whole = list(directions(config, data, "cpu", tmp_path / "whole"))
     assert [epoch for epoch, _ in whole] == [0, 1, 2]
     part = directions(config, data, "cpu", tmp_path / "part")
+    torch.set_num_threads(3)
     first = [next(part), next(part)]
+    assert torch.get_num_threads() == 1
     part.close()  # killed after the first epoch
+    assert torch.get_num_threads() == 3
     assert first + list(directions(config, data, "cpu", tmp_path / "part"))[1:] == whole
     assert all(measured[1].constant == pytest.approx(1, abs=1e-6) for _, measured in whole)
     assert all(measured[ALL].constant > 0 for _, measured in whole)

@@ -5,20 +5,22 @@ import torch
 
 import backlink_ray as bl
 from backlink_ray.local.module import LocalModule
-from backlink_ray.runs.config import METHODS, RunConfig
-from backlink_ray.runs.job import build_method
+from backlink_ray.methods.catalogue import METHODS
 from tests.examples import batch, tiny_network
-from tests.methods.settings import SETTINGS
+from tests.methods.settings import EVERY, SETTINGS, choices_of
 
 
 def modules_of(k: int, seed: int = 0) -> list[LocalModule]:
     return bl.split(tiny_network(6, dropout=0.2, seed=seed).double(), k)
 
 
-def test_every_method_is_in_the_table() -> None:
+def test_every_method_and_every_choice_is_in_the_table() -> None:
     assert {method.name for method in SETTINGS.values()} == set(METHODS)
     for name in METHODS:
-        assert build_method(RunConfig(method=name)).name == name
+        made = [method for method in EVERY.values() if method.name == name]
+        for option, choices in choices_of(name).items():
+            values = [getattr(method, option) for method in made]
+            assert {getattr(value, "name", value) for value in values} == set(choices)
 
 
 @pytest.mark.parametrize("name", SETTINGS)

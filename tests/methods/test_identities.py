@@ -60,7 +60,7 @@ def test_body_and_heads_do_not_depend_on_alpha_and_the_tail_does() -> None:
 
 
 def test_labels_two_modules_away_do_not_reach_a_module() -> None:
-    """Module 0 hears L_0 and L_1 only: with other labels in module 2's loss alone, nothing of module 0 moves."""
+    """Module 0 learns from L_0 and L_1 only: with other labels in module 2's loss alone, nothing of module 0 moves."""
     images, labels = batch()
 
     class OtherLabels(bl.BackLink):
@@ -155,7 +155,10 @@ def test_saved_tensors_are_bp_then_retain_then_recompute_then_gll() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: bl.BackLink(propagation_length=-1), "propagation_length=-1 is no number of units"),
+        (
+            lambda: bl.BackLink(propagation_length=-1),
+            "propagation_length=-1 is out of range; allowed 0..smallest module",
+        ),
         (lambda: bl.BackLink(alpha=2.0), "alpha=2.0 is out of range; allowed 0..1"),
         (lambda: bl.BackLink(tail_memory="drop"), "tail_memory='drop' is not known; allowed: retain, recompute"),
         (lambda: gradients(3, bl.BackLink(propagation_length=3)), "propagation_length=3 exceeds 2"),

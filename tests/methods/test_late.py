@@ -1,4 +1,4 @@
-"""Methods that hear late, against loops that apply what BP or BackLink found earlier, in float64."""
+"""Methods whose errors come late, against loops that apply what BP or BackLink found earlier, in float64."""
 
 from collections.abc import Callable
 
@@ -49,18 +49,22 @@ def test_ddg_is_backpropagation_that_arrives_late() -> None:
     check(bl.DDG(), moved)
 
 
-def test_a_stale_tail_mixes_an_older_link() -> None:
+@pytest.mark.parametrize("alpha_mode", ["once", "compound"])
+def test_a_stale_tail_mixes_an_older_link(alpha_mode: str) -> None:
+    """Before the first link gradient comes, the tail follows its local gradient as it is."""
     alpha, history = 0.3, list[Found]()
 
     def moved(t: int, modules: list[LocalModule]) -> list[Found]:
         local = bl.gradients(modules, bl.GLL(), *batch(seed=t))
-        history.append(bl.gradients(modules, bl.BackLink(propagation_length=1, alpha=0.0), *batch(seed=t)))
-        tails = [n for n in local if n.startswith(("units.1.", "units.3."))]
-        link = history[t - 1] if t else local
-        mixed = {**local, **{n: alpha * local[n] + (1 - alpha) * link[n] for n in tails}}
-        return [mixed] * K
+        history.append(bl.gradients(modules, bl.BackLink(propagation_length=2, alpha=0.0), *batch(seed=t)))
+        if not t:
+            return [local] * K
+        depths = {n: 2 - int(n.split(".")[1]) % 2 for n in local if n.startswith("units.") and n < "units.4"}
+        e = {n: depth if alpha_mode == "compound" else 1 for n, depth in depths.items()}
+        link = history[t - 1]
+        return [{**local, **{n: alpha ** e[n] * local[n] + (1 - alpha) ** e[n] * link[n] for n in e}}] * K
 
-    check(bl.BackLink(propagation_length=1, alpha=alpha, mode="stale"), moved)
+    check(bl.BackLink(propagation_length=2, alpha=alpha, alpha_mode=alpha_mode, mode="stale"), moved)
 
 
 @pytest.mark.parametrize("k", [2, 3])

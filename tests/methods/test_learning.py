@@ -6,17 +6,17 @@ import pytest
 
 from backlink_ray import RunConfig
 from backlink_ray.data.datasets import load_dataset
-from backlink_ray.methods.backlink import BASES
-from backlink_ray.runs.config import METHODS
+from backlink_ray.methods.catalogue import BASES, METHODS
 from backlink_ray.runs.job import make_job
 from backlink_ray.runs.options import RunOptions
 from backlink_ray.train.executor import LocalExecutor
 
 BASE = RunConfig(
     network="resnet8", num_modules=2, propagation_length=1, lr=0.05, batch_size=20, epochs=3, warmup_fraction=0.1,
-    synthesizer_lr=3e-4, train_images=500,
+    train_images=500,
 )  # fmt: skip
 HEADS = {"predsim": "pool", "dgl": "mlp-sr", "infopro": "conv"}  # those they were published with
+OPTIONS = {"dni": {"synthesizer_lr": 3e-4}}
 # Chance is 90 %, and 500 images draw it within 1.3 points: this is six times that below.
 MOST_ERROR_PCT = 82.0
 
@@ -24,7 +24,7 @@ MOST_ERROR_PCT = 82.0
 @pytest.mark.parametrize("label", [*METHODS, *(f"backlink+{base}" for base in BASES if base != "gll")])
 def test_it_learns(label: str, tmp_path: Path) -> None:
     method, _, base = label.partition("+")
-    own = {"base": base} if base else {}
+    own = {"base": base} if base else OPTIONS.get(method, {})
     config = BASE.replace(method=method, head=HEADS.get(base or method, "fc"), **own)
     dataset = load_dataset("cifar10-sample", train_images=BASE.train_images)
     with LocalExecutor(make_job(config, dataset, RunOptions(output_dir=tmp_path))) as executor:

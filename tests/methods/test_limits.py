@@ -11,6 +11,7 @@ import backlink_ray as bl
 from backlink_ray.local.losses import similarity
 from backlink_ray.local.module import LocalModule, ModuleSpec, StepSeed
 from backlink_ray.methods.base import Method
+from backlink_ray.methods.dni import ConvSynthesizer
 from tests.examples import batch, tiny_network
 
 
@@ -25,7 +26,7 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
 
 @pytest.mark.parametrize(
     "method",
-    [bl.DGL(), bl.PredSim(beta=0.0), bl.InfoPro(lambda1=(0.0, 0.0), lambda2=(1.0, 1.0))],
+    [bl.DGL(), bl.PredSim(beta=0.0), bl.InfoPro(lambda1_first=0, lambda1_last=0, lambda2_first=1, lambda2_last=1)],
     ids=lambda m: m.name,
 )
 @pytest.mark.parametrize("head", ["fc", "pool", "mlp-sr"])
@@ -43,7 +44,7 @@ def test_backlink_on_a_base_without_a_link_is_the_base(base: Method) -> None:
 
 @pytest.mark.parametrize("base", [bl.PredSim(), bl.InfoPro()], ids=lambda m: m.name)
 def test_the_link_carries_the_bases_loss(base: Method) -> None:
-    """With alpha 0 the tail hears nothing but the next module's loss, which has the base's second loss but in the last."""
+    """With alpha 0 the tail learns from nothing but the next module's loss, which has the base's second loss but in the last."""
     images, labels = batch()
     found = bl.gradients(modules_of(2), bl.BackLink(propagation_length=1, alpha=0.0, base=base), images, labels)
     plain = bl.gradients(modules_of(2), bl.BackLink(propagation_length=1, alpha=0.0), images, labels)
@@ -115,6 +116,23 @@ def test_a_synthesizer_moves_towards_the_error_that_came_back() -> None:
     assert abs(slope - float(found[0, 0, 2, 2])) < 1e-6 * max(1, abs(slope))
 
 
+def test_a_synthesizer_adds_its_labels_before_the_first_batch_norm() -> None:
+    """conv + embedding - batch norm - ReLU - conv - batch norm - ReLU - conv, batch norm written out."""
+    synthesizer = ConvSynthesizer(4, 6, 10).double().train()
+    torch.nn.init.normal_(synthesizer.last.weight)
+    y, labels = torch.randn(8, 4, 5, 5, dtype=torch.float64), batch()[1]
+
+    def norm_relu(x: Tensor) -> Tensor:
+        x = x - x.mean(dim=(0, 2, 3), keepdim=True)
+        return (x / (x.square().mean(dim=(0, 2, 3), keepdim=True) + 1e-5).sqrt()).clamp(min=0)
+
+    weights = dict(synthesizer.named_parameters())
+    inside = F.conv2d(y, weights["first.0.weight"], padding=2) + weights["labels.weight"][labels][:, :, None, None]
+    inside = norm_relu(F.conv2d(norm_relu(inside), weights["second.0.weight"], padding=2))
+    expected = F.conv2d(inside, weights["last.weight"], padding=2)
+    assert torch.allclose(synthesizer(y, labels), expected, rtol=0, atol=1e-12)
+
+
 def test_synthetic_gradients_start_at_zero() -> None:
     found = bl.gradients(modules_of(3), bl.DNI(), *batch())
     assert all(not found[n].any() for n in found if n.startswith(("units.0.", "units.3.")))
@@ -160,7 +178,10 @@ def test_predsim_is_its_definition(beta: float) -> None:
 
 def test_infopro_is_its_definition() -> None:
     """lambda1 BCE(decoder, the image without its normalisation) + lambda2 CE, the cross entropy written out."""
-    method = bl.InfoPro(lambda1=(2.0, 7.0), lambda2=(0.25, 9.0), mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
+    method = bl.InfoPro(
+        lambda1_first=2.0, lambda1_last=7.0, lambda2_first=0.25, lambda2_last=9.0,
+        mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3),
+    )  # fmt: skip
     module, y, images, labels = first_features(method)
     shown = torch.stack(
         [(images[:, c] * s + m).clamp(0, 1) for c, (m, s) in enumerate(zip(method.mean, method.std, strict=True))], 1
@@ -176,7 +197,8 @@ def test_infopro_weights_are_linear_from_the_first_to_the_last_auxiliary_module(
     """Four modules, three of them auxiliary: one loss weighs 5, 2.75 and 0.5, the other nothing."""
     found = []
     for ends in ((5.0, 0.5), (1.0, 1.0), (0.0, 0.0)):
-        weights = {"lambda1": (0.0, 0.0), "lambda2": (0.0, 0.0), lambda_: ends}
+        weights = {f"{name}_{end}": 0.0 for name in ("lambda1", "lambda2") for end in ("first", "last")}
+        weights |= {f"{lambda_}_first": ends[0], f"{lambda_}_last": ends[1]}
         trainer = bl.Trainer(bl.split(tiny_network(8).double(), 4), bl.InfoPro(**weights), lr=0.0)
         found.append(trainer.step(*batch())[:3])
     assert torch.allclose(found[0] / found[1], torch.tensor([5.0, 2.75, 0.5], dtype=torch.float64))
@@ -187,16 +209,17 @@ def test_infopro_weights_are_linear_from_the_first_to_the_last_auxiliary_module(
     ("make", "message"),
     [
         (lambda: bl.PredSim(beta=1.5), "beta=1.5 is out of range; allowed 0..1"),
-        (lambda: bl.InfoPro(lambda1=(1.0, -1.0)), r"lambda1=\(1.0, -1.0\) is no pair of weights"),
-        (lambda: bl.InfoPro(lambda1=5.0), "lambda1=5.0 is no pair of weights"),  # type: ignore[arg-type]
-        (lambda: bl.BackLink(propagation_length=1.0), "propagation_length=1.0 is no number of units"),  # type: ignore[arg-type]
+        (lambda: bl.InfoPro(lambda1_last=-1.0), "lambda1_last=-1.0 is out of range; allowed at least 0, finite"),
         (lambda: bl.BackLink(base=bl.DGL(mode="async")), "the base's mode='async' gives losses only"),
         (lambda: bl.gradients(modules_of(2), bl.DGL(mode="async"), *batch()), "mode='async' does not keep step"),
         (lambda: bl.DNI(synthesizer_lr=0.0), "synthesizer_lr=0.0 is out of range; allowed above 0"),
-        (lambda: bl.DNI(synthesizer_width=-1), "synthesizer_width=-1 is negative"),
+        (
+            lambda: bl.DNI(synthesizer_width=-1),
+            r"synthesizer_width=-1 is out of range; allowed 0 \(as the features\) or more",
+        ),
         (
             lambda: bl.BackLink(base=bl.BP()),
-            "base='bp' has no local losses to build on; allowed: gll, dgl, predsim, infopro",
+            r"base='bp' has no local losses to build on; allowed: a method such as GLL\(\) or InfoPro\(\)",
         ),
         (lambda: bl.BackLink(link="wire"), "link='wire' is not known; allowed: replica, error"),
         (

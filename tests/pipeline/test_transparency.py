@@ -16,7 +16,7 @@ from backlink_ray.methods.base import Batch, LocalResult
 from backlink_ray.pipeline.asyncstage import make_stage
 from backlink_ray.pipeline.exchange import Kind, Mailbox, NoLink, QueueLink, flatten
 from backlink_ray.pipeline.stage import plan_stages
-from backlink_ray.pipeline.threads import ThreadsExecutor
+from backlink_ray.pipeline.threads import RoundRobinExecutor, ThreadsExecutor
 from backlink_ray.train.executor import Executor, Job, LocalExecutor
 from tests.examples import job
 from tests.methods.settings import SETTINGS
@@ -106,7 +106,7 @@ def test_every_method_as_threads(name: str) -> None:
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("name", ["backlink, error", "backlink+infopro"])
+@pytest.mark.parametrize("name", ["backlink, link=error", "backlink, base=infopro"])
 def test_links_and_helpers_over_ray(name: str, ray_here: None) -> None:
     check_equal(ray_executor, lambda: job(SETTINGS[name], 3, "conv"))
 
@@ -160,7 +160,7 @@ class Watched(bl.BackLink):
 
 
 @pytest.mark.parametrize("num_modules", [1, 4])
-def test_a_trainer_lets_go_what_was_heard(num_modules: int) -> None:
+def test_a_trainer_frees_what_was_used(num_modules: int) -> None:
     """Beside a module's graph lies the tail before it, and nothing of modules and steps that are done."""
     method = Watched(propagation_length=min(1, num_modules - 1))
     with LocalExecutor(job(method, num_modules)) as executor:
@@ -169,7 +169,7 @@ def test_a_trainer_lets_go_what_was_heard(num_modules: int) -> None:
     assert method.alive == []
 
 
-def test_a_stage_lets_go_what_was_heard() -> None:
+def test_a_stage_frees_what_was_used() -> None:
     method = Watched(propagation_length=1)
     stage, forward = make_stage(plan_stages(job(method, 2))[1]), Mailbox()
     stage.connect(QueueLink(forward, Mailbox(), torch.device("cpu"), 1.0), NoLink())
@@ -185,7 +185,7 @@ def test_a_stage_lets_go_what_was_heard() -> None:
 
 
 @pytest.mark.parametrize("make", [LocalExecutor, ThreadsExecutor])
-@pytest.mark.parametrize("name", ["backlink", "backlink, stale", "ddg", "dni"])
+@pytest.mark.parametrize("name", ["backlink", "backlink, mode=stale", "ddg", "dni"])
 def test_going_on_from_a_state_equals_never_having_stopped(make: Callable[[Job], Executor], name: str) -> None:
     method = SETTINGS[name]
     with make(job(method, 3, dropout=0.2)) as executor:
@@ -205,3 +205,17 @@ def test_going_on_from_a_state_equals_never_having_stopped(make: Callable[[Job],
     ):
         assert ours.keys() == theirs.keys()
         assert [n for n in theirs if not torch.equal(ours[n], theirs[n])] == []
+
+
+@pytest.mark.parametrize("make", [LocalExecutor, ThreadsExecutor, RoundRobinExecutor])
+def test_an_executor_restores_the_callers_torch_threads(make: Callable[[Job], Executor]) -> None:
+    """Also where it refuses its job."""
+    mode = "async" if make is RoundRobinExecutor else "exact"
+    torch.set_num_threads(3)
+    with make(job(bl.BackLink(propagation_length=1, mode=mode), 2)) as executor:
+        executor.train(1)
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == 3
+    with pytest.raises(bl.ConfigError, match="exceeds"):
+        make(job(bl.BackLink(propagation_length=7, mode=mode), 2))
+    assert torch.get_num_threads() == 3

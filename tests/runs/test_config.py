@@ -6,6 +6,7 @@ import inspect
 import itertools
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import given
@@ -13,7 +14,9 @@ from hypothesis import strategies as st
 
 from backlink_ray.errors import ConfigError
 from backlink_ray.local.sizes import longest_propagation, module_sizes
+from backlink_ray.methods.catalogue import METHODS
 from backlink_ray.nets.names import unit_count
+from backlink_ray.options import options_of
 from backlink_ray.runs.config import RunConfig
 
 TABLES = Path(__file__).parents[2] / "shared" / "paper" / "tables.yaml"
@@ -29,7 +32,7 @@ ONE_LINE = [
         {"num_modules": 8, "propagation_length": 4},
         "propagation_length=4 exceeds 2, the smallest local module of resnet32 at K=8",
     ),
-    ({"propagation_length": -1}, "allowed 0..4"),
+    ({"propagation_length": -1}, "propagation_length=-1 is out of range; allowed 0..smallest module"),
     ({"alpha": 1.01}, "alpha=1.01 is out of range; allowed 0..1"),
     ({"alpha": float("nan")}, "alpha=nan"),
     ({"lr": float("inf")}, "lr=inf"),
@@ -37,11 +40,27 @@ ONE_LINE = [
     ({"epochs": 0}, "epochs=0"),
     ({"batch_size": 32.5}, "batch_size=32.5 is a float; allowed: int"),
     ({"executor": "spark"}, "allowed: auto, local, threads, ray"),
+    ({"method": "gll", "beta": 0.5}, "beta=0.5 has no meaning for method='gll'; allowed for predsim"),
+    ({"beta": 0.5}, "beta=0.5 has no meaning for method='backlink' on base='gll'; allowed for predsim"),
+    ({"method": "gll", "beta": 7.0}, "beta=7.0 is out of range"),
+    ({"method": "dgl", "base": "infopro"}, "base='infopro' has no meaning for method='dgl'; allowed for backlink"),
+    ({"method": "gll", "alpha": 0.25}, "alpha=0.25 has no meaning for method='gll'; allowed for backlink"),
+    (
+        {"method": "bp", "num_modules": 8},
+        "num_modules=8 has no meaning for method='bp'; allowed for gll, backlink, dgl",
+    ),
+    ({"method": "gll", "buffer_size": 3}, "buffer_size=3 has no meaning for method='gll'; allowed for backlink, dgl"),
+    ({"buffer_size": 3}, "buffer_size=3 has no meaning with mode='exact'; allowed with mode='async'"),
+    ({"method": "dgl", "mode": "stale"}, "mode='stale' is not known; allowed: exact, async"),
+    ({"propagation_length": True}, "propagation_length=True is a bool; allowed: int"),
+    ({"mode": "async", "buffer_size": 1.5}, "buffer_size=1.5 is a float; allowed: int"),
+    ({"alpha": True}, "alpha=True is a bool; allowed: float"),
+    ({"augment": 1}, "augment=1 is a int; allowed: bool"),
 ]
 
 
 @pytest.mark.parametrize(("fields", "message"), ONE_LINE)
-def test_refusals_name_value_rule_and_mend(fields: dict[str, object], message: str) -> None:
+def test_refusals_name_value_rule_and_remedy(fields: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=".") as caught:
         RunConfig(**fields)  # type: ignore[arg-type]
     assert message in str(caught.value)
@@ -83,7 +102,6 @@ def test_run_id_depends_on_the_result_alone() -> None:
     free = one.replace(mode="async")  # the executor decides in which order stages take their steps
     assert free.run_id != free.replace(executor="ray").run_id
     assert one.replace(alpha=1).run_id == one.replace(alpha=1.0).run_id
-    assert RunConfig(num_modules=2).run_id == "4e208e06dd36aae9", "old run folders are no longer found"
 
 
 def test_defaults_never_change() -> None:
@@ -96,36 +114,72 @@ DEFAULTS = {
     "num_modules": 4, "propagation_length": 2, "alpha": 0.5, "alpha_mode": "once", "body_scale": "one",
     "tail_memory": "retain", "link": "replica", "mode": "exact", "buffer_size": 2, "base": "gll", "beta": 0.99,
     "lambda1_first": 5.0, "lambda1_last": 0.5, "lambda2_first": 0.5, "lambda2_last": 1.0, "synthesizer_lr": 3e-05,
-    "synthesizer_width": 0, "label_conditioning": False, "remainder": "front", "balance": "count", "lr": 0.5,
+    "synthesizer_width": 0, "label_conditioning": False, "remainder": "front", "lr": 0.5,
     "momentum": 0.9, "weight_decay": 0.0001, "warmup_fraction": 0.05, "batch_size": 512, "epochs": 200, "augment":
     True, "validation_fraction": 0.0, "train_images": 0, "test_images": 0, "seed": 0, "torch_threads": 1,
     "executor": "auto",
 }  # fmt: skip
 
 
-def test_bp_and_gll_have_one_identity_each() -> None:
-    assert RunConfig(method="bp", num_modules=8, alpha=0.2).run_id == RunConfig(method="bp").run_id
-    assert RunConfig(method="gll", propagation_length=1).run_id == RunConfig(method="gll", propagation_length=0).run_id
-    assert RunConfig(method="bp").num_modules == 1
-    assert RunConfig(method="dgl", beta=0.5, alpha=0.25, base="infopro").run_id == RunConfig(method="dgl").run_id
-    assert RunConfig(beta=0.5).run_id == RunConfig().run_id != RunConfig(beta=0.5, base="predsim").run_id
-    assert RunConfig(method="predsim", beta=0.5).run_id != RunConfig(method="predsim").run_id
+def test_identities_never_change() -> None:
+    """Those of commit d29e88c: without them old run folders are no longer found."""
+    found = {
+        RunConfig(num_modules=2).run_id: "4e208e06dd36aae9",
+        RunConfig().run_id: "44136fa355b3678a",
+        RunConfig(num_modules=2, alpha=0.25, base="infopro", lambda1_first=3).run_id: "f3b51b160907889d",
+        RunConfig(method="gll", head="conv", lr=0.3).run_id: "d1d23181fc94cbef",
+        RunConfig(method="dni", label_conditioning=True, synthesizer_width=128).run_id: "74dff7ff22fef6eb",
+        RunConfig(method="bp", network="resnet110").run_id: "1237ef73b98fde6e",
+        RunConfig(mode="async", buffer_size=3, seed=4).run_id: "1d48029cf0f00bb0",
+    }
+    assert list(found) == list(found.values())
 
 
-def test_a_value_out_of_range_is_refused_also_where_the_method_has_no_use_for_it() -> None:
-    with pytest.raises(ConfigError, match="beta=7.0 is out of range"):
-        RunConfig(method="gll", beta=7.0)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_has_one_identity_whichever_stand_ins_are_given(method: str) -> None:
+    """What stands for the absence of an option may be given, so that a stored configuration can be read again."""
+    config = RunConfig(method=method)
+    assert RunConfig(**dataclasses.asdict(config)) == config
+    if method == "gll":
+        assert RunConfig(method=method, propagation_length=0, alpha=1.0, beta=0.99) == config
+    if method == "bp":
+        assert [RunConfig(method=method, num_modules=k) for k in (1, 4)] == [config, config]
+        assert config.num_modules == 1
 
 
-def test_every_field_says_what_it_is_and_has_a_default() -> None:
-    body = ast.parse(inspect.getsource(RunConfig)).body[0].body  # type: ignore[attr-defined]
-    said = [
-        field.target.id
-        for field, text in itertools.pairwise(body)
-        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
-    ]
-    assert said == [f.name for f in dataclasses.fields(RunConfig)]
-    assert all(f.default is not None for f in dataclasses.fields(RunConfig))
+def test_replace_resets_what_the_new_run_does_not_have_unless_it_is_given() -> None:
+    linked = RunConfig(base="predsim", beta=0.5, alpha=0.25, num_modules=2, mode="async", buffer_size=3)
+    assert linked.replace(method="gll") == RunConfig(method="gll", num_modules=2)
+    assert linked.replace(method="predsim") == RunConfig(method="predsim", beta=0.5, num_modules=2)
+    assert linked.replace(method="dgl") == RunConfig(method="dgl", num_modules=2, mode="async", buffer_size=3)
+    assert linked.replace(base="gll").beta == 0.99
+    assert linked.replace(mode="stale").buffer_size == 2
+    assert linked.replace(method="bp") == RunConfig(method="bp")
+    for changes in ({"method": "gll", "alpha": 0.25}, {"base": "gll", "beta": 0.5}, {"method": "bp", "num_modules": 2}):
+        with pytest.raises(ConfigError, match="has no meaning for method="):
+            linked.replace(**changes)
+    with pytest.raises(ConfigError, match="method='adam' is not known"):
+        linked.replace(method="adam")
+
+
+def test_numbers_of_numpy_are_pythons() -> None:
+    asked = {"num_modules": np.int64(2), "alpha": np.float32(0.25), "epochs": np.uint8(3), "augment": np.bool_(False)}
+    found, plain = RunConfig(**asked), RunConfig(num_modules=2, alpha=0.25, epochs=3, augment=False)
+    assert found.run_id == plain.run_id
+    assert yaml.safe_dump(dataclasses.asdict(found)) == yaml.safe_dump(dataclasses.asdict(plain))
+    assert {type(getattr(found, name)) for name in asked} == {int, float, bool}
+
+
+def test_every_field_says_what_it_is_and_what_is_allowed() -> None:
+    said = set()
+    for part in RunConfig.__mro__[:-1]:
+        body = ast.parse(inspect.getsource(part)).body[0].body  # type: ignore[attr-defined]
+        said |= {
+            field.target.id
+            for field, text in itertools.pairwise(body)
+            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
+        }
+    assert said == set(options_of(RunConfig)) == {f.name for f in dataclasses.fields(RunConfig)}
 
 
 @pytest.mark.skipif(not TABLES.exists(), reason="the paper's tables are not beside the repository")

@@ -1,0 +1,118 @@
+"""Options: dataclass fields that say what is allowed in them, and the one check that reads it there."""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from numbers import Integral, Real
+from typing import Any, TypeVar
+
+from backlink_ray.errors import ConfigError
+
+T = TypeVar("T")
+
+# numpy's integers and reals are registered as these; its bool is not, and is called bool_ before numpy 2.
+_ACCEPTED: dict[type, type] = {int: Integral, float: Real, str: str}
+_BOOLS = ("bool", "bool_")
+_LARGEST = 2**63 - 1  # of an int64
+LARGEST_FLOAT = sys.float_info.max
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """What one field allows.
+
+    Attributes:
+        default: its value where nothing is given; its type is the option's.
+        choices: every allowed value, the default among them; empty where a range says it.
+        low, high: the range of a number, both ends included.
+        allowed: the range in words.
+        needs: name and value of another option without which this one has no meaning.
+        unused: the value that stands for "the method has no such option"; None: the default.
+    """
+
+    default: Any
+    choices: tuple[Any, ...] = ()
+    low: float = 0
+    high: float = _LARGEST
+    allowed: str = ""
+    needs: tuple[str, str] | None = None
+    unused: Any = None
+
+    def read(self, name: str, value: object) -> Any:
+        """Return the value as Python's own bool, int, float or str; ConfigError names value, rule and what is allowed."""
+        kind, is_bool = type(self.default), type(value).__name__ in _BOOLS
+        if not (is_bool if kind is bool else isinstance(value, _ACCEPTED[kind]) and not is_bool):
+            raise ConfigError(f"{name}={value!r} is a {type(value).__name__}; allowed: {kind.__name__}")
+        own = kind(value)
+        if self.choices and own not in self.choices:
+            raise ConfigError(f"{name}={own!r} is not known; allowed: {', '.join(map(str, self.choices))}")
+        if kind in (int, float) and not self.low <= own <= self.high:
+            raise ConfigError(f"{name}={own!r} is out of range; allowed {self.allowed}")
+        return own
+
+    def has_meaning(self, values: Mapping[str, object]) -> bool:
+        """Tell whether the option that this one needs, if any, has the value it needs."""
+        return self.needs is None or values.get(self.needs[0]) == self.needs[1]
+
+
+def number(
+    default: float, low: float = 0.0, high: float = LARGEST_FLOAT, allowed: str = "", unused: float | None = None
+) -> float:
+    """Declare a finite real number in low..high; `allowed` says the range in words where these do not."""
+    said = f"{low:g}..{high:g}" if high < LARGEST_FLOAT else f"at least {low:g}, finite"
+    return _declare(default, low=low, high=high, allowed=allowed or said, unused=unused)
+
+
+def whole(
+    default: int,
+    low: int = 0,
+    high: int = _LARGEST,
+    allowed: str = "",
+    needs: tuple[str, str] | None = None,
+    unused: int | None = None,
+) -> int:
+    """Declare a whole number in low..high."""
+    said = f"{low}..{high}" if high < _LARGEST else f"{low} or more"
+    return _declare(default, low=low, high=high, allowed=allowed or said, needs=needs, unused=unused)
+
+
+def choice(*choices: str, default: str = "") -> str:
+    """Declare one of some names; the first is the default where no other is given."""
+    return _declare(default or choices[0], choices=choices)
+
+
+def flag(default: bool) -> bool:
+    """Declare yes or no."""
+    return _declare(default, choices=(default, not default))
+
+
+def text(default: str) -> str:
+    """Declare a name that is checked elsewhere."""
+    return _declare(default)
+
+
+def _declare(default: T, **rules: Any) -> T:
+    return field(default=default, metadata={"option": Option(default=default, **rules)})
+
+
+def options_of(owner: Any) -> dict[str, Option]:
+    """Return the options of a dataclass, or of an instance, by name."""
+    return {f.name: f.metadata["option"] for f in fields(owner) if "option" in f.metadata}
+
+
+def check_options(instance: Any) -> None:
+    """Store every option of a (frozen) dataclass as Python's own type; ConfigError names the first that is not allowed."""
+    for name, option in options_of(instance).items():
+        object.__setattr__(instance, name, option.read(name, getattr(instance, name)))
+
+
+def check_needs(instance: Any) -> None:
+    """Refuse an option that was given although another option does not have the value it needs."""
+    for name, option in options_of(instance).items():
+        value = getattr(instance, name)
+        if value != option.default and option.needs and not option.has_meaning(vars(instance)):
+            other, wanted = option.needs
+            found = getattr(instance, other)
+            raise ConfigError(
+                f"{name}={value!r} has no meaning with {other}={found!r}; allowed with {other}={wanted!r}"
+            )

@@ -1,0 +1,64 @@
+"""Options: what every method, and whatever else takes a number, makes of values that are not Python's own or are none."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import backlink_ray as bl
+from backlink_ray.methods.catalogue import METHODS
+from backlink_ray.options import options_of
+from backlink_ray.train.optim import Recipe
+from tests.examples import tiny_network
+
+NUMBERS = [(name, option) for name, m in METHODS.items() for option, o in options_of(m).items() if not o.choices]
+
+
+@pytest.mark.parametrize(("method", "option"), NUMBERS)
+def test_a_number_of_numpy_is_taken_and_what_is_no_number_is_refused(method: str, option: str) -> None:
+    made, declared = METHODS[method], options_of(METHODS[method])[option]
+    beside = dict([declared.needs]) if declared.needs else {}
+    kind = type(declared.default)
+    found = getattr(made(**beside, **{option: {int: np.int64, float: np.float64}[kind](1)}), option)
+    assert (type(found), found) == (kind, 1)
+    for wrong in (True, np.bool_(True), "1", None, *([1.5, 1.0, np.float64(1)] if kind is int else [float("nan")])):
+        with pytest.raises(bl.ConfigError, match=f"{option}=.* is (a|out of range)"):
+            made(**beside, **{option: wrong})
+
+
+@pytest.mark.parametrize(
+    ("make", "wrong"),
+    [
+        (lambda x: Recipe(momentum=x), [True, 1, -0.1]),
+        (lambda x: Recipe(weight_decay=x), [True, -1e-4]),
+        (lambda x: Recipe(nesterov=x), [1, 0.5]),
+        (lambda x: bl.Trainer(bl.split(tiny_network(4), 2), bl.GLL(), lr=x), [True, -0.1, float("inf")]),
+        (lambda x: bl.Trainer(bl.split(tiny_network(4), 2), bl.GLL(), seed=x), [True, 1.0, -1]),
+        (lambda x: bl.split(tiny_network(4), x), [True, 2.0, 0]),
+        (lambda x: bl.split(tiny_network(4), 2, seed=x), [False, 0.5]),
+        (lambda x: bl.split(tiny_network(4), 2, final_head=x), ["mine"]),
+        (lambda x: bl.build_network("resnet8", num_classes=x), [True, 10.0, 0]),
+        (lambda x: bl.build_network("resnet8", image_size=x), [True, 32.0]),
+        (lambda x: bl.build_network("resnet8", seed=x), [True, 0.0]),
+        (lambda x: bl.DGL(buffer_size=x), [3]),
+    ],
+)  # fmt: skip
+def test_other_arguments_are_refused_by_the_same_rules(make: Callable[[Any], object], wrong: list[object]) -> None:
+    for value in wrong:
+        with pytest.raises(bl.ConfigError):
+            make(value)
+
+
+def test_numpys_numbers_give_the_same_network_and_training() -> None:
+    plain = bl.split(bl.build_network("resnet8", num_classes=3, image_size=16, seed=5), 2, head="conv", seed=5)
+    five, two = np.int64(5), np.int32(2)
+    other = bl.split(
+        bl.build_network("resnet8", num_classes=np.int8(3), image_size=np.int16(16), seed=five), two, "conv", seed=five
+    )
+    for ours, theirs in zip(plain, other, strict=True):
+        assert all(a.equal(b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+    trainer = bl.Trainer(
+        other, bl.BackLink(propagation_length=1), lr=np.float64(0.5), recipe=Recipe(momentum=np.float64(0.5))
+    )
+    assert type(trainer._lr) is float
