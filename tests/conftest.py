@@ -54,3 +54,9 @@ def ray_here() -> Iterator[None]:
     ray.init(address="local", include_dashboard=False, num_cpus=2, num_gpus=0, log_to_driver=False)
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def narrow_linear_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    """AlexNet and VGG16 with their own units, dropout included, but not their 4096-wide linear maps' millions of weights."""
+    monkeypatch.setattr("backlink_ray.nets.plain.LINEAR_WIDTH", 32)
