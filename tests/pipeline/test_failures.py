@@ -66,31 +66,30 @@ class Explodes(nn.Module):
         return x
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(60)  # the others wait for messages, by default for much longer
 def test_a_failing_thread_ends_the_run_by_name() -> None:
     training = job(METHOD, 3)
     training.modules[2].chain.units.append(Explodes())
     training.modules[2].chain.random += (False,)
-    executor = ThreadsExecutor(training)
-    start = time.monotonic()
     with (
-        executor,
+        ThreadsExecutor(training) as executor,
         pytest.raises(StageError, match=r"stage 2 of 3 failed at step 2 \(body_forward\): RuntimeError: out of memory"),
     ):
         executor.train(6)
-    assert time.monotonic() - start < 30
     assert not [t for t in threading.enumerate() if t.name.startswith("stage")]
 
 
 @pytest.mark.timeout(120)
-def test_sigkill_of_a_stage_is_named_within_seconds_and_leaves_nothing(ray_executor: Make) -> None:
+def test_sigkill_of_a_stage_is_named_within_seconds_and_leaves_nothing(ray_here: None) -> None:
     """Stages that were started for the run, where most tests have pooled ones: their losses are one process's, too."""
     import ray
     from ray.util import placement_group_table
 
+    from backlink_ray.pipeline.actors import RayExecutor
+
     with LocalExecutor(job(METHOD, 3)) as executor:
         expected = executor.train(2).losses
-    with ray_executor(job(METHOD, 3)) as executor:
+    with RayExecutor(job(METHOD, 3)) as executor:
         pids = executor.actors.process_ids
         assert torch.equal(executor.train(2).losses, expected)
         threading.Timer(0.5, os.kill, (pids[1], signal.SIGKILL)).start()
@@ -124,15 +123,17 @@ def test_a_hung_stage_is_found_by_name_after_the_stage_timeout(num_modules: int,
         assert time.monotonic() - start < 15
 
 
-def test_too_few_cpus_are_refused_at_once(ray_here: None) -> None:
+def test_what_the_cluster_can_never_hold_is_refused_before_anything_is_asked_of_it(ray_here: None) -> None:
+    from ray.util import placement_group_table
+
     from backlink_ray.pipeline.actors import RayExecutor, Resources
 
-    start = time.monotonic()
+    before = placement_group_table()
     with pytest.raises(bl.ConfigError, match=r"K=4 stages need 4\.1 CPUs, the cluster has 2"):
         RayExecutor(job(METHOD, 4), Resources(cpus=1.0))
-    with pytest.raises(bl.ConfigError, match="K=2 stages need 1 GPUs each, the cluster has 0, places for 0"):
+    with pytest.raises(bl.ConfigError, match=r"K=2 .* 1 GPUs .* has 0, places for 0"):
         RayExecutor(job(METHOD, 2), Resources(gpus=1.0))
-    assert time.monotonic() - start < 5
+    assert placement_group_table().keys() == before.keys()
 
 
 @pytest.mark.parametrize("make", [LocalExecutor, ThreadsExecutor])
