@@ -126,7 +126,7 @@ def timed(timeline: Timeline, count: int) -> float:
 
 
 def test_unknown_action_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match="action='forwrad' is none of"):
+    with pytest.raises(ValueError, match="action='forwrad'.*body_forward"):
         kind_of("forwrad")
 
 
@@ -213,9 +213,9 @@ def test_range_from_the_end_takes_what_there_is() -> None:
 
 
 def test_steps_that_were_not_recorded_are_refused_with_those_that_were() -> None:
-    with pytest.raises(ValueError, match=r"steps=\(20, 30\) names no recorded step; recorded: 0 to 9"):
+    with pytest.raises(ValueError, match=r"steps=\(20, 30\).*0 to 9"):
         chosen_steps(pipeline(2, 10), (20, 30))
-    with pytest.raises(ValueError, match="recorded: none"):
+    with pytest.raises(ValueError, match="none"):
         chosen_steps([], range(-4, 0))
 
 

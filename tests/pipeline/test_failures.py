@@ -73,9 +73,12 @@ def test_a_failing_thread_ends_the_run_by_name() -> None:
     training.modules[2].chain.random += (False,)
     with (
         ThreadsExecutor(training) as executor,
-        pytest.raises(StageError, match=r"stage 2 of 3 failed at step 2 \(body_forward\): RuntimeError: out of memory"),
+        pytest.raises(StageError) as caught,
     ):
         executor.train(6)
+    failed = caught.value
+    assert (failed.stage_index, failed.num_stages, failed.where) == (2, 3, "step 2 (body_forward)")
+    assert failed.reason == "RuntimeError: out of memory, say"
     assert not [t for t in threading.enumerate() if t.name.startswith("stage")]
 
 
@@ -94,9 +97,10 @@ def test_sigkill_of_a_stage_is_named_within_seconds_and_leaves_nothing(ray_here:
         assert torch.equal(executor.train(2).losses, expected)
         threading.Timer(0.5, os.kill, (pids[1], signal.SIGKILL)).start()
         start = time.monotonic()
-        with pytest.raises(StageError, match=r"stage 1 of 3 failed at step \d+ .*ActorDiedError"):
+        with pytest.raises(StageError, match=r"step \d+ .*ActorDiedError") as caught:
             executor.train(100_000)
         assert time.monotonic() - start < 15
+    assert (caught.value.stage_index, caught.value.num_stages, caught.value.lost) == (1, 3, True)
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline and any(psutil.pid_exists(pid) for pid in pids):
         time.sleep(0.2)
@@ -117,10 +121,10 @@ def test_a_hung_stage_is_found_by_name_after_the_stage_timeout(num_modules: int,
         executor.train(1)
         os.kill(executor.actors.process_ids[-1], signal.SIGSTOP)
         start = time.monotonic()
-        last = num_modules - 1
-        with pytest.raises(StageError, match=rf"stage {last} of {num_modules} failed .* its process does not answer"):
+        with pytest.raises(StageError) as caught:
             executor.train(1000) if during == "train" else executor.state()
         assert time.monotonic() - start < 15
+    assert (caught.value.stage_index, caught.value.num_stages, caught.value.lost) == (num_modules - 1, num_modules, True)
 
 
 def test_what_the_cluster_can_never_hold_is_refused_before_anything_is_asked_of_it(ray_here: None) -> None:
@@ -143,6 +147,6 @@ def test_a_loss_that_is_not_finite_names_stage_and_step(make: type) -> None:
         next(iter(training.modules[1].head.parameters())).fill_(float("nan"))
     with (
         make(training) as executor,
-        pytest.raises(NonFiniteLossError, match="local loss of stage 1 is nan at step 0; try a smaller lr"),
+        pytest.raises(NonFiniteLossError, match="stage 1 is nan at step 0; try a smaller lr"),
     ):
         executor.train(2)
