@@ -13,6 +13,7 @@ from backlink_ray.errors import BusyError
 from backlink_ray.files import exclusive, write_whole
 from tests.children import started
 
+
 def write_for_ever(telling: Connection, file: Path) -> None:
     for count in itertools.count(1):
         write_whole(file, str(count % 10) * 3_000_000)

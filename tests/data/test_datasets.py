@@ -106,9 +106,7 @@ def test_every_name_has_a_loader() -> None:
     assert list(LOADERS) == list(DATASETS)
 
 
-def test_sample_and_full_set_agree_on_what_belongs_to_both(
-    full_root: Path, cifar10: Dataset, sample: Dataset
-) -> None:
+def test_sample_and_full_set_agree_on_what_belongs_to_both(full_root: Path, cifar10: Dataset, sample: Dataset) -> None:
     from torchvision.datasets import CIFAR10
 
     for field in ("class_names", "mean", "std", "augmentation", "image_size", "num_classes"):

@@ -66,9 +66,7 @@ def test_every_image_equals_its_original_and_the_choice_repeats(cifar10: Dataset
     assert torch.equal(index, make_sample.choose(full.labels, make_sample.PER_CLASS[split], split))
 
 
-def test_script_is_lossless_and_repeatable(
-    tiny_cifar10: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_script_is_lossless_and_repeatable(tiny_cifar10: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On noise, which lossy pictures would change most."""
     monkeypatch.setattr(make_sample, "PER_CLASS", {"train": 2, "test": 1})  # all 2,500 take over a minute to encode
     tables = []

@@ -15,7 +15,9 @@ def ray_executor(ray_here: None) -> Callable[[Job], Executor]:
 
 
 @pytest.fixture
-def pooled_executor(ray_executor: Callable[[Job], Executor], monkeypatch: pytest.MonkeyPatch) -> Callable[[Job], Executor]:
+def pooled_executor(
+    ray_executor: Callable[[Job], Executor], monkeypatch: pytest.MonkeyPatch
+) -> Callable[[Job], Executor]:
     """RayExecutor as it is; its actors take another plan instead of being started and ended."""
     from backlink_ray.pipeline import actors
     from tests.pipeline.pool import PooledGroup

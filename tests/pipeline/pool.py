@@ -33,4 +33,3 @@ class PooledGroup(ActorGroup):
         if ray.wait(idle, num_returns=len(idle), timeout=IDLE_TIMEOUT_S)[1]:
             super().close()
             POOL.clear()
-

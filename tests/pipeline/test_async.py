@@ -122,7 +122,10 @@ def late_lr(step: int) -> float:
 
 
 LINKED = {"propagation_length": 1, "base": bl.InfoPro()}
-PAIRS = {"dgl": (bl.DGL(mode="async"), bl.DGL()), "backlink": (bl.BackLink(mode="async", **LINKED), bl.BackLink(**LINKED))}
+PAIRS = {
+    "dgl": (bl.DGL(mode="async"), bl.DGL()),
+    "backlink": (bl.BackLink(mode="async", **LINKED), bl.BackLink(**LINKED)),
+}
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -149,7 +152,9 @@ def check_free(make: Callable[[Job], Executor], free: Method, in_step: Method) -
         moving, after = executor.train(STEPS).losses, executor.state()
         assert executor.evaluate("test").images == 40
     assert torch.equal(losses[0], expected[0])  # the first stage waits for nobody
-    assert [set(mine) <= set(theirs) for mine, theirs in zip(losses.tolist(), expected.tolist(), strict=True)] == [True] * 3
+    assert [set(mine) <= set(theirs) for mine, theirs in zip(losses.tolist(), expected.tolist(), strict=True)] == [
+        True
+    ] * 3
     assert moving.shape == (3, STEPS)
     assert moving.isfinite().all()
     assert after.step == 2 * STEPS

@@ -124,7 +124,11 @@ def test_a_hung_stage_is_found_by_name_after_the_stage_timeout(num_modules: int,
         with pytest.raises(StageError) as caught:
             executor.train(1000) if during == "train" else executor.state()
         assert time.monotonic() - start < 15
-    assert (caught.value.stage_index, caught.value.num_stages, caught.value.lost) == (num_modules - 1, num_modules, True)
+    assert (caught.value.stage_index, caught.value.num_stages, caught.value.lost) == (
+        num_modules - 1,
+        num_modules,
+        True,
+    )
 
 
 def test_what_the_cluster_can_never_hold_is_refused_before_anything_is_asked_of_it(ray_here: None) -> None:
