@@ -16,7 +16,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # One worker runs, one after another, the tests that use this session's Ray, and those marked as looking at the clock.
 CLOCK = "clock"
 # What takes longest comes first, so that neither worker is left with it at the end.
-FIRST = ("tests/studies/test_studies.py", "tests/pipeline/", "tests/studies/", "tests/tracking/", "tests/methods/")
+FIRST = (
+    "tests/studies/test_studies.py",
+    "tests/pipeline/",
+    "tests/studies/",
+    "tests/test_cli.py",
+    "tests/tracking/",
+    "tests/methods/",
+)
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
