@@ -2,7 +2,7 @@
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 import torch
@@ -26,10 +26,14 @@ FIRST = (
 )
 
 
+TYPED = pytest.StashKey[str]()
+
+
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep a file on one worker, since its tests share what is made once a module."""
     for item in items:
+        item.stash[TYPED] = item.nodeid
         if "ray_here" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.xdist_group(CLOCK))
         elif item.get_closest_marker("xdist_group") is None:
@@ -42,10 +46,10 @@ def rank(item: pytest.Item) -> int:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Report a test under an id that can be typed: pytest-xdist writes the group behind it."""
     report = yield
-    report.nodeid = report.nodeid.removesuffix(f"@{item.get_closest_marker('xdist_group').args[0]}")
+    report.nodeid = item.stash[TYPED]
     return report
 
 
