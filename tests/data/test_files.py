@@ -17,7 +17,7 @@ import pytest
 from backlink_ray.data.datasets import load_dataset
 from backlink_ray.errors import DataError
 from tests.data.originals import REPOSITORY, md5
-from tests.data.tiny import TEST_IMAGES, TRAIN_IMAGES, Tiny, build_svhn
+from tests.data.tiny import TRAIN_IMAGES, Tiny, build_svhn
 
 FOLDER = "cifar-10-batches-py"
 
@@ -30,11 +30,6 @@ def _flip_byte(path: Path) -> None:
 
 def _truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
-
-
-def test_good_files_load(tiny: Tiny) -> None:
-    dataset = load_dataset(tiny.name, tiny.folder, download=False)
-    assert (len(dataset.train), len(dataset.test)) == (TRAIN_IMAGES, TEST_IMAGES)
 
 
 @pytest.mark.parametrize("download", [True, False])
@@ -105,15 +100,14 @@ def test_without_scipy_the_error_says_so(tmp_path: Path, monkeypatch: pytest.Mon
         load_dataset("svhn", made.folder)
 
 
-@pytest.mark.parametrize("harm", [_flip_byte, _truncate])
-def test_a_harmed_file_of_the_real_set_is_found(full_root: Path, tmp_path: Path, harm) -> None:
+def test_a_harmed_file_of_the_real_set_is_found(full_root: Path, tmp_path: Path) -> None:
     (tmp_path / FOLDER).mkdir()
     for source in (full_root / FOLDER).iterdir():
         (tmp_path / FOLDER / source.name).symlink_to(source)
     harmed = tmp_path / FOLDER / "data_batch_2"
     harmed.unlink()
     shutil.copyfile(full_root / FOLDER / "data_batch_2", harmed)
-    harm(harmed)
+    _flip_byte(harmed)
     with pytest.raises(DataError, match="d4bba439e000b95fd0a9bffe97cbabec") as caught:
         load_dataset("cifar10", tmp_path, download=False)
     assert str(harmed) in str(caught.value)

@@ -17,7 +17,7 @@ from backlink_ray.data.images import Augmentation, Dataset, ImageSet
 from backlink_ray.data.originals import long_tailed
 from backlink_ray.errors import ConfigError
 from tests.data.originals import md5
-from tests.data.tiny import Tiny
+from tests.data.tiny import TEST_IMAGES, TRAIN_IMAGES, Tiny
 
 # Section IV.C: class i keeps 5000 / 1.3^i images.
 LONG_TAIL = [5000, 3846, 2958, 2275, 1750, 1346, 1035, 796, 612, 471]
@@ -123,6 +123,7 @@ def test_svhn(svhn_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_format_is_read_as_torchvision_reads_it(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     source = tiny.source()
     dataset = load_dataset(tiny.name, tiny.folder, download=False)
+    assert (len(dataset.train), len(dataset.test)) == (TRAIN_IMAGES, TEST_IMAGES)
     check_form(dataset)
     if tiny.name == "stl10":
         monkeypatch.setattr(source, "train_list", source.train_list[:2])

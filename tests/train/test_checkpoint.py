@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import backlink_ray as bl
-from backlink_ray.errors import BacklinkError, CheckpointError
+from backlink_ray.errors import CheckpointError
 from backlink_ray.local.module import load_named
 from backlink_ray.train.checkpoint import Checkpoints, weights_sha256
 from backlink_ray.train.trainer import TrainState
@@ -133,10 +133,6 @@ def test_a_checkpoint_that_is_a_pickle_is_never_run(tmp_path: Path) -> None:
         (folder / name).write_bytes(pickle.dumps(Evil()))
     assert Checkpoints(tmp_path).newest() is None
     assert not (tmp_path / "ran").exists()
-
-
-def test_an_error_is_a_runtime_error() -> None:
-    assert issubclass(CheckpointError, BacklinkError)
 
 
 @pytest.mark.parametrize("manifest", ["{}", "null", "[1]", '{"state.json": "x"}'])
