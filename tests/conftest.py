@@ -1,12 +1,56 @@
-"""Shared by all tests: one torch thread (results are bit-equal only at equal numbers), and one private Ray a session."""
+"""Shared by all tests: one torch thread (results are bit-equal only at equal numbers), one private Ray, and two workers."""
 
 import os
-from collections.abc import Iterator
+import secrets
+from collections.abc import Generator, Iterator
 
 import pytest
 import torch
 
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+# Ray would write a token into the home directory, and two that start at once each their own; workers inherit this one.
+os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+# Processes that tests start share two cores with the other worker's.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# One worker runs, one after another, the tests that use this session's Ray, and those marked as looking at the clock.
+CLOCK = "clock"
+# What takes longest comes first, so that neither worker is left with it at the end.
+FIRST = (
+    "tests/studies/test_studies.py",
+    "tests/pipeline/",
+    "tests/studies/",
+    "tests/test_cli.py",
+    "tests/tracking/",
+    "tests/methods/",
+)
+
+
+TYPED = pytest.StashKey[str]()
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep a file on one worker, since its tests share what is made once a module."""
+    for item in items:
+        item.stash[TYPED] = item.nodeid
+        if "ray_here" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group(CLOCK))
+        elif item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+    items.sort(key=rank)
+
+
+def rank(item: pytest.Item) -> int:
+    return next((i for i, start in enumerate(FIRST) if item.nodeid.startswith(start)), len(FIRST))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Report a test under an id that can be typed: pytest-xdist writes the group behind it."""
+    report = yield
+    report.nodeid = item.stash[TYPED]
+    return report
 
 
 @pytest.fixture(autouse=True)
@@ -21,3 +65,9 @@ def ray_here() -> Iterator[None]:
     ray.init(address="local", include_dashboard=False, num_cpus=2, num_gpus=0, log_to_driver=False)
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def narrow_linear_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    """AlexNet and VGG16 with their own units, dropout included, but not their 4096-wide linear maps' millions of weights."""
+    monkeypatch.setattr("backlink_ray.nets.plain.LINEAR_WIDTH", 32)

@@ -1,6 +1,7 @@
 """backlink-ray from the outside: exit codes, one clear line, and what it leaves behind."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ def train(folder: Path, *more: str) -> list[str]:
     return ["train", *SMALL, "--output-dir", str(folder), *more]
 
 
+@pytest.mark.timeout(150)
 def test_train_over_ray_in_a_process_of_its_own(tmp_path: Path) -> None:
     picture = tmp_path / "timeline.png"
     arguments = train(tmp_path / "run", "--executor", "ray", "--timeline", str(picture))
@@ -44,36 +46,47 @@ def check_run(folder: Path, executor: str, out: str, picture: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "message"),
+    ("arguments", "code", "values"),
     [
-        (["--num-modules", "5"], 2, "num_modules=5 is out of range for resnet8 with 4 units; allowed 1..4"),
-        (["--propagation-length", "3"], 2, "propagation_length=3 exceeds 2"),
-        (["--alpha", "1.5"], 2, "alpha=1.5 is out of range; allowed 0..1"),
-        (["--network", "resnet9"], 2, "network='resnet9' is not known"),
-        (["--dataset", "imagenet"], 2, "dataset='imagenet' is not known; allowed:"),
-        (["--head", "mlp"], 2, "head='mlp' is not known"),
-        (["--method", "sgd"], 2, "method='sgd' is not known"),
-        (["--batch-size", "81"], 2, "batch_size=81 does not fit 80 training images; allowed 1..80"),
-        (["--train-images", "2001"], 2, "train_images=2001 does not fit the 2000 images there are"),
-        (["--dataset", "cifar10", "--data-root", "/dev/null/x"], 2, "data root /dev/null/x cannot be written"),
-        (["--lr", "1e30", "--executor", "local"], 1, "the local loss of stage"),
-        (["--timeline", "x.foo", "--executor", "threads"], 2, "timeline='x.foo' is no PNG file"),
-        (["--timeline", "x.png", "--executor", "local"], 2, "executor local has one; use executor threads or ray"),
-        (["--executor", "ray", "--cpus-per-stage", "1000"], 2, "K=2 stages need 2000.1 CPUs, the cluster has"),
+        (["--num-modules", "5"], 2, r"num_modules=5 .*resnet8 .*1\.\.4"),
+        (["--propagation-length", "3"], 2, "propagation_length=3 .*2"),
+        (["--alpha", "1.5"], 2, r"alpha=1\.5 is out of range; allowed 0\.\.1"),  # the words of all ranges, once
+        (["--network", "resnet9"], 2, "network='resnet9' is not known; allowed: "),  # the words of all names, once
+        (["--dataset", "imagenet"], 2, "dataset='imagenet' .*cifar10-sample"),
+        (["--head", "mlp"], 2, "head='mlp' .*fc, conv, pool, mlp-sr"),
+        (["--method", "sgd"], 2, "method='sgd' .*backlink"),
+        (["--batch-size", "81"], 2, r"batch_size=81 .*1\.\.80"),
+        (["--train-images", "2001"], 2, "train_images=2001 .*2000"),
+        (["--dataset", "cifar10", "--data-root", "/dev/null/x"], 2, "/dev/null/x "),
+        (["--lr", "1e30", "--executor", "local"], 1, r"stage [01] is .*smaller lr"),
+        (["--timeline", "x.foo", "--executor", "threads"], 2, r"timeline='x\.foo'.*PNG"),
+        (["--timeline", "x.png", "--executor", "local"], 2, "executor local .*threads or ray"),
     ],
 )
 def test_bad_input_is_one_line(
-    tmp_path: Path, arguments: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str], ray_here: None
+    tmp_path: Path, arguments: list[str], code: int, values: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(train(tmp_path / "run", *arguments)) == code
-    assert message in capsys.readouterr().err.splitlines()[-1]
+    check_refused(train(tmp_path / "run", *arguments), code, values, capsys)
 
 
-def test_help_says_what_there_is() -> None:
-    done = subprocess.run([sys.executable, "-m", "backlink_ray.cli", "train", "--help"], capture_output=True, text=True)
-    assert done.returncode == 0
+def test_a_cluster_too_small_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], ray_here: None) -> None:
+    arguments = train(tmp_path / "run", "--executor", "ray", "--cpus-per-stage", "1000")
+    check_refused(arguments, 2, r"K=2 .*2000\.1 CPUs.* 2;", capsys)
+
+
+def check_refused(arguments: list[str], code: int, values: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == code
+    said = capsys.readouterr().err.splitlines()
+    assert re.search(values, said[-1])
+    assert not [line for line in said if line.startswith("Traceback")]
+
+
+def test_help_says_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["train", "--help"])
+    said = capsys.readouterr().out
     for flag in ("--alpha", "--timeline", "--data-root", "--tail-memory", "--executor"):
-        assert flag in done.stdout
+        assert flag in said
 
 
 def test_sync_replays_a_spool_and_refuses_what_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,11 +5,11 @@ import re
 import shlex
 from collections.abc import Callable, Iterator
 from importlib import metadata
-from pathlib import Path
 
 import jsonschema  # type: ignore[import-untyped]  # ships no type information; it comes with Ray
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import cli as ray_cli
@@ -44,15 +44,10 @@ def prepared(config: Config) -> Config:
 # --- Ray's own validation ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", LAUNCHER_FILES)
-def test_ray_accepts_the_file_offline(name: str) -> None:
-    prepared(load(name))
-
-
-@pytest.mark.parametrize("name", LAUNCHER_FILES)
-def test_ray_refuses_a_typo_at_the_top_level(name: str) -> None:
-    config = load(name)
-    config["file_mount"] = config.pop("file_mounts")
+def test_ray_refuses_a_typo_at_the_top_level() -> None:
+    """That our files pass is part of every test that looks at what Ray made of them."""
+    config = load("gpu.yaml")
+    rename(config, "file_mounts", "file_mount")
     with pytest.raises(jsonschema.ValidationError, match="file_mount"):
         prepared(config)
 
@@ -164,11 +159,10 @@ def test_the_schema_check_finds_typos(typo: str) -> None:
     assert any(typo in problem for problem in launcher_problems(config))
 
 
-@pytest.mark.parametrize("typo", ["regoin", "cache_stoped_nodes", "ImageID"])
-def test_the_schema_check_is_needed_because_ray_lets_these_pass(typo: str) -> None:
-    name, spoil = TYPOS[typo]
-    config = load(name)
-    spoil(config)
+def test_the_schema_check_is_needed_because_ray_lets_these_pass() -> None:
+    config = load("gpu.yaml")
+    for typo in ("regoin", "cache_stoped_nodes", "ImageID"):
+        TYPOS[typo][1](config)
     prepared(config)
 
 
@@ -185,19 +179,14 @@ def test_aws_knows_every_field_of_the_node_config(node_type: str) -> None:
 # --- The machines ---------------------------------------------------------------------------------------------
 
 
-def test_head_is_on_demand_without_gpus() -> None:
+def test_the_head_stays_without_trials_and_gpu_machines_come_on_spot_and_go_when_idle() -> None:
     config = load("gpu.yaml")
-    head = config["available_node_types"][config["head_node_type"]]
-    assert head["resources"] == {"CPU": 8, "GPU": 0}
+    workers = dict(config["available_node_types"])
+    head = workers.pop(config["head_node_type"])
+    assert head["resources"]["GPU"] == 0
     assert "InstanceMarketOptions" not in head["node_config"]
-
-
-def test_gpu_machines_hold_a_whole_trial_come_on_spot_and_go_when_idle() -> None:
-    config = load("gpu.yaml")
-    workers = {name: node for name, node in config["available_node_types"].items() if name != config["head_node_type"]}
-    assert sorted(node["resources"]["GPU"] for node in workers.values()) == [4, 8]
-    assert all(node["min_workers"] == 0 for node in workers.values())
-    assert all(node["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"} for node in workers.values())
+    assert all(node["resources"]["GPU"] and "InstanceMarketOptions" in node["node_config"] for node in workers.values())
+    assert not any(node["min_workers"] for node in workers.values())
     assert 0 < config["idle_timeout_minutes"] <= 30
 
 
@@ -225,20 +214,22 @@ def ray_floor() -> Version:
     return Version(next(part.version for part in ray.specifier if part.operator == ">="))
 
 
-def test_one_ray_version_is_pinned_everywhere_and_it_is_the_tested_one_or_the_floor() -> None:
-    pins = {name: ray_pins(text) for name, text in texts().items()}
-    counts = {Path(name).name: len(found) for name, found in pins.items() if found}
-    launcher, kubernetes = {"gpu.yaml": 2, "local.yaml": 1}, {"Dockerfile": 2, "raycluster.yaml": 1, "rayjob.yaml": 1}
-    assert counts == {**launcher, **kubernetes, "README.md": 1}
-    (version,) = {Version(pin) for found in pins.values() for pin in found}
+def test_wherever_ray_is_named_it_is_pinned_to_one_version_the_tested_one_or_the_floor() -> None:
+    everything = "\n".join(texts().values())
+    pins = ray_pins(everything)
+    assert len(pins) == len(re.findall(r"rayproject/ray|ray\[default\]|rayVersion", everything)) > 0
+    (version,) = {Version(pin) for pin in pins}
     assert version in {Version(metadata.version("ray")), ray_floor()}
     assert version >= Version("2.52")  # CVE-2025-62593
 
 
 def test_no_image_floats() -> None:
     images = re.findall(r"^\s*(?:-\s*)?(?:image:|FROM)\s+(\S+)", "\n".join(texts().values()), re.MULTILINE)
-    own = f"backlink-ray:{pyproject()['project']['version']}"
-    assert set(images) == {own, f"rayproject/ray:{ray_pins(texts()['cluster/gpu.yaml'])[0]}-py312-cu128"}
+    project = pyproject()["project"]
+    ours = {image for image in images if not image.startswith("rayproject/ray:")}
+    assert ours == {f"backlink-ray:{project['version']}"}
+    pythons = {found for image in set(images) - ours for found in re.findall(r"-py3(\d+)-cu\d+$", image)}
+    assert [f"3.{minor}" in SpecifierSet(project["requires-python"]) for minor in pythons] == [True]
 
 
 # --- Secrets, tokens, loopback ----------------------------------------------------------------------------------
@@ -301,11 +292,11 @@ def test_every_start_command_and_the_login_shell_turn_token_authentication_on(na
 
 
 @pytest.mark.parametrize("name", LAUNCHER_FILES)
-@pytest.mark.parametrize("key", [*START_KEYS, "setup_commands"])
-def test_the_token_check_finds_a_command_without_it(name: str, key: str) -> None:
-    config = load(name)
-    config[key] = [command.replace("RAY_AUTH_MODE=token", "RAY_AUTH_MODE=disabled") for command in config[key]]
-    assert len(token_problems(config)) == 1
+def test_the_token_check_finds_a_command_without_it(name: str) -> None:
+    for key in (*START_KEYS, "setup_commands"):
+        config = load(name)
+        config[key] = [command.replace("RAY_AUTH_MODE=token", "RAY_AUTH_MODE=disabled") for command in config[key]]
+        assert len(token_problems(config)) == 1, key
 
 
 def command_of(name: str, key: str, program: str) -> dict[str, str]:
@@ -314,19 +305,14 @@ def command_of(name: str, key: str, program: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", LAUNCHER_FILES)
-@pytest.mark.parametrize("key", START_KEYS)
-def test_ray_start_knows_every_option_given_to_it(name: str, key: str) -> None:
+def test_ray_starts_with_options_that_it_knows_and_enough_open_files(name: str) -> None:
     known = {option for parameter in ray_cli.commands["start"].params for option in parameter.opts}
-    given = command_of(name, key, "ray start")
-    assert set(given) <= known
-    assert given
-
-
-@pytest.mark.parametrize("name", LAUNCHER_FILES)
-@pytest.mark.parametrize("key", START_KEYS)
-def test_start_commands_allow_enough_open_files(name: str, key: str) -> None:
-    (command,) = [command for command in load(name)[key] if "ray start" in command]
-    assert "ulimit -n 65536;" in command.split("ray start")[0]
+    for key in START_KEYS:
+        given = command_of(name, key, "ray start")
+        assert given
+        assert set(given) <= known
+        (command,) = [command for command in load(name)[key] if "ray start" in command]
+        assert "ulimit -n " in command.split("ray start")[0]
 
 
 @pytest.mark.parametrize("name", LAUNCHER_FILES)
@@ -336,7 +322,6 @@ def test_dashboard_and_mlflow_listen_on_loopback(name: str) -> None:
     assert mlflow["--host"] == "127.0.0.1"
     assert mlflow["--workers"] == "1"  # several processes on a fresh SQLite file fail
     assert mlflow["--backend-store-uri"].startswith("sqlite:///")
-    assert mlflow["--artifacts-destination"].startswith("/mnt/backlink/")
 
 
 @pytest.mark.parametrize("name", LAUNCHER_FILES)
@@ -385,7 +370,11 @@ def test_studies_are_started_with_flags_that_they_have() -> None:
     from backlink_ray.commands.search import SearchFlags
     from backlink_ray.pipeline.resources import StageResources
 
-    known = {"--" + field.replace("_", "-") for flags in (SearchFlags, StageResources) for field in flags.__dataclass_fields__}
+    known = {
+        "--" + field.replace("_", "-")
+        for flags in (SearchFlags, StageResources)
+        for field in flags.__dataclass_fields__
+    }
     calls = re.findall(r"studies/\w+\.py((?:\s+[\w/.-]+)*)", "\n".join(texts().values()))
     used = {word for call in calls for word in call.split() if word.startswith("--")}
     assert used >= {"--address", "--gpus", "--storage-path"}

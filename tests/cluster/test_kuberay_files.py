@@ -6,7 +6,18 @@ from collections.abc import Callable, Iterator
 import pytest
 import yaml
 
-from tests.cluster.cluster_files import CLUSTER, COUNT, STRING, Config, closed, load, options, rename, schema_problems
+from tests.cluster.cluster_files import (
+    CLUSTER,
+    COUNT,
+    ROOT,
+    STRING,
+    Config,
+    closed,
+    load,
+    options,
+    rename,
+    schema_problems,
+)
 
 MANIFESTS = ("raycluster.yaml", "rayjob.yaml")
 
@@ -114,12 +125,12 @@ MANIFEST_TYPOS: dict[str, Callable[[Config], None]] = {
 }
 
 
-@pytest.mark.parametrize("name", MANIFESTS)
 @pytest.mark.parametrize("typo", MANIFEST_TYPOS)
-def test_the_manifest_check_finds_typos(name: str, typo: str) -> None:
-    document = load(f"kuberay/{name}")
-    MANIFEST_TYPOS[typo](document["spec"].get("rayClusterSpec", document["spec"]))
-    assert any(typo in problem for problem in schema_problems(document, MANIFEST_SCHEMAS[name]))
+def test_the_manifest_check_finds_typos_in_cluster_and_job(typo: str) -> None:
+    for name in MANIFESTS:
+        document = load(f"kuberay/{name}")
+        MANIFEST_TYPOS[typo](document["spec"].get("rayClusterSpec", document["spec"]))
+        assert any(typo in problem for problem in schema_problems(document, MANIFEST_SCHEMAS[name]))
 
 
 def test_job_and_cluster_run_on_the_same_pods() -> None:
@@ -137,7 +148,8 @@ def test_every_pod_claims_storage_that_exists_and_mounts_what_it_claims() -> Non
 def test_gpu_groups_ask_kubernetes_for_the_gpus_that_ray_is_told_of() -> None:
     groups = cluster_spec("raycluster.yaml")["workerGroupSpecs"]
     asked = [group["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] for group in groups]
-    assert asked == [group["rayStartParams"]["num-gpus"] for group in groups] == ["4", "8"]
+    assert asked == [group["rayStartParams"]["num-gpus"] for group in groups]
+    assert all(int(gpus) > 0 for gpus in asked)
 
 
 def test_mlflow_of_the_head_pod_listens_on_loopback() -> None:
@@ -148,6 +160,8 @@ def test_mlflow_of_the_head_pod_listens_on_loopback() -> None:
 
 def test_the_job_runs_a_study_that_exists_and_resumes_it() -> None:
     words = shlex.split(shlex.split(load("kuberay/rayjob.yaml")["spec"]["entrypoint"])[2])
-    assert "studies/tune_resnet110.py" in words
+    (study,) = [word for word in words if word.startswith("studies/")]
+    assert (ROOT / study).is_file()
     assert words[words.index("--resume") + 1] == "auto"
-    assert words[words.index("--storage-path") + 1].startswith("/mnt/backlink/")
+    mounts = next(pods(cluster_spec("rayjob.yaml")))["containers"][0]["volumeMounts"]
+    assert any(words[words.index("--storage-path") + 1].startswith(f"{mount['mountPath']}/") for mount in mounts)

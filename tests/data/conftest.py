@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from backlink_ray.data.datasets import load_dataset
+from backlink_ray.data.images import Dataset
 from tests.data.originals import original_root
 from tests.data.tiny import BUILDERS, Tiny
 
@@ -11,6 +13,12 @@ from tests.data.tiny import BUILDERS, Tiny
 @pytest.fixture(scope="session")
 def full_root() -> Path:
     return original_root("cifar10")
+
+
+@pytest.fixture(scope="session")
+def cifar10(full_root: Path) -> Dataset:
+    """All of CIFAR-10, read and checked once."""
+    return load_dataset("cifar10", full_root, download=False)
 
 
 @pytest.fixture(params=sorted(BUILDERS))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from backlink_ray.data.datasets import DATASETS, LOADERS, data_root, hold_out, load_dataset
@@ -28,13 +28,13 @@ def test_unknown_name_lists_the_allowed_ones() -> None:
 
 
 @given(st.text().filter(lambda name: name not in DATASETS))
+@example("../cifar10")
+@example("/etc")
+@example("%2e%2f")
+@example("a\\b")
+@example("a\0b")
+@example("x" * 300)
 def test_hostile_names_are_refused(name: str) -> None:
-    with pytest.raises(ConfigError):
-        load_dataset(name)
-
-
-@pytest.mark.parametrize("name", ["../cifar10", "/etc", "%2e%2f", "a\\b", "a\0b", "x" * 300])
-def test_names_that_look_like_paths_are_refused(name: str) -> None:
     with pytest.raises(ConfigError):
         load_dataset(name)
 
@@ -56,16 +56,11 @@ def test_a_budget_is_the_first_images_in_file_order(sample: Dataset) -> None:
     assert budget.digest == load_dataset("cifar10-sample", train_images=64, test_images=32).digest
 
 
-@pytest.mark.parametrize("budget", [{"train_images": 2001}, {"test_images": 501}])
-def test_a_budget_beyond_the_set_gives_value_and_limit(budget: dict[str, int]) -> None:
+@pytest.mark.parametrize("budget", [{"train_images": 2001}, {"test_images": 501}, {"train_images": -1}])
+def test_a_budget_that_the_set_does_not_have_is_refused_with_value_and_limit(budget: dict[str, int]) -> None:
     ((field, value),) = budget.items()
-    with pytest.raises(ConfigError, match=rf"{field}={value}.*\.\.{value - 1}"):
+    with pytest.raises(ConfigError, match=rf"{field}={value}.*\.\.{2000 if field == 'train_images' else 500}"):
         load_dataset("cifar10-sample", **budget)
-
-
-def test_a_negative_budget_is_refused() -> None:
-    with pytest.raises(ConfigError, match="train_images=-1"):
-        load_dataset("cifar10-sample", train_images=-1)
 
 
 def test_digest_sees_pixels_and_labels(sample: Dataset) -> None:
@@ -106,10 +101,9 @@ def test_every_name_has_a_loader() -> None:
     assert list(LOADERS) == list(DATASETS)
 
 
-def test_sample_and_full_set_agree_on_what_belongs_to_both(full_root: Path, sample: Dataset) -> None:
+def test_sample_and_full_set_agree_on_what_belongs_to_both(full_root: Path, cifar10: Dataset, sample: Dataset) -> None:
     from torchvision.datasets import CIFAR10
 
-    full = load_dataset("cifar10", full_root, download=False, train_images=10, test_images=10)
     for field in ("class_names", "mean", "std", "augmentation", "image_size", "num_classes"):
-        assert getattr(full, field) == getattr(sample, field)
-    assert full.class_names == tuple(CIFAR10(full_root, train=False).classes)
+        assert getattr(cifar10, field) == getattr(sample, field)
+    assert cifar10.class_names == tuple(CIFAR10(full_root, train=False).classes)

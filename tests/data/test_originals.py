@@ -17,7 +17,7 @@ from backlink_ray.data.images import Augmentation, Dataset, ImageSet
 from backlink_ray.data.originals import long_tailed
 from backlink_ray.errors import ConfigError
 from tests.data.originals import md5
-from tests.data.tiny import Tiny
+from tests.data.tiny import TEST_IMAGES, TRAIN_IMAGES, Tiny
 
 # Section IV.C: class i keeps 5000 / 1.3^i images.
 LONG_TAIL = [5000, 3846, 2958, 2275, 1750, 1346, 1035, 796, 612, 471]
@@ -57,11 +57,6 @@ def check_images(images: ImageSet, source: object) -> None:
     for index, expected in zip(indices, as_torchvision(source, indices), strict=True):
         assert np.array_equal(images.pixels[index].numpy(), expected)
         assert int(images.labels[index]) == source[index][1]  # type: ignore[index]
-
-
-@pytest.fixture(scope="module")
-def cifar10(full_root: Path) -> Dataset:
-    return load_dataset("cifar10", full_root, download=False)
 
 
 def test_cifar10(cifar10: Dataset) -> None:
@@ -128,6 +123,7 @@ def test_svhn(svhn_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_format_is_read_as_torchvision_reads_it(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     source = tiny.source()
     dataset = load_dataset(tiny.name, tiny.folder, download=False)
+    assert (len(dataset.train), len(dataset.test)) == (TRAIN_IMAGES, TEST_IMAGES)
     check_form(dataset)
     if tiny.name == "stl10":
         monkeypatch.setattr(source, "train_list", source.train_list[:2])
@@ -177,7 +173,7 @@ def test_the_seed_chooses_the_images_and_the_digest_shows_it(tiny_cifar10: Tiny)
 def test_a_run_of_another_seed_than_the_images_is_refused(tiny_cifar10: Tiny) -> None:
     dataset = load_dataset("cifar10-lt", tiny_cifar10.folder, seed=2)
     dataset.check_seed(2)
-    with pytest.raises(ConfigError, match=r"seed=0, but .* chosen by seed 2; load them .*seed=0"):
+    with pytest.raises(ConfigError, match=r"seed=0.* seed 2.*load.*seed=0"):
         dataset.check_seed(0)
     load_dataset("cifar10", tiny_cifar10.folder, seed=2).check_seed(0)
 
@@ -186,7 +182,7 @@ def test_a_tail_has_its_own_digest_and_a_class_too_small_for_it_is_refused(tiny_
     whole = load_dataset("cifar10", tiny_cifar10.folder)
     assert long_tailed(whole, "cifar10-lt", 4).digest == load_dataset("cifar10-lt", tiny_cifar10.folder, seed=4).digest
     few = replace(whole, train=whole.train.take((whole.train.labels != 1).nonzero().flatten()))
-    with pytest.raises(ConfigError, match=r"7 images of class 1 asked for; allowed 0\.\.0"):
+    with pytest.raises(ConfigError, match=r"7 .*class 1 .*0\.\.0"):
         long_tailed(few, "few-lt", 0)
 
 
@@ -196,5 +192,5 @@ def test_choice_keeps_file_order_and_counts_and_no_image_twice() -> None:
     assert index.tolist() == sorted(set(index.tolist()))
     assert labels[index].bincount(minlength=3).tolist() == [5, 0, 20]
     assert not torch.equal(index, choose(labels, [5, 0, 20], 2, "test"))
-    with pytest.raises(ConfigError, match=r"21 images of class 1 asked for; allowed 0\.\.20"):
+    with pytest.raises(ConfigError, match=r"21 .*class 1 .*0\.\.20"):
         choose(labels, [0, 21, 0], 1, "test")

@@ -123,18 +123,18 @@ def test_what_a_network_refuses() -> None:
     example = torch.zeros(1, 3, 8, 8)
     with pytest.raises(bl.ConfigError, match=r"units=\[\]"):
         bl.Network([], nn.Identity(), example)
-    with pytest.raises(bl.ConfigError, match=r"units\[1\] cannot take its input of shape"):
+    with pytest.raises(bl.ConfigError, match=r"units\[1\] .*\(2, 4, 6, 6\)"):
         bl.Network([nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3)], nn.Identity(), example)
     shared = nn.Conv2d(3, 3, 3, padding=1)
     with pytest.raises(bl.ConfigError, match="share a parameter"):
         bl.Network([shared, nn.Sequential(shared)], nn.Identity(), example)
-    with pytest.raises(bl.ConfigError, match="classifier changes its input in place; make its first"):
+    with pytest.raises(bl.ConfigError, match="classifier .*inplace=False"):
         bl.Network([nn.Conv2d(3, 4, 3)], nn.Sequential(nn.ReLU(inplace=True), nn.Flatten()), example)
     with pytest.raises(bl.ConfigError, match=r"classifier cannot take its input of shape \(2, 4, 6, 6\)"):
         bl.Network([nn.Conv2d(3, 4, 3)], nn.Linear(5, 10), example)
-    with pytest.raises(bl.ConfigError, match=r"units\[0\] gives a tuple; a unit gives one tensor"):
+    with pytest.raises(bl.ConfigError, match=r"units\[0\] .*tuple"):
         bl.Network([nn.LSTM(8, 8)], nn.Identity(), torch.zeros(1, 8, 8))
-    with pytest.raises(bl.ConfigError, match=r"units\[0\] cannot take its input of shape \(2, 3, 8, 8\)"):
+    with pytest.raises(bl.ConfigError, match=r"units\[0\] .*\(2, 3, 8, 8\)"):
         bl.Network([nn.Flatten(5)], nn.Identity(), example)
-    with pytest.raises(bl.ConfigError, match=r"units\[1\] changes its input in place"):
+    with pytest.raises(bl.ConfigError, match=r"units\[1\] .*inplace=False"):
         bl.Network([nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True)], nn.Identity(), example)

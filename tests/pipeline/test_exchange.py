@@ -1,7 +1,6 @@
 """Links: the conformance suite on each back-end, and the mailbox."""
 
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -106,21 +105,20 @@ def test_a_full_mailbox_makes_the_sender_wait() -> None:
     box = Mailbox()
     for step in range(CAPACITY):
         box.deliver(Kind.ACTIVATION, step, None, 0.1)
-    with pytest.raises(LinkError, match="had no room within 0.1 s"):
+    with pytest.raises(LinkError, match=rf"{Kind.ACTIVATION} of step {CAPACITY} .* 0\.1 s"):
         box.deliver(Kind.ACTIVATION, CAPACITY, None, 0.1)
     threading.Timer(0.1, box.take, (Kind.ACTIVATION, 0, 1.0)).start()
     box.deliver(Kind.ACTIVATION, CAPACITY, None, 5.0)
 
 
+@pytest.mark.timeout(20)
 def test_abort_ends_every_wait() -> None:
     box = Mailbox()
     threading.Timer(0.05, box.abort, ("stage 2 failed",)).start()
-    start = time.monotonic()
     with pytest.raises(LinkAbortedError, match="stage 2 failed"):
-        box.take(Kind.ACTIVATION, 0, 30.0)
-    assert time.monotonic() - start < 5
+        box.take(Kind.ACTIVATION, 0, 60.0)
     with pytest.raises(LinkAbortedError):
-        box.deliver(Kind.ACTIVATION, 0, None, 30.0)
+        box.deliver(Kind.ACTIVATION, 0, None, 60.0)
 
 
 def test_flatten_and_back() -> None:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 import backlink_ray as bl
 from backlink_ray.errors import LinkAbortedError, LinkError, NonFiniteLossError, StageError
-from backlink_ray.pipeline.controller import Outcome, first_failure, stage_places
+from backlink_ray.pipeline.controller import Outcome, first_failure
+from backlink_ray.pipeline.resources import StageResources
 from backlink_ray.pipeline.threads import ThreadsExecutor
 from backlink_ray.train.executor import LocalExecutor
 from tests.examples import job
@@ -49,7 +50,7 @@ def test_a_stage_that_only_does_not_answer_is_blamed_after_those_that_are_known_
     ("gpus", "per_stage", "places"), [(8, 1.0, 8), (6, 0.75, 6), (4, 0.5, 8), (3, 2.0, 1), (0, 1.0, 0), (1, 0.1, 10)]
 )
 def test_a_gpu_is_shared_but_a_stage_never_spans_two(gpus: float, per_stage: float, places: int) -> None:
-    assert stage_places(gpus, per_stage) == places
+    assert StageResources(gpus_per_stage=per_stage).stages_on(gpus) == places
 
 
 class Explodes(nn.Module):
@@ -66,37 +67,41 @@ class Explodes(nn.Module):
         return x
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(60)  # the others wait for messages, by default for much longer
 def test_a_failing_thread_ends_the_run_by_name() -> None:
     training = job(METHOD, 3)
     training.modules[2].chain.units.append(Explodes())
     training.modules[2].chain.random += (False,)
-    executor = ThreadsExecutor(training)
-    start = time.monotonic()
     with (
-        executor,
-        pytest.raises(StageError, match=r"stage 2 of 3 failed at step 2 \(body_forward\): RuntimeError: out of memory"),
+        ThreadsExecutor(training) as executor,
+        pytest.raises(StageError) as caught,
     ):
         executor.train(6)
-    assert time.monotonic() - start < 30
+    failed = caught.value
+    assert (failed.stage_index, failed.num_stages, failed.where) == (2, 3, "step 2 (body_forward)")
+    assert failed.reason == "RuntimeError: out of memory, say"
     assert not [t for t in threading.enumerate() if t.name.startswith("stage")]
 
 
 @pytest.mark.timeout(120)
 def test_sigkill_of_a_stage_is_named_within_seconds_and_leaves_nothing(ray_here: None) -> None:
+    """Stages that were started for the run, where most tests have pooled ones: their losses are one process's, too."""
     import ray
     from ray.util import placement_group_table
 
     from backlink_ray.pipeline.actors import RayExecutor
 
+    with LocalExecutor(job(METHOD, 3)) as executor:
+        expected = executor.train(2).losses
     with RayExecutor(job(METHOD, 3)) as executor:
         pids = executor.actors.process_ids
-        assert executor.train(2).losses.shape == (3, 2)
+        assert torch.equal(executor.train(2).losses, expected)
         threading.Timer(0.5, os.kill, (pids[1], signal.SIGKILL)).start()
         start = time.monotonic()
-        with pytest.raises(StageError, match=r"stage 1 of 3 failed at step \d+ .*ActorDiedError"):
+        with pytest.raises(StageError, match=r"step \d+ .*ActorDiedError") as caught:
             executor.train(100_000)
         assert time.monotonic() - start < 15
+    assert (caught.value.stage_index, caught.value.num_stages, caught.value.lost) == (1, 3, True)
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline and any(psutil.pid_exists(pid) for pid in pids):
         time.sleep(0.2)
@@ -117,21 +122,27 @@ def test_a_hung_stage_is_found_by_name_after_the_stage_timeout(num_modules: int,
         executor.train(1)
         os.kill(executor.actors.process_ids[-1], signal.SIGSTOP)
         start = time.monotonic()
-        last = num_modules - 1
-        with pytest.raises(StageError, match=rf"stage {last} of {num_modules} failed .* its process does not answer"):
+        with pytest.raises(StageError) as caught:
             executor.train(1000) if during == "train" else executor.state()
         assert time.monotonic() - start < 15
+    assert (caught.value.stage_index, caught.value.num_stages, caught.value.lost) == (
+        num_modules - 1,
+        num_modules,
+        True,
+    )
 
 
-def test_too_few_cpus_are_refused_at_once(ray_here: None) -> None:
-    from backlink_ray.pipeline.actors import RayExecutor, Resources
+def test_what_the_cluster_can_never_hold_is_refused_before_anything_is_asked_of_it(ray_here: None) -> None:
+    from ray.util import placement_group_table
 
-    start = time.monotonic()
+    from backlink_ray.pipeline.actors import RayExecutor
+
+    before = placement_group_table()
     with pytest.raises(bl.ConfigError, match=r"K=4 stages need 4\.1 CPUs, the cluster has 2"):
-        RayExecutor(job(METHOD, 4), Resources(cpus=1.0))
-    with pytest.raises(bl.ConfigError, match="K=2 stages need 1 GPUs each, the cluster has 0, places for 0"):
-        RayExecutor(job(METHOD, 2), Resources(gpus=1.0))
-    assert time.monotonic() - start < 5
+        RayExecutor(job(METHOD, 4), StageResources(cpus_per_stage=1.0))
+    with pytest.raises(bl.ConfigError, match=r"K=2 .* 1 GPUs .* has 0, places for 0"):
+        StageResources().check(2, num_cpus=8, num_gpus=0)
+    assert placement_group_table().keys() == before.keys()
 
 
 @pytest.mark.parametrize("make", [LocalExecutor, ThreadsExecutor])
@@ -141,6 +152,6 @@ def test_a_loss_that_is_not_finite_names_stage_and_step(make: type) -> None:
         next(iter(training.modules[1].head.parameters())).fill_(float("nan"))
     with (
         make(training) as executor,
-        pytest.raises(NonFiniteLossError, match="local loss of stage 1 is nan at step 0; try a smaller lr"),
+        pytest.raises(NonFiniteLossError, match="stage 1 is nan at step 0; try a smaller lr"),
     ):
         executor.train(2)

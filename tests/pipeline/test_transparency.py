@@ -1,9 +1,10 @@
 """With and without the pipeline: the same weights, batch norm buffers, momentum, losses and errors, bit for bit."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from itertools import product
-from typing import Any
+from functools import cache
+from itertools import product, starmap
+from typing import Any, NamedTuple
 from weakref import ref
 
 import pytest
@@ -17,24 +18,28 @@ from backlink_ray.pipeline.asyncstage import make_stage
 from backlink_ray.pipeline.exchange import Kind, Mailbox, NoLink, QueueLink, flatten
 from backlink_ray.pipeline.stage import plan_stages
 from backlink_ray.pipeline.threads import RoundRobinExecutor, ThreadsExecutor
-from backlink_ray.train.executor import Executor, Job, LocalExecutor
-from tests.examples import job
+from backlink_ray.train.executor import Evaluation, Executor, Job, LocalExecutor
+from tests.examples import job, sample
 from tests.methods.settings import SETTINGS
 
-Outcome = tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor], Tensor, int]
+Outcome = tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor], Tensor, Evaluation]
+Make = Callable[[Job], Executor]
 
 
 def outcome(make: Callable[[Job], Executor], training: Job, chunks: tuple[int, int] = (3, 2)) -> Outcome:
     """Five steps in two chunks (so that draining is part of it), then an evaluation."""
     with make(training) as executor:
         losses = torch.cat([executor.train(steps).losses for steps in chunks], dim=1)
-        wrong = executor.evaluate("test").wrong
+        evaluation = executor.evaluate("test")
         state = executor.state()
-    return state.weights, state.momentum, state.method_state, losses, wrong
+    return state.weights, state.momentum, state.method_state, losses, evaluation
 
 
 def check_equal(make: Callable[[Job], Executor], new_job: Callable[[], Job], chunks: tuple[int, int] = (3, 2)) -> None:
-    expected, found = outcome(LocalExecutor, new_job(), chunks), outcome(make, new_job(), chunks)
+    check_same(outcome(make, new_job(), chunks), outcome(LocalExecutor, new_job(), chunks))
+
+
+def check_same(found: Outcome, expected: Outcome) -> None:
     for ours, theirs in zip(found[:3], expected[:3], strict=True):
         assert isinstance(ours, dict)
         assert isinstance(theirs, dict)
@@ -42,94 +47,107 @@ def check_equal(make: Callable[[Job], Executor], new_job: Callable[[], Job], chu
         assert [n for n in ours if not torch.equal(ours[n], theirs[n])] == []
     assert torch.equal(found[3], expected[3])
     assert found[4] == expected[4]
+    assert found[4].class_images == tuple(sample().test.labels.bincount(minlength=10).tolist())
 
 
-MATRIX = list(product((1, 2, 4), (0, 1, 2), (0.0, 0.25, 1.0), ("retain", "recompute"), ("fc", "conv")))
-# Every value of every axis, and the pairs that matter most, in a few runs: each starts K processes.
+class Setting(NamedTuple):
+    """K, l and alpha change the result; tail_memory and link must not."""
+
+    num_modules: int
+    length: int
+    alpha: float
+    head: str
+    tail_memory: str = "retain"
+    link: str = "replica"
+
+    def job(self) -> Job:
+        method = bl.BackLink(
+            propagation_length=self.length, alpha=self.alpha, tail_memory=self.tail_memory, link=self.link
+        )
+        return job(method, self.num_modules, self.head, batch_size=4)
+
+
+@cache
+def alone(num_modules: int, length: int, alpha: float, head: str) -> Outcome:
+    """What one process finds, with the defaults of the rest."""
+    return outcome(LocalExecutor, Setting(num_modules, length, alpha, head).job())
+
+
+MATRIX = list(
+    starmap(
+        Setting,
+        product((1, 2, 4), (0, 1, 2), (0.0, 0.25, 1.0), ("fc", "conv"), ("retain", "recompute"), ("replica", "error")),
+    )
+)
+# Over Ray in every run of the tests; the first five without a link, since K = 1 or l = 0.
 SOME = [
-    (2, 1, 0.25, "retain", "conv"), (2, 2, 0.0, "recompute", "fc"), (4, 2, 1.0, "retain", "fc"),
-    (4, 1, 0.0, "recompute", "conv"),
-]  # fmt: skip
-Setting = tuple[int, int, float, str, str]
+    Setting(1, 0, 0.00, "conv", "retain", "error"),
+    Setting(1, 1, 0.25, "fc", "recompute", "replica"),
+    Setting(1, 2, 1.00, "fc", "recompute", "replica"),
+    Setting(2, 0, 0.25, "fc", "recompute", "replica"),
+    Setting(4, 0, 1.00, "fc", "retain", "error"),
+    Setting(2, 1, 0.00, "conv", "retain", "error"),
+    Setting(2, 1, 0.25, "fc", "retain", "replica"),
+    Setting(2, 1, 1.00, "conv", "recompute", "error"),
+    Setting(2, 2, 0.00, "conv", "recompute", "replica"),
+    Setting(4, 1, 0.00, "fc", "recompute", "replica"),
+    Setting(4, 1, 0.25, "fc", "retain", "error"),
+    Setting(4, 2, 0.25, "conv", "recompute", "error"),
+    Setting(4, 2, 1.00, "fc", "retain", "replica"),
+]
 
 
-def job_of(setting: Setting) -> Job:
-    k, length, alpha, memory, head = setting
-    return job(bl.BackLink(propagation_length=length, alpha=alpha, tail_memory=memory), k, head)
+def test_some_hold_every_pair_of_values_and_those_with_a_link_every_pair_again() -> None:
+    def pairs(settings: Iterable[Setting]) -> set[tuple[int, int, object, object]]:
+        return {(a, b, s[a], s[b]) for s in settings for a in range(6) for b in range(a)}
+
+    def linked(settings: Iterable[Setting]) -> list[Setting]:
+        return [s for s in settings if s.num_modules > 1 and s.length > 0]
+
+    assert pairs(SOME) == pairs(MATRIX)
+    assert pairs(linked(SOME)) == pairs(linked(MATRIX))
+    assert len(set(SOME)) < len(MATRIX) / 15
+    assert all(pairs(set(SOME) - {setting}) < pairs(MATRIX) for setting in SOME[:3])  # the comparison can fail
 
 
-# A quarter of the matrix, in which every pair of values of two axes stands.
-QUARTER = [s for i, s in enumerate(MATRIX) if (i // 12 + i // 4 + i // 2 + i) % 4 == 0 or i % 27 == 0]
-
-
-@pytest.mark.parametrize("setting", QUARTER, ids=str)
+@pytest.mark.parametrize("setting", MATRIX, ids=lambda s: "-".join(map(str, s)))
 def test_threads(setting: Setting) -> None:
-    check_equal(ThreadsExecutor, lambda: job_of(setting))
-
-
-def test_the_quarter_holds_every_pair_of_values() -> None:
-    def pairs(settings: list[Setting]) -> set[tuple[int, int, object, object]]:
-        return {(a, b, s[a], s[b]) for s in settings for a in range(5) for b in range(a)}
-
-    assert pairs(QUARTER) == pairs(MATRIX)
-    assert len(QUARTER) < len(MATRIX) / 3
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("setting", MATRIX, ids=str)
-def test_threads_everywhere(setting: Setting) -> None:
-    check_equal(ThreadsExecutor, lambda: job_of(setting))
-
-
-def ray_executor(training: Job) -> Executor:
-    from backlink_ray.pipeline.actors import RayExecutor
-
-    return RayExecutor(training)
+    check_same(outcome(ThreadsExecutor, setting.job()), alone(*setting[:4]))
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("setting", SOME, ids=str)
-def test_ray(setting: Setting, ray_here: None) -> None:
-    check_equal(ray_executor, lambda: job_of(setting))
+@pytest.mark.parametrize("setting", SOME, ids=lambda s: "-".join(map(str, s)))
+def test_ray(setting: Setting, pooled_executor: Make) -> None:
+    check_same(outcome(pooled_executor, setting.job()), alone(*setting[:4]))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("setting", MATRIX, ids=str)
-def test_ray_everywhere(setting: Setting, ray_here: None) -> None:
-    check_equal(ray_executor, lambda: job_of(setting))
+@pytest.mark.parametrize("setting", MATRIX, ids=lambda s: "-".join(map(str, s)))
+def test_ray_everywhere(setting: Setting, ray_executor: Make) -> None:
+    check_same(outcome(ray_executor, setting.job()), alone(*setting[:4]))
 
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_every_method_as_threads(name: str) -> None:
+    """With dropout, whose mask in a tail its replica has to draw again."""
     check_equal(ThreadsExecutor, lambda: job(SETTINGS[name], 3, "fc", dropout=0.2))
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("name", ["backlink, link=error", "backlink, base=infopro"])
-def test_links_and_helpers_over_ray(name: str, ray_here: None) -> None:
-    check_equal(ray_executor, lambda: job(SETTINGS[name], 3, "conv"))
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(180)
 @pytest.mark.parametrize("name", SETTINGS)
-def test_every_method_over_ray(name: str, ray_here: None) -> None:
-    check_equal(ray_executor, lambda: job(SETTINGS[name], 3, "conv"))
+def test_every_method_over_ray(name: str, pooled_executor: Make) -> None:
+    check_equal(pooled_executor, lambda: job(SETTINGS[name], 3, "conv", batch_size=4))
 
 
-@pytest.mark.parametrize(("network", "k"), [("alexnet", 8), pytest.param("vgg16", 16, marks=pytest.mark.slow)])
-def test_a_unit_a_stage_with_dropout_in_its_tail(network: str, k: int) -> None:
+@pytest.mark.parametrize(("network", "k"), [("alexnet", 8), ("vgg16", 16)])
+def test_a_unit_a_stage_with_dropout_in_its_tail(network: str, k: int, narrow_linear_units: None) -> None:
     def new_job() -> Job:
         built = bl.build_network(network)
         small = job(bl.BackLink(propagation_length=1, alpha=0.5), 2, batch_size=2)
         return replace(small, modules=bl.split(built, k))
 
-    check_equal(ThreadsExecutor, new_job, (1, 1))  # a step moves 40 million weights, and a second one their momentum
-
-
-def test_dropout_in_a_tail_draws_the_same_mask_in_its_replica() -> None:
-    check_equal(ThreadsExecutor, lambda: job(bl.BackLink(propagation_length=2, alpha=0.5), 3, "conv", dropout=0.3))
+    check_equal(ThreadsExecutor, new_job, (1, 1))
 
 
 def test_a_tail_of_another_length_is_another_result() -> None:

@@ -1,4 +1,4 @@
-"""Evaluation: errors class by class, checked by hand, and the same whichever executor counts them."""
+"""Evaluation: errors class by class, checked by hand. That every executor counts the same is a matter of the pipeline."""
 
 import json
 from dataclasses import replace
@@ -7,18 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-import backlink_ray as bl
 from backlink_ray.data.choice import choose
 from backlink_ray.data.datasets import hold_out, load_dataset
 from backlink_ray.data.originals import long_tailed
 from backlink_ray.errors import ConfigError
-from backlink_ray.pipeline.threads import ThreadsExecutor
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.job import make_job
 from backlink_ray.runs.options import RunOptions
 from backlink_ray.runs.runner import run
-from backlink_ray.train.executor import EvaluationSum, LocalExecutor
-from tests.examples import job
+from backlink_ray.train.executor import EvaluationSum
 
 
 def test_errors_of_classes_by_hand() -> None:
@@ -30,20 +27,6 @@ def test_errors_of_classes_by_hand() -> None:
     assert result.class_images == (3, 1, 0, 1)
     assert result.class_error_pct == [pytest.approx(200 / 3), 0.0, None, 100.0]
     assert (result.wrong, result.images, result.error_pct) == (3, 5, 60.0)
-
-
-@pytest.mark.parametrize("num_modules", [1, 3])
-def test_every_executor_counts_the_same(num_modules: int) -> None:
-    method = bl.BackLink(propagation_length=1, alpha=0.5) if num_modules > 1 else bl.BP()
-    results = []
-    for make in (LocalExecutor, ThreadsExecutor):
-        with make(job(method, num_modules)) as executor:
-            executor.train(2)
-            results.append(executor.evaluate("test"))
-    assert results[0] == results[1]
-    assert results[0].class_images == tuple(
-        job(method, num_modules).evaluations["test"].labels.bincount(minlength=10).tolist()
-    )
 
 
 def test_a_run_writes_the_error_of_each_class_once_with_the_last_weights(tmp_path: Path) -> None:
@@ -59,7 +42,7 @@ def test_a_run_writes_the_error_of_each_class_once_with_the_last_weights(tmp_pat
     assert result["class_train_images"] == data.train_counts
     assert sum(errors) / 10 == pytest.approx(result["test_error_pct"])  # the test set is balanced
     assert ["class_error_pct" in epoch for epoch in result["curve"]] == [False, True]
-    with pytest.raises(ConfigError, match="chosen by seed 0"):
+    with pytest.raises(ConfigError, match="seed=1.* seed 0"):
         make_job(config.replace(seed=1), data, RunOptions(output_dir=tmp_path))
 
 

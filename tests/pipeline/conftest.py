@@ -1,0 +1,26 @@
+"""Executors of the pipeline over Ray, with stages that are started for a run, and with stages that are there already."""
+
+from collections.abc import Callable
+
+import pytest
+
+from backlink_ray.train.executor import Executor, Job
+
+
+@pytest.fixture
+def ray_executor(ray_here: None) -> Callable[[Job], Executor]:
+    from backlink_ray.pipeline.actors import RayExecutor
+
+    return RayExecutor
+
+
+@pytest.fixture
+def pooled_executor(
+    ray_executor: Callable[[Job], Executor], monkeypatch: pytest.MonkeyPatch
+) -> Callable[[Job], Executor]:
+    """RayExecutor as it is; its actors take another plan instead of being started and ended."""
+    from backlink_ray.pipeline import actors
+    from tests.pipeline.pool import PooledGroup
+
+    monkeypatch.setattr(actors, "ActorGroup", PooledGroup)
+    return ray_executor
