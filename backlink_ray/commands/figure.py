@@ -22,7 +22,7 @@ from backlink_ray.figures.data import FigureData
 from backlink_ray.figures.style import name_of
 from backlink_ray.provenance import hardware
 from backlink_ray.runs.config import RunConfig
-from backlink_ray.runs.results import Record, Value
+from backlink_ray.runs.results import Results, Value
 from backlink_ray.seeds import derive_seed
 from backlink_ray.text import slug
 from backlink_ray.tracking.tracker import Tracker
@@ -147,7 +147,7 @@ class _FigureCommand:
             note = f"{self._name}: a figure of the paper, measured anew."
             tracker = open_tracker(self._flags, f"backlink-{self._name}", note)  # first: a wrong URI costs no measuring
             try:
-                paths = self._draw(self._rows(Record(self._folder), measured), tracker)
+                paths = self._draw(self._rows(Results(self._folder), measured), tracker)
             finally:
                 tracker.close()
         return self._finish(paths, tracker)
@@ -181,7 +181,7 @@ class _FigureCommand:
             print(estimate(left[0], total))
         return 0
 
-    def _rows(self, record: Record, measured: Iterator[Row] | None) -> list[dict[str, Value]]:
+    def _rows(self, record: Results, measured: Iterator[Row] | None) -> list[dict[str, Value]]:
         """Return the rows of one kind of hardware: this one's, after measuring what it lacks, or the newest row's."""
         for row in measured or ():
             record.append(row)
@@ -209,7 +209,7 @@ class _FigureCommand:
 
     def _finish(self, paths: Sequence[Path], tracker: Tracker) -> int:
         print(f"figure: {', '.join(map(str, paths))}")
-        print(f"results: {self._folder / 'results'} (Parquet)")
+        print(f"results: {Results(self._folder).export()}")
         print_link(tracker)
         print(f"resume: {resume_line()}", flush=True)
         return 1 if self._failed else 0
@@ -217,7 +217,7 @@ class _FigureCommand:
 
 def recorded(room: MeasurementContext) -> set[str]:
     """Return the run_ids that this figure's record has; what is there is not measured again."""
-    return Record(room.folder).done()
+    return Results(room.folder).done()
 
 
 def number_of_devices(device: str) -> int:

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 
 from backlink_ray.errors import ConfigError, NonFiniteLossError, StageError
-from backlink_ray.tracking.tracker import Tracker
+from backlink_ray.tracking.tracker import ExperimentInfo, NoTracker, Tracker
 from backlink_ray.tracking.uri import default_tracking_uri, redact
 
 # What ends one run or measurement, and says nothing about the next.
@@ -73,18 +73,17 @@ def open_tracker(flags: CommonFlags, experiment: str, note: str) -> Tracker:
     """Open the tracker of an experiment, and say where it tracks to: the flag, else MLflow's variable, else the storage path.
 
     Raises:
-        ValueError: a tracking URI of no kind that MLflow takes.
-        OSError: the spool cannot be written.
+        ConfigError: a tracking URI of no kind that MLflow takes.
     """
     flag, env = flags.tracking_uri, os.environ.get("MLFLOW_TRACKING_URI", "")
     uri = flag or env or default_tracking_uri(flags.storage)
     source = "--tracking-uri" if flag else "$MLFLOW_TRACKING_URI" if env else "the storage path"
     print(f"tracking to {redact(uri)} (from {source})", file=sys.stderr, flush=True)
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or experiment
-    return Tracker(flags.storage / "spool", uri, experiment=name, note=note)
+    return Tracker(uri, ExperimentInfo(name=name, note=note), flags.storage)
 
 
-def print_link(tracker: Tracker, group_by: str = "K", only: str = "") -> None:
+def print_link(tracker: NoTracker, group_by: str = "K", only: str = "") -> None:
     """Print the MLflow command, where a server has to be started, and the link, as `Tracker.link` makes it."""
     link, command = tracker.link(group_by, only), tracker.command()
     print(f"MLflow: {command + '  then open ' if command else ''}{link}")

@@ -1,12 +1,11 @@
 """Publish: a table written in all its forms, tracked, and shown on the terminal."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table as Screen
 
-from backlink_ray import provenance
 from backlink_ray.files import write_whole
 from backlink_ray.paper.cells import published_error_pct
 from backlink_ray.paper.classes import ClassError, classes_csv, classes_markdown
@@ -15,8 +14,8 @@ from backlink_ray.paper.page import html
 from backlink_ray.paper.scores import Scores, gll_of, is_baseline
 from backlink_ray.paper.table import RUN_COLUMNS, Table, cells_csv, markdown, paper_csv, run_cells
 from backlink_ray.runs.results import config_of
-from backlink_ray.tracking.journal import Journal
-from backlink_ray.tracking.tracker import Tracker
+from backlink_ray.runs.tracked import derive, track
+from backlink_ray.tracking.tracker import NoTracker
 
 
 def write(table: Table, folder: Path, classes: Sequence[ClassError] = ()) -> tuple[Path, ...]:
@@ -36,8 +35,8 @@ def write(table: Table, folder: Path, classes: Sequence[ClassError] = ()) -> tup
     return tuple(folder / name for name in contents)
 
 
-def compare(tracker: Journal, grid: Grid, rows: Rows) -> None:
-    """Add to the full runs of cells their test error less that of GLL at their seed, and less the paper's.
+def compare(tracker: NoTracker, folder: Path, grid: Grid, rows: Rows) -> None:
+    """Add to the full runs of cells, in a study's folder, their test error less that of GLL at their seed, and less the paper's.
 
     The metrics vs_gll_pct and vs_paper_pct are in points, below 0 is better; the paper's number counts at its budget alone.
     """
@@ -48,18 +47,9 @@ def compare(tracker: Journal, grid: Grid, rows: Rows) -> None:
             published = published_error_pct(config_of(dict(row))) if grid.budget.is_paper else None
             others = {"vs_gll_pct": gll[seed]["test_error_pct"] if seed in gll else None, "vs_paper_pct": published}
             found = {name: row["test_error_pct"] - other for name, other in others.items() if other is not None}
-            if tracker.has(row["run_id"]):  # not where it was tracked to another experiment
-                tracker.log_metrics(row["run_id"], found, row["epochs"])
-
-
-def track(tracker: Tracker, name: str, files: Iterable[Path]) -> None:
-    """Attach a table's files to a run of its own in MLflow: they belong to no single trial."""
-    run_id = f"{name}.table"
-    tags = {"study": name, "kind": "table", "commit": provenance.commit()}
-    tracker.start_run(run_id, run_id, {}, tags)
-    for file in files:
-        tracker.log_artifact(run_id, file)
-    tracker.end_run(run_id, "FINISHED", "written")
+            run = folder / "runs" / row["run_id"]
+            if derive(run, found):
+                track(tracker, run)
 
 
 def print_cells(table: Table) -> None:

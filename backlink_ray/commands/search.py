@@ -1,6 +1,5 @@
 """Command: the one face of all studies: flags, presets, the dry run, exit codes and the last lines."""
 
-import contextlib
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +22,8 @@ from backlink_ray.files import write_whole
 from backlink_ray.paper.cells import published_error_pct
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.data import load_for
-from backlink_ray.runs.results import Record, Value, config_of
+from backlink_ray.runs.results import Results, Value, config_of
+from backlink_ray.runs.tracked import track_files
 from backlink_ray.tracking.tracker import Tracker
 from backlink_ray.tuning.folder import claim, lock_study_folder
 from backlink_ray.tuning.plan import Plan
@@ -134,7 +134,7 @@ class _Command:
 
     def _report(self) -> int:
         claim(self._folder, self._name, self._plan, "auto" if self._earlier else "must")
-        if not self._earlier and not Record(self._folder).done():
+        if not self._earlier and not Results(self._folder).done():
             raise ConfigError(
                 f"storage folder {str(self._folder)!r} has no finished run to report; run this without --report-only first"
             )
@@ -170,20 +170,17 @@ class _Command:
 
     def _finish(self, study: Study) -> int:
         metric = self._plan.metric
-        rows = list({row["run_id"]: row for row in (*self._earlier, *study.record.rows())}.values())
+        rows = list({row["run_id"]: row for row in (*self._earlier, *study.results.rows())}.values())
         place, total = f"{self._plan.base.network} on {self._plan.base.dataset}", self._plan.size + len(self._earlier)
         title = f"{self._name}: {place}, {len(rows)} of {total} trials"
         print_table(rows, metric, title)
         report = self._folder / "table.md"
         write_whole(report, markdown(rows, metric, title))
-        with contextlib.suppress(
-            ValueError
-        ):  # a study that ended earlier, under another experiment or without its spool
-            study.tracker.log_artifact(str(rows[-1]["run_id"]) if rows else "", report)
+        track_files(study.tracker, self._folder, {}, (report,))
         pictures = self._draw(study, rows)
         study.tracker.close()
         print(best_line(rows, metric))
-        print(f"results: {self._folder / 'results'} (Parquet), {', '.join(map(str, (report, *pictures)))}")
+        print(f"results: {', '.join(map(str, (study.results.export(), report, *pictures)))}")
         print_link(study.tracker)
         print(f"resume: {resume_line()}")
         if study.missing() and not self._flags.report_only:

@@ -14,7 +14,7 @@ from backlink_ray.benchmarks.speed import images_per_s
 from backlink_ray.commands.exit_codes import guarded, resume_line
 from backlink_ray.commands.flags import Flags, choose_preset, open_tracker, print_link
 from backlink_ray.commands.launch import check_numbers, describe, fit, resources_here
-from backlink_ray.commands.publish import compare, print_cells, track, write
+from backlink_ray.commands.publish import compare, print_cells, write
 from backlink_ray.data.datasets import data_root
 from backlink_ray.data.images import Dataset
 from backlink_ray.errors import ConfigError
@@ -25,7 +25,8 @@ from backlink_ray.paper.recipes import ALPHAS, PAPER, Budget, recipe
 from backlink_ray.paper.table import TITLES, Table, build
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.data import load_for
-from backlink_ray.runs.results import Record, made_with
+from backlink_ray.runs.results import Results, made_with
+from backlink_ray.runs.tracked import track_files
 from backlink_ray.tracking.tracker import Tracker
 from backlink_ray.tuning.folder import claim, lock_study_folder
 from backlink_ray.tuning.plan import Plan
@@ -197,15 +198,15 @@ class Sweep:
         return self._finish(Study(self._name, plan, self._folder, self._tracker()))
 
     def _finish(self, study: Study) -> int:
-        rows = study.record.rows()
+        rows = study.results.rows()
         table = build(self._number, self.grid, rows, made_with(self._folder, rows))
         files = write(table, self._folder, class_errors(table, self.grid, rows, self._folder))
-        compare(study.tracker, self.grid, rows)
-        track(study.tracker, self._name, files)
+        compare(study.tracker, self._folder, self.grid, rows)
+        track_files(study.tracker, self._folder, {}, files)
         study.tracker.close()
         print_cells(table)
         print(self._summary(table))
-        print(f"results: {self._folder / 'results'} (Parquet), {', '.join(map(str, files))}")
+        print(f"results: {', '.join(map(str, (study.results.export(), *files)))}")
         # One line a cell, the mean of its seeds: an average over data sets or networks would say nothing.
         print_link(study.tracker, "tags.cell", "tags.kind = 'full'")
         print(f"resume: {resume_line()}")
@@ -288,4 +289,4 @@ def _alphas(flag: str, choices: tuple[float, ...]) -> tuple[float, ...]:
 
 
 def _recorded(folder: Path) -> Rows:
-    return Record(folder).rows() if (folder / "results").is_dir() else []
+    return Results(folder).rows()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.results import Value, config_of
-from backlink_ray.tracking.tracker import Tracker
+from backlink_ray.tracking.tracker import NoTracker
 from backlink_ray.tuning.plan import Plan
 from backlink_ray.tuning.space import base_with
 
@@ -19,7 +19,7 @@ class FigureData:
     plan: Plan
     rows: list[dict[str, Value]]
     folder: Path
-    tracker: Tracker
+    tracker: NoTracker
 
     @property
     def missing(self) -> list[RunConfig]:

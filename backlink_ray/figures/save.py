@@ -9,13 +9,11 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from backlink_ray import provenance
 from backlink_ray.errors import ConfigError
 from backlink_ray.figures.style import _CAPTION_PT
 from backlink_ray.runs.results import Value
-from backlink_ray.text import slug
-from backlink_ray.tracking.journal import NoTracker
-from backlink_ray.tracking.tracker import Tracker
+from backlink_ray.runs.tracked import track_files
+from backlink_ray.tracking.tracker import NoTracker
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,17 +21,17 @@ if TYPE_CHECKING:
 
 def save_figure(
     figure: "Figure", rows: Sequence[Mapping[str, Value]], name: str, folder: Path, *, caption: str,
-    tracker: Tracker | NoTracker | None = None,
+    tracker: NoTracker | None = None,
 ) -> list[Path]:  # fmt: skip
-    """Write a figure as PNG with its caption below, its data as CSV and Parquet, and log all three as MLflow artifacts.
+    """Write a figure as PNG with its caption below, and its data as CSV and Parquet; track all three with the study's run.
 
     Args:
         figure: laid out by "constrained"; see `new_figure`.
         rows: the data, one row a point; a column that a row lacks is empty there.
-        name: of the files, and of the figure's run in MLflow.
-        folder: where they go; made if missing.
+        name: of the files.
+        folder: where they go, the study's; made if missing.
         caption: network, data set, budget, hardware, n.
-        tracker: open; None tracks nothing.
+        tracker: open; None: nothing is tracked.
 
     Returns:
         The PNG, the CSV and the Parquet file.
@@ -53,7 +51,8 @@ def save_figure(
         pq.write_table(table, paths[2])
     except OSError as error:
         raise ConfigError(f"folder {str(folder)!r} cannot be written ({error.strerror}); give another") from error
-    _track(paths, name, caption, tracker or NoTracker())
+    if tracker:
+        track_files(tracker, folder, {f"caption.{name}": caption}, paths)
     return paths
 
 
@@ -70,12 +69,3 @@ def _write_caption(figure: "Figure", caption: str) -> None:
 def _table(rows: Sequence[Mapping[str, Value]]) -> pa.Table:
     columns = list(dict.fromkeys(column for row in rows for column in row))
     return pa.Table.from_pydict({column: [row.get(column) for row in rows] for column in columns})
-
-
-def _track(paths: Sequence[Path], name: str, caption: str, tracker: Tracker | NoTracker) -> None:
-    about = provenance.describe()
-    tags = {"figure": name, "caption": caption, "version": about["backlink_ray"], "commit": about["commit"]}
-    tracker.start_run(slug(name), name, {}, tags)
-    for path in paths:
-        tracker.log_artifact(slug(name), path)
-    tracker.end_run(slug(name), "FINISHED", "drawn")

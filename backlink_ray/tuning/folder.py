@@ -9,9 +9,11 @@ from pathlib import Path
 
 from backlink_ray.errors import BusyError, ConfigError
 from backlink_ray.files import exclusive, write_whole
+from backlink_ray.runs.tracked import DRIVER_LOCK
 from backlink_ray.tuning.plan import Plan
 
 MANIFEST = "study.json"
+_LOOK_TIMEOUT_S = 0.5  # `backlink-ray sync` looks whether a driver lives, which takes the lock for an instant
 
 
 def claim(folder: Path, name: str, plan: Plan, resume: str) -> None:
@@ -56,7 +58,7 @@ def lock_study_folder(folder: Path) -> Iterator[None]:
     """Hold a study folder for this process; ConfigError where another one is at work in it."""
     with ExitStack() as held:
         try:
-            held.enter_context(exclusive(folder / ".driver.lock", 0.0))
+            held.enter_context(exclusive(folder / DRIVER_LOCK, _LOOK_TIMEOUT_S))
         except BusyError as error:
             raise ConfigError(
                 f"storage folder {str(folder)!r} is in use by another process that runs this study; wait for it, or give "

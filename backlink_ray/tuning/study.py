@@ -12,8 +12,9 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
 from backlink_ray.data.images import Dataset
-from backlink_ray.runs.results import Record
-from backlink_ray.tracking.tracker import Tracker
+from backlink_ray.runs.results import Results
+from backlink_ray.runs.tracked import end_open_runs, track_all
+from backlink_ray.tracking.tracker import NoTracker
 from backlink_ray.tuning.callback import Ledger, Reporter
 from backlink_ray.tuning.plan import Plan
 from backlink_ray.tuning.resources import ClusterResources
@@ -27,23 +28,24 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 
 
 class Study:
-    """A claimed study folder with its record, ready to run what is left of a plan."""
+    """A claimed study folder with its results, ready to run what is left of a plan."""
 
-    def __init__(self, name: str, plan: Plan, folder: Path, tracker: Tracker) -> None:
+    def __init__(self, name: str, plan: Plan, folder: Path, tracker: NoTracker) -> None:
         self.name, self.plan, self.folder, self.tracker = name, plan, folder, tracker
-        self.record = Record(folder)
+        self.results = Results(folder)
+        track_all(tracker, folder)  # what an earlier driver could not bring to MLflow
 
     def left(self) -> int:
         """Return how many trials of the plan are to be run: a search's failed ones stay failed, a list's may run again."""
         if self.plan.space:
-            return max(0, self.plan.num_samples - len(self.record.rows()))
+            return max(0, self.plan.num_samples - len(self.results.rows()))
         return len(self.cells_left())
 
     def missing(self) -> int:
         """Return how many trials of the plan have not ended in any way: those an interruption left."""
         if self.plan.space:
             return self.left()
-        ended = {row["run_id"] for row in self.record.rows()}
+        ended = {row["run_id"] for row in self.results.rows()}
         return len({self._run_id(cell) for cell in self.plan.cells} - ended)
 
     def _run_id(self, cell: dict[str, Any]) -> str:
@@ -51,12 +53,13 @@ class Study:
 
     def cells_left(self) -> list[dict[str, Any]]:
         """Return the cells that are not done; failed ones are among them where the plan says so."""
-        done = self.record.done() if self.plan.retry_failed else {row["run_id"] for row in self.record.rows()}
+        done = self.results.done() if self.plan.retry_failed else {row["run_id"] for row in self.results.rows()}
         by_run = {self._run_id(cell): cell for cell in self.plan.cells}  # two cells may be one run, as BP at any K
         return [cell for run_id, cell in by_run.items() if run_id not in done]
 
     def run(self, datasets: Mapping[str, Dataset], places: ClusterResources) -> None:
         """Run what is left, at least one trial; `datasets` has theirs by `data_key`."""
+        end_open_runs(self.folder / "runs", "the process that ran the study died")
         count = self.left()
         trainable = tune.with_parameters(
             trial,
@@ -72,7 +75,11 @@ class Study:
             tune_config=self._tune_config(count, places),
             run_config=self._run_config(datasets, places),
         )
-        tuner.fit()
+        try:
+            tuner.fit()
+        finally:
+            end_open_runs(self.folder / "runs", "the study was ended before the run")
+            track_all(self.tracker, self.folder)
 
     def _param_space(self) -> dict[str, Any]:
         return {} if self.plan.space else {"cell": tune.grid_search(self.cells_left())}
@@ -81,7 +88,7 @@ class Study:
         limit = places.max_concurrent or (0 if places.num_gpus else 1)
         if not self.plan.space:
             return tune.TuneConfig(num_samples=1, max_concurrent_trials=limit or None)
-        recorded = {str(row["run_id"]) for row in self.record.rows()}
+        recorded = {str(row["run_id"]) for row in self.results.rows()}
         found = open_search(
             self.plan.space, self.plan.base, self.plan.metric, self.folder, self.name, first=self.plan.first,
             objectives=self.plan.objectives, has_result=lambda choice: self._run_id(choice) in recorded,
@@ -102,7 +109,7 @@ class Study:
             name=self.name,
             base=self.plan.base,
             folder=self.folder,
-            record=self.record,
+            results=self.results,
             tracker=self.tracker,
             places=places,
             tags=self.plan.tags,

@@ -97,7 +97,6 @@ def test_a_conv_head_keeps_the_width_of_the_last_feature_maps() -> None:
     assert widths == [(192, 384, 2), (256, 256, 1), (256, 256, 1)]
 
 
-
 def test_refusals() -> None:
     with pytest.raises(bl.ConfigError, match="allowed 1..8"):
         bl.split(tiny_network(), 9)
