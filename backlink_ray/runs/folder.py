@@ -102,7 +102,7 @@ class RunFolder:
         ):
             raise StorageError(f"{file} lacks epochs before {last['epoch']}, where its checkpoint stands; {way_out}")
         content = "".join(json.dumps(metrics) + "\n" for metrics in curve).encode()
-        if file.exists() and file.read_bytes() != content or curve != epochs:
+        if (file.exists() and file.read_bytes() != content) or curve != epochs:
             write_whole(file, content)
         return curve
 

@@ -246,6 +246,6 @@ class Tracker(NoTracker):
         self._said.add(reason)
 
     def _say_down(self, reason: str) -> None:
-        if not self._is_down:
+        if not (self._is_down or self._stopped):
             _log.warning("MLflow at %s fails (%s); training goes on, runs wait on disk", redact(self._uri), reason)
         self._is_down = True

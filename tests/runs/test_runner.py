@@ -84,7 +84,10 @@ def stop_at(patch: pytest.MonkeyPatch, owner: type, name: str, call: int) -> Non
 
 @pytest.mark.parametrize(
     ("owner", "name", "call"),
-    [(Checkpoints, "save", 1), (RunFolder, "append", 1), (Checkpoints, "save", 2), (RunFolder, "append", 2), (RunFolder, "finish", 1)],
+    [
+        (Checkpoints, "save", 1), (RunFolder, "append", 1), (Checkpoints, "save", 2), (RunFolder, "append", 2),
+        (RunFolder, "finish", 1),
+    ],
 )  # fmt: skip
 def test_a_kill_between_any_two_writes_leaves_each_epoch_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: type, name: str, call: int

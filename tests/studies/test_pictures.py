@@ -14,7 +14,7 @@ from backlink_ray.figures.data import FigureData
 from backlink_ray.paper.cells import find
 from backlink_ray.paper.recipes import recipe
 from backlink_ray.runs.results import Results
-from backlink_ray.tracking.journal import NoTracker
+from backlink_ray.tracking.tracker import NoTracker
 from backlink_ray.tuning.plan import Plan
 from backlink_ray.tuning.space import base_with
 from tests.paper.rows import Row, row_of
@@ -146,7 +146,8 @@ def test_sensitivity_marks_the_papers_gll_and_what_it_names(
 
 
 def environment(folder: Path, rows: list[Row]) -> None:
-    about = {"versions": {"torch": "2.9"}, "gpus": ["H100"], "backlink_ray": "1", "commit": "abc"}
+    stage = {"versions": {"torch": "2.9"}, "hardware": "H100", "backlink_ray": "1", "commit": "abc"}
+    about = {"attempts": [{"executor": "ray", "first_epoch": 1, "stages": [stage, stage]}]}
     for row in rows:
         run = folder / "runs" / str(row["run_id"])
         run.mkdir(parents=True)

@@ -11,7 +11,7 @@ from backlink_ray.commands import table as sweep
 from backlink_ray.paper.cells import cells
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.results import Results
-from backlink_ray.tracking.journal import NoTracker
+from backlink_ray.tracking.tracker import NoTracker
 from backlink_ray.tuning.plan import Plan
 from backlink_ray.tuning.study import Study
 from tests.paper.rows import Row, row_of
@@ -112,8 +112,8 @@ def tracked(storage: Path, run_id: str) -> None:
     (experiment,) = [e for e in client.search_experiments() if e.name == "backlink-table_4-smoke"]
     runs = {run.data.tags["backlink_ray.run_id"]: run for run in client.search_runs([experiment.experiment_id])}
     assert (runs[run_id].data.tags["cell"], runs[run_id].data.tags["kind"]) == (CELL, "full")
-    assert sorted(run.data.tags["kind"] for run in runs.values()) == ["full", "selection", "selection", "table"]
-    files = {file.path for file in client.list_artifacts(runs["table_4-smoke.table"].info.run_id)}
+    assert sorted(run.data.tags["kind"] for run in runs.values()) == ["full", "selection", "selection", "study"]
+    files = {file.path for file in client.list_artifacts(runs["table_4-smoke"].info.run_id)}
     assert files == {"table.md", "table.html", "table.csv", "cells.csv", "classes.csv"}
 
 
@@ -152,5 +152,5 @@ def test_what_failed_runs_again_only_where_that_is_asked_for(tmp_path: Path) -> 
     cells = ({"seed": 0}, {"seed": 1})
     left = [
         Study("s", Plan(base=base, cells=cells, retry_failed=retry), tmp_path, NoTracker()) for retry in (False, True)
-    ]  # type: ignore[arg-type]
+    ]
     assert [study.cells_left() for study in left] == [[{"seed": 1}], [{"seed": 0}, {"seed": 1}]]

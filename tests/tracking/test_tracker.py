@@ -98,11 +98,8 @@ def test_what_changes_is_the_newest_but_parameters_stay(
         track(uri, a_run(status="RUNNING", end_reason=""))
         assert database.runs() == [("r", "RUNNING")]
         track(uri, derived(value, time_ms))
-    assert database.query("select value, timestamp from metrics where key = 'vs_gll_pct' order by 2") == [
-        (1.5, 1),
-        (2.5, 2),
-        (1.5, 3),
-    ]
+    stored = database.query("select value, timestamp from metrics where key = 'vs_gll_pct' order by 2")
+    assert stored == [(1.5, 1), (2.5, 2), (1.5, 3)]
     assert database.query("select value from latest_metrics where key = 'vs_gll_pct'") == [(1.5,)]
     assert {"time": "3", "end_reason": "1.5"}.items() <= database.tags("r").items()
     assert sorted(database.query("select key, value from params")) == [("K", "4"), ("eta", "0.5"), ("l", "2")]
@@ -127,13 +124,12 @@ def test_a_kill_between_any_two_requests_leaves_one_run_and_no_point_twice(
     """A process dies at each request, before MLflow has got it or after; its epochs train again, which takes other times."""
     (tmp_path / "config.yaml").write_text("K: 4")
     MlflowSink(uri).experiment_id(ExperimentInfo(name="e"))
-    runs = (a_run(f"r{i:02d}", artifacts=[tmp_path / "config.yaml"]) for i in itertools.count())
-    deaths = 0
-    while killed_at(deaths, before, lambda run=next(runs): MlflowSink(uri).log(run)):
+    for deaths in itertools.count():
         run = a_run(f"r{deaths:02d}", artifacts=[tmp_path / "config.yaml"])
+        if not killed_at(deaths, before, lambda run=run: MlflowSink(uri).log(run)):
+            break
         later = [[replace(p, time_ms=p.time_ms + 7) for p in points] for points in (run.curve, run.summary)]
         MlflowSink(uri).log(replace(run, curve=later[0], summary=later[1]))
-        deaths += 1
     assert deaths > 6
     assert database.runs() == [(f"r{i:02d}", "FINISHED") for i in range(deaths + 1)]
     assert database.points() == written("r", deaths + 1, 3)
