@@ -70,19 +70,22 @@ def _print_epoch(config: RunConfig) -> Callable[[dict[str, Any]], None]:
 
 @dataclass(frozen=True, kw_only=True)
 class Sync:
-    """Replay what was tracked into MLflow, for example after its server was down; nothing is doubled."""
+    """Bring MLflow up to what was run, for example after its server was down; nothing is doubled."""
 
-    spool_dir: tyro.conf.Positional[Path]
-    """The folder of spools: STORAGE/spool of a study."""
-    tracking_uri: str = field(default_factory=lambda: os.environ.get("MLFLOW_TRACKING_URI", ""))
-    """Where to: sqlite:////ABSOLUTE/mlflow.db or http://HOST:PORT; default $MLFLOW_TRACKING_URI."""
+    storage: tyro.conf.Positional[Path]
+    """The storage path of studies and figures, or the folder of one of them."""
+    tracking_uri: str = ""
+    """Where to: sqlite:////ABSOLUTE/mlflow.db or http://HOST:PORT; default $MLFLOW_TRACKING_URI, else sqlite in the storage."""
 
     def main(self) -> int:
-        """Replay and say how much."""
-        from backlink_ray.tracking.tracker import sync  # mlflow takes seconds to import
+        """Sync and say how much."""
+        from backlink_ray.runs.tracked import sync  # pyarrow and mlflow take seconds to import
+        from backlink_ray.tracking.uri import default_tracking_uri, redact
 
-        print(sync(self.spool_dir, self.tracking_uri))
-        return 0
+        uri = self.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "") or default_tracking_uri(self.storage)
+        there, refused = sync(self.storage, uri)
+        print(f"{there} runs are in MLflow at {redact(uri)}" + f"; {refused} cannot be, see above" * bool(refused))
+        return 1 if refused else 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,14 +1,16 @@
-"""Files: written whole or not at all, on disk before anybody is told so, and locks that die with their process."""
+"""Files: written whole or not at all, on disk before anybody is told so; logs of lines; locks that die with their process."""
 
 import fcntl
+import json
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from backlink_ray.errors import BusyError
+from backlink_ray.errors import BusyError, StorageError
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -35,14 +37,6 @@ def write_synced(path: Path, content: str | bytes) -> None:
         os.fsync(file.fileno())
 
 
-def append_line(path: Path, line: str) -> None:
-    """Append a line and wait until the disk has it."""
-    with path.open("a") as file:
-        file.write(line + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def sync_folder(folder: Path) -> None:
     """Wait until the disk knows the names in `folder`: a new file survives a power cut only after this."""
     handle = os.open(folder, os.O_RDONLY)
@@ -50,6 +44,56 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def append_line(path: Path, row: Mapping[str, Any]) -> None:
+    """Append a row to a log, one line of JSON, and wait until the disk has it. One process at a time writes a log.
+
+    A kill or a full disk can leave a torn last line: it is cut off first, since a row glued to it would be lost as well.
+
+    Raises:
+        OSError: the disk did not take the line.
+    """
+    is_new = not path.exists()
+    with path.open("ab+") as file:
+        file.truncate(_whole_bytes(path))
+        file.write(json.dumps(dict(row)).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+    if is_new:
+        sync_folder(path.parent)
+
+
+def _whole_bytes(path: Path) -> int:
+    """Return where the last line that ends with a line end ends."""
+    return path.read_bytes().rfind(b"\n") + 1
+
+
+def read_lines(path: Path, way_out: str) -> list[dict[str, Any]]:
+    """Return the rows of a log, oldest first; a torn last line does not count, and a log that is not there has none.
+
+    Args:
+        path: of the log.
+        way_out: what the user can do about a damaged line; ends the message of the error.
+
+    Raises:
+        StorageError: a line is damaged: names the file and the line.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return []
+    return [_row(line, f"{path}, line {number}", way_out) for number, line in enumerate(lines, 1)]
+
+
+def _row(line: bytes, place: str, way_out: str) -> dict[str, Any]:
+    try:
+        found = json.loads(line)
+    except ValueError as error:
+        raise StorageError(f"{place} is damaged ({error}); {way_out}") from error
+    if not isinstance(found, dict):
+        raise StorageError(f"{place} is damaged (no object of JSON); {way_out}")
+    return found
 
 
 @contextmanager
@@ -78,3 +122,15 @@ def try_lock(handle: int, mode: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def is_held(path: Path) -> bool:
+    """Tell whether a living process holds the lock file `path` by `exclusive`; this one counts as well."""
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        return not try_lock(handle, fcntl.LOCK_SH)
+    finally:
+        os.close(handle)

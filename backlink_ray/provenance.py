@@ -2,7 +2,9 @@
 
 import os
 import platform
+import socket
 import subprocess
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,11 @@ def describe() -> dict[str, Any]:
     }
 
 
+def describe_process(device: str) -> dict[str, Any]:
+    """Return `describe()` of this process with its host and its device by name: a stage's word for itself."""
+    return {**describe(), "host": socket.gethostname(), "device": device, "hardware": hardware(device)}
+
+
 def hardware(device: str) -> str:
     """Return the name of a device: the GPU's, or the processor's with its cores."""
     if device.startswith("cuda"):
@@ -35,6 +42,7 @@ def hardware(device: str) -> str:
     return f"{about['cpu_cores']} cores of {about['cpu'] or 'an unnamed processor'}"
 
 
+@cache  # a process goes on with the code that it has loaded, whatever is committed meanwhile
 def commit() -> str:
     """Return the package's git commit, with `+changes` where tracked files differ from it; "" outside a checkout."""
     folder = Path(__file__).parent

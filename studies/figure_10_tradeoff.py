@@ -22,7 +22,7 @@ from backlink_ray.figures.style import INK, PALE, format_axes, legend, line_styl
 from backlink_ray.figures.tradeoff import Trade, trades
 from backlink_ray.paper.cells import find
 from backlink_ray.paper.recipes import default_alpha, recipe
-from backlink_ray.runs.results import Record, config_of
+from backlink_ray.runs.results import Results, config_of
 from backlink_ray.tuning.plan import Plan
 from backlink_ray.tuning.space import Space
 
@@ -96,7 +96,7 @@ def table_3(storage: Path) -> Path:
 def table_rows(storage: Path, base: RunConfig) -> list[dict[str, Any]]:
     """Return Table III's finished runs of BP and BackLink that differ from a base in K, l, alpha and seed alone."""
     folder = table_3(storage)
-    rows = Record(folder).rows() if (folder / "results").is_dir() else []
+    rows = Results(folder).rows()
     return [row for row in rows if row["status"] == "FINISHED" and is_like(config_of(row), base)]
 
 

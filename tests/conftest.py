@@ -2,7 +2,9 @@
 
 import os
 import secrets
+import shutil
 from collections.abc import Generator, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -71,3 +73,21 @@ def ray_here() -> Iterator[None]:
 def narrow_linear_units(monkeypatch: pytest.MonkeyPatch) -> None:
     """AlexNet and VGG16 with their own units, dropout included, but not their 4096-wide linear maps' millions of weights."""
     monkeypatch.setattr("backlink_ray.nets.plain.LINEAR_WIDTH", 32)
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite store with MLflow's tables and nothing in them: making them takes seconds."""
+    mlflow = pytest.importorskip("mlflow")
+    path = tmp_path_factory.mktemp("template") / "mlflow.db"
+    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def storage(tmp_path: Path, template: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A storage folder whose SQLite store has its tables; the working directory is beside it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "storage").mkdir()
+    shutil.copy(template, tmp_path / "storage" / "mlflow.db")
+    return tmp_path / "storage"

@@ -89,19 +89,30 @@ def test_help_says_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
         assert flag in said
 
 
-def test_sync_replays_a_spool_and_refuses_what_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sync_brings_a_storage_to_mlflow_and_refuses_what_is_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from mlflow import MlflowClient
 
-    from backlink_ray.tracking.tracker import Tracker
+    from backlink_ray.runs.tracked import start_tracking
+    from backlink_ray.tracking.tracker import ExperimentInfo
 
-    tracker = Tracker(tmp_path / "spool", f"sqlite:///{tmp_path / 'one.db'}", experiment="e")
-    tracker.start_run("r", "name", {"K": 2}, {})
-    tracker.log_metrics("r", {"curve/test_error_pct": 50.0}, 1)
-    tracker.end_run("r", "FINISHED", "done")
-    assert tracker.close() == 0
-    assert main(["sync", str(tmp_path / "spool"), "--tracking-uri", f"sqlite:///{tmp_path / 'two.db'}"]) == 0
-    client = MlflowClient(f"sqlite:///{tmp_path / 'two.db'}")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    folder = tmp_path / "storage" / "study" / "runs" / "r"
+    assert main([*train(folder), "--executor", "local"]) == 0
+    start_tracking(folder, ExperimentInfo(name="e"), "name", params={"K": 2}, tags={}, dataset={})
+    assert main(["sync", str(tmp_path / "storage")]) == 0
+    assert f"1 runs are in MLflow at sqlite:///{tmp_path}/storage/mlflow.db" in capsys.readouterr().out
+    client = MlflowClient(f"sqlite:///{tmp_path / 'storage' / 'mlflow.db'}")
     (run,) = client.search_runs([client.get_experiment_by_name("e").experiment_id])
-    assert (run.info.status, run.data.metrics) == ("FINISHED", {"curve/test_error_pct": 50.0})
-    assert main(["sync", str(tmp_path / "none"), "--tracking-uri", "/folder"]) == 2
-    assert "'/folder' is a folder" in capsys.readouterr().err
+    assert (run.info.status, run.data.metrics["curve/epoch"]) == ("FINISHED", 1.0)
+    (tmp_path / "empty").mkdir()
+    for path, uri, message in (
+        ("none", "", "is no folder; give the --storage-path of a study"),
+        ("empty", "", "has nothing to sync"),
+        ("storage", "/folder", "'/folder' is a folder"),
+    ):
+        assert main(["sync", str(tmp_path / path), *(("--tracking-uri", uri) if uri else ())]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert message in line
+    assert list((tmp_path / "empty").iterdir()) == []

@@ -1,6 +1,7 @@
 """Files: a reader finds the old or the new content whatever happens, and a lock ends with its process."""
 
 import itertools
+import json
 import os
 import random
 import time
@@ -9,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from backlink_ray.errors import BusyError
-from backlink_ray.files import exclusive, write_whole
+from backlink_ray.errors import BusyError, StorageError
+from backlink_ray.files import append_line, exclusive, is_held, read_lines, write_whole
 from tests.children import started
 
 
@@ -58,7 +59,49 @@ def test_a_lock_is_held_by_one_process_and_ends_with_it(tmp_path: Path) -> None:
     lock = tmp_path / "lock"
     with started(hold_for_ever, lock) as child:
         assert child.told() == "held"
+        assert is_held(lock)
         with pytest.raises(BusyError, match=r"lock .* 0 s"), exclusive(lock, 0.0):
             pass
+    assert not is_held(lock)
+    assert not is_held(tmp_path / "no lock")
     with exclusive(lock, 5.0):
-        pass
+        assert is_held(lock)  # this process counts as well
+
+
+def test_a_row_is_never_glued_to_a_torn_line(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    assert read_lines(log, "") == []
+    for torn in (b"", b'{"a": 0, "b', b"\0\0\0", b'{"a": 0}'):
+        with log.open("ab") as file:
+            file.write(torn)
+        rows = read_lines(log, "")
+        append_line(log, {"a": len(rows)})
+        assert read_lines(log, "") == [*rows, {"a": len(rows)}]
+    assert [json.loads(line)["a"] for line in log.read_text().splitlines()] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("damage", [b"no json", b"[1]", b"\xff\xfe", b"\0\0"])
+def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path, damage: bytes) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_bytes(b'{"a": 0}\n' + damage + b"\n" + b'{"a": 1}\n')
+    with pytest.raises(StorageError, match=r"log\.jsonl, line 2 is damaged \(.*\); do this") as caught:
+        read_lines(log, "do this")
+    assert "\n" not in str(caught.value)
+
+
+def append_for_ever(telling: Connection, log: Path) -> None:
+    for i in itertools.count():
+        append_line(log, {"i": i, "text": "x" * 5000})
+        telling.send(i)
+
+
+@pytest.mark.timeout(60)
+def test_a_killed_writer_loses_no_row_that_it_said_it_had_written(tmp_path: Path) -> None:
+    log, said = tmp_path / "log.jsonl", 40
+    with started(append_for_ever, log) as child:
+        for _ in range(said):
+            child.told()
+    append_line(log, {"i": -1})
+    rows = [row["i"] for row in read_lines(log, "")]
+    assert rows == [*range(len(rows) - 1), -1]
+    assert len(rows) > said

@@ -15,5 +15,5 @@ def write_rows(rows: Iterable[Row], path: Path, what: str, device: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     where = {**provenance.describe(), "device": provenance.hardware(device)}
     for row in rows:
-        append_line(path, json.dumps({"what": what, **row, "date": time.strftime("%Y-%m-%d"), **where}))
+        append_line(path, {"what": what, **row, "date": time.strftime("%Y-%m-%d"), **where})
         print(what, json.dumps(row), flush=True)

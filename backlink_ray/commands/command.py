@@ -9,10 +9,9 @@ from pathlib import Path
 from backlink_ray.commands.exit_codes import resume_line
 from backlink_ray.commands.flags import CommonFlags
 from backlink_ray.errors import ConfigError
-from backlink_ray.provenance import commit
-from backlink_ray.runs.results import Record
-from backlink_ray.tracking.journal import NoTracker
-from backlink_ray.tracking.tracker import Tracker
+from backlink_ray.runs.results import Results
+from backlink_ray.runs.tracked import track_files
+from backlink_ray.tracking.tracker import ExperimentInfo, NoTracker, Tracker
 from backlink_ray.tracking.uri import default_tracking_uri, redact
 from backlink_ray.tuning.folder import check_study_folder, open_study_folder
 from backlink_ray.tuning.plan import Plan
@@ -46,7 +45,7 @@ class Command(ABC):
             self._last_lines(self.write() if self._can_write() else (), NoTracker())
             return 0
         self.prepare()
-        tracker: Tracker | NoTracker = NoTracker()
+        tracker = NoTracker()
         with open_study_folder(self.folder, self.name, self.plan, self.flags.resume):
             tracker = self._open_tracker()
             try:
@@ -62,7 +61,7 @@ class Command(ABC):
     def check_report(self) -> None:
         """Refuse to report where nothing is recorded; ConfigError names the folder."""
         check_study_folder(self.folder, self.name, self.plan)
-        if not self.record.done():
+        if not self.results.done():
             raise ConfigError(
                 f"storage folder {str(self.folder)!r} has no finished run to report; run this without --report-only first"
             )
@@ -76,7 +75,7 @@ class Command(ABC):
         """Check and load what the work needs, before anything is claimed."""
 
     @abstractmethod
-    def carry_out(self, tracker: Tracker) -> None:
+    def carry_out(self, tracker: NoTracker) -> None:
         """Run or measure what is left."""
 
     @abstractmethod
@@ -100,17 +99,13 @@ class Command(ABC):
         return f"backlink-{self.name}"
 
     @property
-    def record(self) -> Record:
+    def results(self) -> Results:
         """Return the study's results."""
-        return Record(self.folder)
+        return Results(self.folder)
 
-    def track(self, tracker: Tracker, files: Sequence[Path]) -> None:
+    def track(self, tracker: NoTracker, files: Sequence[Path]) -> None:
         """Attach tables and pictures to a run of their own: they belong to no single trial."""
-        run_id = f"{self.name}.study"
-        tracker.start_run(run_id, run_id, {}, {"study": self.name, "kind": "study", "commit": commit()})
-        for file in files:
-            tracker.log_artifact(run_id, file)
-        tracker.end_run(run_id, "FINISHED", "written")
+        track_files(tracker, self.folder, {}, files)
 
     def _open_tracker(self) -> Tracker:
         flag, env = self.flags.tracking_uri, os.environ.get("MLFLOW_TRACKING_URI", "")
@@ -118,7 +113,7 @@ class Command(ABC):
         source = "--tracking-uri" if flag else "$MLFLOW_TRACKING_URI" if env else "the storage path"
         print(f"tracking to {redact(uri)} (from {source})", file=sys.stderr, flush=True)
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or self.experiment()
-        return Tracker(self.flags.storage / "spool", uri, experiment=name, note=self.note())
+        return Tracker(uri, ExperimentInfo(name=name, note=self.note()), self.flags.storage)
 
     def _can_write(self) -> bool:
         if os.access(self.folder, os.W_OK):
@@ -126,8 +121,8 @@ class Command(ABC):
         print(f"{self.folder} cannot be written, so no table and no picture is made anew", file=sys.stderr)
         return False
 
-    def _last_lines(self, files: Sequence[Path], tracker: Tracker | NoTracker) -> None:
-        print(f"results: {', '.join(map(str, (self.folder / 'results', *files)))}")
+    def _last_lines(self, files: Sequence[Path], tracker: NoTracker) -> None:
+        print(f"results: {', '.join(map(str, (self.results.export(), *files)))}")
         link, start = tracker.link(self.group_by, self.only), tracker.command()
         if link:
             print(f"MLflow: {start + '  then open ' if start else ''}{link}")

@@ -22,10 +22,10 @@ from backlink_ray.errors import ConfigError
 from backlink_ray.figures.data import FigureData
 from backlink_ray.figures.style import name_of
 from backlink_ray.runs.config import RunConfig
-from backlink_ray.runs.results import Record, Row, Value
+from backlink_ray.runs.results import Results, Row, Value
 from backlink_ray.seeds import derive_seed
 from backlink_ray.text import slug
-from backlink_ray.tracking.tracker import Tracker
+from backlink_ray.tracking.tracker import NoTracker
 from backlink_ray.tuning.plan import Plan
 
 
@@ -77,7 +77,7 @@ class MeasurementContext:
 
     def measured(self) -> set[str]:
         """Return the names of what is recorded: it is not measured again."""
-        return Record(self.folder).done()
+        return Results(self.folder).done()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,20 +156,20 @@ class FigureCommand(Command):
         )
         self._rows_to_come = self._measurement.measure(left, context)
 
-    def carry_out(self, tracker: Tracker) -> None:
-        record = self.record
+    def carry_out(self, tracker: NoTracker) -> None:
+        results = self.results
         for row in self._rows_to_come:
-            record.append(row)
+            results.append(row)
 
     def write(self) -> Sequence[Path]:
         """Draw the rows of one kind of hardware: this one's, or in a report the newest row's."""
-        rows = self.record.rows()
+        rows = self.results.rows()
         hardware = self._hardware or rows[-1]["hardware"]
         rows = [row for row in rows if row["hardware"] == hardware]
         return self._measurement.picture(FigureData(plan=self.plan, rows=rows, folder=self.folder)) if rows else ()
 
     def show(self) -> None:
-        print(f"{self.name}: {len(self.record.done())} measurements recorded")
+        print(f"{self.name}: {len(self.results.done())} measurements recorded")
 
     def ending(self) -> int:
         return 1 if self._failed else 0

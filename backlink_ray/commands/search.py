@@ -22,7 +22,7 @@ from backlink_ray.paper.cells import published_error_pct
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.data import load_for
 from backlink_ray.runs.results import Row, config_of
-from backlink_ray.tracking.tracker import Tracker
+from backlink_ray.tracking.tracker import NoTracker
 from backlink_ray.tuning.plan import Plan
 from backlink_ray.tuning.study import Study
 
@@ -135,7 +135,7 @@ class SearchCommand(Command):
     def prepare(self) -> None:
         self._datasets = load_for(self.plan.examples, data_root(self.flags.data_root))
 
-    def carry_out(self, tracker: Tracker) -> None:
+    def carry_out(self, tracker: NoTracker) -> None:
         study = Study(self.name, self.plan, self.folder, tracker)
         if study.left():
             carry_out(study, self.flags, self.plan.examples, self._datasets)
@@ -145,7 +145,7 @@ class SearchCommand(Command):
 
     @property
     def _rows(self) -> list[Row]:
-        return list({row["run_id"]: row for row in (*self._earlier, *self.record.rows())}.values())
+        return list({row["run_id"]: row for row in (*self._earlier, *self.results.rows())}.values())
 
     @property
     def _title(self) -> str:

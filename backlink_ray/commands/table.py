@@ -30,8 +30,9 @@ from backlink_ray.paper.table import RUN_COLUMNS, TITLES, Table, build, cells_cs
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.data import load_for
 from backlink_ray.runs.results import Row, config_of, made_with
+from backlink_ray.runs.tracked import derive, track
 from backlink_ray.text import html_page
-from backlink_ray.tracking.tracker import Tracker
+from backlink_ray.tracking.tracker import NoTracker
 from backlink_ray.tuning.plan import Plan
 from backlink_ray.tuning.study import Study
 
@@ -145,7 +146,7 @@ class TableCommand(Command):
     def _load(self, runs: Iterable[RunConfig]) -> dict[str, Dataset]:
         return load_for(runs, data_root(self.flags.data_root))
 
-    def carry_out(self, tracker: Tracker) -> None:
+    def carry_out(self, tracker: NoTracker) -> None:
         """First what needs no choice of alpha, and the runs that choose it; then the runs at the alpha chosen."""
         retry, ran, self._missing = self.flags.retry_failed, False, 0
         while left := self._wanted(retry):
@@ -171,7 +172,7 @@ class TableCommand(Command):
 
     @property
     def _rows(self) -> list[Row]:
-        return self.record.rows() if self.folder.is_dir() else []
+        return self.results.rows() if self.folder.is_dir() else []
 
     def _table(self) -> Table:
         rows = self._rows
@@ -184,10 +185,11 @@ class TableCommand(Command):
             write_whole(self.folder / name, content)
         return tuple(self.folder / name for name in found)
 
-    def track(self, tracker: Tracker, files: Sequence[Path]) -> None:
+    def track(self, tracker: NoTracker, files: Sequence[Path]) -> None:
         for run_id, found in differences(self.grid, self._rows).items():
-            if tracker.has(run_id):  # not where it was tracked to another experiment
-                tracker.log_metrics(run_id, found, self.plan.base.epochs)
+            run = self.folder / "runs" / run_id
+            if derive(run, found):
+                track(tracker, run)
         super().track(tracker, files)
 
     def show(self) -> None:

@@ -61,7 +61,7 @@ class Timeline:
         self.spans: list[Span] = []
 
     def record(self, action: str, step: int) -> AbstractContextManager[None]:
-        """Record what happens inside `with` as one span, also when it raises."""
+        """Results what happens inside `with` as one span, also when it raises."""
         return _Recording(self, self._stage_index, action, step)
 
 

@@ -15,7 +15,7 @@ from backlink_ray.paper.recipes import ALPHAS, Budget, recipe
 from backlink_ray.paper.scores import Scores
 from backlink_ray.paper.table import spread_text
 from backlink_ray.runs.config import RunConfig
-from backlink_ray.runs.results import Record, Row, config_of
+from backlink_ray.runs.results import RESULTS, Results, Row, config_of
 
 
 class Evidence:
@@ -120,9 +120,14 @@ class Evidence:
 def _studies(folders: Sequence[Path]) -> dict[str, list[Row]]:
     """Return the recorded rows by the name of their study, those of several folders together."""
     found: dict[str, list[Row]] = {}
-    for path in (path.parent for folder in folders for path in sorted(folder.glob("*/results"))):
-        found.setdefault(path.name, []).extend(Record(path).rows())
+    for path in (path for folder in folders for path in _with_results(folder)):
+        found.setdefault(path.name, []).extend(Results(path).rows())
     return found
+
+
+def _with_results(storage: Path) -> list[Path]:
+    """Return the studies of a storage folder; "results" is a folder of 0.1.0, which `Results` refuses by name."""
+    return sorted({file.parent for name in (RESULTS, "results") for file in storage.glob(f"*/{name}")})
 
 
 def _ended(rows: Iterable[Row]) -> list[Row]:

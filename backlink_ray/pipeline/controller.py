@@ -119,6 +119,9 @@ class PipelineExecutor(Executor):
         self._all("load", state)
         self._step = state.step
 
+    def environments(self) -> list[dict[str, Any]]:
+        return self._all("environment")
+
     def close(self) -> None:
         self._group.close()
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from backlink_ray.methods.base import Batch
 from backlink_ray.methods.state import MethodState
 from backlink_ray.pipeline.exchange import Kind, Link, NoLink, flatten, unflatten
 from backlink_ray.pipeline.schedule import Action, run_actions, step_actions
+from backlink_ray.provenance import describe_process
 from backlink_ray.train.executor import Evaluation, EvaluationSum, Job, forward_for_evaluation, to_cpu
 from backlink_ray.train.optim import Updater
 from backlink_ray.train.trainer import TrainState
@@ -286,6 +288,10 @@ class Stage:
         momentum = {**self._rest_updater.momentum(), **self._linked_updater.momentum()}
         method_state = dict(self._method_state.tensors(self._module.module_index))
         return to_cpu(TrainState(weights, momentum, self._step, method_state))
+
+    def environment(self) -> dict[str, Any]:
+        """Return what this stage's process and device are."""
+        return describe_process(str(self._device))
 
     def load(self, state: TrainState) -> None:
         """Take this stage's part, and its replica's, out of a whole state."""

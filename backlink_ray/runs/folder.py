@@ -1,23 +1,31 @@
-"""The run folder: everything that a run leaves on disk."""
+"""The run folder: everything that a run leaves on disk, and the one log that results and tracking are made from."""
 
 import dataclasses
 import json
-import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from backlink_ray import provenance
-from backlink_ray.errors import ConfigError
-from backlink_ray.files import write_whole
+from backlink_ray.errors import ConfigError, StorageError
+from backlink_ray.files import append_line, read_lines, write_whole
 from backlink_ray.runs.config import RunConfig
 
-FAILURE, RESULT = "failure.json", "result.json"
+CONFIG, ENVIRONMENT, METRICS, FAILURE, RESULT = (
+    "config.yaml", "environment.json", "metrics.jsonl", "failure.json", "result.json",
+)  # fmt: skip
+FORMAT = 2  # of run folders, written into config.yaml; 0.1.0 wrote none
 
 
 class RunFolder:
-    """The run folder: config.yaml, environment.json, metrics.jsonl, checkpoints/, result.json or failure.json."""
+    """The run folder: config.yaml, environment.json, metrics.jsonl, checkpoints/, result.json or failure.json.
+
+    A folder that holds the result of this very run is left exactly as it is.
+
+    Raises:
+        ConfigError: the folder belongs to another run, is of another format, or cannot be written.
+    """
 
     def __init__(self, path: Path, config: RunConfig) -> None:
         self._path = path
@@ -25,38 +33,78 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
             self._claim(config)
         except OSError as error:
-            raise ConfigError(
-                f"output_dir={str(path)!r} cannot be written ({error.strerror}); give another folder"
-            ) from error
+            raise ConfigError(f"{self._named} cannot be written ({error.strerror}); give another folder") from error
+
+    @property
+    def _named(self) -> str:
+        return f"output_dir={str(self._path)!r}"
 
     def _claim(self, config: RunConfig) -> None:
-        file = self._path / "config.yaml"
-        wanted = {"run_id": config.run_id, **dataclasses.asdict(config)}
+        file = self._path / CONFIG
         if file.exists():
-            found = yaml.safe_load(file.read_text()) or {}
-            if found.get("run_id") != config.run_id:
-                raise ConfigError(
-                    f"output_dir={str(self._path)!r} holds run {found.get('run_id')}, not {config.run_id}; give another folder"
-                )
+            self._check(yaml.safe_load(file.read_text()) or {}, config.run_id)
+        if self.result():
+            return
+        wanted = {"format": FORMAT, "run_id": config.run_id, **dataclasses.asdict(config)}
         write_whole(file, yaml.safe_dump(wanted, sort_keys=False))
         (self._path / FAILURE).unlink(missing_ok=True)
-        write_whole(self._path / "environment.json", json.dumps(provenance.describe(), indent=2))
+
+    def _check(self, found: dict[str, Any], run_id: str) -> None:
+        if found.get("run_id") != run_id:
+            raise ConfigError(f"{self._named} holds run {found.get('run_id')}, not {run_id}; give another folder")
+        if found.get("format") != FORMAT:
+            by = "backlink_ray 0.1.0" if "format" not in found else f"another version (format {found['format']})"
+            raise ConfigError(
+                f"{self._named} was written by {by}, which this one cannot go on from; give another folder"
+            )
 
     def result(self) -> dict[str, Any]:
         """Return the finished run's result, {} if it is not finished."""
         file = self._path / RESULT
         return dict(json.loads(file.read_text())) if file.exists() else {}
 
+    def describe(self, executor: str, first_epoch: int, stages: Sequence[dict[str, Any]]) -> None:
+        """Add to environment.json with what this attempt at the run is made; what earlier ones said stays.
+
+        Args:
+            executor: its name.
+            first_epoch: that this attempt trains.
+            stages: what each stage says of its own process, see `Executor.environments`.
+        """
+        file = self._path / ENVIRONMENT
+        earlier = json.loads(file.read_text())["attempts"] if file.exists() else []
+        attempt = {"executor": executor, "first_epoch": first_epoch, "stages": list(stages)}
+        write_whole(file, json.dumps({"attempts": [*earlier, attempt]}, indent=2))
+
     def fail(self, reason: str, *, lost: bool) -> None:
         """Write into failure.json why the run failed, and whether a process or machine was lost, so that it may go on."""
         write_whole(self._path / FAILURE, json.dumps({"status": "LOST" if lost else "FAILED", "reason": reason}))
 
     def append(self, metrics: dict[str, Any]) -> None:
-        """Add one epoch to metrics.jsonl; an epoch that ran again after a crash stands there again, the last one counts."""
-        with (self._path / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(metrics) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        """Add one epoch to metrics.jsonl, where each epoch stands once."""
+        append_line(self._path / METRICS, metrics)
+
+    def resume(self, last: dict[str, Any]) -> list[dict[str, Any]]:
+        """Make metrics.jsonl end at the checkpoint that the run goes on from; return its epochs.
+
+        Args:
+            last: metrics of the checkpoint's own epoch, {} where there is no checkpoint. A kill may have come before its
+                line; epochs beyond it, where an older checkpoint had to be taken, run again.
+
+        Raises:
+            StorageError: the file is damaged, or lacks an epoch before the checkpoint's.
+        """
+        file, way_out = self._path / METRICS, f"delete {str(self._path)!r} to train from the beginning"
+        epochs = read_lines(file, way_out)
+        curve = [*epochs[: last["epoch"] - 1], last] if last else []
+        if [metrics.get("epoch") for metrics in curve] != list(range(1, len(curve) + 1)) or len(curve) != last.get(
+            "epoch", 0
+        ):
+            raise StorageError(f"{file} lacks epochs before {last['epoch']}, where its checkpoint stands; {way_out}")
+        content = "".join(json.dumps(metrics) + "\n" for metrics in curve).encode()
+        if (file.exists() and file.read_bytes() != content) or curve != epochs:
+            write_whole(file, content)
+        return curve
 
     def finish(self, result: dict[str, Any]) -> dict[str, Any]:
         """Write result.json."""

@@ -43,10 +43,11 @@ def run(config: RunConfig, dataset: Dataset, options: RunOptions) -> dict[str, A
 
 
 def _train(
-    config: RunConfig, digest: str, job: Job, options: RunOptions, folder: "RunFolder", executor: Executor
+    config: RunConfig, digest: str, job: Job, options: RunOptions, folder: RunFolder, executor: Executor
 ) -> tuple[dict[str, Any], tuple[Span, ...]]:
     checkpoints = Checkpoints(options.output_dir / "checkpoints")
-    curve = _resume(checkpoints, executor)
+    curve = _resume(checkpoints, executor, folder)
+    folder.describe(executor.name, len(curve) + 1, executor.environments())
     spans: tuple[Span, ...] = ()
     steps = len(job.train) // config.batch_size
     for epoch in range(len(curve) + 1, config.epochs + 1):
@@ -54,8 +55,9 @@ def _train(
         metrics = _metrics(config, epoch, report, executor)
         curve.append(metrics)
         spans = report.spans
+        # In this order a kill in between costs nothing: the checkpoint holds the metrics of its own epoch.
+        checkpoints.save(executor.state(), {"run_id": config.run_id, "metrics": metrics})
         folder.append(metrics)
-        checkpoints.save(executor.state(), {"run_id": config.run_id, "curve": curve})
         if epoch < config.epochs:
             options.on_epoch(metrics)
     result = folder.finish(_result(config, digest, curve, executor, job))
@@ -63,12 +65,13 @@ def _train(
     return result, spans
 
 
-def _resume(checkpoints: Checkpoints, executor: Executor) -> list[dict[str, Any]]:
+def _resume(checkpoints: Checkpoints, executor: Executor, folder: RunFolder) -> list[dict[str, Any]]:
     found = checkpoints.newest()
     if found is None:
-        return []
-    executor.load(found[0])
-    return list(found[1]["curve"])
+        return folder.resume({})
+    state, extra = found
+    executor.load(state)
+    return folder.resume(extra["metrics"])
 
 
 def _metrics(config: RunConfig, epoch: int, report: ChunkReport, executor: Executor) -> dict[str, Any]:
@@ -77,6 +80,7 @@ def _metrics(config: RunConfig, epoch: int, report: ChunkReport, executor: Execu
     test = executor.evaluate("test")
     found: dict[str, Any] = {
         "epoch": epoch,
+        "time_ms": time.time_ns() // 1_000_000,
         "test_error_pct": test.error_pct,
         "test_loss": test.loss,
         "train_loss": losses[-1],
@@ -97,7 +101,7 @@ def _metrics(config: RunConfig, epoch: int, report: ChunkReport, executor: Execu
 def _result(
     config: RunConfig, digest: str, curve: list[dict[str, Any]], executor: Executor, job: Job
 ) -> dict[str, Any]:
-    last = {k: v for k, v in curve[-1].items() if k not in ("epoch", "local_loss")}
+    last = {k: v for k, v in curve[-1].items() if k not in ("epoch", "time_ms", "local_loss")}
     rates = sorted(m["images_per_s"] for m in curve)
     return {
         "status": "FINISHED",

@@ -1,115 +1,160 @@
-"""Tracking: runs, curves and artifacts of a study in MLflow, which may be down. The only file that imports mlflow.
+"""Tracker: keeps MLflow, which may be down, up to date with runs whose log is on disk; nobody ever waits for it.
 
-    start_run, log_metrics, log_artifact, end_run --> spool (on disk) --> background replay --> MLflow
+    log(run_id, read) --> which runs changed --> a thread: read() the run's log, bring MLflow up to it --> MLflow
 
-Training waits for the spool alone. The replay keeps the original times and is idempotent: a run is found by its tag
-`backlink_ray.run_id` before it is created, parameters are written once, and MLflow's store takes a point that it has
-(same key, step, time, value) for the same point.
+What waits are names, not numbers: the log is read when its turn comes, so the queue is as long as there are runs and holds
+nothing that could get lost.
 """
 
 import itertools
-import json
 import logging
-import os
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
-from backlink_ray.text import slug
-from backlink_ray.tracking.database import database_path, sqlite_lock
-from backlink_ray.tracking.journal import ExperimentInfo, Journal, NoTracker, SyncReport
-from backlink_ray.tracking.replay import Replayer
-from backlink_ray.tracking.spool import Event, Spool, by_run
-from backlink_ray.tracking.uri import (
-    artifact_location,
-    chart_link,
-    checked_uri,
-    default_tracking_uri,
-    hide_secrets,
-    redact,
-    sync_command,
-    ui_command,
-    view_key,
-    view_state,
-)
+from backlink_ray.tracking.uri import chart_link, checked_uri, redact, sync_command, ui_command
 
-for _name, _value in {
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "GIT_PYTHON_REFRESH": "quiet",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    # MLflow's own 120 s and 7 retries block 247 s a call when a server is dead; the replay has its own back-off.
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-}.items():
-    os.environ.setdefault(_name, _value)
-
-from mlflow import MlflowClient  # noqa: E402 - reads the environment set above
-from mlflow.entities import Dataset, DatasetInput, Experiment, Metric, Param, Run, RunTag  # noqa: E402 - as above
-from mlflow.exceptions import MlflowException  # noqa: E402 - as above
-
-__all__ = ["NoTracker", "SyncReport", "Tracker", "default_tracking_uri", "redact", "sync"]
-
-for _name in ("mlflow", "alembic"):
-    logging.getLogger(_name).setLevel(logging.WARNING)
 _log = logging.getLogger(__name__)
 
-_RUN_ID_TAG = "backlink_ray.run_id"
-_MAX_METRICS, _MAX_TAGS = 1000, 100  # of one log_batch: MLflow's limits
+Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
+Scalar = str | int | float
+
+_FIRST_DELAY_S, _LONGEST_DELAY_S = 0.25, 15.0
+_CLOSING_DELAY_S = 0.5  # whoever closes waits, so it is tried more often
 _LINK_TIMEOUT_S = 10.0
-# What the same request would get again. Not BAD_REQUEST: MLflow says it when two runs log one new data set at once.
-_NEVER = "INVALID_PARAMETER_VALUE"
 
 
-class Tracker(Journal):
-    """Tracks the runs of one experiment in MLflow; see `Journal` for the calls.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExperimentInfo:
+    """What an experiment is called and says about itself on its page, which sorts runs by the metric, smallest first."""
 
-    A SQLite store is opened here, before anything else runs, and by no other process of the study. Runs still open in
-    the spool of a driver that died go on with `start_run`, or are ended by `close`.
+    name: str = "backlink"
+    note: str = ""
+    primary_metric: str = "test_error_pct"
 
-    Args:
-        spool_dir: Where events wait; keep it between starts.
-        tracking_uri: `sqlite:////absolute/mlflow.db`, `http(s)://host:port` or a database URI.
-        experiment: Name of the experiment; slugged.
-        note: Shown on top of the experiment's page.
-        primary_metric: The metric the page sorts by, smallest first.
-        artifact_root: Where artifacts of a new experiment go: a folder or a URI. By default `mlartifacts` beside a
-            SQLite store, and the server's own choice elsewhere.
 
-    Raises:
-        ValueError: The tracking URI is of no kind that MLflow takes.
-        OSError: The spool cannot be written.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """Values measured at one time (milliseconds since 1970) and step (the x of curves, an epoch say)."""
+
+    step: int
+    time_ms: int
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrackedRun:
+    """A run as its log on disk tells it: all that MLflow is to know.
+
+    Attributes:
+        run_id: Our stable id; one run_id is one run in MLflow.
+        name: What the page shows.
+        params: Written once: a later other value is not taken.
+        tags: The newest value counts.
+        dataset: Empty, or `name`, `md5` and whatever else describes it.
+        curve: One point an epoch, in order; only ever appended to.
+        summary: Values of the run as a whole; a newer value of a key replaces the older one.
+        ended_ms: When it ended, where status is not RUNNING.
+        artifacts: Files.
     """
 
-    def __init__(
-        self,
-        spool_dir: Path,
-        tracking_uri: str,
-        *,
-        experiment: str,
-        note: str = "",
-        primary_metric: str = "test_error_pct",
-        artifact_root: Path | str = "",
-    ) -> None:
-        self._uri = checked_uri(tracking_uri)
-        super().__init__(spool_dir, ExperimentInfo(experiment=experiment, note=note, primary_metric=primary_metric))
-        self._artifact_root = str(artifact_root)
-        sink = self._sink()
-        if database_path(self._uri):
-            self._first_start(sink)
-        self._replayer = Replayer(self.spool, sink, redact(self._uri))
-        self._replayer.start()
+    run_id: str
+    experiment: ExperimentInfo
+    name: str
+    started_ms: int
+    params: Mapping[str, Scalar] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+    dataset: Mapping[str, str] = field(default_factory=dict)
+    curve: Sequence[Point] = ()
+    summary: Sequence[Point] = ()
+    status: Status = "RUNNING"
+    end_reason: str = ""
+    ended_ms: int = 0
+    artifacts: Sequence[Path] = ()
+
+
+Read = Callable[[], TrackedRun]
+
+
+class NoTracker:
+    """A tracker that tracks nothing: for runs without MLflow."""
+
+    experiment = ExperimentInfo()
+
+    def log(self, run_id: str, read: Read) -> None:
+        """Do nothing."""
 
     def close(self, timeout_s: float = 30.0) -> int:
-        """End what is open, replay what is left, and give up in time.
+        """Do nothing; no run is left."""
+        return 0
+
+    def link(self, group_by: str = "K", only: str = "") -> str:
+        """There is no page: an empty text."""
+        return ""
+
+    def command(self) -> str:
+        """There is no server to start: an empty text."""
+        return ""
+
+
+class Tracker(NoTracker):
+    """Tracks runs in MLflow from a thread of its own; safe to call from several threads.
+
+    Args:
+        tracking_uri: `sqlite:////absolute/mlflow.db`, `http(s)://host:port` or a database URI.
+        experiment: What new runs belong to, and what `link` shows.
+        storage: The folder that the runs' logs are below, named in the command that is printed when MLflow stays away.
+
+    Raises:
+        ConfigError: The tracking URI is of no kind that MLflow takes.
+    """
+
+    def __init__(self, tracking_uri: str, experiment: ExperimentInfo, storage: Path) -> None:
+        from backlink_ray.tracking.mlflow_sink import MlflowSink  # mlflow takes seconds to import
+
+        self.experiment = experiment
+        self.failed = 0  # runs that could not be read, or that MLflow will never take
+        self._uri, self._storage = checked_uri(tracking_uri), storage
+        self._new_sink = partial(MlflowSink, self._uri)
+        self._sink = self._new_sink()
+        self._waiting: dict[str, tuple[int, Read]] = {}
+        self._changes = itertools.count()
+        self._done = 0  # runs brought up to date so far
+        self._said: set[str] = set()
+        self._is_down = self._closing = self._stopped = False
+        self._news = threading.Condition()
+        self._thread = threading.Thread(target=self._work, name="mlflow-tracker", daemon=True)
+        self._thread.start()
+
+    def log(self, run_id: str, read: Read) -> None:
+        """Say that a run is new or has changed; `read` returns it when its turn comes, in another thread."""
+        assert not self._stopped, "the tracker is closed"
+        with self._news:
+            self._waiting[run_id] = (next(self._changes), read)
+            self._news.notify_all()
+
+    def close(self, timeout_s: float = 30.0) -> int:
+        """Wait until every run is in MLflow, and give up when none has arrived for `timeout_s`.
 
         Returns:
-            Events that are not in MLflow yet; they stay in the spool.
+            How many runs are not there, or not up to date; their logs stay where they are.
         """
-        self.leave()
-        left = self._replayer.close(timeout_s)
-        if left:
-            command = sync_command(self.spool.path.parent, self._uri)
-            _log.warning("%d events are not in MLflow at %s yet; later: %s", left, redact(self._uri), command)
+        with self._news:
+            self._closing = True
+            self._news.notify_all()
+            while self._waiting and not self._stopped:
+                done = self._done
+                if not self._news.wait_for(lambda done=done: self._done > done, timeout_s):  # type: ignore[misc]
+                    break
+            self._stopped = True
+            self._news.notify_all()
+        if left := len(self._waiting):
+            where, command = redact(self._uri), sync_command(self._storage, self._uri)
+            _log.warning("%d runs are not in MLflow at %s yet; later: %s", left, where, command)
         return left
 
     def link(self, group_by: str = "K", only: str = "") -> str:
@@ -130,223 +175,77 @@ class Tracker(Journal):
         return ui_command(self._uri)
 
     def _share_link(self, group_by: str, only: str, links: list[str]) -> None:
-        sink = self._sink()  # its own: the replay's belongs to the replay's thread
+        sink = self._new_sink()  # its own: the other one belongs to the other thread
         try:
-            links.append(chart_link(self._uri, sink.experiment_id()))
-            links.append(chart_link(self._uri, sink.experiment_id(), sink.share_view(group_by, only)))
+            experiment_id = sink.experiment_id(self.experiment)
+            links.append(chart_link(self._uri, experiment_id))
+            links.append(chart_link(self._uri, experiment_id, sink.share_view(self.experiment, group_by, only)))
         except Exception as error:
             _log.warning("the chart's view could not be shared: %s", sink.explain(error))
 
-    def _append(self, event: Event) -> None:
-        super()._append(event)
-        self._replayer.wake()
+    def _work(self) -> None:
+        delay_s = 0.0
+        while waiting := self._next():
+            run_id, change, read = waiting
+            if self._attempt(read):
+                delay_s = delay_s if self._settle(run_id, change) else 0.0
+            else:
+                delay_s = min(max(2 * delay_s, _FIRST_DELAY_S), _LONGEST_DELAY_S)
+                self._postpone(run_id, delay_s)
 
-    def _sink(self) -> "MlflowSink":
-        return MlflowSink(self._uri, self.card, self.spool.path.parent, self._artifact_root)
+    def _next(self) -> tuple[str, int, Read] | None:
+        with self._news:
+            self._news.wait_for(lambda: self._waiting or self._stopped)
+            if self._stopped:
+                return None
+            run_id = next(iter(self._waiting))
+            return run_id, *self._waiting[run_id]
 
-    def _first_start(self, sink: "MlflowSink") -> None:
+    def _attempt(self, read: Read) -> bool:
+        """Bring MLflow up to one run; tell whether it is settled, for good or because it can never be."""
         try:
-            sink.open()
-        except Exception as error:
-            _log.warning("%s cannot be opened yet: %s", redact(self._uri), sink.explain(error))
-            sink.reset()
-
-
-class MlflowSink:
-    """Applies events to one experiment in MLflow, any number of times.
-
-    Args:
-        uri: The tracking URI, checked.
-        card: The experiment.
-        spool_dir: Where the snapshots of artifacts are.
-        artifact_root: As for `Tracker`.
-    """
-
-    def __init__(self, uri: str, card: ExperimentInfo, spool_dir: Path, artifact_root: str = "") -> None:
-        self._uri, self._card, self._spool_dir, self._artifact_root = uri, card, spool_dir, artifact_root
-        self._experiments: list[Experiment] = []  # none or one: nothing is opened before it is needed
-        self._runs: dict[str, str] = {}
-
-    def open(self) -> str:
-        """Find or make the experiment; returns its id and birth, which no other store shares."""
-        if not self._experiments:
-            with sqlite_lock(self._uri):  # a server makes its tables alone
-                self._client = MlflowClient(self._uri)
-                self._experiments = [self._find_or_create()]
-        found = self._experiments[0]
-        return f"{found.experiment_id}:{found.creation_time}"
-
-    def reset(self) -> None:
-        """Forget the experiment and the runs: a server may come back with an empty database."""
-        self._experiments, self._runs = [], {}
-
-    def explain(self, error: Exception) -> str:
-        """The first line of the error, without secrets."""
-        lines = hide_secrets(str(error), self._uri).strip().splitlines() or [""]
-        return f"{type(error).__name__}: {lines[0][:300]}"
-
-    def experiment_id(self) -> str:
-        """MLflow's id of the experiment."""
-        self.open()
-        return str(self._experiments[0].experiment_id)
-
-    def share_view(self, group_by: str, only: str) -> str:
-        """Store the view that a link opens with; returns its key."""
-        key = view_key(group_by)
-        state = view_state(group_by, self._card.primary_metric, only)
-        self._client.set_experiment_tag(self.experiment_id(), f"mlflow.sharedViewState.{key}", state)
-        return key
-
-    def apply(self, events: Sequence[Event]) -> int:
-        """Apply the events in order, the metrics of a run merged into as few calls as possible."""
-        refused = 0
-        for is_metrics, group in itertools.groupby(events, key=lambda event: event.kind == "metrics"):
-            for batch in by_run(group) if is_metrics else ([event] for event in group):
-                refused += self._apply_batch(batch)
-        return refused
-
-    def _apply_batch(self, batch: list[Event]) -> int:
+            run = read()
+        except Exception as error:  # a damaged log, a disk that is away: it costs this run alone
+            self._refuse(str(error))
+            return True
         try:
-            self._actions[batch[0].kind](self, batch)
-        except MlflowException as error:
-            if error.error_code != _NEVER:
-                raise
-            _log.warning("run %s: MLflow refuses a %s: %s", batch[0].run_id, batch[0].kind, self.explain(error))
-            return len(batch)
-        return 0
+            self._sink.log(run)
+        except Exception as error:  # whatever MLflow, its database driver or the network raises: training goes on
+            if not self._sink.is_refusal(error):
+                self._say_down(self._sink.explain(error))
+                return False
+            self._refuse(f"run {run.run_id}: MLflow refuses it: {self._sink.explain(error)}")
+        return True
 
-    def _start(self, batch: list[Event]) -> None:
-        event = batch[0]
-        run = self._find_run(event.run_id)
-        if run:
-            self._client.update_run(run, status="RUNNING", name=event.name)
-        else:
-            run = self._create_run(event)
-        params = [Param(key, value) for key, value in event.params.items()]
-        tags = [RunTag(key, value) for key, value in event.tags.items()]
-        for i in range(0, max(len(params), len(tags)), _MAX_TAGS):
-            chunk = slice(i, i + _MAX_TAGS)
-            self._client.log_batch(run, params=params[chunk], tags=tags[chunk], synchronous=True)
-        if event.dataset:
-            self._client.log_inputs(run, datasets=[_dataset(event.dataset)])
+    def _settle(self, run_id: str, change: int) -> bool:
+        """Take a run off the list, unless it has changed meanwhile; tell whether others wait."""
+        with self._news:
+            newest = self._waiting.pop(run_id)
+            if newest[0] != change:
+                self._waiting[run_id] = newest
+            self._done += 1
+            if self._is_down and not self._waiting:
+                _log.warning("MLflow at %s answers again, the runs that waited are there", redact(self._uri))
+                self._is_down = False
+            self._news.notify_all()
+            return bool(self._waiting)
 
-    def _metrics(self, batch: list[Event]) -> None:
-        run = self._run(batch[0].run_id)
-        points = [Metric(key, value, e.time_ms, e.step) for e in batch for key, value in e.metrics.items()]
-        tags = [RunTag(key, value) for key, value in {k: v for e in batch for k, v in e.tags.items()}.items()]
-        for i in range(0, len(points), _MAX_METRICS):
-            self._client.log_batch(run, metrics=points[i : i + _MAX_METRICS], synchronous=True)
-        for i in range(0, len(tags), _MAX_TAGS):
-            self._client.log_batch(run, tags=tags[i : i + _MAX_TAGS], synchronous=True)
+    def _postpone(self, run_id: str, delay_s: float) -> None:
+        """Put a run at the end of the list, since the fault may be its own, and wait."""
+        deadline = time.monotonic() + delay_s
+        with self._news:
+            self._waiting[run_id] = self._waiting.pop(run_id)
+            self._news.wait_for(lambda: self._closing, delay_s)
+            left_s = min(deadline - time.monotonic(), _CLOSING_DELAY_S)
+            self._news.wait_for(lambda: self._stopped, max(0.0, left_s))
 
-    def _artifact(self, batch: list[Event]) -> None:
-        path = self._spool_dir / batch[0].path
-        if not path.is_file():
-            raise MlflowException.invalid_parameter_value(f"the artifact's snapshot {path} is gone")
-        self._client.log_artifact(self._run(batch[0].run_id), str(path), batch[0].folder or None)
+    def _refuse(self, reason: str) -> None:
+        if reason not in self._said:
+            _log.warning("%s; it is not tracked, everything else is", reason)
+            self.failed += 1
+        self._said.add(reason)
 
-    def _end(self, batch: list[Event]) -> None:
-        run = self._run(batch[0].run_id)
-        self._client.set_tag(run, "end_reason", batch[0].reason)
-        self._client.set_terminated(run, batch[0].status, batch[0].time_ms)
-
-    _actions = {"start": _start, "metrics": _metrics, "artifact": _artifact, "end": _end}  # noqa: RUF012 - never changed
-
-    def _run(self, run_id: str) -> str:
-        if not (run := self._find_run(run_id)):
-            raise MlflowException.invalid_parameter_value("the run is not in MLflow")
-        return run
-
-    def _find_run(self, run_id: str) -> str:
-        """MLflow's id of our run, empty if there is none."""
-        if run_id not in self._runs:
-            query = f"tags.`{_RUN_ID_TAG}` = '{run_id}'"
-            found = self._client.search_runs([self.experiment_id()], query, max_results=10)
-            if not found:
-                return ""
-            self._runs[run_id] = self._one_of(list(found))
-        return self._runs[run_id]
-
-    def _one_of(self, found: list[Run]) -> str:
-        """The run to use. A request that timed out may have made an empty twin of it, which is deleted."""
-        found.sort(key=lambda run: (not run.data.metrics, run.info.start_time, run.info.run_id))
-        for twin in found[1:]:
-            if not twin.data.metrics:
-                self._client.delete_run(twin.info.run_id)
-        return str(found[0].info.run_id)
-
-    def _create_run(self, event: Event) -> str:
-        tags = {_RUN_ID_TAG: event.run_id}
-        run = self._client.create_run(self.experiment_id(), start_time=event.time_ms, tags=tags, run_name=event.name)
-        self._runs[event.run_id] = str(run.info.run_id)
-        return self._runs[event.run_id]
-
-    def _find_or_create(self) -> Experiment:
-        name, tags = self._card.experiment, self._experiment_tags()
-        found = self._client.get_experiment_by_name(name)
-        if not found:
-            self._create_experiment(name, tags)
-            found = self._client.get_experiment_by_name(name)
-        if not found or found.lifecycle_stage != "active":
-            raise MlflowException(f"experiment {name!r} was deleted; restore it in MLflow or take another name")
-        for key, value in tags.items():
-            if found.tags.get(key) != value:
-                self._client.set_experiment_tag(found.experiment_id, key, value)
-        return found
-
-    def _create_experiment(self, name: str, tags: dict[str, str]) -> None:
-        place = artifact_location(self._uri, self._artifact_root, name)
-        try:
-            self._client.create_experiment(name, place or None, tags)  # None: MLflow's own choice
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another process was faster
-                raise
-
-    def _experiment_tags(self) -> dict[str, str]:
-        return {
-            "mlflow.note.content": self._card.note,
-            "mlflow.experimentKind": "custom_model_development",  # else the page opens in its GenAI mode
-            "mlflow.experiment.primaryMetric.name": self._card.primary_metric,
-        }
-
-
-def _dataset(about: Mapping[str, str]) -> DatasetInput:
-    """The data set as MLflow knows it: its md5 tells two data sets of one name apart, the rest describes it."""
-    described = json.dumps(dict(about), sort_keys=True)
-    name, digest = about.get("name", "dataset"), about.get("md5", "unknown")
-    return DatasetInput(Dataset(name[:500], digest[:36], "local", described, profile=described))
-
-
-def sync(spool_dir: Path, tracking_uri: str, *, artifact_root: Path | str = "", timeout_s: float = 30.0) -> SyncReport:
-    """Replay every spool of a folder from its beginning; what MLflow already has stays as it is.
-
-    Args:
-        spool_dir: The `spool_dir` of one or more trackers, also a copy of it.
-        tracking_uri: As for `Tracker`.
-        artifact_root: As for `Tracker`.
-        timeout_s: Give up when nothing moved for so long.
-
-    Raises:
-        ValueError: There is no spool in the folder, or the URI is of no kind that MLflow takes.
-        ConnectionError: MLflow did not answer; what was replayed stays, and the next sync goes on.
-    """
-    uri = checked_uri(tracking_uri)
-    paths = [path for path in sorted(spool_dir.glob("*.jsonl")) if slug(path.stem) == path.stem]
-    if not paths:
-        raise ValueError(f"no spool (*.jsonl) in {spool_dir}; expected the spool folder of a study")
-    reports = [_sync_one(Spool(spool_dir, path.stem), uri, str(artifact_root), timeout_s) for path in paths]
-    return sum(reports, SyncReport())
-
-
-def _sync_one(spool: Spool, uri: str, artifact_root: str, timeout_s: float) -> SyncReport:
-    events = spool.read()
-    starts = [event for event in events if event.kind == "start"]
-    if not starts:
-        return SyncReport()
-    card = ExperimentInfo(
-        experiment=starts[-1].experiment, note=starts[-1].note, primary_metric=starts[-1].primary_metric
-    )
-    replayer = Replayer(spool, MlflowSink(uri, card, spool.path.parent, artifact_root), redact(uri))
-    replayer.replay_all(timeout_s)
-    spool.close()
-    return SyncReport.of(events, replayer.refused)
+    def _say_down(self, reason: str) -> None:
+        if not (self._is_down or self._stopped):
+            _log.warning("MLflow at %s fails (%s); training goes on, runs wait on disk", redact(self._uri), reason)
+        self._is_down = True

@@ -1,30 +1,38 @@
 """Where MLflow is: addresses, the links and commands that are printed, and secrets that are not."""
 
+import contextlib
 import json
 import re
 import shlex
+import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote, unquote
 
+from backlink_ray.errors import ConfigError
+from backlink_ray.files import exclusive
 from backlink_ray.text import slug, typed_program
-from backlink_ray.tracking.database import database_path
 
 LOCAL_SERVER = "http://127.0.0.1:5000"  # what `ui_command` starts
 
+_FIRST_START_TIMEOUT_S = 60.0  # making the tables takes 2 to 5 s, and 20 processes may queue
+_PROBE_TIMEOUT_S = 5.0
+
+_KINDS = re.compile(r"(https?|(sqlite|postgresql|mysql|mssql)(\+\w+)?|databricks)://")
 _PASSWORD = re.compile(r"(://[^:/?#@]*:)(.+)@")  # to the last @: a password may hold an unescaped @ or /
 _TOKEN_AS_USER = re.compile(r"(://)([^:/?#@]+)@")
 _SECRET_IN_QUERY = re.compile(r"([?&][^=&#]*(?:password|passwd|pwd|token|secret|key)[^=&#]*=)([^&#]+)", re.IGNORECASE)
 
 
 def redact(uri: str) -> str:
-    """The URI as it may be printed, logged and stored: passwords and tokens are `***`."""
+    """Return the URI as it may be printed, logged and stored: passwords and tokens are `***`."""
     shown = _PASSWORD.sub(r"\1***@", uri)
     shown = _TOKEN_AS_USER.sub(r"\1***@", shown)
     return _SECRET_IN_QUERY.sub(r"\1***", shown)
 
 
 def hide_secrets(text: str, uri: str) -> str:
-    """Text of someone else (an exception, say) without the secrets of `uri`, escaped or not."""
+    """Return text of someone else (an exception, say) without the secrets of `uri`, escaped or not."""
     found = [m[2] for pattern in (_PASSWORD, _TOKEN_AS_USER, _SECRET_IN_QUERY) for m in pattern.finditer(uri)]
     for secret in sorted({*found, *map(unquote, found), *map(quote, found)} - {"***"}, key=len, reverse=True):
         text = text.replace(secret, "***")
@@ -32,42 +40,96 @@ def hide_secrets(text: str, uri: str) -> str:
 
 
 def default_tracking_uri(storage: Path) -> str:
-    """The SQLite store of a storage folder, `sqlite:////absolute/mlflow.db`; artifacts: `mlartifacts` beside it."""
+    """Return the SQLite store of a storage folder, `sqlite:////absolute/mlflow.db`; artifacts: `mlartifacts` beside it."""
     return checked_uri(f"sqlite:///{(storage / 'mlflow.db').absolute()}")
 
 
 def checked_uri(uri: str) -> str:
-    """The tracking URI, a relative SQLite path made absolute.
+    """Return the tracking URI, a relative SQLite path made absolute.
 
     Raises:
-        ValueError: It is a folder (MLflow 3 refuses its old file store), or a SQLite store without a usable path.
+        ConfigError: It is a folder (MLflow 3 refuses its old file store), of a kind that MLflow does not take, or a SQLite
+            store without a usable path.
     """
     if path := database_path(uri):
         return f"sqlite:///{path}"
-    if "://" not in uri or uri.startswith("file:"):
-        raise ValueError(
-            f"tracking URI {redact(uri)!r} is a folder, which MLflow 3 no longer takes; "
-            "allowed: sqlite:////absolute/mlflow.db, http(s)://host:port, or a database URI"
+    if not _KINDS.match(uri):
+        fault = (
+            "is of a kind that MLflow does not take"
+            if _is_remote(uri)
+            else "is a folder, which MLflow 3 no longer takes"
+        )
+        raise ConfigError(
+            f"tracking URI {redact(uri)!r} {fault}; allowed: sqlite:////absolute/mlflow.db, http(s)://host:port, "
+            "or a database URI"
         )
     return uri
 
 
+def _is_remote(uri: str) -> bool:
+    return "://" in uri and not uri.startswith("file:")
+
+
+def database_path(uri: str) -> Path | None:
+    """Return the file of a SQLite store, absolute; None for every other kind of store.
+
+    Raises:
+        ConfigError: A SQLite store without a file, or with a name that MLflow reads as something else.
+    """
+    if not uri.startswith("sqlite:"):
+        return None
+    path = uri.removeprefix("sqlite:///")
+    if path == uri or not path or any(taboo in path for taboo in (":memory:", "?", "%")):
+        raise ConfigError(
+            f"tracking URI {uri!r} names no usable file; allowed: sqlite:////absolute/path.db without ? or %"
+        )
+    return Path(path).absolute()
+
+
+@contextlib.contextmanager
+def sqlite_lock(uri: str) -> Iterator[None]:
+    """Hold a SQLite store for the time of a first start; does nothing for other stores.
+
+    MLflow makes the tables without a lock: of 8 processes that opened one fresh file, 8 failed.
+
+    Raises:
+        BusyError: Another process held it for 60 s.
+        sqlite3.Error: The file cannot be written; found here at once, where MLflow would block for 102 s.
+    """
+    path = database_path(uri)
+    if not path:
+        yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with exclusive(path.with_name(f"{path.name}.lock"), _FIRST_START_TIMEOUT_S):
+        with contextlib.closing(sqlite3.connect(path, timeout=_PROBE_TIMEOUT_S)) as database:
+            database.execute("BEGIN IMMEDIATE")
+        yield
+
+
+def artifact_location(uri: str, experiment: str) -> str | None:
+    """Return where a new experiment's artifacts go: beside a SQLite store, elsewhere None: it is the server's to decide."""
+    database = database_path(uri)
+    return f"{database.with_name('mlartifacts').as_uri()}/{experiment}" if database else None
+
+
 def ui_command(uri: str) -> str:
-    """The shell command that shows the store on the loopback address; empty where a server already does."""
+    """Return the shell command that shows the store on the loopback address; empty where a server already does."""
     if uri.startswith(("http://", "https://")):
         return ""
     return f"{typed_program('mlflow')} ui --backend-store-uri {shlex.quote(redact(uri))} --host 127.0.0.1 --port 5000"
 
 
-def sync_command(spool_dir: Path, uri: str) -> str:
-    """The shell command that brings the spool to MLflow later. A URI with a secret is left to the environment."""
+def sync_command(storage: Path, uri: str) -> str:
+    """Return the shell command that brings a storage folder to MLflow later; a secret is left to the environment."""
+    command = f"{typed_program('backlink-ray')} sync {shlex.quote(str(storage))}"
     if redact(uri) != uri:
-        return f"{typed_program('backlink-ray')} sync {shlex.quote(str(spool_dir))}  (with MLFLOW_TRACKING_URI set)"
-    return f"{typed_program('backlink-ray')} sync {shlex.quote(str(spool_dir))} --tracking-uri {shlex.quote(uri)}"
+        return f"{command}  (with MLFLOW_TRACKING_URI set)"
+    return f"{command} --tracking-uri {shlex.quote(uri)}"
 
 
 def browser_base(uri: str) -> str:
-    """The address a browser opens, without user, password or query."""
+    """Return the address a browser opens, without user, password or query."""
     if not uri.startswith(("http://", "https://")):
         return LOCAL_SERVER
     hidden = redact(uri).split("?")[0].split("#")[0]
@@ -75,12 +137,12 @@ def browser_base(uri: str) -> str:
 
 
 def view_key(group_by: str) -> str:
-    """The key under which the shared view grouped by a parameter or tag is kept: one each, so it is overwritten."""
+    """Return the key under which the shared view grouped by a parameter or tag is kept: one each, so it is overwritten."""
     return f"backlink-{slug(group_by)}"
 
 
 def view_state(group_by: str, primary_metric: str, only: str = "") -> str:
-    """MLflow's shared view state: runs grouped by one parameter or tag, all shown, best first.
+    """Return MLflow's shared view state: runs grouped by one parameter or tag, all shown, best first.
 
     An internal format of MLflow 3.17's page, so it is made here and nowhere else.
 
@@ -104,19 +166,10 @@ def view_state(group_by: str, primary_metric: str, only: str = "") -> str:
 
 
 def chart_link(uri: str, experiment_id: str = "", view: str = "") -> str:
-    """The link to the comparison chart; to the runs as they are without a view, to all experiments without an id."""
+    """Return the link to the comparison chart; to the plain runs without a view, to all experiments without an id."""
     page = f"{browser_base(uri)}/#/experiments"
     if not experiment_id:
         return page
     # Without workflowType MLflow 3.17 opens its GenAI page and shows ten runs.
     link = f"{page}/{experiment_id}/runs?workflowType=machine_learning&compareRunsMode=CHART"
     return f"{link}&viewStateShareKey={quote(view)}" if view else link
-
-
-def artifact_location(uri: str, artifact_root: str, experiment: str) -> str:
-    """Where a new experiment's artifacts go, always absolute; empty where that is the server's to decide."""
-    database = database_path(uri)
-    root = artifact_root or (str(database.with_name("mlartifacts")) if database else "")
-    if not root:
-        return ""
-    return f"{root if '://' in root else Path(root).absolute().as_uri()}/{experiment}"

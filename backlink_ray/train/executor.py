@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from backlink_ray.local.module import LocalModule, StepSeed
 from backlink_ray.measure.metrics import peak_memory_mib, reset_peak_memory
 from backlink_ray.measure.timeline import Span
 from backlink_ray.methods.base import Method
+from backlink_ray.provenance import describe_process
 from backlink_ray.train.optim import LearningRate, Recipe
 from backlink_ray.train.trainer import Trainer, TrainState
 
@@ -142,6 +144,10 @@ class Executor(ABC):
         """Go on from a state."""
 
     @abstractmethod
+    def environments(self) -> list[dict[str, Any]]:
+        """Return what each stage says of the process and device it runs on, see `provenance.describe_process`."""
+
+    @abstractmethod
     def close(self) -> None:
         """End everything this executor started."""
 
@@ -191,6 +197,9 @@ class LocalExecutor(Executor):
 
     def load(self, state: TrainState) -> None:
         self._trainer.load(state)
+
+    def environments(self) -> list[dict[str, Any]]:
+        return [describe_process(str(self.device))]
 
     def close(self) -> None:
         self._restore_threads()

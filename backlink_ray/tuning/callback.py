@@ -1,4 +1,4 @@
-"""Reporter: carries what trials report to the record, to the tracker and to the terminal, in the study's driver."""
+"""Callback of Tune in the study's driver: writes results and tracking files, wakes the tracker, and prints an epoch a line."""
 
 import dataclasses
 import json
@@ -15,11 +15,10 @@ from backlink_ray.data.images import Dataset
 from backlink_ray.paper.cells import published_error_pct
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.data import data_key
-from backlink_ray.runs.folder import RESULT
-from backlink_ray.runs.results import Record, Value
-from backlink_ray.tracking.journal import Status
-from backlink_ray.tracking.tracker import Tracker
-from backlink_ray.tuning.outcome import TrialOutcome, outcome_of
+from backlink_ray.runs.results import Results, Value
+from backlink_ray.runs.tracked import end_tracking, start_tracking, track
+from backlink_ray.tracking.tracker import NoTracker, Status
+from backlink_ray.tuning.outcome import outcome_of
 from backlink_ray.tuning.plan import Plan
 from backlink_ray.tuning.resources import ClusterResources
 
@@ -31,13 +30,13 @@ class Ledger:
     name: str
     plan: Plan
     folder: Path
-    record: Record
-    tracker: Tracker
+    results: Results
+    tracker: NoTracker
     cluster: ClusterResources
 
 
 class Reporter(tune.Callback):
-    """Writes what trials report to the record and the tracker, in the driver, and a line an epoch to the terminal."""
+    """Writes how trials end into the results, has MLflow brought up to their folders, and prints a line an epoch."""
 
     def __init__(self, ledger: Ledger, datasets: Mapping[str, Dataset], size: int, ended: int) -> None:
         self._study, self._datasets = ledger, {key: about(dataset) for key, dataset in datasets.items()}
@@ -68,16 +67,18 @@ class Reporter(tune.Callback):
             **self._study.plan.tags.get(config.run_id, {}),
             **({"paper.error_pct": str(published)} if published is not None else {}),
         }  # fmt: skip
-        dataset = self._datasets[data_key(config)]
-        self._study.tracker.start_run(config.run_id, config.run_name, run_params(config), tags, dataset)
+        folder, experiment = self._folder(trial), self._study.tracker.experiment
+        params, dataset = run_params(config), self._datasets[data_key(config)]
+        start_tracking(folder, experiment, config.run_name, params=params, tags=tags, dataset=dataset)
+        track(self._study.tracker, folder)
         self._started.add(config.run_id)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """Log one epoch."""
+        """Track one epoch, which is on disk already, and print it."""
         config = self._config(trial)
-        self._study.tracker.log_metrics(config.run_id, curve_points(result), int(result["epoch"]))
+        track(self._study.tracker, self._folder(trial))
         losses = " ".join(f"{loss:.3f}" for loss in result["local_loss"])
         left = (config.epochs - int(result["epoch"])) * result["epoch_s"]
         print(
@@ -96,11 +97,11 @@ class Reporter(tune.Callback):
         )
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Record the result, or what there is of it where the trial was stopped early."""
+        """Results the result, or what there is of it where the trial was stopped early."""
         self._end(trial, None)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Record the failure with its reason."""
+        """Results the failure with its reason."""
         self._end(trial, str(trial.get_error() or ""))
 
     def _end(self, trial: Any, error: str | None) -> None:
@@ -108,7 +109,8 @@ class Reporter(tune.Callback):
         if config.run_id not in self._started:  # its process never came up, so Tune did not announce it
             self.on_trial_start(0, [], trial)
         ending = outcome_of(self._folder(trial), config.epochs, trial.last_result or {}, error)
-        self._track(config, ending)
+        end_tracking(self._folder(trial), _MLFLOW_STATUS[ending.status], ending.reason)
+        track(self._study.tracker, self._folder(trial))
         if ending.status == "LOST":
             print(f"trial {config.run_name} was lost: {ending.reason}", file=sys.stderr, flush=True)
             return  # no result: the study asks for it again when it is resumed
@@ -122,20 +124,9 @@ class Reporter(tune.Callback):
         measured: dict[str, Value] = {
             name: str(ending.result[name]) for name in ("executor", "memory_source") if name in ending.result
         }
-        self._study.record.append({**row, **measured, **ending.headline})
+        self._study.results.append({**row, **measured, **ending.headline})
         if ending.status == "FAILED":
             print(f"trial {config.run_name} failed: {ending.reason}", file=sys.stderr, flush=True)
-
-    def _track(self, config: RunConfig, ending: TrialOutcome) -> None:
-        tracker, folder = self._study.tracker, self._study.folder / "runs" / config.run_id
-        for metrics in ending.result.get("curve", []):  # epochs whose report was lost with a killed driver
-            tracker.log_metrics(config.run_id, curve_points(metrics), int(metrics["epoch"]))
-        if ending.headline:
-            tracker.log_metrics(config.run_id, ending.headline, ending.epochs)
-        for name in ("config.yaml", "environment.json", RESULT):
-            if (folder / name).exists():
-                tracker.log_artifact(config.run_id, folder / name)
-        tracker.end_run(config.run_id, _MLFLOW_STATUS[ending.status], ending.reason)
 
     def _folder(self, trial: Any) -> Path:
         return self._study.folder / "runs" / self._config(trial).run_id
@@ -156,13 +147,6 @@ def run_params(config: RunConfig) -> dict[str, str | int | float]:
         "seed": config.seed, "dataset": config.dataset, "network": config.network, "head": config.head,
         "method": config.label, "batch_size": config.batch_size, "epochs": config.epochs,
     }  # fmt: skip
-
-
-def curve_points(metrics: dict[str, Any]) -> dict[str, float]:
-    """Return one epoch's points: curve/... for the run, local_loss/stage_00... for its stages."""
-    names = ("test_error_pct", "val_error_pct", "train_loss", "images_per_s", "epoch_s", "link_ms")
-    points = {f"curve/{name}": float(metrics[name]) for name in names if name in metrics}
-    return points | {f"local_loss/stage_{k:02d}": float(loss) for k, loss in enumerate(metrics["local_loss"])}
 
 
 def about(dataset: Dataset) -> dict[str, str]:

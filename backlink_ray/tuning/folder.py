@@ -9,9 +9,11 @@ from typing import Any
 
 from backlink_ray.errors import BusyError, ConfigError
 from backlink_ray.files import exclusive, write_whole
+from backlink_ray.runs.tracked import DRIVER_LOCK
 from backlink_ray.tuning.plan import Plan
 
-MANIFEST, LOCK = "study.json", ".driver.lock"
+MANIFEST = "study.json"
+_LOOK_TIMEOUT_S = 0.5  # `backlink-ray sync` looks whether a driver lives, which takes the lock for an instant
 # Of what a study leaves on disk: folders of another format are refused rather than misread.
 FORMAT = 2
 
@@ -42,7 +44,7 @@ def open_study_folder(folder: Path, name: str, plan: Plan, resume: str) -> Itera
         raise ConfigError(f"{_folder(folder)} holds no study to resume; check --storage-path, or use --resume auto")
     _make(folder)
     try:
-        with exclusive(folder / LOCK, 0.0):
+        with exclusive(folder / DRIVER_LOCK, _LOOK_TIMEOUT_S):
             write_whole(folder / MANIFEST, json.dumps(_manifest(name, plan), indent=2))
             yield
     except BusyError as error:
@@ -91,7 +93,7 @@ def _difference(found: dict[str, Any], mine: dict[str, Any]) -> str:
 def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / LOCK).touch()
+        (folder / DRIVER_LOCK).touch()
     except OSError as error:
         raise ConfigError(
             f"{_folder(folder)} cannot be written ({error.strerror}); give another --storage-path"

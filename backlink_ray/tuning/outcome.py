@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from backlink_ray.runs.folder import FAILURE, RESULT
-
-# What a run that was stopped early still tells.
-KEPT = ("test_error_pct", "val_error_pct", "images_per_s", "epoch_s", "peak_memory_mib", "executor")
+from backlink_ray.runs.results import KEPT, numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +29,7 @@ class TrialOutcome:
     @property
     def headline(self) -> dict[str, int | float]:
         """Return the numbers of the result."""
-        return {k: v for k, v in self.result.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
+        return numbers(self.result)
 
 
 def outcome_of(folder: Path, epochs: int, last: dict[str, Any], error: str | None) -> TrialOutcome:

@@ -14,8 +14,9 @@ from ray.tune.schedulers import ASHAScheduler
 from backlink_ray.data.images import Dataset
 from backlink_ray.errors import StudyError
 from backlink_ray.runs.config import RunConfig
-from backlink_ray.runs.results import Record
-from backlink_ray.tracking.tracker import Tracker
+from backlink_ray.runs.results import Results
+from backlink_ray.runs.tracked import end_open_runs, track_all
+from backlink_ray.tracking.tracker import NoTracker
 from backlink_ray.tuning.callback import Ledger, Reporter
 from backlink_ray.tuning.plan import Plan
 from backlink_ray.tuning.resources import ClusterResources
@@ -31,31 +32,33 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 class Study:
     """A study's folder with its results, ready to run what is left of a plan; the folder is open for this process."""
 
-    def __init__(self, name: str, plan: Plan, folder: Path, tracker: Tracker) -> None:
+    def __init__(self, name: str, plan: Plan, folder: Path, tracker: NoTracker) -> None:
         self.name, self.plan, self.folder, self.tracker = name, plan, folder, tracker
-        self.record = Record(folder)
+        self.results = Results(folder)
+        track_all(tracker, folder)  # what an earlier driver could not bring to MLflow
 
     def left(self) -> int:
         """Return how many trials of the plan are to be run: a search's failed ones stay failed, a list's may run again."""
         if self.plan.space:
-            return max(0, self.plan.num_samples - len(self.record.rows()))
+            return max(0, self.plan.num_samples - len(self.results.rows()))
         return len(self.runs_left())
 
     def missing(self) -> int:
         """Return how many trials of the plan have not ended in any way: those an interruption left."""
         if self.plan.space:
             return self.left()
-        ended = {row["run_id"] for row in self.record.rows()}
+        ended = {row["run_id"] for row in self.results.rows()}
         return len({run.run_id for run in self.plan.runs} - ended)
 
     def runs_left(self) -> list[RunConfig]:
         """Return the runs of a list that are not done; failed ones are among them where the plan says so."""
-        done = self.record.done() if self.plan.retry_failed else {row["run_id"] for row in self.record.rows()}
+        done = self.results.done() if self.plan.retry_failed else {row["run_id"] for row in self.results.rows()}
         by_id = {run.run_id: run for run in self.plan.runs}  # two cells may be one run, as BP at any K
         return [run for run_id, run in by_id.items() if run_id not in done]
 
     def run(self, datasets: Mapping[str, Dataset], cluster: ClusterResources) -> None:
         """Run what is left, at least one trial; `datasets` has theirs by `data_key`."""
+        end_open_runs(self.folder / "runs", "the process that ran the study died")
         references = {key: ray.put(dataset) for key, dataset in datasets.items()}
         trainable = tune.with_parameters(
             trial, plan=self.plan, cluster=cluster, datasets=references, runs=self.folder / "runs"
@@ -70,6 +73,9 @@ class Study:
             tuner.fit()
         except tune.TuneError as error:
             raise StudyError(str(error).strip().splitlines()[-1]) from error
+        finally:
+            end_open_runs(self.folder / "runs", "the study was ended before the run")
+            track_all(self.tracker, self.folder)
 
     def _param_space(self) -> dict[str, Any]:
         return {} if self.plan.space else {"run_id": tune.grid_search([run.run_id for run in self.runs_left()])}
@@ -78,7 +84,7 @@ class Study:
         limit = (cluster.max_concurrent or (0 if cluster.num_gpus else 1)) or None
         if not self.plan.space:
             return tune.TuneConfig(num_samples=1, max_concurrent_trials=limit)
-        recorded = {row["run_id"] for row in self.record.rows()}
+        recorded = {row["run_id"] for row in self.results.rows()}
         searcher = open_searcher(self.plan, self.folder, self.name, lambda run: run.run_id in recorded)
         alone = not self.plan.objectives  # of several metrics only the searcher knows
         return tune.TuneConfig(
@@ -97,7 +103,7 @@ class Study:
             name=self.name,
             plan=self.plan,
             folder=self.folder,
-            record=self.record,
+            results=self.results,
             tracker=self.tracker,
             cluster=cluster,
         )

@@ -6,7 +6,7 @@ from typing import Any
 
 from backlink_ray.paper.claims import Finding, claims, judge
 from backlink_ray.paper.evidence import Evidence
-from backlink_ray.runs.results import Record
+from backlink_ray.runs.results import Results
 from tests.paper.rows import Row
 
 
@@ -17,12 +17,12 @@ def claim(name: str) -> dict[str, Any]:
 
 
 def record(folder: Path, study: str, rows: Sequence[Row]) -> None:
-    """Record rows of a study in a storage folder."""
+    """Results rows of a study in a storage folder."""
     for row in rows:
-        Record(folder / study).append(row)
+        Results(folder / study).append(row)
 
 
 def judged(folder: Path, name: str, rows: Sequence[Row], study: str = "table_2") -> Finding:
-    """Record rows, and return what a claim comes to with them."""
+    """Results rows, and return what a claim comes to with them."""
     record(folder, study, rows)
     return judge(claim(name), Evidence([folder]))

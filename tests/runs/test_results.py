@@ -1,91 +1,82 @@
-import os
+"""Results of a study: one row a run in an appended log, and what is made from it."""
+
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from backlink_ray.runs.results import Record, Value
+from backlink_ray.errors import ConfigError, StorageError
+from backlink_ray.runs.results import Results, Value
 
 
-def test_rows_come_back_typed_and_in_order(tmp_path: Path) -> None:
-    record = Record(tmp_path)
-    rows: list[dict[str, Value]] = [
-        {"run_id": "b", "status": "FINISHED", "test_error_pct": 12.5, "K": 4, "fits": True},
-        {"run_id": "a", "status": "FAILED", "test_error_pct": float("inf"), "K": 8, "fits": False},
-    ]
+def results(folder: Path, rows: list[dict[str, Value]]) -> Results:
+    found = Results(folder / "study")
     for row in rows:
-        record.append(row)
-    assert Record(tmp_path).rows() == rows
-    assert isinstance(record.rows()[0]["fits"], bool)
-    assert record.done() == {"b"}
+        found.append(row)
+    return found
 
 
-def test_the_newest_row_of_a_run_wins(tmp_path: Path) -> None:
-    record = Record(tmp_path)
-    record.append({"run_id": "a", "status": "FAILED"})
-    record.append({"run_id": "b", "status": "FINISHED"})
-    assert record.done() == {"b"}
-    record.append({"run_id": "a", "status": "FINISHED", "n": 1})
-    assert record.rows() == [{"run_id": "b", "status": "FINISHED"}, {"run_id": "a", "status": "FINISHED", "n": 1}]
-    assert record.done() == {"a", "b"}
-    assert len(list((tmp_path / "results").iterdir())) == 3  # nothing is rewritten
-
-
-def test_a_schema_that_grew_or_changed_type_still_reads(tmp_path: Path) -> None:
-    record = Record(tmp_path)
+def test_rows_come_back_as_they_were_and_nothing_is_made_by_looking(tmp_path: Path) -> None:
+    assert Results(tmp_path / "study").rows() == []
+    assert list(tmp_path.iterdir()) == []
     rows: list[dict[str, Value]] = [
-        {"run_id": "a", "x": 1},
-        {"run_id": "b", "x": 1.5, "new": "y"},
-        {"run_id": "c", "x": "text"},
+        {"run_id": "b", "status": "FINISHED", "test_error_pct": 0.1 + 0.2, "K": 4, "fits": True},
+        {"run_id": "a", "status": "FAILED", "test_error_pct": float("inf"), "K": 2**63 - 1, "new": "é\n"},
     ]
-    for row in rows:
-        record.append(row)
-    assert record.rows() == rows
+    found = results(tmp_path, rows)
+    assert found.rows() == rows
+    assert found.rows()[0]["fits"] is True
+    assert found.done() == {"b"}
 
 
-def test_a_file_killed_half_way_is_not_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    record = Record(tmp_path)
-
-    def die(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, "fsync", die)  # the bytes are written, their name is not
-    with pytest.raises(KeyboardInterrupt):
-        record.append({"run_id": "a"})
-    monkeypatch.undo()
-    assert len(list((tmp_path / "results").iterdir())) == 1
-    assert record.rows() == []
+def test_the_last_row_of_a_run_counts_whatever_the_clock_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.time_ns", iter(range(10, 0, -1)).__next__)
+    found = results(tmp_path, [{"run_id": "a", "status": "FAILED"}, {"run_id": "b", "status": "FINISHED"}])
+    found.append({"run_id": "a", "status": "FINISHED", "n": 1})
+    assert found.rows() == [{"run_id": "b", "status": "FINISHED"}, {"run_id": "a", "status": "FINISHED", "n": 1}]
+    assert found.done() == {"a", "b"}
 
 
-def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
-    record = Record(tmp_path)
-    (tmp_path / "results" / "part-1-x.parquet").write_bytes(b"no parquet")
-    with pytest.raises(ValueError, match=r"part-1-x\.parquet is no readable result"):
-        record.rows()
-
-
-@pytest.mark.parametrize("run_id", ["..", "/etc/passwd", "a%2fb", "a\\b", "x" * 300, "a\0b"])
-def test_a_run_id_never_leaves_the_folder(tmp_path: Path, run_id: str) -> None:
-    record = Record(tmp_path)
-    record.append({"run_id": run_id, "status": "FINISHED"})
-    assert record.done() == {run_id}
-    assert [path.parent for path in tmp_path.rglob("*.parquet")] == [tmp_path / "results"]
+def test_a_torn_last_line_is_no_result_and_a_damaged_one_is_named(tmp_path: Path) -> None:
+    found = results(tmp_path, [{"run_id": "a"}])
+    file = tmp_path / "study" / "results.jsonl"
+    with file.open("a") as log:
+        log.write('{"run_id": "b", "sta')
+    assert found.rows() == [{"run_id": "a"}]
+    found.append({"run_id": "c"})
+    assert found.rows() == [{"run_id": "a"}, {"run_id": "c"}]
+    for damage in ("{", '{"run_id": 3}'):
+        file.write_text(f'{{"run_id": "a"}}\n{damage}\n')
+        with pytest.raises(StorageError, match=r"results\.jsonl, line 2 is damaged \(.*\); delete the line, and"):
+            found.rows()
 
 
 def test_bad_rows_are_refused(tmp_path: Path) -> None:
-    record = Record(tmp_path)
+    found = results(tmp_path, [])
     with pytest.raises(ValueError, match="needs its run_id"):
-        record.append({"status": "FINISHED"})
+        found.append({"status": "FINISHED"})
     with pytest.raises(ValueError, match="column 'big' has 9223372036854775808"):
-        record.append({"run_id": "a", "big": 2**63})
+        found.append({"run_id": "a", "big": 2**63})
     with pytest.raises(ValueError, match="column 'list'"):
-        record.append({"run_id": "a", "list": [1]})  # type: ignore[dict-item]  # the point of the test
+        found.append({"run_id": "a", "list": [1]})  # type: ignore[dict-item]  # the point of the test
+    assert found.rows() == []
 
 
-def test_a_whole_folder_is_one_table_for_other_readers(tmp_path: Path) -> None:
-    record = Record(tmp_path)
-    for i in range(3):
-        record.append({"run_id": f"r{i}", "test_error_pct": float(i)})
-    table = pa.concat_tables([pq.read_table(path) for path in sorted((tmp_path / "results").glob("*.parquet"))])
-    assert table.column("test_error_pct").to_pylist() == [0.0, 1.0, 2.0]
+def test_the_export_is_one_table_for_other_readers(tmp_path: Path) -> None:
+    found = results(
+        tmp_path, [{"run_id": "a", "x": 1, "z": 1}, {"run_id": "b", "x": 1.5, "y": True}, {"run_id": "c", "z": "text"}]
+    )
+    path = found.export()
+    assert path == tmp_path / "study" / "results.parquet"
+    assert pq.read_table(path).to_pydict() == {
+        "run_id": ["a", "b", "c"], "x": [1.0, 1.5, None], "z": ["1", None, "text"], "y": [None, True, None],
+    }  # fmt: skip
+    found.append({"run_id": "a", "x": 2})
+    assert pq.read_table(found.export()).to_pydict()["run_id"] == ["b", "c", "a"]
+
+
+def test_results_of_the_first_version_are_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "part-1-x.parquet").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"holds results of backlink_ray 0\.1\.0.*; give another --storage-path"):
+        Results(tmp_path)

@@ -1,5 +1,7 @@
 """A run: its folder, its end, going on, and what it refuses; on the embedded real images."""
 
+import contextlib
+import itertools
 import json
 from pathlib import Path
 
@@ -7,12 +9,16 @@ import pytest
 import yaml
 
 from backlink_ray.data.datasets import load_dataset
-from backlink_ray.errors import ConfigError
+from backlink_ray.errors import ConfigError, StorageError
+from backlink_ray.pipeline.resources import StageResources
 from backlink_ray.runs import executors, runner
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.executors import choose_executor
+from backlink_ray.runs.folder import RunFolder
 from backlink_ray.runs.options import RunOptions
+from backlink_ray.runs.results import made_with
 from backlink_ray.runs.runner import run
+from backlink_ray.train.checkpoint import Checkpoints
 
 CONFIG = RunConfig(
     network="resnet8", num_modules=2, propagation_length=1, lr=0.1, batch_size=40, epochs=2, train_images=120,
@@ -30,7 +36,7 @@ def test_the_run_folder(tmp_path: Path) -> None:
     }  # fmt: skip
     assert yaml.safe_load((tmp_path / "config.yaml").read_text())["run_id"] == CONFIG.run_id
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
-    assert {"versions", "commit", "cpu"} <= json.loads((tmp_path / "environment.json").read_text()).keys()
+    assert len(result["curve"]) == 2
     assert json.loads((tmp_path / "result.json").read_text()) == result
     assert {"test_error_pct", "images_per_s", "epoch_s", "peak_memory_mib", "weights_sha256", "curve"} <= result.keys()
 
@@ -56,6 +62,111 @@ def test_an_interrupted_run_goes_on_to_the_same_end(tmp_path: Path) -> None:
     assert seen == [2]
     assert result["weights_sha256"] == whole["weights_sha256"]
     assert [m["test_error_pct"] for m in result["curve"]] == [m["test_error_pct"] for m in whole["curve"]]
+    assert epochs_of(tmp_path / "cut") == [1, 2]
+    attempts = json.loads((tmp_path / "cut" / "environment.json").read_text())["attempts"]
+    assert [attempt["first_epoch"] for attempt in attempts] == [1, 2]
+
+
+def epochs_of(folder: Path) -> list[int]:
+    return [json.loads(line)["epoch"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def stop_at(patch: pytest.MonkeyPatch, owner: type, name: str, call: int) -> None:
+    """End a run at the n-th call of a method, as a kill just before it would."""
+    real, calls = getattr(owner, name), itertools.count(1)
+
+    def stop(*args: object) -> object:
+        if next(calls) == call:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    patch.setattr(owner, name, stop)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "call"),
+    [
+        (Checkpoints, "save", 1), (RunFolder, "append", 1), (Checkpoints, "save", 2), (RunFolder, "append", 2),
+        (RunFolder, "finish", 1),
+    ],
+)  # fmt: skip
+def test_a_kill_between_any_two_writes_leaves_each_epoch_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: type, name: str, call: int
+) -> None:
+    options = RunOptions(output_dir=tmp_path)
+    with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        stop_at(patch, owner, name, call)
+        run(CONFIG, DATA, options)
+    torn = tmp_path / "metrics.jsonl"
+    torn.write_bytes((torn.read_bytes() if torn.exists() else b"") + b'{"epoch": 9, "te')
+    result = run(CONFIG, DATA, options)
+    assert epochs_of(tmp_path) == [m["epoch"] for m in result["curve"]] == [1, 2]
+    assert result["weights_sha256"] == WHOLE.setdefault("weights", result["weights_sha256"])
+
+
+WHOLE: dict[str, str] = {}  # whatever the kill, the weights are the same
+
+
+def test_a_checkpoint_holds_its_own_epoch_alone_and_an_older_one_cuts_the_curve(tmp_path: Path) -> None:
+    config = CONFIG.replace(epochs=3)
+
+    def interrupt(metrics: dict[str, int]) -> None:
+        if metrics["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(config, DATA, RunOptions(output_dir=tmp_path, on_epoch=interrupt))
+    *_, newest = sorted((tmp_path / "checkpoints").iterdir())
+    assert json.loads((newest / "state.json").read_text())["extra"].keys() == {"run_id", "metrics"}
+    (newest / "weights.safetensors").write_bytes(b"")
+    times = [m["time_ms"] for m in map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())]
+    result = run(config, DATA, RunOptions(output_dir=tmp_path))
+    assert epochs_of(tmp_path) == [1, 2, 3]
+    assert result["curve"][0]["time_ms"] == times[0]
+    assert result["curve"][1]["time_ms"] > times[1]  # trained again
+
+
+@pytest.mark.parametrize("damage", ["", '{"epoch": 2}\n', '{"epoch": 1\n{"epoch": 2}\n'])
+def test_a_curve_that_lacks_epochs_is_named_and_never_made_up(tmp_path: Path, damage: str) -> None:
+    folder = RunFolder(tmp_path, CONFIG)
+    (tmp_path / "metrics.jsonl").write_text(damage)
+    with pytest.raises(StorageError, match=r"metrics\.jsonl.*; delete '.*' to train from the beginning"):
+        folder.resume({"epoch": 3})
+    assert (tmp_path / "metrics.jsonl").read_text() == damage
+
+
+def test_a_finished_folder_is_left_as_it_is(tmp_path: Path) -> None:
+    run(CONFIG, DATA, RunOptions(output_dir=tmp_path))
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+    run(CONFIG.replace(executor="threads"), DATA, RunOptions(output_dir=tmp_path))
+    assert {
+        path: (path.read_bytes(), path.stat().st_mtime_ns) for path in tmp_path.rglob("*") if path.is_file()
+    } == before
+
+
+@pytest.mark.parametrize(("executor", "stages"), [("local", 1), ("threads", 2), ("ray", 2)])
+def test_every_stage_says_itself_what_it_runs_on(
+    tmp_path: Path, ray_here: None, monkeypatch: pytest.MonkeyPatch, executor: str, stages: int
+) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "the driver's machine")  # actors are processes of their own
+    run(CONFIG.replace(executor=executor, epochs=1), DATA, RunOptions(output_dir=tmp_path / "runs" / "r"))
+    (attempt,) = json.loads((tmp_path / "runs" / "r" / "environment.json").read_text())["attempts"]
+    assert (attempt["executor"], attempt["first_epoch"], len(attempt["stages"])) == (executor, 1, stages)
+    for stage in attempt["stages"]:
+        assert {"versions", "commit", "cpu", "hardware", "device"} <= stage.keys()
+        assert (stage["host"] == "the driver's machine") == (executor != "ray")
+    (line,) = made_with(tmp_path, [{"run_id": "r", "status": "FINISHED", "executor": executor}])
+    assert line.startswith(f"{stage['hardware']}, torch {stage['versions']['torch']}, backlink_ray ")
+    assert line.endswith(f", commit {stage['commit']}, executor {executor}: 1 run")
+
+
+def test_a_folder_of_the_first_version_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(f"run_id: {CONFIG.run_id}\n")
+    with pytest.raises(ConfigError, match=r"was written by backlink_ray 0\.1\.0, .*; give another folder") as caught:
+        run(CONFIG, DATA, RunOptions(output_dir=tmp_path))
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
 
 
 def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
@@ -101,4 +212,4 @@ def test_the_cluster_named_by_the_environment_counts_not_this_machine(
 
 def test_four_stages_may_share_two_gpus() -> None:
     config = RunConfig(network="resnet32", num_modules=4, propagation_length=1)
-    assert choose_executor(config, 2, 8, gpus_per_stage=0.5)[0] == "ray"
+    assert choose_executor(config, 2, 8, StageResources(gpus_per_stage=0.5))[0] == "ray"

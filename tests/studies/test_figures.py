@@ -24,7 +24,7 @@ from backlink_ray.figures.captions import budget, is_paper_budget
 from backlink_ray.figures.save import save_figure
 from backlink_ray.figures.style import new_figure, series_of
 from backlink_ray.runs.options import RunOptions
-from backlink_ray.runs.results import Record
+from backlink_ray.runs.results import Results
 from backlink_ray.runs.runner import run
 from backlink_ray.tuning.folder import open_study_folder
 from backlink_ray.tuning.plan import Plan
@@ -198,7 +198,7 @@ def record_of(folder: Path, name: str, plan: Plan) -> None:
         for config in plan.runs:
             result = run(config, sample(), RunOptions(output_dir=folder / "runs" / config.run_id))
             numbers = {k: v for k, v in result.items() if isinstance(v, int | float | str)}
-            Record(folder).append({**dataclasses.asdict(config), **numbers, "run_id": config.run_id, "reason": "done"})
+            Results(folder).append({**dataclasses.asdict(config), **numbers, "run_id": config.run_id, "reason": "done"})
 
 
 GRID_RUNS: dict[str, tuple[dict[str, Any], ...]] = {
@@ -352,7 +352,7 @@ def test_runs_of_another_study_are_not_run_again_and_are_enough_for_a_picture(
     runs = (base.replace(method="bp"), base, base.replace(num_modules=4))
     plans = {"paper": Plan(base=base, runs=runs, metric="test_error_pct")}
     for error, config in ((9.0, base.replace(method="bp")), (10.0, base.replace(alpha=0.25, seed=0))):
-        Record(storage / "table_3").append(row_of(config, error, step_ms=9.0))
+        Results(storage / "table_3").append(row_of(config, error, step_ms=9.0))
     given = {"picture": of["picture"], "elsewhere": of["table_rows"]}
     flags = ["--preset", "paper", "--storage-path", str(storage)]
     assert main("figure_10_tradeoff", plans, "", [*flags, "--dry-run"], **given) == 0
@@ -361,7 +361,7 @@ def test_runs_of_another_study_are_not_run_again_and_are_enough_for_a_picture(
     assert "2 finished runs of other studies count too" in said
     assert "backlink/K04-l1" in said.splitlines()[0]
     with open_study_folder(storage / "figure_10_tradeoff", "figure_10_tradeoff", plans["paper"], "auto"):
-        Record(storage / "figure_10_tradeoff").append(
+        Results(storage / "figure_10_tradeoff").append(
             row_of(base.replace(method="bp"), 9.0, step_ms=9.0)
         )  # ran here too
     assert main("figure_10_tradeoff", plans, "", [*flags, "--report-only"], **given) == 0
@@ -407,6 +407,6 @@ def test_smoke_tests_as_a_user_runs_them(name: str, tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "studies" / f"{name}.py"), "--smoke-test", "--storage-path", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    rows = len(Record(tmp_path / f"{name}-smoke").rows())
+    rows = len(Results(tmp_path / f"{name}-smoke").rows())
     check_files(tmp_path / f"{name}-smoke", name, rows)
     assert json.loads((tmp_path / f"{name}-smoke" / "study.json").read_text())["study"] == f"{name}-smoke"

@@ -13,7 +13,7 @@ from backlink_ray.figures import sensitivity
 from backlink_ray.figures.data import FigureData
 from backlink_ray.paper.cells import find
 from backlink_ray.paper.recipes import recipe
-from backlink_ray.runs.results import Record
+from backlink_ray.runs.results import Results
 from backlink_ray.tuning.plan import Plan
 from tests.paper.rows import Row, row_of
 
@@ -208,6 +208,6 @@ def test_figure_10_takes_table_iiis_runs_of_the_same_recipe_and_no_other(tmp_pat
     table_rows = script("figure_10_tradeoff")["table_rows"]
     assert table_rows(tmp_path, BASE) == []
     for config in (*same, *other):
-        Record(tmp_path / "table_3").append(row_of(config, 8.0))
-    Record(tmp_path / "table_3").append(row_of(BASE.replace(seed=7), 8.0) | {"status": "FAILED"})
+        Results(tmp_path / "table_3").append(row_of(config, 8.0))
+    Results(tmp_path / "table_3").append(row_of(BASE.replace(seed=7), 8.0) | {"status": "FAILED"})
     assert {row["run_id"] for row in table_rows(tmp_path, BASE)} == {config.run_id for config in same}

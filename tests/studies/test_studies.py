@@ -98,12 +98,12 @@ def started_until_epoch(epoch: int, command: list[str]) -> subprocess.Popen[str]
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_asha_stops_what_ranks_low_and_keeps_what_it_had(tmp_path: Path) -> None:
-    from backlink_ray.runs.results import Record
+    from backlink_ray.runs.results import Results
 
     command = recipe(tmp_path, ASHA)
     done = subprocess.run([*command, "--asha"], capture_output=True, text=True, timeout=170, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    rows = Record(tmp_path / "s" / "tiny-smoke").rows()
+    rows = Results(tmp_path / "s" / "tiny-smoke").rows()
     assert [row["status"] for row in rows] == ["FINISHED", "STOPPED"]
     assert re.fullmatch(r"stopped early, after epoch [13]", str(rows[1]["reason"]))
     assert 0 < float(rows[1]["test_error_pct"]) <= 100
@@ -114,10 +114,10 @@ def test_asha_stops_what_ranks_low_and_keeps_what_it_had(tmp_path: Path) -> None
 
 @pytest.mark.timeout(300)
 def test_a_study_goes_on_after_a_killed_trial_and_after_ctrl_c(tmp_path: Path) -> None:
-    from backlink_ray.runs.results import Record
+    from backlink_ray.runs.results import Results
 
     def rows() -> list[tuple[object, object]]:
-        return [(row["status"], row["lr"]) for row in Record(tmp_path / "s" / "tiny-smoke").rows()]
+        return [(row["status"], row["lr"]) for row in Results(tmp_path / "s" / "tiny-smoke").rows()]
 
     command = recipe(tmp_path, SEARCH)
     child = started_until_epoch(2, command)

@@ -10,8 +10,8 @@ import pytest
 from backlink_ray.commands import table as sweep
 from backlink_ray.paper.cells import cells
 from backlink_ray.runs.config import RunConfig
-from backlink_ray.runs.results import Record
-from backlink_ray.tracking.journal import NoTracker
+from backlink_ray.runs.results import Results
+from backlink_ray.tracking.tracker import NoTracker
 from backlink_ray.tuning.plan import Plan
 from backlink_ray.tuning.study import Study
 from tests.paper.rows import Row, row_of
@@ -61,7 +61,7 @@ def test_a_table_from_its_cells_to_its_files(tmp_path: Path, capsys: pytest.Capt
     flags = ["--smoke-test", "--storage-path", str(tmp_path), "--cell", CELL]
     done = start_recipe("table_4", *flags, timeout_s=280)
     assert done.returncode == 0, done.stderr
-    rows = Record(tmp_path / "table_4-smoke").rows()
+    rows = Results(tmp_path / "table_4-smoke").rows()
     selection = [row for row in rows if row["validation_fraction"]]
     chosen = min(selection, key=lambda row: (float(row["val_error_pct"]), float(row["alpha"])))
     (full,) = [row for row in rows if not row["validation_fraction"]]
@@ -78,7 +78,7 @@ def test_a_table_from_its_cells_to_its_files(tmp_path: Path, capsys: pytest.Capt
     (tmp_path / "table_4-smoke" / "table.html").unlink()
     assert run_recipe("table_4", *flags, "--report-only") == 0
     assert (tmp_path / "table_4-smoke" / "table.html").exists()
-    assert len(Record(tmp_path / "table_4-smoke").rows()) == len(rows)
+    assert len(Results(tmp_path / "table_4-smoke").rows()) == len(rows)
 
 
 @pytest.mark.slow
@@ -146,7 +146,7 @@ def test_refusals_are_one_line_and_leave_nothing(
 
 def test_what_failed_runs_again_only_where_that_is_asked_for(tmp_path: Path) -> None:
     base = RunConfig(network="resnet8", num_modules=2, propagation_length=1)
-    Record(tmp_path).append(row_of(base, 50.0) | {"status": "FAILED"})
+    Results(tmp_path).append(row_of(base, 50.0) | {"status": "FAILED"})
     runs = (base, base.replace(seed=1))
     left = [
         Study("s", Plan(base=base, runs=runs, retry_failed=retry), tmp_path, NoTracker()) for retry in (False, True)

@@ -12,6 +12,8 @@ from collections import Counter
 from contextlib import closing, suppress
 from pathlib import Path
 
+from backlink_ray.tracking.tracker import ExperimentInfo, Point, TrackedRun
+
 ROOT = Path(__file__).parents[2]
 _START_TIMEOUT_S = 60.0  # importing MLflow takes 5 s on an idle core
 
@@ -117,21 +119,45 @@ class Store:
         return {str(key): str(value) for key, value in rows}
 
 
+def a_run(run_id: str = "r", epochs: int = 3, **fields: object) -> TrackedRun:
+    """A run as its log would tell it: two curves, a result, its end."""
+    curve = [Point(step=i, time_ms=1000 + i, values=values(i)) for i in range(1, epochs + 1)]
+    about: dict[str, object] = {
+        "run_id": run_id, "experiment": ExperimentInfo(name="e"), "name": f"K04-{run_id}", "started_ms": 1000,
+        "params": {"K": 4, "eta": 0.5}, "tags": {"study": "s"}, "dataset": {"name": "cifar10-sample", "md5": "0" * 32},
+        "curve": curve, "status": "FINISHED", "end_reason": "done", "ended_ms": 2000,
+        "summary": [Point(step=epochs, time_ms=1000 + epochs, values={"test_error_pct": 90 / epochs})] if epochs else [],
+    }  # fmt: skip
+    return TrackedRun(**{**about, **fields})  # type: ignore[arg-type]
+
+
+def values(epoch: int) -> dict[str, float]:
+    return {"curve/test_error_pct": 90 / epoch, "local_loss/stage_00": epoch / 7}
+
+
+def points_of(run_id: str, epochs: int) -> Points:
+    """What a store holds of `a_run` when everything is there exactly once."""
+    logged = ({**values(i), "curve/epoch": float(i)} for i in range(1, epochs + 1))
+    curve = Counter((run_id, key, i, v) for i, at in enumerate(logged, 1) for key, v in at.items())
+    return curve + Counter({(run_id, "test_error_pct", epochs, 90 / epochs): 1})
+
+
 _WRITERS = """
 import os, sys
 from pathlib import Path
 import alembic.command, mlflow.store.tracking.sqlalchemy_store  # what MLflow imports late, once for all
-from backlink_ray.tracking.tracker import Tracker
+import backlink_ray.tracking.mlflow_sink
+from backlink_ray.tracking.tracker import ExperimentInfo, Tracker
+from tests.tracking.mlflow_store import a_run
 
 def write(name):
-    tracker = Tracker(Path(folder) / name, uri, experiment="shared")
-    tracker.start_run(name, name, {"K": 4}, {"study": "s"}, {"name": "cifar10", "md5": "0" * 32})
-    for step in range(int(batches)):
-        tracker.log_metrics(name, {f"m{i}": step + i / 7 for i in range(5)}, step)
-    tracker.end_run(name, "FINISHED", "done")
-    return tracker.close(timeout_s=float(timeout_s))
+    tracker = Tracker(uri, ExperimentInfo(name="e"), Path("results"))
+    for epoch in range(1, int(epochs) + 1):
+        tracker.log(name, lambda epoch=epoch: a_run(name, epoch, summary=(), status="RUNNING"))
+    tracker.log(name, lambda: a_run(name, int(epochs)))
+    return tracker.close()
 
-prefix, count, batches, uri, folder, timeout_s = sys.argv[1:]
+prefix, count, epochs, uri = sys.argv[1:]
 children = []
 for i in range(int(count)):
     child = os.fork()
@@ -146,17 +172,16 @@ print([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 """
 
 
-def fork_writers(prefix: str, count: int, batches: int, uri: str, folder: Path, timeout_s: float = 60.0) -> str:
-    """Processes <prefix>00, <prefix>01, ... each track a run of `batches` x 5 points; tells what they left unsynced.
+def fork_writers(prefix: str, count: int, epochs: int, uri: str) -> str:
+    """Processes <prefix>00, <prefix>01, ... each track a run; tells how many runs each left untracked.
 
     One process imports MLflow and forks the others: they start within milliseconds of each other.
     """
-    command = [sys.executable, "-c", _WRITERS, prefix, str(count), str(batches), uri, str(folder), str(timeout_s)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=2 * timeout_s, check=False)
+    command = [sys.executable, "-c", _WRITERS, prefix, str(count), str(epochs), uri]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
     return done.stdout.strip() or done.stderr
 
 
-def written(prefix: str, count: int, batches: int) -> Points:
+def written(prefix: str, count: int, epochs: int) -> Points:
     """What the store holds when every writer's points are there exactly once."""
-    runs = [f"{prefix}{writer:02d}" for writer in range(count)]
-    return Counter((run, f"m{i}", step, step + i / 7) for run in runs for step in range(batches) for i in range(5))
+    return sum((points_of(f"{prefix}{writer:02d}", epochs) for writer in range(count)), Counter())
