@@ -144,7 +144,8 @@ def test_sensitivity_marks_the_papers_gll_and_what_it_names(
 
 
 def environment(folder: Path, rows: list[Row]) -> None:
-    about = {"versions": {"torch": "2.9"}, "gpus": ["H100"], "backlink_ray": "1", "commit": "abc"}
+    stage = {"versions": {"torch": "2.9"}, "hardware": "H100", "backlink_ray": "1", "commit": "abc"}
+    about = {"attempts": [{"executor": "ray", "first_epoch": 1, "stages": [stage, stage]}]}
     for row in rows:
         run = folder / "runs" / str(row["run_id"])
         run.mkdir(parents=True)

@@ -113,7 +113,7 @@ def tracked(storage: Path, run_id: str) -> None:
     runs = {run.data.tags["backlink_ray.run_id"]: run for run in client.search_runs([experiment.experiment_id])}
     assert (runs[run_id].data.tags["cell"], runs[run_id].data.tags["kind"]) == (CELL, "full")
     assert sorted(run.data.tags["kind"] for run in runs.values()) == ["full", "selection", "selection", "study"]
-    files = {file.path for file in client.list_artifacts(runs["table_4-smoke.study"].info.run_id)}
+    files = {file.path for file in client.list_artifacts(runs["table_4-smoke"].info.run_id)}
     assert files == {"table.md", "table.html", "cells.csv", "classes.csv"}
 
 
