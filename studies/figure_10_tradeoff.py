@@ -100,9 +100,9 @@ def table_rows(storage: Path, base: RunConfig) -> list[dict[str, Any]]:
 
 
 def is_like(config: RunConfig, base: RunConfig) -> bool:
-    place = {name: getattr(base, name) for name in ("num_modules", "propagation_length", "alpha", "seed")}
+    place = {name: getattr(config, name) for name in ("num_modules", "propagation_length", "alpha", "seed")}
     like = base.replace(method="bp") if config.method == "bp" else base
-    return config.replace(**place).run_id == like.run_id
+    return like.replace(**place).run_id == config.run_id
 
 
 def panel(axes: Any, found: list[Trade], x: str, x_label: str, y: str, y_label: str) -> None:
