@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import cache
 from numbers import Integral, Real
 from typing import Any, TypeVar
 
@@ -95,20 +96,21 @@ def _declare(default: T, **rules: Any) -> T:
     return field(default=default, metadata={"option": Option(default=default, **rules)})
 
 
-def options_of(owner: Any) -> dict[str, Option]:
-    """Return the options of a dataclass, or of an instance, by name."""
+@cache
+def options_of(owner: type[Any]) -> Mapping[str, Option]:
+    """Return the options of a dataclass by name, in the order of its fields."""
     return {f.name: f.metadata["option"] for f in fields(owner) if "option" in f.metadata}
 
 
 def check_options(instance: Any) -> None:
     """Store every option of a (frozen) dataclass as Python's own type; ConfigError names the first that is not allowed."""
-    for name, option in options_of(instance).items():
+    for name, option in options_of(instance.__class__).items():
         object.__setattr__(instance, name, option.read(name, getattr(instance, name)))
 
 
 def check_needs(instance: Any) -> None:
     """Refuse an option that was given although another option does not have the value it needs."""
-    for name, option in options_of(instance).items():
+    for name, option in options_of(instance.__class__).items():
         value = getattr(instance, name)
         if value != option.default and option.needs and not option.has_meaning(vars(instance)):
             other, wanted = option.needs

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import Any
 
 from backlink_ray.methods.backlink import BackLink, BackLinkOptions
@@ -24,9 +25,10 @@ class MethodOptions(DNIOptions, InfoProOptions, PredSimOptions, BackLinkOptions)
     """The options of all methods, as a RunConfig has them; the last class's come first."""
 
 
-def takes(method: str) -> set[str]:
+@cache
+def takes(method: str) -> frozenset[str]:
     """Return the names of what a method is made from: its options, and a base or facts about the data where it wants any."""
-    return {f.name for f in fields(METHODS[method])} if method in METHODS else set()
+    return frozenset(f.name for f in fields(METHODS[method])) if method in METHODS else frozenset()
 
 
 def make_method(method: str, base: str, values: Mapping[str, Any]) -> Method:

@@ -121,7 +121,7 @@ class RunConfig(MethodOptions, SgdOptions, SplitOptions, RunFields):
 def _without_meaning(values: dict[str, Any]) -> dict[str, Option]:
     """Return the options that have no effect given the other values of a run."""
     options, method = options_of(RunConfig), values["method"]
-    own = takes(method) | (takes(values["base"]) if "base" in takes(method) else set())
+    own = takes(method) | (takes(values["base"]) if "base" in takes(method) else frozenset())
     candidates = {*options_of(MethodOptions), "base"}
     found = {n: options[n] for n in candidates if n not in own or not options[n].has_meaning(values)}
     return found | ({"num_modules": options["num_modules"]} if method == BP.name else {})

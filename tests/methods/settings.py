@@ -21,7 +21,7 @@ TOGETHER: tuple[dict[str, Any], ...] = (
 
 def choices_of(method: str) -> dict[str, tuple[Any, ...]]:
     """Return the choices of a method's options, the default first."""
-    options = options_of(RunConfig) | options_of(METHODS[method])
+    options = {**options_of(RunConfig), **options_of(METHODS[method])}
     return {
         name: (option.default, *(c for c in option.choices if c != option.default))
         for name, option in options.items()
