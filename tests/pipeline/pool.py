@@ -5,8 +5,7 @@ from typing import Any
 
 import ray
 
-from backlink_ray.pipeline.actors import ActorGroup, StageActor, _actor_class
-from backlink_ray.pipeline.resources import StageResources
+from backlink_ray.pipeline.actors import _GROUPS, ActorGroup, StageActor, _actor_class
 from backlink_ray.pipeline.stage import StagePlan
 
 # A run of a few steps is over when its driver goes on; an actor that still works then has a fault.
@@ -25,12 +24,19 @@ class PooledGroup(ActorGroup):
         for _ in range(len(POOL), LARGEST):  # all at once, and with any plan: they begin at the same time
             POOL.append(_actor_class().options(num_cpus=0).remote(plans[0]))
         self._actors = POOL[: len(plans)]
+        # The threads that take messages have done so, and nothing of another run comes after this.
+        ray.get([a.__ray_call__.options(concurrency_group=g).remote(id) for a in POOL for g in set(_GROUPS.values())])
         ray.get([a.__ray_call__.remote(StageActor.__init__, plan) for a, plan in zip(self._actors, plans, strict=True)])
         neighbours = [None, *self._actors, None]
         ray.get([a.connect.remote(neighbours[k], neighbours[k + 2]) for k, a in enumerate(self._actors)])
 
+    @property
+    def actors(self) -> list[Any]:
+        return self._actors
+
     def close(self) -> None:
         idle = [actor.ready.remote() for actor in self._actors]
         if ray.wait(idle, num_returns=len(idle), timeout=IDLE_TIMEOUT_S)[1]:
+            self._actors = [*POOL]
             super().close()
             POOL.clear()

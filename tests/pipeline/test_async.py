@@ -134,9 +134,9 @@ def test_free_threads_whatever_their_speeds(name: str) -> None:
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("name", [pytest.param("dgl", marks=pytest.mark.slow), "backlink"])
-def test_free_actors_whatever_their_speeds(name: str, ray_executor: Callable[[Job], Executor]) -> None:
-    check_free(ray_executor, *PAIRS[name])
+@pytest.mark.parametrize("name", PAIRS)
+def test_free_actors_whatever_their_speeds(name: str, pooled_executor: Callable[[Job], Executor]) -> None:
+    check_free(pooled_executor, *PAIRS[name])
 
 
 def check_free(make: Callable[[Job], Executor], free: Method, in_step: Method) -> None:

@@ -7,8 +7,11 @@ from typing import Any
 import pytest
 import torch
 
+import backlink_ray as bl
 from backlink_ray.errors import LinkAbortedError, LinkError
 from backlink_ray.pipeline.exchange import CAPACITY, Kind, Mailbox, NoLink, QueueLink, flatten, unflatten
+from backlink_ray.pipeline.stage import plan_stages
+from tests.examples import job
 from tests.pipeline.links import RULES, Pair
 
 CPU = torch.device("cpu")
@@ -20,85 +23,46 @@ def test_queue_link(rule: Callable[[Pair], None]) -> None:
     rule((QueueLink(here, there, CPU, 0.5), QueueLink(there, here, CPU, 0.5)))
 
 
-class Peer:
-    """An actor that owns a mailbox, as a stage does, and the other end of the link."""
+class End:
+    """A stage actor's end of a link, used from the test."""
 
-    def __init__(self) -> None:
-        self.box = Mailbox()
+    def __init__(self, actor: Any, side: str) -> None:
+        self._actor, self._side = actor, side
 
-    def connect(self, other: Any, side: str) -> None:
-        from backlink_ray.pipeline.objectstore import ObjectStoreLink
-
-        self.link = ObjectStoreLink(other, side, self.box, CPU, 0.5)
-
-    def deliver_previous(self, kind: str, step: int, payload: Any) -> None:
-        self.box.deliver(Kind(kind), step, payload, 0.5)
-
-    def deliver_following(self, kind: str, step: int, payload: Any) -> None:
-        self.box.deliver(Kind(kind), step, payload, 0.5)
-
-    def send(self, kind: str, step: int, tensor: torch.Tensor) -> None:
-        self.link.send(Kind(kind), step, tensor)
-
-    def receive(self, kind: str, step: int) -> torch.Tensor:
-        return self.link.receive(Kind(kind), step).clone()
-
-    def receive_any(self, kind: str) -> tuple[int, torch.Tensor]:
-        return self.link.receive_any(Kind(kind))
-
-    def has(self, kind: str) -> bool:
-        return self.link.has(Kind(kind))
-
-
-class Remote:
-    """An actor's end of a link, called from the test."""
-
-    def __init__(self, actor: Any) -> None:
-        self.actor = actor
-
-    def send(self, kind: Kind, step: int, tensor: torch.Tensor) -> None:
+    def _call(self, name: str, *arguments: Any) -> Any:
         import ray
 
-        ray.get(self.actor.send.remote(str(kind), step, tensor))
-
-    def receive(self, kind: Kind, step: int) -> torch.Tensor:
-        import ray
-
+        side = self._side
+        done = self._actor.__ray_call__.remote(lambda a: getattr(getattr(a._stage, side), name)(*arguments))
         try:
-            return ray.get(self.actor.receive.remote(str(kind), step)).clone()  # type: ignore[no-any-return]
+            return ray.get(done)
         except ray.exceptions.RayTaskError as error:
             raise LinkError(str(error.cause)) from error
 
-    def receive_any(self, kind: Kind) -> tuple[int, torch.Tensor]:
-        import ray
+    def send(self, kind: Kind, step: int, tensor: torch.Tensor) -> None:
+        self._call("send", kind, step, tensor)
 
-        step, tensor = ray.get(self.actor.receive_any.remote(str(kind)))
+    def receive(self, kind: Kind, step: int) -> torch.Tensor:
+        return self._call("receive", kind, step).clone()  # type: ignore[no-any-return]
+
+    def receive_any(self, kind: Kind) -> tuple[int, torch.Tensor]:
+        step, tensor = self._call("receive_any", kind)
         return step, tensor.clone()
 
     def has(self, kind: Kind) -> bool:
-        import ray
-
-        return bool(ray.get(self.actor.has.remote(str(kind))))
-
-
-@pytest.fixture(scope="module")
-def peers(ray_here: None) -> list[Any]:
-    import ray
-
-    cls = ray.remote(num_cpus=0.1, max_concurrency=4)(Peer)
-    return [cls.remote(), cls.remote()]
+        return bool(self._call("has", kind))
 
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
-def test_object_store_link(rule: Callable[[Pair], None], peers: list[Any]) -> None:
-    import ray
+def test_object_store_link(rule: Callable[[Pair], None], ray_here: None) -> None:
+    """Between the pipeline's own actors, whose threads keep the order of messages."""
+    from backlink_ray.pipeline.actors import Resources
+    from tests.pipeline.pool import PooledGroup
 
-    left, right = peers
-    ray.get([left.__ray_call__.remote(lambda p: setattr(p, "box", Mailbox())) for p in (left,)])
-    ray.get([right.__ray_call__.remote(lambda p: setattr(p, "box", Mailbox())) for p in (right,)])
-    ray.get([left.connect.remote(right, "previous"), right.connect.remote(left, "following")])
-    rule((Remote(left), Remote(right)))
+    plans = plan_stages(job(bl.GLL(), 2, stage_timeout_s=0.5))
+    left, right = PooledGroup(plans, Resources(), None).actors
+    rule((End(left, "_next"), End(right, "_previous")))
 
 
 def test_a_full_mailbox_makes_the_sender_wait() -> None:

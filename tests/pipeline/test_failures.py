@@ -118,7 +118,7 @@ def test_sigkill_of_a_stage_is_named_within_seconds_and_leaves_nothing(ray_here:
 def test_a_hung_stage_is_found_by_name_after_the_stage_timeout(num_modules: int, during: str, ray_here: None) -> None:
     from backlink_ray.pipeline.actors import RayExecutor
 
-    with RayExecutor(job(METHOD, num_modules, stage_timeout_s=2.0)) as executor:
+    with RayExecutor(job(METHOD, num_modules, stage_timeout_s=3.0)) as executor:
         executor.train(1)
         os.kill(executor.actors.process_ids[-1], signal.SIGSTOP)
         start = time.monotonic()
