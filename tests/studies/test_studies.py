@@ -1,5 +1,6 @@
 """Studies from the outside, on the embedded real images: the main job, twice, and what it refuses."""
 
+import contextlib
 import json
 import re
 import shlex
@@ -7,12 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import psutil
 import pytest
 
 from tests.studies.recipes import ROOT, run_recipe, start_recipe
+from tests.tracking.mlflow_store import Store
 
 
 @pytest.mark.timeout(400)
@@ -29,7 +32,10 @@ def test_the_main_job_twice(tmp_path: Path) -> None:
     assert " epoch 1/2 " not in again.stdout
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     runs = [r for e in client.search_experiments() for r in client.search_runs([e.experiment_id])]
-    assert [r.info.status for r in runs] == ["FINISHED"] * 3
+    assert [r.info.status for r in runs] == ["FINISHED"] * 4
+    (study,) = [r for r in runs if r.data.tags.get("kind") == "study"]
+    assert [file.path for file in client.list_artifacts(study.info.run_id)] == ["table.md"]
+    runs.remove(study)
     for r in runs:
         assert set(r.data.params) == {
             "K", "l", "alpha", "eta", "seed", "dataset", "network", "head", "method", "batch_size", "epochs",
@@ -51,7 +57,7 @@ def test_a_trial_whose_loss_is_not_finite_fails_by_name_and_the_study_goes_on(tm
 
     client = MlflowClient(f"sqlite:///{tmp_path / 's' / 'mlflow.db'}")
     runs = [r for e in client.search_experiments() for r in client.search_runs([e.experiment_id])]
-    assert sorted(r.info.status for r in runs) == ["FAILED", "FINISHED"]
+    assert sorted(r.info.status for r in runs) == ["FAILED", "FINISHED", "FINISHED"]  # with the study's own
     assert any("local loss of stage" in r.data.tags["end_reason"] for r in runs)
 
 
@@ -105,8 +111,25 @@ def test_asha_stops_what_ranks_low_and_keeps_what_it_had(tmp_path: Path) -> None
     assert "nothing left to run" in again.stderr
 
 
-@pytest.mark.timeout(300)
-def test_a_study_goes_on_after_a_killed_trial_and_after_ctrl_c(tmp_path: Path) -> None:
+def tracked(storage: Path) -> tuple[list[str], Counter[tuple[str, int]]]:
+    """Return the status of each trial's run in MLflow, and how often each point of a curve is there."""
+    store = Store(storage / "mlflow.db")
+    points = Counter((key, step) for run, key, step, _ in store.points().elements() if "/" in key)
+    return [status for run, status in store.runs() if run != "tiny-smoke"], points
+
+
+def kill_with_children(child: subprocess.Popen[str]) -> None:
+    """End a driver as `kill -9` does, and then the processes of its Ray, which would live on for a while."""
+    children = psutil.Process(child.pid).children(recursive=True)
+    child.kill()
+    child.wait()
+    for process in children:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+@pytest.mark.timeout(400)
+def test_a_study_goes_on_after_a_killed_trial_ctrl_c_and_a_killed_driver(tmp_path: Path) -> None:
     from backlink_ray.runs.results import Results
 
     def rows() -> list[tuple[object, object]]:
@@ -130,12 +153,20 @@ def test_a_study_goes_on_after_a_killed_trial_and_after_ctrl_c(tmp_path: Path) -
     assert f"resume: {shlex.join(command)} --resume auto" in out
     assert "Traceback" not in err
     assert rows() == []
+    assert tracked(tmp_path / "s")[0] == ["KILLED"]
+
+    kill_with_children(started_until_epoch(7, command))
+    assert rows() == []
 
     done = subprocess.run(command, capture_output=True, text=True, timeout=170, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert " epoch 1/" not in done.stdout
-    assert " epoch 4/" not in done.stdout
+    assert " epoch 6/" not in done.stdout
     assert rows() == [("FINISHED", 0.05)]
+    statuses, points = tracked(tmp_path / "s")
+    assert statuses == ["FINISHED"]
+    assert set(points.values()) == {1}
+    assert {step for _, step in points} == set(range(1, 13))
 
 
 @pytest.mark.slow
