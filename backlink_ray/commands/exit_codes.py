@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 
 from backlink_ray.errors import BacklinkError, NonFiniteLossError, StageError
+from backlink_ray.tracking.uri import redact
 
 # What ends one run or measurement, and says nothing about the next.
 RUN_ERRORS = (NonFiniteLossError, StageError, torch.OutOfMemoryError)
@@ -51,6 +52,19 @@ def _say(text: str, code: int) -> int:
 
 
 def resume_line() -> str:
-    """Return the command that goes on with what this process was asked for, as the user typed it."""
-    line = shlex.join([sys.orig_argv[0], *sys.argv])  # the Python as the user typed it
-    return "resume: " + re.sub(r" --resume[ =]\w+", "", line) + " --resume auto"
+    """Return the command that goes on with what this process was asked for, as the user typed it, but for secrets."""
+    arguments = _without_secret(sys.argv)
+    line = shlex.join([sys.orig_argv[0], *arguments])  # the Python as the user typed it
+    note = "" if arguments == sys.argv else "  (with MLFLOW_TRACKING_URI set)"
+    return "resume: " + re.sub(r" --resume[ =]\w+", "", line) + " --resume auto" + note
+
+
+def _without_secret(arguments: list[str]) -> list[str]:
+    """Leave out a tracking URI that holds a password or token: what is printed ends in logs."""
+    for i, argument in enumerate(arguments):
+        flag, equals, value = argument.partition("=")
+        if flag in ("--tracking-uri", "--tracking_uri"):
+            end = i + 1 if equals else i + 2
+            uri = value if equals else " ".join(arguments[i + 1 : end])
+            return arguments if redact(uri) == uri else arguments[:i] + arguments[end:]
+    return arguments

@@ -1,6 +1,6 @@
 """Tracker: keeps MLflow, which may be down, up to date with runs whose log is on disk; nobody ever waits for it.
 
-    log(run_id, read) --> which runs changed --> a thread: read() the run's log, bring MLflow up to it --> MLflow
+    log(key, read) --> which runs changed --> a thread: read() the run's log, bring MLflow up to it --> MLflow
 
 What waits are names, not numbers: the log is read when its turn comes, so the queue is as long as there are runs and holds
 nothing that could get lost.
@@ -85,7 +85,7 @@ class NoTracker:
 
     experiment = ExperimentInfo()
 
-    def log(self, run_id: str, read: Read) -> None:
+    def log(self, key: str, read: Read) -> None:
         """Do nothing."""
 
     def close(self, timeout_s: float = 30.0) -> int:
@@ -130,11 +130,16 @@ class Tracker(NoTracker):
         self._thread = threading.Thread(target=self._work, name="mlflow-tracker", daemon=True)
         self._thread.start()
 
-    def log(self, run_id: str, read: Read) -> None:
-        """Say that a run is new or has changed; `read` returns it when its turn comes, in another thread."""
+    def log(self, key: str, read: Read) -> None:
+        """Say that a run is new or has changed; `read` returns it when its turn comes, in another thread.
+
+        Args:
+            key: Of the run: its folder, say. A run that waits already is not put on the list twice.
+            read: Reads the run's log.
+        """
         assert not self._stopped, "the tracker is closed"
         with self._news:
-            self._waiting[run_id] = (next(self._changes), read)
+            self._waiting[key] = (next(self._changes), read)
             self._news.notify_all()
 
     def close(self, timeout_s: float = 30.0) -> int:
@@ -186,20 +191,20 @@ class Tracker(NoTracker):
     def _work(self) -> None:
         delay_s = 0.0
         while waiting := self._next():
-            run_id, change, read = waiting
+            key, change, read = waiting
             if self._attempt(read):
-                delay_s = delay_s if self._settle(run_id, change) else 0.0
+                delay_s = delay_s if self._settle(key, change) else 0.0
             else:
                 delay_s = min(max(2 * delay_s, _FIRST_DELAY_S), _LONGEST_DELAY_S)
-                self._postpone(run_id, delay_s)
+                self._postpone(key, delay_s)
 
     def _next(self) -> tuple[str, int, Read] | None:
         with self._news:
             self._news.wait_for(lambda: self._waiting or self._stopped)
             if self._stopped:
                 return None
-            run_id = next(iter(self._waiting))
-            return run_id, *self._waiting[run_id]
+            key = next(iter(self._waiting))
+            return key, *self._waiting[key]
 
     def _attempt(self, read: Read) -> bool:
         """Bring MLflow up to one run; tell whether it is settled, for good or because it can never be."""
@@ -217,12 +222,12 @@ class Tracker(NoTracker):
             self._refuse(f"run {run.run_id}: MLflow refuses it: {self._sink.explain(error)}")
         return True
 
-    def _settle(self, run_id: str, change: int) -> bool:
+    def _settle(self, key: str, change: int) -> bool:
         """Take a run off the list, unless it has changed meanwhile; tell whether others wait."""
         with self._news:
-            newest = self._waiting.pop(run_id)
+            newest = self._waiting.pop(key)
             if newest[0] != change:
-                self._waiting[run_id] = newest
+                self._waiting[key] = newest
             self._done += 1
             if self._is_down and not self._waiting:
                 _log.warning("MLflow at %s answers again, the runs that waited are there", redact(self._uri))
@@ -230,11 +235,11 @@ class Tracker(NoTracker):
             self._news.notify_all()
             return bool(self._waiting)
 
-    def _postpone(self, run_id: str, delay_s: float) -> None:
+    def _postpone(self, key: str, delay_s: float) -> None:
         """Put a run at the end of the list, since the fault may be its own, and wait."""
         deadline = time.monotonic() + delay_s
         with self._news:
-            self._waiting[run_id] = self._waiting.pop(run_id)
+            self._waiting[key] = self._waiting.pop(key)
             self._news.wait_for(lambda: self._closing, delay_s)
             left_s = min(deadline - time.monotonic(), _CLOSING_DELAY_S)
             self._news.wait_for(lambda: self._stopped, max(0.0, left_s))

@@ -54,20 +54,13 @@ def checked_uri(uri: str) -> str:
     if path := database_path(uri):
         return f"sqlite:///{path}"
     if not _KINDS.match(uri):
-        fault = (
-            "is of a kind that MLflow does not take"
-            if _is_remote(uri)
-            else "is a folder, which MLflow 3 no longer takes"
-        )
+        is_folder = "://" not in uri or uri.startswith("file:")
+        fault = "is a folder, which MLflow 3 no longer takes" if is_folder else "is of a kind that MLflow does not take"
         raise ConfigError(
             f"tracking URI {redact(uri)!r} {fault}; allowed: sqlite:////absolute/mlflow.db, http(s)://host:port, "
             "or a database URI"
         )
     return uri
-
-
-def _is_remote(uri: str) -> bool:
-    return "://" in uri and not uri.startswith("file:")
 
 
 def database_path(uri: str) -> Path | None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from backlink_ray.commands.exit_codes import guarded
+from backlink_ray.commands.exit_codes import guarded, resume_line
 from backlink_ray.errors import CheckpointError, ConfigError, NonFiniteLossError, StageError
 
 
@@ -37,3 +37,17 @@ def test_an_error_is_one_line_and_an_exit_code(
 def test_a_fault_of_ours_is_not_called_a_bad_argument(fault: Exception) -> None:
     with pytest.raises(type(fault), match="ours"):
         ended_with(fault)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        ["--tracking-uri", "http://u:s3cret@host?token=t0ken"],
+        ["--tracking-uri=postgresql://u:s3cret@host/db?token=t0ken"],
+    ],
+)
+def test_the_resume_line_tells_no_secret(monkeypatch: pytest.MonkeyPatch, uri: list[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["table_2.py", *uri, "--resume", "never", "--seed", "1"])
+    assert resume_line().endswith(" table_2.py --seed 1 --resume auto  (with MLFLOW_TRACKING_URI set)")
+    monkeypatch.setattr("sys.argv", ["table_2.py", "--tracking-uri", "http://host", "--seed", "1"])
+    assert resume_line().endswith(" table_2.py --tracking-uri http://host --seed 1 --resume auto")

@@ -6,6 +6,7 @@ from typing import Any
 import ray
 
 from backlink_ray.pipeline.actors import _GROUPS, ActorGroup, StageActor, _actor_class
+from backlink_ray.pipeline.resources import StageResources
 from backlink_ray.pipeline.stage import StagePlan
 
 # A run of a few steps is over when its driver goes on; an actor that still works then has a fault.

@@ -57,11 +57,11 @@ class End:
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_object_store_link(rule: Callable[[Pair], None], ray_here: None) -> None:
     """Between the pipeline's own actors, whose threads keep the order of messages."""
-    from backlink_ray.pipeline.actors import Resources
+    from backlink_ray.pipeline.resources import STAGE
     from tests.pipeline.pool import PooledGroup
 
     plans = plan_stages(job(bl.GLL(), 2, stage_timeout_s=0.5))
-    left, right = PooledGroup(plans, Resources(), None).actors
+    left, right = PooledGroup(plans, STAGE, None).actors
     rule((End(left, "_next"), End(right, "_previous")))
 
 

@@ -1,11 +1,13 @@
 """Studies from the outside, on the embedded real images: the main job, twice, and what it refuses."""
 
+import contextlib
 import re
 import shlex
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 
 from backlink_ray.commands.search import SearchCommand
 from tests.studies.recipes import ROOT, run_recipe, start_recipe
+from tests.tracking.mlflow_store import Store
 
 
 @pytest.mark.timeout(400)
@@ -31,6 +34,8 @@ def test_the_main_job_twice(tmp_path: Path) -> None:
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     runs = trials_of(client)
     assert [r.info.status for r in runs] == ["FINISHED"] * 3
+    (study,) = client.search_runs(["1"], "tags.kind = 'study'")
+    assert [file.path for file in client.list_artifacts(study.info.run_id)] == ["table.md"]
     for r in runs:
         assert set(r.data.params) == {
             "K", "l", "alpha", "eta", "seed", "dataset", "network", "head", "method", "batch_size", "epochs",
@@ -112,8 +117,25 @@ def test_asha_stops_what_ranks_low_and_keeps_what_it_had(tmp_path: Path) -> None
     assert "nothing left to run" in again.stderr
 
 
-@pytest.mark.timeout(300)
-def test_a_study_goes_on_after_a_killed_trial_and_after_ctrl_c(tmp_path: Path) -> None:
+def tracked(storage: Path) -> tuple[list[str], Counter[tuple[str, int]]]:
+    """Return the status of each trial's run in MLflow, and how often each point of a curve is there."""
+    store = Store(storage / "mlflow.db")
+    points = Counter((key, step) for run, key, step, _ in store.points().elements() if "/" in key)
+    return [status for run, status in store.runs() if run != "tiny-smoke"], points
+
+
+def kill_with_children(child: subprocess.Popen[str]) -> None:
+    """End a driver as `kill -9` does, and then the processes of its Ray, which would live on for a while."""
+    children = psutil.Process(child.pid).children(recursive=True)
+    child.kill()
+    child.wait()
+    for process in children:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+@pytest.mark.timeout(400)
+def test_a_study_goes_on_after_a_killed_trial_ctrl_c_and_a_killed_driver(tmp_path: Path) -> None:
     from backlink_ray.runs.results import Results
 
     def rows() -> list[tuple[object, object]]:
@@ -137,12 +159,20 @@ def test_a_study_goes_on_after_a_killed_trial_and_after_ctrl_c(tmp_path: Path) -
     assert f"resume: {shlex.join(command)} --resume auto" in out
     assert "Traceback" not in err
     assert rows() == []
+    assert tracked(tmp_path / "s")[0] == ["KILLED"]
+
+    kill_with_children(started_until_epoch(7, command))
+    assert rows() == []
 
     done = subprocess.run(command, capture_output=True, text=True, timeout=170, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert " epoch 1/" not in done.stdout
-    assert " epoch 4/" not in done.stdout
+    assert " epoch 6/" not in done.stdout
     assert rows() == [("FINISHED", 0.05)]
+    statuses, points = tracked(tmp_path / "s")
+    assert statuses == ["FINISHED"]
+    assert set(points.values()) == {1}
+    assert {step for _, step in points} == set(range(1, 13))
 
 
 @pytest.mark.slow

@@ -143,7 +143,7 @@ def points_of(run_id: str, epochs: int) -> Points:
 
 
 _WRITERS = """
-import os, sys
+import os, sys, time
 from pathlib import Path
 import alembic.command, mlflow.store.tracking.sqlalchemy_store  # what MLflow imports late, once for all
 import backlink_ray.tracking.mlflow_sink
@@ -154,6 +154,8 @@ def write(name):
     tracker = Tracker(uri, ExperimentInfo(name="e"), Path("results"))
     for epoch in range(1, int(epochs) + 1):
         tracker.log(name, lambda epoch=epoch: a_run(name, epoch, summary=(), status="RUNNING"))
+        while tracker._waiting:  # each epoch is a batch of its own, as many as possible at once
+            time.sleep(0.001)
     tracker.log(name, lambda: a_run(name, int(epochs)))
     return tracker.close()
 
@@ -178,7 +180,7 @@ def fork_writers(prefix: str, count: int, epochs: int, uri: str) -> str:
     One process imports MLflow and forks the others: they start within milliseconds of each other.
     """
     command = [sys.executable, "-c", _WRITERS, prefix, str(count), str(epochs), uri]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
     return done.stdout.strip() or done.stderr
 
 

@@ -10,6 +10,8 @@ import pytest
 from backlink_ray.tracking.tracker import ExperimentInfo, Point, Tracker
 from tests.tracking.mlflow_store import Server, Store, a_run, fork_writers, points_of, written
 
+SLOW = (pytest.mark.slow, pytest.mark.timeout(900))
+
 
 def open_tracker(uri: str, folder: Path) -> Tracker:
     return Tracker(uri, ExperimentInfo(name="e"), folder)
@@ -68,7 +70,7 @@ def test_a_server_that_hangs_makes_no_twins(tmp_path: Path, server: Server) -> N
 
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize(
-    ("writers", "epochs"), [(4, 24), pytest.param(20, 24, marks=pytest.mark.slow), pytest.param(8, 500, marks=pytest.mark.slow)]
+    ("writers", "epochs"), [(4, 24), pytest.param(20, 24, marks=SLOW), pytest.param(8, 500, marks=SLOW)]
 )  # fmt: skip
 def test_concurrent_first_starts_and_writers_lose_and_repeat_nothing(server: Server, writers: int, epochs: int) -> None:
     server.ensure()
