@@ -57,7 +57,7 @@ def markdown_table(lines: Sequence[Sequence[str]]) -> str:
 
 def html_page(markdown: str) -> str:
     """Return a Markdown text with tables as one self-contained HTML page, titled by its first heading."""
-    from markdown_it import MarkdownIt  # rich brings it
+    from markdown_it import MarkdownIt
 
     title = escape(markdown.splitlines()[0].lstrip("# "))
     body = MarkdownIt().enable("table").render(markdown)
