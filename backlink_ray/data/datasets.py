@@ -52,7 +52,7 @@ def load_dataset(
     """Return a checked data set.
 
     Args:
-        name: one of config.DATASETS.
+        name: one of DATASETS.
         root: folder of the original files; `data_root()` if not given.
         train_images: keep the first N training images in file order; 0 keeps all.
         test_images: the same for the test images.
