@@ -8,8 +8,8 @@ import ray
 from backlink_ray.pipeline.actors import _GROUPS, ActorGroup, Resources, StageActor, _actor_class
 from backlink_ray.pipeline.stage import StagePlan
 
-# A run of a few steps is over when its driver goes on; an actor that still works then has a fault.
-IDLE_TIMEOUT_S = 5.0
+# A run of a few steps is over when its driver goes on; an actor that still works long after has a fault.
+IDLE_TIMEOUT_S = 30.0
 LARGEST = 4
 POOL: list[Any] = []
 
