@@ -73,12 +73,15 @@ def _check_manifest(folder: Path, name: str, plan: Plan) -> None:
     if found == mine:
         return
     if not found:
-        problem = "holds no manifest of ours"
+        problem = "holds no manifest of ours; give another --storage-path"
     elif found.get("format") != FORMAT:
-        problem = f"was written by another version of backlink_ray (format {found.get('format', 1)}, here {FORMAT})"
+        problem = (
+            f"was written by another version of backlink_ray (format {found.get('format', 1)}, here {FORMAT}), which alone "
+            "can read it; give another --storage-path"
+        )
     else:
-        problem = f"holds another study: {_difference(found, mine)}"
-    raise ConfigError(f"{_folder(folder)} {problem}; give another --storage-path, or the flags it was started with")
+        problem = f"holds another study ({_difference(found, mine)}); give another --storage-path, or the flags it had"
+    raise ConfigError(f"{_folder(folder)} {problem}")
 
 
 def _difference(found: dict[str, Any], mine: dict[str, Any]) -> str:
