@@ -84,7 +84,7 @@ class Sync:
 
         uri = self.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "") or default_tracking_uri(self.storage)
         there, refused = sync(self.storage, uri)
-        print(f"{there} runs are in MLflow at {redact(uri)}" + f"; {refused} cannot be, see above" * bool(refused))
+        print(f"in MLflow at {redact(uri)}: {there} of {there + refused} runs" + ", see above" * bool(refused))
         return 1 if refused else 0
 
 

@@ -1,32 +1,34 @@
 """Files: written whole or not at all, on disk before anybody is told so; logs of lines; locks that die with their process."""
 
+import errno
 import fcntl
 import json
 import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from backlink_ray.errors import BusyError, StorageError
+from backlink_ray.errors import BusyError, ConfigError, StorageError
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file so that a reader, or the next start after a kill or a power cut, finds the old or the new content.
 
     Raises:
-        OSError: the disk did not take it; `path` is as it was.
+        StorageError: the disk did not take it; `path` is as it was.
     """
     working = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         write_synced(working, content)
         working.replace(path)
-    except OSError:
-        working.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
+        sync_folder(path.parent)
+    except OSError as error:
+        with suppress(OSError):
+            working.unlink(missing_ok=True)
+        raise _not_written(path, len(content), error) from error
 
 
 def write_synced(path: Path, content: str | bytes) -> None:
@@ -52,21 +54,57 @@ def append_line(path: Path, row: Mapping[str, Any]) -> None:
     A kill or a full disk can leave a torn last line: it is cut off first, since a row glued to it would be lost as well.
 
     Raises:
-        OSError: the disk did not take the line.
+        StorageError: the disk did not take the line.
     """
-    is_new = not path.exists()
-    with path.open("ab+") as file:
-        file.truncate(_whole_bytes(path))
-        file.write(json.dumps(dict(row)).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-    if is_new:
-        sync_folder(path.parent)
+    line = json.dumps(dict(row)).encode() + b"\n"
+    try:
+        is_new = not path.exists()
+        with path.open("ab+") as file:
+            file.truncate(path.read_bytes().rfind(b"\n") + 1)
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+        if is_new:
+            sync_folder(path.parent)
+    except OSError as error:
+        raise _not_written(path, len(line), error) from error
 
 
-def _whole_bytes(path: Path) -> int:
-    """Return where the last line that ends with a line end ends."""
-    return path.read_bytes().rfind(b"\n") + 1
+def _not_written(path: Path, num_bytes: int, error: OSError) -> StorageError:
+    return StorageError(
+        f"{path} ({num_bytes} bytes) cannot be written: {error.strerror}; make room or give another folder"
+    )
+
+
+def make_folder(path: Path, flag: str) -> None:
+    """Make a folder that a flag names, if need be; ConfigError where that, or writing there, is impossible."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"{flag}={str(path)!r} cannot be written ({reason}); give another folder") from error
+
+
+def read_json(path: Path, way_out: str) -> dict[str, Any]:
+    """Return the object of a JSON file, {} where there is none.
+
+    Args:
+        path: of the file.
+        way_out: what the user can do about a damaged file; ends the message of the error.
+
+    Raises:
+        StorageError: the file is damaged or cannot be read.
+    """
+    try:
+        return _row(path.read_bytes(), str(path), way_out)
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except StorageError:
+        raise
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read ({error.strerror}); {way_out}") from error
 
 
 def read_lines(path: Path, way_out: str) -> list[dict[str, Any]]:
@@ -81,7 +119,7 @@ def read_lines(path: Path, way_out: str) -> list[dict[str, Any]]:
     """
     try:
         lines = path.read_bytes().split(b"\n")[:-1]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     return [_row(line, f"{path}, line {number}", way_out) for number, line in enumerate(lines, 1)]
 

@@ -102,7 +102,7 @@ def test_sync_brings_a_storage_to_mlflow_and_refuses_what_is_none(
     assert main([*train(folder), "--executor", "local"]) == 0
     start_tracking(folder, ExperimentInfo(name="e"), "name", params={"K": 2}, tags={}, dataset={})
     assert main(["sync", str(tmp_path / "storage")]) == 0
-    assert f"1 runs are in MLflow at sqlite:///{tmp_path}/storage/mlflow.db" in capsys.readouterr().out
+    assert f"in MLflow at sqlite:///{tmp_path}/storage/mlflow.db: 1 of 1 runs\n" in capsys.readouterr().out
     client = MlflowClient(f"sqlite:///{tmp_path / 'storage' / 'mlflow.db'}")
     (run,) = client.search_runs([client.get_experiment_by_name("e").experiment_id])
     assert (run.info.status, run.data.metrics["curve/epoch"]) == ("FINISHED", 1.0)

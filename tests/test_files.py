@@ -1,5 +1,6 @@
 """Files: a reader finds the old or the new content whatever happens, and a lock ends with its process."""
 
+import errno
 import itertools
 import json
 import os
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from backlink_ray.errors import BusyError, StorageError
-from backlink_ray.files import append_line, exclusive, is_held, read_lines, write_whole
+from backlink_ray.files import append_line, exclusive, is_held, read_json, read_lines, write_whole
 from tests.children import started
 
 
@@ -105,3 +106,27 @@ def test_a_killed_writer_loses_no_row_that_it_said_it_had_written(tmp_path: Path
     rows = [row["i"] for row in read_lines(log, "")]
     assert rows == [*range(len(rows) - 1), -1]
     assert len(rows) > said
+
+
+def test_a_disk_that_takes_nothing_names_the_path_and_the_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "file").write_text("old")
+    monkeypatch.setattr("os.fsync", full)
+    for write in (lambda: write_whole(tmp_path / "file", "new!"), lambda: append_line(tmp_path / "file", {})):
+        with pytest.raises(
+            StorageError, match=r"file \(\d bytes\) cannot be written: No space left on device; make room"
+        ):
+            write()
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[1]", b"\xff"])
+def test_a_damaged_file_is_named_with_the_way_out(tmp_path: Path, damage: bytes) -> None:
+    (tmp_path / "file").write_bytes(damage)
+    with pytest.raises(StorageError, match=r"file is damaged \(.*\); do this"):
+        read_json(tmp_path / "file", "do this")
+    assert read_json(tmp_path / "none", "") == {}

@@ -40,23 +40,28 @@ class Command(ABC):
             self.dry_run()
             return 0
         if self.flags.report_only:
-            self.check_report()
-            self.show()
-            self._last_lines(self.write() if self._can_write() else (), NoTracker())
-            return 0
+            return self._report()
         self.prepare()
-        tracker = NoTracker()
         with open_study_folder(self.folder, self.name, self.plan, self.flags.resume):
             tracker = self._open_tracker()
             try:
                 self.carry_out(tracker)
                 files = self.write()
-                self.track(tracker, files)
+                track_files(tracker, self.folder, {}, files)
             finally:
                 tracker.close()
-        self.show()
-        self._last_lines(files, tracker)
+            self._last_lines((self.results.export(), *files), tracker)
         return self.ending()
+
+    def _report(self) -> int:
+        self.check_report()
+        files: Sequence[Path] = ()
+        if os.access(self.folder, os.W_OK, effective_ids=True):
+            files = (self.results.export(), *self.write())
+        else:
+            print(f"{self.folder} cannot be written, so no table and no picture is made anew", file=sys.stderr)
+        self._last_lines(files, NoTracker())
+        return 0
 
     def check_report(self) -> None:
         """Refuse to report where nothing is recorded; ConfigError names the folder."""
@@ -103,10 +108,6 @@ class Command(ABC):
         """Return the study's results."""
         return Results(self.folder)
 
-    def track(self, tracker: NoTracker, files: Sequence[Path]) -> None:
-        """Attach tables and pictures to a run of their own: they belong to no single trial."""
-        track_files(tracker, self.folder, {}, files)
-
     def _open_tracker(self) -> Tracker:
         flag, env = self.flags.tracking_uri, os.environ.get("MLFLOW_TRACKING_URI", "")
         uri = flag or env or default_tracking_uri(self.flags.storage)
@@ -115,14 +116,9 @@ class Command(ABC):
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or self.experiment()
         return Tracker(uri, ExperimentInfo(name=name, note=self.note()), self.flags.storage)
 
-    def _can_write(self) -> bool:
-        if os.access(self.folder, os.W_OK):
-            return True
-        print(f"{self.folder} cannot be written, so no table and no picture is made anew", file=sys.stderr)
-        return False
-
     def _last_lines(self, files: Sequence[Path], tracker: NoTracker) -> None:
-        print(f"results: {', '.join(map(str, (self.results.export(), *files)))}")
+        self.show()
+        print(f"results: {', '.join(map(str, files or (self.folder,)))}")
         link, start = tracker.link(self.group_by, self.only), tracker.command()
         if link:
             print(f"MLflow: {start + '  then open ' if start else ''}{link}")

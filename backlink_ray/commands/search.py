@@ -17,7 +17,7 @@ from backlink_ray.commands.results_table import best_line, markdown, print_table
 from backlink_ray.data.datasets import data_root
 from backlink_ray.errors import ConfigError
 from backlink_ray.figures.data import FigureData
-from backlink_ray.files import write_whole
+from backlink_ray.files import make_folder, write_whole
 from backlink_ray.paper.cells import published_error_pct
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.data import load_for
@@ -128,7 +128,7 @@ class SearchCommand(Command):
 
     def check_report(self) -> None:
         if self._earlier:  # runs of other studies are enough
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder, "storage_path")
         else:
             super().check_report()
 

@@ -154,10 +154,13 @@ class TableCommand(Command):
             carry_out(study, self.flags, left, self._load(left) if ran else self._datasets)
             self._missing = study.missing()
             if self._missing:
-                return
+                break
             retry, ran = False, True
         if not ran:
             print("nothing left to run: every run that was asked for has ended", file=sys.stderr, flush=True)
+        for run_id, found in differences(self.grid, self._rows).items():
+            if derive(self.folder / "runs" / run_id, found):
+                track(tracker, self.folder / "runs" / run_id)
 
     def _plan(self, retry_failed: bool) -> Plan:
         rows = self._rows
@@ -184,13 +187,6 @@ class TableCommand(Command):
         for name, content in found.items():
             write_whole(self.folder / name, content)
         return tuple(self.folder / name for name in found)
-
-    def track(self, tracker: NoTracker, files: Sequence[Path]) -> None:
-        for run_id, found in differences(self.grid, self._rows).items():
-            run = self.folder / "runs" / run_id
-            if derive(run, found):
-                track(tracker, run)
-        super().track(tracker, files)
 
     def show(self) -> None:
         table = self._table()

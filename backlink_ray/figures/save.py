@@ -10,6 +10,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from backlink_ray.errors import ConfigError
+from backlink_ray.files import make_folder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,8 +41,8 @@ def save_figure(
         raise ConfigError(f"figure {name!r} has no data to draw; measure or run something first")
     _write_caption(figure, caption)
     paths = [folder / f"{name}.{kind}" for kind in ("png", "csv", "parquet")]
+    make_folder(folder, "folder")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         figure.savefig(paths[0], dpi=150, metadata={"Description": caption})
         table = _table(rows)
         pyarrow.csv.write_csv(table, paths[1])

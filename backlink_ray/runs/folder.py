@@ -9,13 +9,16 @@ from typing import Any
 import yaml
 
 from backlink_ray.errors import ConfigError, StorageError
-from backlink_ray.files import append_line, read_lines, write_whole
+from backlink_ray.files import append_line, make_folder, read_json, read_lines, write_whole
 from backlink_ray.runs.config import RunConfig
 
 CONFIG, ENVIRONMENT, METRICS, FAILURE, RESULT = (
     "config.yaml", "environment.json", "metrics.jsonl", "failure.json", "result.json",
 )  # fmt: skip
 FORMAT = 2  # of run folders, written into config.yaml; 0.1.0 wrote none
+
+
+RUN_AGAIN = "delete it, and start again: the run continues from its checkpoint"
 
 
 class RunFolder:
@@ -29,27 +32,24 @@ class RunFolder:
 
     def __init__(self, path: Path, config: RunConfig) -> None:
         self._path = path
-        try:
-            path.mkdir(parents=True, exist_ok=True)
+        self._check(config.run_id)
+        if not self.result():
+            make_folder(path, "output_dir")
             self._claim(config)
-        except OSError as error:
-            raise ConfigError(f"{self._named} cannot be written ({error.strerror}); give another folder") from error
 
     @property
     def _named(self) -> str:
         return f"output_dir={str(self._path)!r}"
 
     def _claim(self, config: RunConfig) -> None:
-        file = self._path / CONFIG
-        if file.exists():
-            self._check(yaml.safe_load(file.read_text()) or {}, config.run_id)
-        if self.result():
-            return
         wanted = {"format": FORMAT, "run_id": config.run_id, **dataclasses.asdict(config)}
-        write_whole(file, yaml.safe_dump(wanted, sort_keys=False))
+        write_whole(self._path / CONFIG, yaml.safe_dump(wanted, sort_keys=False))
         (self._path / FAILURE).unlink(missing_ok=True)
 
-    def _check(self, found: dict[str, Any], run_id: str) -> None:
+    def _check(self, run_id: str) -> None:
+        found = self._config()
+        if found is None:
+            return
         if found.get("run_id") != run_id:
             raise ConfigError(f"{self._named} holds run {found.get('run_id')}, not {run_id}; give another folder")
         if found.get("format") != FORMAT:
@@ -58,10 +58,20 @@ class RunFolder:
                 f"{self._named} was written by {by}, which this one cannot go on from; give another folder"
             )
 
+    def _config(self) -> dict[str, Any] | None:
+        file = self._path / CONFIG
+        try:
+            found = yaml.safe_load(file.read_bytes())
+            return {str(name): value for name, value in found.items()}
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
+            reason = str(error).splitlines()[0]
+            raise StorageError(f"{file} is damaged or cannot be read ({reason}); give another folder") from error
+
     def result(self) -> dict[str, Any]:
         """Return the finished run's result, {} if it is not finished."""
-        file = self._path / RESULT
-        return dict(json.loads(file.read_text())) if file.exists() else {}
+        return read_json(self._path / RESULT, RUN_AGAIN)
 
     def describe(self, executor: str, first_epoch: int, stages: Sequence[dict[str, Any]]) -> None:
         """Add to environment.json with what this attempt at the run is made; what earlier ones said stays.
@@ -72,7 +82,7 @@ class RunFolder:
             stages: what each stage says of its own process, see `Executor.environments`.
         """
         file = self._path / ENVIRONMENT
-        earlier = json.loads(file.read_text())["attempts"] if file.exists() else []
+        earlier = read_json(file, "delete it").get("attempts", [])
         attempt = {"executor": executor, "first_epoch": first_epoch, "stages": list(stages)}
         write_whole(file, json.dumps({"attempts": [*earlier, attempt]}, indent=2))
 

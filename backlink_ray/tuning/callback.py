@@ -4,9 +4,8 @@ import dataclasses
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray import tune
 
@@ -15,37 +14,25 @@ from backlink_ray.data.images import Dataset
 from backlink_ray.paper.cells import published_error_pct
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.data import data_key
-from backlink_ray.runs.results import Results, Value
+from backlink_ray.runs.results import Value
 from backlink_ray.runs.tracked import end_tracking, start_tracking, track
-from backlink_ray.tracking.tracker import NoTracker, Status
-from backlink_ray.tuning.outcome import outcome_of
-from backlink_ray.tuning.plan import Plan
+from backlink_ray.tracking.tracker import Status
+from backlink_ray.tuning.outcome import TrialOutcome, outcome_of
 from backlink_ray.tuning.resources import ClusterResources
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ledger:
-    """Where a study's results go, and the configuration its trials start from."""
-
-    name: str
-    plan: Plan
-    folder: Path
-    results: Results
-    tracker: NoTracker
-    cluster: ClusterResources
+if TYPE_CHECKING:
+    from backlink_ray.tuning.study import Study
 
 
-class Reporter(tune.Callback):
-    """Writes how trials end into the results, has MLflow brought up to their folders, and prints a line an epoch."""
+class StudyCallback(tune.Callback):
+    """Writes how trials end into the results, has MLflow brought up to their folders, and prints one line per epoch."""
 
-    def __init__(self, ledger: Ledger, datasets: Mapping[str, Dataset], size: int, ended: int) -> None:
-        self._study, self._datasets = ledger, {key: about(dataset) for key, dataset in datasets.items()}
-        self._size, self._ended = size, ended
-        self._tags = {
-            "study": ledger.name,
-            "version": provenance.describe()["backlink_ray"],
-            "commit": provenance.commit(),
-        }
+    def __init__(self, study: "Study", cluster: ClusterResources, datasets: Mapping[str, Dataset]) -> None:
+        self._study, self._cluster = study, cluster
+        self._datasets = {key: about(dataset) for key, dataset in datasets.items()}
+        self._size, self._ended = study.plan.size, study.plan.size - study.left()
+        version = provenance.describe()["backlink_ray"]
+        self._tags = {"study": study.name, "version": version, "commit": provenance.commit()}
         self._started: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -63,7 +50,7 @@ class Reporter(tune.Callback):
         print(f"{self._label(config)} starts", flush=True)
         published = published_error_pct(config)
         tags = {
-            **self._tags, "method": config.label, "executor": self._study.cluster.resolve(config).executor,
+            **self._tags, "method": config.label, "executor": self._cluster.resolve(config).executor,
             **self._study.plan.tags.get(config.run_id, {}),
             **({"paper.error_pct": str(published)} if published is not None else {}),
         }  # fmt: skip
@@ -108,25 +95,16 @@ class Reporter(tune.Callback):
         config = self._config(trial)
         if config.run_id not in self._started:  # its process never came up, so Tune did not announce it
             self.on_trial_start(0, [], trial)
-        ending = outcome_of(self._folder(trial), config.epochs, trial.last_result or {}, error)
-        end_tracking(self._folder(trial), _MLFLOW_STATUS[ending.status], ending.reason)
+        outcome = outcome_of(self._folder(trial), config.epochs, trial.last_result or {}, error)
+        end_tracking(self._folder(trial), _MLFLOW_STATUS[outcome.status], outcome.reason)
         track(self._study.tracker, self._folder(trial))
-        if ending.status == "LOST":
-            print(f"trial {config.run_name} was lost: {ending.reason}", file=sys.stderr, flush=True)
+        if outcome.status == "LOST":
+            print(f"trial {config.run_name} was lost: {outcome.reason}", file=sys.stderr, flush=True)
             return  # no result: the study asks for it again when it is resumed
         self._ended += 1
-        row: dict[str, Value] = {
-            **dataclasses.asdict(config),
-            "run_id": config.run_id,
-            "status": ending.status,
-            "reason": ending.reason,
-        }
-        measured: dict[str, Value] = {
-            name: str(ending.result[name]) for name in ("executor", "memory_source") if name in ending.result
-        }
-        self._study.results.append({**row, **measured, **ending.headline})
-        if ending.status == "FAILED":
-            print(f"trial {config.run_name} failed: {ending.reason}", file=sys.stderr, flush=True)
+        self._study.results.append(_row(config, outcome))
+        if outcome.status == "FAILED":
+            print(f"trial {config.run_name} failed: {outcome.reason}", file=sys.stderr, flush=True)
 
     def _folder(self, trial: Any) -> Path:
         return self._study.folder / "runs" / self._config(trial).run_id
@@ -138,6 +116,12 @@ class Reporter(tune.Callback):
 _MLFLOW_STATUS: dict[str, Status] = {
     "FINISHED": "FINISHED", "STOPPED": "FINISHED", "FAILED": "FAILED", "LOST": "KILLED",
 }  # fmt: skip
+
+
+def _row(config: RunConfig, outcome: TrialOutcome) -> dict[str, Value]:
+    words: dict[str, Value] = {name: str(outcome.result[name]) for name in ("executor", "memory_source") if name in outcome.result}
+    ended: dict[str, Value] = {"run_id": config.run_id, "status": outcome.status, "reason": outcome.reason}
+    return {**dataclasses.asdict(config), **ended, **words, **outcome.headline}
 
 
 def run_params(config: RunConfig) -> dict[str, str | int | float]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from backlink_ray.errors import BusyError, ConfigError
-from backlink_ray.files import exclusive, write_whole
+from backlink_ray.files import exclusive, make_folder, read_json, write_whole
 from backlink_ray.runs.tracked import DRIVER_LOCK
 from backlink_ray.tuning.plan import Plan
 
@@ -42,7 +42,7 @@ def open_study_folder(folder: Path, name: str, plan: Plan, resume: str) -> Itera
         _check_manifest(folder, name, plan)
     elif resume == "must":
         raise ConfigError(f"{_folder(folder)} holds no study to resume; check --storage-path, or use --resume auto")
-    _make(folder)
+    make_folder(folder, "storage_path")
     try:
         with exclusive(folder / DRIVER_LOCK, _LOOK_TIMEOUT_S):
             write_whole(folder / MANIFEST, json.dumps(_manifest(name, plan), indent=2))
@@ -69,16 +69,19 @@ def _manifest(name: str, plan: Plan) -> dict[str, Any]:
 
 def _check_manifest(folder: Path, name: str, plan: Plan) -> None:
     file, mine = folder / MANIFEST, _manifest(name, plan)
-    found = json.loads(file.read_text()) if file.exists() else {}
+    found = read_json(file, "restore it, or give another --storage-path")
     if found == mine:
         return
     if not found:
-        problem = "holds no manifest of ours"
+        problem = "holds no manifest of ours; give another --storage-path"
     elif found.get("format") != FORMAT:
-        problem = f"was written by another version of backlink_ray (format {found.get('format', 1)}, here {FORMAT})"
+        problem = (
+            f"was written by another version of backlink_ray (format {found.get('format', 1)}, here {FORMAT}), which alone "
+            "can read it; give another --storage-path"
+        )
     else:
-        problem = f"holds another study: {_difference(found, mine)}"
-    raise ConfigError(f"{_folder(folder)} {problem}; give another --storage-path, or the flags it was started with")
+        problem = f"holds another study ({_difference(found, mine)}); give another --storage-path, or the flags it had"
+    raise ConfigError(f"{_folder(folder)} {problem}")
 
 
 def _difference(found: dict[str, Any], mine: dict[str, Any]) -> str:
@@ -88,16 +91,6 @@ def _difference(found: dict[str, Any], mine: dict[str, Any]) -> str:
     return ", ".join(
         f"{name} is {there.get(name, 'the default')} there and {here.get(name, 'the default')} here" for name in names
     )
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / DRIVER_LOCK).touch()
-    except OSError as error:
-        raise ConfigError(
-            f"{_folder(folder)} cannot be written ({error.strerror}); give another --storage-path"
-        ) from error
 
 
 def _check_owner(folder: Path) -> None:

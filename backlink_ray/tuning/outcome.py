@@ -1,11 +1,11 @@
-"""Ending: how a trial ended, decided from what its run folder holds and what Tune last heard of it."""
+"""Outcome: how a trial ended, decided from what its run folder holds and what Tune last heard of it."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from backlink_ray.runs.folder import FAILURE, RESULT
+from backlink_ray.files import read_json
+from backlink_ray.runs.folder import FAILURE, RESULT, RUN_AGAIN
 from backlink_ray.runs.results import KEPT, numbers
 
 
@@ -42,7 +42,7 @@ def outcome_of(folder: Path, epochs: int, last: dict[str, Any], error: str | Non
         error: what Tune says of it, None where it ended without one.
     """
     if (folder / RESULT).exists():
-        return TrialOutcome("FINISHED", "done", dict(json.loads((folder / RESULT).read_text())), epochs)
+        return TrialOutcome("FINISHED", "done", read_json(folder / RESULT, RUN_AGAIN), epochs)
     if error is not None:
         return _failed(folder, error)
     reached = int(last.get("epoch", 0))
@@ -57,7 +57,7 @@ def outcome_of(folder: Path, epochs: int, last: dict[str, Any], error: str | Non
 def _failed(folder: Path, error: str) -> TrialOutcome:
     """A run that fails says so in its folder; one that could not say anything was lost."""
     if (folder / FAILURE).exists():
-        found = json.loads((folder / FAILURE).read_text())
+        found = read_json(folder / FAILURE, RUN_AGAIN)
         return TrialOutcome("LOST" if found["status"] == "LOST" else "FAILED", str(found["reason"]))
     lines = [line.strip() for line in error.splitlines() if line.strip()]
     return TrialOutcome("LOST", lines[-1] if lines else "the trial's process died")

@@ -17,7 +17,7 @@ from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.results import Results
 from backlink_ray.runs.tracked import end_open_runs, track_all
 from backlink_ray.tracking.tracker import NoTracker
-from backlink_ray.tuning.callback import Ledger, Reporter
+from backlink_ray.tuning.callback import StudyCallback
 from backlink_ray.tuning.plan import Plan
 from backlink_ray.tuning.resources import ClusterResources
 from backlink_ray.tuning.searcher import open_searcher
@@ -99,15 +99,7 @@ class Study:
     def _run_config(self, datasets: Mapping[str, Dataset], cluster: ClusterResources) -> tune.RunConfig:
         # Tune's own folder is new at every start and never restored: it holds pickles. What we resume from is ours.
         attempt = f"attempt-{len(list((self.folder / 'tune').glob('attempt-*'))):03d}"
-        ledger = Ledger(
-            name=self.name,
-            plan=self.plan,
-            folder=self.folder,
-            results=self.results,
-            tracker=self.tracker,
-            cluster=cluster,
-        )
-        callback = Reporter(ledger, datasets, self.plan.size, self.plan.size - self.left())
+        callback = StudyCallback(self, cluster, datasets)
         return tune.RunConfig(name=attempt, storage_path=str(self.folder / "tune"), callbacks=[callback], verbose=0)
 
 

@@ -9,8 +9,8 @@ from backlink_ray.pipeline.actors import _GROUPS, ActorGroup, StageActor, _actor
 from backlink_ray.pipeline.resources import StageResources
 from backlink_ray.pipeline.stage import StagePlan
 
-# A run of a few steps is over when its driver goes on; an actor that still works then has a fault.
-IDLE_TIMEOUT_S = 5.0
+# A run of a few steps is over when its driver goes on; an actor that still works long after has a fault.
+IDLE_TIMEOUT_S = 30.0
 LARGEST = 4
 POOL: list[Any] = []
 

@@ -3,9 +3,11 @@
 import dataclasses
 import io
 import json
+import os
 import runpy
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow.csv
@@ -32,6 +34,7 @@ from backlink_ray.tuning.space import Space
 from tests.examples import sample
 from tests.paper.rows import row_of
 
+NOBODY = 65534
 ROOT = Path(__file__).parents[2]
 MEASURED = ("figure_3_descent", "figure_7_memory", "figure_9_runtime")
 GRIDS = ("figure_4_alpha", "figure_5_lr", "figure_10_tradeoff")
@@ -232,6 +235,28 @@ def test_a_grid_becomes_its_picture_from_the_record(
     if name == "figure_10_tradeoff":
         assert found["memory_reduction_pct"][0] == found["accuracy_drop_pp"][0] == 0.0  # BP beside itself
         assert all(reduction > 0 for reduction in found["memory_reduction_pct"][1:])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_report_of_another_users_study_needs_no_right_to_write(capsys: pytest.CaptureFixture[str]) -> None:
+    plan = memory_plan(epochs=1)
+    with TemporaryDirectory() as place:  # pytest's own folders are closed to others
+        folder, storage = Path(place) / "lists-smoke", ["--smoke-test", "--report-only", "--storage-path", place]
+        with open_study_folder(folder, "lists-smoke", plan, "auto"):
+            Results(folder).append(row_of(plan.base, 50.0))
+        assert main("lists", {"smoke": plan}, "", storage) == 0  # and imports what only root may read
+        table = (folder / "table.md").read_bytes()
+        Path(place).chmod(0o755)
+        capsys.readouterr()
+        os.seteuid(NOBODY)
+        try:
+            assert main("lists", {"smoke": plan}, "", storage) == 0
+        finally:
+            os.seteuid(0)
+        said = capsys.readouterr()
+        assert "50.00" in said.out
+        assert "cannot be written, so no table and no picture is made anew" in said.err
+        assert (folder / "table.md").read_bytes() == table
 
 
 @pytest.mark.parametrize("name", [*MEASURED, *GRIDS])

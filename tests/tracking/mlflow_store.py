@@ -154,7 +154,10 @@ def write(name):
     tracker = Tracker(uri, ExperimentInfo(name="e"), Path("results"))
     for epoch in range(1, int(epochs) + 1):
         tracker.log(name, lambda epoch=epoch: a_run(name, epoch, summary=(), status="RUNNING"))
-        while tracker._waiting:  # each epoch is a batch of its own, as many as possible at once
+        # Each epoch is a batch of its own, as many as possible at once. A writer whose test was given up ends by itself.
+        deadline = time.monotonic() + 60
+        while tracker._waiting:
+            assert time.monotonic() < deadline
             time.sleep(0.001)
     tracker.log(name, lambda: a_run(name, int(epochs)))
     return tracker.close()

@@ -10,7 +10,7 @@ import pytest
 from backlink_ray.tracking.tracker import ExperimentInfo, Point, Tracker
 from tests.tracking.mlflow_store import Server, Store, a_run, fork_writers, points_of, written
 
-SLOW = (pytest.mark.slow, pytest.mark.timeout(900))
+SLOW = pytest.mark.slow
 
 
 def open_tracker(uri: str, folder: Path) -> Tracker:
@@ -68,7 +68,7 @@ def test_a_server_that_hangs_makes_no_twins(tmp_path: Path, server: Server) -> N
     assert store.points("h") == points_of("h0", 100) + points_of("h1", 100) + points_of("h2", 100)
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("writers", "epochs"), [(4, 24), pytest.param(20, 24, marks=SLOW), pytest.param(8, 500, marks=SLOW)]
 )  # fmt: skip

@@ -20,7 +20,7 @@ from backlink_ray.tracking.uri import default_tracking_uri
 from tests.tracking.mlflow_store import Store, a_run, fork_writers, points_of, written
 
 pytestmark = pytest.mark.timeout(60)
-SLOW = (pytest.mark.slow, pytest.mark.timeout(900))
+SLOW = pytest.mark.slow
 EVERYTHING = ("runs", "params", "tags", "metrics", "latest_metrics", "inputs", "datasets", "experiment_tags")
 
 
@@ -208,7 +208,7 @@ def test_a_request_that_lost_a_race_is_sent_again(uri: str, database: Store, mon
     assert database.runs() == [("r", "FINISHED")]
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(("writers", "epochs"), [(4, 20), pytest.param(20, 50, marks=SLOW)])
 def test_concurrent_first_starts_on_one_new_file(tmp_path: Path, writers: int, epochs: int) -> None:
     assert fork_writers("w", writers, epochs, default_tracking_uri(tmp_path)) == str([0] * writers)
