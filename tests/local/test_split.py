@@ -38,7 +38,7 @@ def test_head_parameters() -> None:
     for module, (c, w) in zip(modules, [(16, 32), (16, 32), (32, 64), (64, 64)], strict=True):
         expected = 9 * c * w + 2 * w + w * 128 + 128 + 128 * 10 + 10
         assert sum(p.numel() for p in module.head.parameters()) == expected
-        assert module.head_random
+        assert module.head_uses_rng
     fc = bl.split(bl.build_network("resnet8"), 4, head="fc")
     assert [sum(p.numel() for p in m.head.parameters()) for m in fc] == [170, 170, 330, 650]
 

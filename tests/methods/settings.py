@@ -48,5 +48,5 @@ def _made(asked: dict[str, Any]) -> Method:
 
 
 EVERY: dict[str, Method] = {_label(asked): _made(asked) for asked in _asked()}
-# Stages that do not keep step have promises of their own (tests/pipeline/test_async.py).
+# Stages that do not keep step have their own tests (tests/pipeline/test_async.py).
 SETTINGS = {label: method for label, method in EVERY.items() if not method.replay_size}

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import backlink_ray as bl
-from backlink_ray.local.losses import similarity
 from backlink_ray.local.module import LocalModule, ModuleSpec, StepSeed
 from backlink_ray.methods.base import Method
 from backlink_ray.methods.dni import ConvSynthesizer
+from backlink_ray.methods.predsim import similarity
 from tests.examples import batch, tiny_network
 
 
@@ -210,7 +210,7 @@ def test_infopro_weights_are_linear_from_the_first_to_the_last_auxiliary_module(
     [
         (lambda: bl.PredSim(beta=1.5), "beta=1.5 is out of range; allowed 0..1"),
         (lambda: bl.InfoPro(lambda1_last=-1.0), "lambda1_last=-1.0 is out of range; allowed at least 0, finite"),
-        (lambda: bl.BackLink(base=bl.DGL(mode="async")), "the base's mode='async' gives losses only"),
+        (lambda: bl.BackLink(base=bl.DGL(mode="async")), "mode='async' of the base does not keep step"),
         (lambda: bl.gradients(modules_of(2), bl.DGL(mode="async"), *batch()), "mode='async' does not keep step"),
         (lambda: bl.DNI(synthesizer_lr=0.0), "synthesizer_lr=0.0 is out of range; allowed above 0"),
         (
@@ -219,7 +219,7 @@ def test_infopro_weights_are_linear_from_the_first_to_the_last_auxiliary_module(
         ),
         (
             lambda: bl.BackLink(base=bl.BP()),
-            r"base='bp' has no local losses to build on; allowed: a method such as GLL\(\) or InfoPro\(\)",
+            r"base='bp' has no local losses for BackLink; allowed: a method such as GLL\(\) or InfoPro\(\)",
         ),
         (lambda: bl.BackLink(link="wire"), "link='wire' is not known; allowed: replica, error"),
         (

@@ -104,7 +104,7 @@ def test_initial_weights_depend_on_seed_and_index_alone() -> None:
 def test_a_network_of_ones_own() -> None:
     units = [nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.ReLU()), nn.Sequential(nn.Linear(5, 6), nn.Dropout(0.1))]
     network = bl.Network(units, nn.Linear(6, 3), torch.zeros(1, 3, 2, 2))
-    assert [(f.shape, f.random) for f in network.facts] == [((5,), False), ((6,), True)]
+    assert [(f.shape, f.uses_rng) for f in network.facts] == [((5,), False), ((6,), True)]
     assert network.num_classes == 3
     assert [len(m.units) for m in bl.split(network, 2)] == [1, 1]
 

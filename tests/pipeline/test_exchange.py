@@ -49,9 +49,6 @@ class End:
         step, tensor = self._call("receive_any", kind)
         return step, tensor.clone()
 
-    def has(self, kind: Kind) -> bool:
-        return bool(self._call("has", kind))
-
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)

@@ -5,7 +5,8 @@ import pytest
 from backlink_ray.measure.timeline import KINDS
 from backlink_ray.pipeline import schedule
 from backlink_ray.pipeline.asyncstage import AsyncStage
-from backlink_ray.pipeline.schedule import BACKWARD, RECEIVES, SENDS, async_actions, picture, run_actions, step_actions
+from backlink_ray.pipeline.schedule import async_actions, run_actions, step_actions
+from tests.pipeline.picture import BACKWARD, RECEIVES, SENDS, picture
 
 LINKS = [("", True), ("replica", True), ("error", True), ("error", False), ("delayed", False)]
 
@@ -73,6 +74,6 @@ def test_a_timeline_knows_every_action_and_a_stage_can_do_it() -> None:
                 a.name
                 for a in step_actions(is_first=False, is_last=False, link=link, has_tail=has_tail, is_stale=stale)
             }
-    actions |= {a.name for a in async_actions(is_first=False, is_last=False, has_tail=True)}
+    actions |= {a.name for a in async_actions(is_first=False, is_last=False)}
     assert sorted(drawn) == sorted(actions)
     assert all(hasattr(AsyncStage, f"_{name}") for name in actions)

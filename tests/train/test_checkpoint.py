@@ -71,7 +71,7 @@ def test_fifty_bit_flips_are_all_found(tmp_path: Path, capsys: pytest.CaptureFix
         assert found is not None
         assert found[0].step == 1
         file.write_bytes(good)
-    assert capsys.readouterr().err.count("going back to the one before") == 50
+    assert capsys.readouterr().err.count("falling back to the previous one") == 50
 
 
 def state_of(size: int, step: int) -> TrainState:
