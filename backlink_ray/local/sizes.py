@@ -17,8 +17,6 @@ def module_sizes(num_units: int, num_modules: int, remainder: str = "front", net
     Returns:
         K sizes that sum to N, for example 55 units at K = 4: [14, 14, 14, 13].
     """
-    if remainder not in ("front", "back"):
-        raise ConfigError(f"remainder={remainder!r} is not known; allowed: front, back")
     if not 1 <= num_modules <= num_units:
         raise ConfigError(
             f"num_modules={num_modules} is out of range for {network} with {num_units} units; allowed 1..{num_units}"
@@ -36,8 +34,6 @@ def longest_propagation(sizes: Sequence[int]) -> int:
 def check_propagation(propagation_length: int, sizes: Sequence[int], network: str = "the network") -> None:
     """Raise ConfigError if l exceeds the size of a module that gets a link; with K = 1 any l means BP."""
     limit = longest_propagation(sizes)
-    if propagation_length < 0:
-        raise ConfigError(f"propagation_length={propagation_length} is negative; allowed 0..{limit}")
     if len(sizes) > 1 and propagation_length > limit:
         raise ConfigError(
             f"propagation_length={propagation_length} exceeds {limit}, the smallest local module of {network} "

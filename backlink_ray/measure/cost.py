@@ -2,11 +2,11 @@
 
 import statistics
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from itertools import accumulate
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -33,37 +33,25 @@ class SavedTensors(AbstractContextManager["SavedTensors"]):
     def __init__(self, apart_from: Iterable[Tensor] = ()) -> None:
         self.alive_bytes = self.peak_bytes = 0
         self._apart_from = {_storage(tensor) for tensor in apart_from}
-        self._keepers: dict[int, int] = {}
+        self._savers: Counter[int] = Counter()  # graph nodes by storage
         self._hooks = torch.autograd.graph.saved_tensors_hooks(lambda tensor: _Saved(self, tensor), _unpack)
 
     def __enter__(self) -> "SavedTensors":
         self._hooks.__enter__()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._hooks.__exit__(kind, error, trace)
+    def __exit__(self, *error: Any) -> None:
+        self._hooks.__exit__(*error)
 
-    def keep(self, tensor: Tensor) -> None:
-        """Count a tensor that a graph node saves."""
+    def count(self, tensor: Tensor, change: int) -> None:
+        """Count one graph node more (1) or less (-1) that saves a tensor."""
         key = _storage(tensor)
         if key in self._apart_from:
             return
-        self._keepers[key] = self._keepers.get(key, 0) + 1
-        if self._keepers[key] == 1:
-            self.alive_bytes += tensor.untyped_storage().nbytes()
+        if self._savers[key] == 0 or self._savers[key] + change == 0:
+            self.alive_bytes += change * tensor.untyped_storage().nbytes()
             self.peak_bytes = max(self.peak_bytes, self.alive_bytes)
-
-    def drop(self, tensor: Tensor) -> None:
-        """Stop counting a tensor that a graph node has released."""
-        key = _storage(tensor)
-        if key in self._apart_from:
-            return
-        self._keepers[key] -= 1
-        if not self._keepers[key]:
-            del self._keepers[key]
-            self.alive_bytes -= tensor.untyped_storage().nbytes()
+        self._savers[key] += change
 
 
 class _Saved:
@@ -74,10 +62,10 @@ class _Saved:
     def __init__(self, owner: SavedTensors, tensor: Tensor) -> None:
         # A node's own result refers to the node: without detach, the two would keep each other alive.
         self._owner, self.tensor = owner, tensor.detach()
-        owner.keep(tensor)
+        owner.count(tensor, 1)
 
     def __del__(self) -> None:
-        self._owner.drop(self.tensor)
+        self._owner.count(self.tensor, -1)
 
 
 def _unpack(saved: _Saved) -> Tensor:

@@ -6,29 +6,15 @@ from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-KINDS = {
-    "forward": ("replica_forward", "body_forward", "tail_forward"),
-    "backward": ("local_backward", "replica_backward", "link_backward"),
-    "update": ("tail_update", "body_update", "replica_update"),
-    "exchange": (
-        "send_activation", "send_output", "send_local_gradient", "send_link_gradient", "send_error",
-        "send_fresh_activation",
-    ),
-    # Over Ray, waiting includes the copy out of the object store.
-    "wait": (
-        "receive_activation", "receive_link_gradient", "receive_local_gradient", "receive_error",
-        "receive_fresh_activation",
-    ),
-}  # fmt: skip
+# The kind of an action by a word in its name. Over Ray, waiting includes the copy out of the object store.
+KINDS = {"forward": "forward", "backward": "backward", "update": "update", "send": "exchange", "receive": "wait"}
 COMPUTE = ("forward", "backward")
 STEPS_SHOWN = 4
-_KIND_OF = {action: kind for kind, actions in KINDS.items() for action in actions}
 
 # Okabe and Ito's colours, safe for every colour vision. Both kinds of computing are blue, waiting is in the background.
 COLOURS = {"forward": "#56B4E9", "backward": "#0072B2", "update": "#009E73", "exchange": "#E69F00", "wait": "#E3E3E3"}
@@ -83,9 +69,7 @@ class _Recording(AbstractContextManager[None]):
     def __enter__(self) -> None:
         self._start_s = time.time()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self._owner.spans.append(Span(self._stage_index, self._step, self._action, self._start_s, time.time()))
 
 
@@ -94,18 +78,10 @@ _NOTHING = contextlib.nullcontext()
 
 def kind_of(action: str) -> str:
     """Return forward, backward, update, exchange or wait."""
-    if action not in _KIND_OF:
-        raise ValueError(f"action={action!r} is not known; allowed: {', '.join(_KIND_OF)}")
-    return _KIND_OF[action]
-
-
-def seconds_by_kind(spans: Iterable[Span]) -> dict[int, dict[str, float]]:
-    """Return the seconds that each stage spent in each kind of action, by stage index and kind."""
-    found: dict[int, dict[str, float]] = {}
-    for span in spans:
-        kinds = found.setdefault(span.stage_index, dict.fromkeys(KINDS, 0.0))
-        kinds[kind_of(span.action)] += span.end_s - span.start_s
-    return found
+    for word in action.split("_"):
+        if word in KINDS:
+            return KINDS[word]
+    raise ValueError(f"action={action!r} is of no known kind; allowed: a name with one of {', '.join(KINDS)}")
 
 
 def _wall_s(spans: Sequence[Span]) -> float:
@@ -193,7 +169,6 @@ def _draw_names(axes: "Axes", window: Sequence[Span], zero_s: float, width_ms: f
 
 def _draw_steps(axes: "Axes", window: Sequence[Span], chosen: Sequence[int], zero_s: float) -> None:
     """Mark the beginning of each step: a line across the rows, and the step's number above it."""
-    every = -(-len(chosen) // 16)  # sixteen numbers fit above the rows
     for step in chosen:
         starts: dict[int, float] = {}
         for span in window:
@@ -202,15 +177,16 @@ def _draw_steps(axes: "Axes", window: Sequence[Span], chosen: Sequence[int], zer
         x = [starts[stage] for stage in sorted(starts) for _ in range(2)]
         y = [stage + edge for stage in sorted(starts) for edge in (-0.45, 0.45)]
         axes.plot(x, y, color=_INK, linewidth=1.0, solid_capstyle="butt", zorder=3, clip_on=False)
-        if starts and step % every == 0:
+        if starts:
             axes.text(x[0], y[0] - 0.05, f"step {step}", fontsize=8, color=_INK, ha="left", va="bottom")
 
 
 def _draw_shares(axes: "Axes", window: Sequence[Span], stages: Sequence[int]) -> None:
     """Write to the right of each row the share of the window in which the stage computes."""
-    seconds, wall_s, right = seconds_by_kind(window), _wall_s(window), axes.get_yaxis_transform()
+    right = axes.get_yaxis_transform()
     for stage in stages:
-        share = sum(seconds[stage][kind] for kind in COMPUTE) / wall_s if stage in seconds else 0.0
+        own = (span for span in window if span.stage_index == stage and kind_of(span.action) in COMPUTE)
+        share = sum(span.end_s - span.start_s for span in own) / _wall_s(window)
         axes.text(1.01, stage, f"{share:.0%}", transform=right, fontsize=9, color=_INK, va="center")
     axes.text(1.01, stages[0] - 0.5, "computes", transform=right, fontsize=8, color=_INK, va="bottom")
 

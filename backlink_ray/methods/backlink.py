@@ -24,8 +24,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from backlink_ray.errors import ConfigError
-from backlink_ray.local.graph import Graph
-from backlink_ray.local.module import Chain, LocalModule, ModuleSpec, StepSeed
+from backlink_ray.local.module import Chain, LocalModule, ModuleSpec
 from backlink_ray.methods.base import Batch, Method
 from backlink_ray.methods.greedy import GLL
 from backlink_ray.options import choice, number, whole
@@ -98,9 +97,6 @@ class BackLink(BackLinkOptions, Method):
     @property
     def linked_units(self) -> int:
         return self.propagation_length
-
-    def forward_replica(self, replica: Chain, a: Tensor, step_seed: StepSeed) -> Graph:
-        return Graph(replica, a, step_seed, wants_input_gradient=False, recompute=not self.retains_tail)
 
     @property
     def retains_tail(self) -> bool:

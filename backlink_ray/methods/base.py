@@ -135,9 +135,8 @@ class Method:
 
     def local_parameters(self, module: LocalModule) -> Named:
         """Yield the parameters that only this module's own loss trains: body, head, helper."""
-        return itertools.chain(
-            module.body(self.tail_length(module)).named(), module.head_named(), module.helper_named()
-        )
+        body = module.body(self.tail_length(module))
+        return itertools.chain(body.named(), module.head_named(), module.helper_named())
 
     def linked_parameters(self, module: LocalModule) -> Named:
         """Yield the parameters whose update waits for the next module's error: the tail's."""
@@ -155,7 +154,7 @@ class Method:
 
     def forward_replica(self, replica: Chain, a: Tensor, step_seed: StepSeed) -> Graph:
         """Forward the copy of the previous module's tail; its only backward is the link's."""
-        return Graph(replica, a, step_seed, wants_input_gradient=False)
+        return Graph(replica, a, step_seed, wants_input_gradient=False, recompute=not self.retains_tail)
 
     @property
     def retains_tail(self) -> bool:
@@ -163,20 +162,13 @@ class Method:
         return True
 
     def local_backward(
-        self,
-        module: LocalModule,
-        body: Graph,
-        tail: Graph,
-        batch: Batch,
-        state: MethodState,
-        *,
-        retain_tail: bool = False,
+        self, module: LocalModule, body: Graph, tail: Graph, batch: Batch, state: MethodState, *, retain: bool = False
     ) -> LocalResult:
-        """Backpropagate the module's own loss through head, tail and body; frees the graphs, except a retained tail's."""
+        """Backpropagate the module's own loss through head, tail and body; frees the graphs, but with `retain` not the tail's."""
         features = tail.output.detach().requires_grad_()
         loss = self.loss(module, features, batch)
         *own, error = differentiate(loss, [*module.head.parameters(), *module.helper.parameters(), features])
-        tail_gradients, error = tail.backward(error, retain=retain_tail)
+        tail_gradients, error = tail.backward(error, retain=retain)
         body_gradients, error = body.backward(error)
         local = [*self.scale_body(module, body_gradients), *own]
         return LocalResult(loss.detach(), local, tail_gradients, error, tail)

@@ -40,14 +40,7 @@ class DDG(Method):
         return Graph(module.body(0), x, step_seed, wants_input_gradient=wanted, copies_weights=not module.is_last)
 
     def local_backward(
-        self,
-        module: LocalModule,
-        body: Graph,
-        tail: Graph,
-        batch: Batch,
-        state: MethodState,
-        *,
-        retain_tail: bool = False,
+        self, module: LocalModule, body: Graph, tail: Graph, batch: Batch, state: MethodState, *, retain: bool = False
     ) -> LocalResult:
         """Backpropagate the delayed error through the oldest pending forward; in the last module, its loss."""
         if module.is_last:

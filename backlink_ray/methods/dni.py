@@ -67,14 +67,7 @@ class DNI(DNIOptions, Method):
         return module.helper_named()
 
     def local_backward(
-        self,
-        module: LocalModule,
-        body: Graph,
-        tail: Graph,
-        batch: Batch,
-        state: MethodState,
-        *,
-        retain_tail: bool = False,
+        self, module: LocalModule, body: Graph, tail: Graph, batch: Batch, state: MethodState, *, retain: bool = False
     ) -> LocalResult:
         """Backpropagate the synthetic gradient; in the last module, its loss."""
         if module.is_last:

@@ -15,7 +15,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from backlink_ray.errors import ConfigError
 from backlink_ray.pipeline.asyncstage import make_stage
-from backlink_ray.pipeline.controller import Outcome, PipelineExecutor, StageGroup, first_failure
+from backlink_ray.pipeline.controller import Outcome, PipelineExecutor, StageGroup, raise_first_failure
 from backlink_ray.pipeline.exchange import Kind, Link, Mailbox, NoLink
 from backlink_ray.pipeline.objectstore import ObjectStoreLink
 from backlink_ray.pipeline.resources import STAGE, StageResources
@@ -79,11 +79,8 @@ def _actor_class() -> Any:
     """Decorate StageActor: one thread for the loop, one for each neighbour's messages, one for position queries."""
     methods = {name: ray.method(concurrency_group=group)(getattr(StageActor, name)) for name, group in _GROUPS.items()}
     # A step is not idempotent, so Ray must restart and retry nothing by itself.
-    options: dict[str, Any] = {
-        "max_restarts": 0,
-        "max_task_retries": 0,
-        "concurrency_groups": dict.fromkeys(_GROUPS.values(), 1),
-    }
+    options: dict[str, Any] = {"max_restarts": 0, "max_task_retries": 0}
+    options["concurrency_groups"] = dict.fromkeys(_GROUPS.values(), 1)
     return ray.remote(**options)(type("StageActor", (StageActor,), methods))
 
 
@@ -134,10 +131,7 @@ class ActorGroup(StageGroup):
     def _raise_first_failure(self, refs: list[Any]) -> None:
         positions = [actor.position.remote() for actor in self._actors]
         ray.wait([*positions, *refs], num_returns=len(positions) + len(refs), timeout=FAILURE_GRACE_S)
-        outcomes = [_outcome(ref, position) for ref, position in zip(refs, positions, strict=True)]
-        if any(outcome.error for outcome in outcomes):
-            found = first_failure(outcomes)
-            raise found from outcomes[found.stage_index].error
+        raise_first_failure([_outcome(ref, position) for ref, position in zip(refs, positions, strict=True)])
 
     def close(self) -> None:
         for actor in self._actors:

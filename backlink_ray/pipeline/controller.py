@@ -44,6 +44,13 @@ def first_failure(outcomes: Sequence[Outcome]) -> StageError:
     return StageError(k, len(outcomes), _where(outcomes, k), reason, outcome.died or outcome.silent)
 
 
+def raise_first_failure(outcomes: Sequence[Outcome]) -> None:
+    """Raise `first_failure` from that stage's own error, if any stage failed."""
+    if any(outcome.error for outcome in outcomes):
+        error = first_failure(outcomes)
+        raise error from outcomes[error.stage_index].error
+
+
 def _rank(outcome: Outcome) -> int:
     if outcome.died:
         return 0

@@ -89,8 +89,7 @@ class Stage:
         self._module: LocalModule = plan.job.modules[0].to(self._device).train()
         self._replica: Chain = plan.replica.to(self._device).train()
         self._tail = self._module.tail(self._method.tail_length(self._module))
-        self._previous: Link = NoLink()
-        self._next: Link = NoLink()
+        self.connect(NoLink(), NoLink())
         recipe = plan.job.recipe
         self._body_updater = Updater(self._method.local_parameters(self._module), recipe)
         self._tail_updater = Updater(self._method.linked_parameters(self._module), recipe, self._method.helper_lr)
@@ -190,7 +189,7 @@ class Stage:
         batch = Batch(images, self._batches.labels(self._batch_of(step)), self._step_seed(step))
         waits = method.link_kind == "error" and method.has_link(module)
         retain = waits and method.retains_tail
-        result = method.local_backward(module, *graphs, batch, self._method_state, retain_tail=retain)
+        result = method.local_backward(module, *graphs, batch, self._method_state, retain=retain)
         self._losses.append(result.loss)
         self._body_gradients, self._local_gradients, self._input_error = result.local, result.linked, result.error
         if waits:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from backlink_ray.pipeline.asyncstage import make_stage
-from backlink_ray.pipeline.controller import Outcome, PipelineExecutor, StageGroup, first_failure
+from backlink_ray.pipeline.controller import Outcome, PipelineExecutor, StageGroup, raise_first_failure
 from backlink_ray.pipeline.exchange import Mailbox, NoLink, QueueLink
 from backlink_ray.pipeline.stage import Stage, StageReport, merge_reports, plan_stages
 from backlink_ray.seeds import derive_seed
@@ -28,9 +28,7 @@ class ThreadGroup(StageGroup):
             futures = [self._pool.submit(getattr(s, name), *a) for s, a in zip(self._stages, arguments, strict=True)]
             self._wait(futures)
             outcomes = [Outcome(f.exception(), position=s.position) for f, s in zip(futures, self._stages, strict=True)]
-        if any(outcome.error for outcome in outcomes):
-            error = first_failure(outcomes)
-            raise error from outcomes[error.stage_index].error
+        raise_first_failure(outcomes)
         return [f.result() for f in futures]
 
     def _wait(self, futures: list["Future[Any]"]) -> None:

@@ -71,9 +71,12 @@ class Updater:
         self._named = dict(named)
         self._adam_lr = adam_lr
         parameters: list[Tensor] = [*self._named.values()] or [torch.empty(0)]
-        self._optimizer: torch.optim.Optimizer = (
-            torch.optim.Adam(parameters, lr=adam_lr) if adam_lr else _sgd(parameters, recipe)
-        )
+        self._optimizer: torch.optim.Optimizer
+        if adam_lr:
+            self._optimizer = torch.optim.Adam(parameters, lr=adam_lr)
+        else:
+            decay, nesterov = recipe.weight_decay, recipe.nesterov and recipe.momentum > 0
+            self._optimizer = torch.optim.SGD(parameters, 0.0, recipe.momentum, weight_decay=decay, nesterov=nesterov)
 
     @property
     def names(self) -> list[str]:
@@ -112,13 +115,3 @@ class Updater:
 
 
 _MOMENTUM, _ADAM = "momentum_buffer", ("step", "exp_avg", "exp_avg_sq")
-
-
-def _sgd(parameters: list[Tensor], recipe: Recipe) -> torch.optim.SGD:
-    return torch.optim.SGD(
-        parameters,
-        lr=0.0,
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
-        nesterov=recipe.nesterov and recipe.momentum > 0,
-    )

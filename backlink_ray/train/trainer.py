@@ -59,7 +59,7 @@ def gradients(
     kept = [(b, b.clone()) for module in prepared for b in module.buffers()]
     try:
         states = [MethodState() for _ in prepared]
-        found, _ = one_pass(prepared, method, images, labels, step_seed or StepSeed(), states)
+        found, _ = one_pass(prepared, method, Batch(images, labels, step_seed or StepSeed()), states)
         named = [pair for m in prepared for pair in (*method.local_parameters(m), *method.linked_parameters(m))]
         return {name: found[name] if name in found else torch.zeros_like(p) for name, p in named}
     finally:
@@ -74,12 +74,7 @@ def _prepare(modules: Sequence[LocalModule], method: Method) -> list[LocalModule
 
 
 def one_pass(
-    modules: Sequence[LocalModule],
-    method: Method,
-    images: Tensor,
-    labels: Tensor,
-    step_seed: StepSeed,
-    method_states: Sequence[MethodState],
+    modules: Sequence[LocalModule], method: Method, batch: Batch, method_states: Sequence[MethodState]
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Return gradients by name and local losses (K,); updates batch norm statistics and method states by one step.
 
@@ -88,7 +83,7 @@ def one_pass(
     found: dict[str, Tensor] = {}
     losses: list[Tensor] = []
     before: tuple[LocalModule, LocalResult, MethodState] | None = None
-    batch, x = Batch(images, labels, step_seed), images
+    x = batch.images
     for module, method_state in zip(modules, method_states, strict=True):
         result, x = _local_pass(method, module, x, batch, method_state)
         found.update(_by_name(method.local_parameters(module), result.local or []))
@@ -108,7 +103,7 @@ def _local_pass(
     body = method.forward_body(module, x, batch.step_seed)
     tail = method.forward_tail(module, body.output, batch.step_seed)
     retain = method.has_link(module) and method.retains_tail
-    return method.local_backward(module, body, tail, batch, method_state, retain_tail=retain), tail.output
+    return method.local_backward(module, body, tail, batch, method_state, retain=retain), tail.output
 
 
 def _apply_link(
@@ -164,8 +159,8 @@ class Trainer:
 
     def step(self, images: Tensor, labels: Tensor) -> Tensor:
         """Train on one batch, images (N, C, H, W) and labels (N,), and return the local losses (K,) before the update."""
-        step_seed = StepSeed(self._seed, self.step_index)
-        found, losses = one_pass(self.modules, self.method, images, labels, step_seed, self._method_states)
+        batch = Batch(images, labels, StepSeed(self._seed, self.step_index))
+        found, losses = one_pass(self.modules, self.method, batch, self._method_states)
         lr = self._lr(self.step_index) if callable(self._lr) else self._lr
         for updater in self._updaters:
             updater.update([found.get(name) for name in updater.names], lr)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 import backlink_ray as bl
 from backlink_ray.local.module import LocalModule, StepSeed
+from backlink_ray.methods.base import Batch
 from backlink_ray.methods.state import MethodState
 from backlink_ray.train.optim import Recipe, Updater
 from backlink_ray.train.trainer import one_pass
@@ -70,7 +71,7 @@ def test_a_stale_tail_mixes_an_older_link(alpha_mode: str) -> None:
 @pytest.mark.parametrize("k", [2, 3])
 def test_ddg_with_weights_that_stand_still_is_bp(k: int) -> None:
     modules, method_states = modules_of(k), [MethodState() for _ in range(k)]
-    found: list[Found] = [one_pass(modules, bl.DDG(), *batch(), StepSeed(), method_states)[0] for _ in range(k)]
+    found: list[Found] = [one_pass(modules, bl.DDG(), Batch(*batch(), StepSeed()), method_states)[0] for _ in range(k)]
     bp = bl.gradients(modules_of(k), bl.BP(), *batch())
     assert found[-1].keys() == bp.keys()
     assert all(torch.equal(found[-1][n], bp[n]) for n in bp)
