@@ -4,7 +4,7 @@
                cut          cut
 All executors make the same calls in the same order for each module, so their weights are equal bit for bit: forward_body,
 forward_tail, local_backward, and with a link: link_backward and mix.
-The base class is a complete method: every module learns from its own loss, and nothing goes back across a cut.
+The base class is a complete method: every module learns from its own loss, and no error crosses a cut.
 """
 
 import itertools

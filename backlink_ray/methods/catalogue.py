@@ -31,7 +31,7 @@ class MethodOptions(DNIOptions, InfoProOptions, PredSimOptions, DGLOptions, Back
 
 @cache
 def takes(method: str) -> frozenset[str]:
-    """Return the names of a method's arguments: its options and, where it has them, the base and the normalisation."""
+    """Return the names of a method's arguments: its options and, if any, the base and the normalisation."""
     return frozenset(f.name for f in fields(METHODS[method])) if method in METHODS else frozenset()
 
 

@@ -61,7 +61,7 @@ class InfoPro(InfoProOptions, Method):
         """Return the decoder; ConfigError if the features or the input have no height and width."""
         if len(spec.feature_shape) != 3 or len(spec.input_shape) != 3:
             raise ConfigError(
-                f"method infopro reconstructs images from features (C, H, W), and module {spec.module_index} gives "
+                f"method infopro reconstructs images from features (C, H, W), but module {spec.module_index} returns "
                 f"{spec.feature_shape} from {spec.input_shape}; use fewer modules, or another method"
             )
         return Decoder(spec.feature_shape[0], spec.input_shape)

@@ -50,7 +50,7 @@ class Network(nn.Module):
 
     def _check_parameters(self) -> None:
         if not len(self.units):
-            raise ConfigError("units=[] gives no network; allowed: one unit or more")
+            raise ConfigError("units=[] is empty; allowed: one unit or more")
         counts = [len(list(m.parameters())) for m in (*self.units, self.classifier)]
         if sum(counts) != len(list(self.parameters())):
             raise ConfigError(

@@ -46,7 +46,7 @@ class StageActor:
         return os.getpid()
 
     def connect(self, previous: Any, following: Any) -> None:
-        """Make the links to the neighbouring actors; None where there is no neighbour."""
+        """Link the stage to the neighbouring actors; None stands for no neighbour."""
         before = self._link(previous.deliver_following, self._from_previous) if previous else NoLink()
         after = self._link(following.deliver_previous, self._from_following) if following else NoLink()
         self._stage.connect(before, after)
@@ -183,7 +183,7 @@ class RayExecutor(PipelineExecutor):
     """The pipeline as Ray actors.
 
     Args:
-        job: what to train. `devices` is decided here: "cuda" where a stage has a GPU, else "cpu".
+        job: what to train; its `devices` are replaced: "cuda" if stages have GPUs, else "cpu".
         resources: what each stage reserves.
         group: an existing placement group with bundle 1 + k for stage k, such as a Tune trial's; None creates one.
 

@@ -34,8 +34,8 @@ class Outcome:
 def first_failure(outcomes: Sequence[Outcome]) -> StageError:
     """Return the error of the stage whose failure caused the others, with the place where it happened.
 
-    In order of precedence: a stage that died, one that raised, one that does not answer, one that waited in vain, one that
-    was stopped. The position of a stage that is gone is inferred from its neighbours, which wait for it.
+    In order of precedence: a stage that died, one that raised, one that does not answer, one whose wait timed
+    out, one that was stopped. The position of a stage that is gone is inferred from its neighbours, which wait for it.
     """
     ranks = [(_rank(outcome), k) for k, outcome in enumerate(outcomes) if outcome.error is not None]
     _, k = min(ranks)

@@ -54,15 +54,15 @@ class Mailbox:
             self._changed.notify_all()
 
     def take(self, kind: Kind, step: int, timeout_s: float) -> Any:
-        """Return the payload of the next message of a kind; LinkError if none comes in time or it is of another step."""
-        found, payload = self._next(kind, f"{kind} of step {step} did not come", timeout_s)
+        """Return the payload of the next message of a kind; LinkError if none arrives in time or it is of another step."""
+        found, payload = self._next(kind, f"{kind} of step {step} did not arrive", timeout_s)
         if found != step:
-            raise LinkError(f"{kind} of step {step} was expected, that of step {found} came")
+            raise LinkError(f"{kind} of step {step} was expected, but that of step {found} arrived")
         return payload
 
     def take_any(self, kind: Kind, timeout_s: float) -> tuple[int, Any]:
-        """Return the next message of a kind, whatever its step, as (step, payload); LinkError if none comes in time."""
-        return self._next(kind, f"{kind} did not come", timeout_s)
+        """Return the next message of a kind, whatever its step, as (step, payload); LinkError if none arrives in time."""
+        return self._next(kind, f"{kind} did not arrive", timeout_s)
 
     def _next(self, kind: Kind, what: str, timeout_s: float) -> tuple[int, Any]:
         with self._changed:
@@ -97,11 +97,11 @@ class Link(ABC):
 
     @abstractmethod
     def receive(self, kind: Kind, step: int) -> Tensor:
-        """Return the tensor of this kind and step on this stage's device; LinkError if it does not come in time."""
+        """Return the tensor of this kind and step on this stage's device; LinkError if it does not arrive in time."""
 
     @abstractmethod
     def receive_any(self, kind: Kind) -> tuple[int, Tensor]:
-        """Return the next tensor of this kind with its step; LinkError if none comes in time."""
+        """Return the next tensor of this kind with its step; LinkError if none arrives in time."""
 
 
 class QueueLink(Link):

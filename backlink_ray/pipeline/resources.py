@@ -25,7 +25,7 @@ class StageResources:
             raise ConfigError(f"gpus_per_stage={self.gpus_per_stage} is out of range; allowed 0 (on CPUs) or more")
 
     def where_gpus_are(self, num_gpus: float) -> "StageResources":
-        """Return what a stage reserves in a cluster with `num_gpus`: no GPU where there is none."""
+        """Return what a stage reserves in a cluster with `num_gpus`: no GPU if the cluster has none."""
         return self if num_gpus else replace(self, gpus_per_stage=0.0)
 
     def bundles(self, num_stages: int) -> list[dict[str, float]]:

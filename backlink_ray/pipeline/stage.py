@@ -40,7 +40,7 @@ class StagePlan:
     """Everything a stage is built from; picklable, and with no more data than this stage needs.
 
     Attributes:
-        job: with this stage's module only, and image sets without pixels where it needs none.
+        job: with this stage's module only, and without the pixels that it does not need.
         replica: copy of the previous module's tail (empty for the first stage, and without a replica link).
         stage_index, num_stages: k and K.
     """

@@ -1,4 +1,4 @@
-"""Sufficient descent: sums by hand, and the cases where theory gives the answer, in float64."""
+"""Sufficient descent: sums by hand, and cases in which theory gives the answer, in float64."""
 
 import dataclasses
 import math
@@ -80,7 +80,7 @@ def test_the_last_module_is_exact_and_flatters_the_total() -> None:
     assert all(abs(measured[k].constant - 1) > 1e-3 for k in range(3))
 
 
-def test_a_gradient_turned_round_points_up() -> None:
+def test_a_negated_gradient_ascends() -> None:
     whole = found(modules(), bl.BP())
     assert descent(whole, {name: -g for name, g in whole.items()}).constant == pytest.approx(-1)
 

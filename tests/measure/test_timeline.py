@@ -32,7 +32,7 @@ def span(stage: int, action: str, start_s: float, end_s: float, step: int = 0) -
 
 
 def pipeline(num_stages: int, num_steps: int, start_s: float = 1.7e9) -> list[Span]:
-    """Spans of an exact pipeline with durations of its own: each stage works through its list, waiting for messages."""
+    """Return spans of an exact pipeline with made-up durations: each stage works through its list, waiting for messages."""
     queues = [_stage_actions(stage, num_stages, num_steps) for stage in range(num_stages)]
     waiting = [next(queue, None) for queue in queues]
     clock_ms, sent, spans = [0.0] * num_stages, dict[tuple[int, str, int], float](), list[Span]()
@@ -85,7 +85,7 @@ def fail(timeline: Timeline) -> None:
         raise RuntimeError("out of memory")
 
 
-def test_record_keeps_the_action_that_raised_and_lets_the_error_out() -> None:
+def test_record_keeps_the_action_that_raised_and_propagates_the_error() -> None:
     timeline = Timeline(0)
     with pytest.raises(RuntimeError, match="out of memory"):
         fail(timeline)
@@ -169,7 +169,7 @@ def test_overlap_of_nothing_is_zero() -> None:
 
 
 def colours_of(path: Path) -> dict[str, np.ndarray]:
-    """For each kind the mask of the pixels in its colour."""
+    """Return for each kind the mask of the pixels in its colour."""
     pixels = np.rint(matplotlib.image.imread(path)[..., :3] * 255).astype(int)
     rgb = {kind: [int(colour[i : i + 2], 16) for i in (1, 3, 5)] for kind, colour in COLOURS.items()}
     return {kind: (pixels == value).all(axis=-1) for kind, value in rgb.items()}

@@ -9,7 +9,7 @@ from backlink_ray.options import options_of
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.job import build_method
 
-# Numbers that suit the small networks of the tests: with l = 1 their modules have a body, with l = 2 a tail alone.
+# Values for the small networks of the tests: with l = 1 their modules have a body, with l = 2 only a tail.
 NUMBERS = {"propagation_length": 1, "alpha": 0.25, "synthesizer_lr": 1e-3, "synthesizer_width": 5}
 TOGETHER: tuple[dict[str, Any], ...] = (
     {"link": "error", "tail_memory": "recompute", "propagation_length": 2, "alpha": 0.5},

@@ -63,12 +63,12 @@ def a_sender_waits_for_a_slow_receiver(pair: Pair) -> None:
 def refuses_the_wrong_step(pair: Pair) -> None:
     left, right = pair
     left.send(Kind.ACTIVATION, 2, torch.ones(1))
-    with pytest.raises(LinkError, match="of step 3 was expected, that of step 2 came"):
+    with pytest.raises(LinkError, match="of step 3 was expected, but that of step 2 arrived"):
         right.receive(Kind.ACTIVATION, 3)
 
 
 def a_wait_ends(pair: Pair) -> None:
-    with pytest.raises(LinkError, match=r"link_gradient of step 8 did not come within 0\.5 s"):
+    with pytest.raises(LinkError, match=r"link_gradient of step 8 did not arrive within 0\.5 s"):
         pair[1].receive(Kind.LINK_GRADIENT, 8)
 
 
@@ -78,7 +78,7 @@ def takes_empty_tensors(pair: Pair) -> None:
 
 
 def an_activation_may_be_used_again(pair: Pair) -> None:
-    """The test's mailboxes keep one; changing what was received does not change what is kept."""
+    """The mailboxes of this test keep one activation; changing the received tensor does not change the kept one."""
     left, right = pair
     left.send(Kind.FRESH_ACTIVATION, 3, torch.ones(4))
     step, received = right.receive_any(Kind.FRESH_ACTIVATION)

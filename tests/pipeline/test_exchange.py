@@ -53,7 +53,7 @@ class End:
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_object_store_link(rule: Callable[[Pair], None], ray_here: None) -> None:
-    """Between the pipeline's own actors, whose threads keep the order of messages."""
+    """Between the pipeline's actors, whose threads keep messages in order."""
     from backlink_ray.pipeline.resources import STAGE
     from tests.pipeline.pool import PooledGroup
 
@@ -89,7 +89,7 @@ def test_flatten_and_back() -> None:
     assert unflatten(flatten([]), []) == []
 
 
-def test_nobody_is_beyond_the_ends() -> None:
+def test_there_is_no_link_beyond_the_ends() -> None:
     with pytest.raises(AssertionError):
         NoLink().send(Kind.ACTIVATION, 0, torch.empty(0))
     with pytest.raises(AssertionError):

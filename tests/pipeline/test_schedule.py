@@ -18,7 +18,7 @@ def test_the_pictures_are_the_schedules() -> None:
 
 
 @pytest.mark.parametrize("link", ["", "error"])
-def test_without_a_tail_nobody_waits_once_it_has_started(link: str) -> None:
+def test_without_a_tail_no_stage_waits_once_it_has_started(link: str) -> None:
     for k, row in enumerate(picture(4, 5, link, has_tail=False).splitlines()):
         ticks = [tick for tick in row.split()[2:] if tick[0] != "E"]
         own = ticks[k:] if not link else [tick for tick in ticks if tick != ".."]
@@ -26,7 +26,7 @@ def test_without_a_tail_nobody_waits_once_it_has_started(link: str) -> None:
 
 
 def test_with_a_stale_tail_no_stage_waits_for_a_later_one() -> None:
-    """Three stages, nothing but forwards and backwards one after another once each has started."""
+    """Three stages, each with forwards and backwards without a gap once it has started."""
     for k, row in enumerate(picture(3, 4, is_stale=True).splitlines()):
         own = "rbtLR" if k else "btL"
         ticks = [tick for tick in row.split()[2:] if tick != ".."]

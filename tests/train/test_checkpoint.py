@@ -1,4 +1,4 @@
-"""Checkpoints: whole or absent, corruption found, and no code in them."""
+"""Checkpoints: complete or absent, checked for corruption, and without code."""
 
 import itertools
 import random
@@ -60,12 +60,12 @@ def test_fifty_bit_flips_are_all_found(tmp_path: Path, capsys: pytest.CaptureFix
     checkpoints = Checkpoints(tmp_path)
     for step in (1, 2):
         newest = checkpoints.save(TrainState(state.weights, state.momentum, step), {})
-    chance = random.Random(0)
+    rng = random.Random(0)
     for _ in range(50):
-        file = chance.choice(sorted(newest.iterdir()))
+        file = rng.choice(sorted(newest.iterdir()))
         raw = bytearray(file.read_bytes())
         good = bytes(raw)
-        raw[chance.randrange(len(raw))] ^= 1 << chance.randrange(8)
+        raw[rng.randrange(len(raw))] ^= 1 << rng.randrange(8)
         file.write_bytes(raw)
         found = checkpoints.newest()
         assert found is not None
@@ -78,18 +78,18 @@ def state_of(size: int, step: int) -> TrainState:
     return TrainState({"units.0.w": torch.full((size,), float(step))}, {}, step)
 
 
-def save_for_ever(telling: Connection, folder: Path) -> None:
+def save_forever(telling: Connection, folder: Path) -> None:
     for step in itertools.count(1):
         Checkpoints(folder).save(state_of(300_000, step), {})
         telling.send(step)
 
 
 @pytest.mark.timeout(120)
-def test_kill_during_writing_leaves_a_whole_newest_one(tmp_path: Path) -> None:
-    chance = random.Random(1)
+def test_kill_during_writing_leaves_the_newest_complete(tmp_path: Path) -> None:
+    rng = random.Random(1)
     for _ in range(5):
-        with started(save_for_ever, tmp_path) as child:
-            for _ in range(chance.randrange(1, 8)):
+        with started(save_forever, tmp_path) as child:
+            for _ in range(rng.randrange(1, 8)):
                 child.told()
         checkpoints = Checkpoints(tmp_path)
         assert not list(tmp_path.glob(".writing-*"))
@@ -136,7 +136,7 @@ def test_a_checkpoint_that_is_a_pickle_is_never_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("manifest", ["{}", "null", "[1]", '{"state.json": "x"}'])
-def test_a_manifest_that_says_nothing_is_a_broken_checkpoint(tmp_path: Path, manifest: str) -> None:
+def test_an_empty_or_malformed_manifest_is_a_broken_checkpoint(tmp_path: Path, manifest: str) -> None:
     checkpoints, state = Checkpoints(tmp_path), trained().state()
     checkpoints.save(TrainState(state.weights, state.momentum, 1), {})
     (checkpoints.save(TrainState(state.weights, state.momentum, 2), {}) / "manifest.json").write_text(manifest)
