@@ -16,6 +16,7 @@ from backlink_ray.files import sync_folder, write_synced
 from backlink_ray.train.trainer import TrainState
 
 MANIFEST = "manifest.json"
+KEPT = 2  # the newest, and one to fall back on
 PARTS = ("weights", "momentum", "method_state")
 
 
@@ -27,11 +28,10 @@ class Checkpoints:
 
     Args:
         folder: created if missing; remains of an interrupted write are removed.
-        keep: how many of the newest to keep.
     """
 
-    def __init__(self, folder: Path, keep: int = 2) -> None:
-        self._folder, self._keep = folder, keep
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         for stray in folder.glob(".writing-*"):
             shutil.rmtree(stray)
@@ -55,7 +55,7 @@ class Checkpoints:
             raise CheckpointError(
                 f"{final} ({size} bytes) cannot be written: {error.strerror}; free space there"
             ) from error
-        for old in self._all()[: -self._keep]:
+        for old in self._all()[:-KEPT]:
             shutil.rmtree(old)
         return final
 
