@@ -78,10 +78,10 @@ def state_of(size: int, step: int) -> TrainState:
     return TrainState({"units.0.w": torch.full((size,), float(step))}, {}, step)
 
 
-def save_forever(telling: Connection, folder: Path) -> None:
+def save_forever(pipe: Connection, folder: Path) -> None:
     for step in itertools.count(1):
         Checkpoints(folder).save(state_of(300_000, step), {})
-        telling.send(step)
+        pipe.send(step)
 
 
 @pytest.mark.timeout(120)
@@ -90,7 +90,7 @@ def test_kill_during_writing_leaves_the_newest_complete(tmp_path: Path) -> None:
     for _ in range(5):
         with started(save_forever, tmp_path) as child:
             for _ in range(rng.randrange(1, 8)):
-                child.told()
+                child.receive()
         checkpoints = Checkpoints(tmp_path)
         assert not list(tmp_path.glob(".writing-*"))
         found = checkpoints.newest()
@@ -98,7 +98,7 @@ def test_kill_during_writing_leaves_the_newest_complete(tmp_path: Path) -> None:
         assert set(found[0].weights["units.0.w"].tolist()) == {float(found[0].step)}
 
 
-def fill_the_disk(telling: Connection, folder: Path) -> None:
+def fill_the_disk(pipe: Connection, folder: Path) -> None:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     checkpoints = Checkpoints(folder)
     checkpoints.save(state_of(10, 1), {})
@@ -106,12 +106,12 @@ def fill_the_disk(telling: Connection, folder: Path) -> None:
     try:
         checkpoints.save(state_of(100_000, 2), {})
     except CheckpointError as error:
-        telling.send(str(error))
+        pipe.send(str(error))
 
 
 def test_a_full_disk_names_path_and_bytes_and_keeps_the_old_one(tmp_path: Path) -> None:
     with started(fill_the_disk, tmp_path) as child:
-        message = child.told()
+        message = child.receive()
     assert "step-000000002 (400" in message
     assert "bytes) cannot be written: File too large" in message
     found = Checkpoints(tmp_path).newest()
