@@ -1,36 +1,36 @@
-"""Errors that tell their user what to do; whatever is not one of them is a fault of ours, and keeps its traceback."""
+"""Errors whose message says what to do; any other exception is a bug in this package and keeps its traceback."""
 
 from typing import ClassVar
 
 
 class BacklinkError(Exception):
-    """Base of every error that is told in one line.
+    """Base of every error that a command reports in one line, without a traceback.
 
     Attributes:
-        exit_code: of a command that it ends: 1 where the work failed, 2 where arguments, configuration or data are wrong.
+        exit_code: of the command: 1 if the work failed, 2 if arguments, configuration or data are wrong.
     """
 
     exit_code: ClassVar[int] = 1
 
 
 class ConfigError(BacklinkError, ValueError):
-    """A value that cannot be used: the message gives what was received, the rule, and what is allowed."""
+    """A value that cannot be used; the message gives the value received, the rule, and what is allowed."""
 
     exit_code = 2
 
 
 class DataError(BacklinkError, ValueError):
-    """Data that cannot be used: the message names the file, what was expected and found, and the command to type."""
+    """Data that cannot be used; the message names the file, what was expected and found, and the command that fixes it."""
 
     exit_code = 2
 
 
 class StorageError(BacklinkError, OSError):
-    """A file or folder that cannot be read or written: the message names it and says what to do."""
+    """A file or folder that cannot be read or written; the message names it and says what to do."""
 
 
 class CheckpointError(StorageError):
-    """A checkpoint that cannot be written or read: names the file, and what was expected."""
+    """A checkpoint that cannot be written or read; the message names the file and what was expected."""
 
 
 class BusyError(BacklinkError, TimeoutError):
@@ -40,7 +40,7 @@ class BusyError(BacklinkError, TimeoutError):
 
 
 class NonFiniteLossError(BacklinkError, RuntimeError):
-    """A local loss became NaN or infinite: training on would only hide it."""
+    """A local loss became NaN or infinite, so the run stops."""
 
     def __init__(self, stage_index: int, step: int, value: float) -> None:
         super().__init__(stage_index, step, value)
@@ -51,10 +51,10 @@ class NonFiniteLossError(BacklinkError, RuntimeError):
 
 
 class StageError(BacklinkError, RuntimeError):
-    """A stage failed or was lost, and with it the run: names the stage, where it was, and why.
+    """A stage failed or was lost; the message names the stage, where it was, and why.
 
     Attributes:
-        lost: its process or machine went, or hangs: the run itself may be in order.
+        lost: its process or machine is gone or hangs; the run itself may be sound.
     """
 
     def __init__(self, stage_index: int, num_stages: int, where: str, reason: str, lost: bool = False) -> None:
@@ -67,12 +67,12 @@ class StageError(BacklinkError, RuntimeError):
 
 
 class StudyError(BacklinkError, RuntimeError):
-    """Ray Tune could not go on with a study: its own words."""
+    """Ray Tune could not continue a study; the message is Tune's."""
 
 
 class LinkError(BacklinkError, RuntimeError):
-    """A message did not come or could not be sent: names the kind, the step and the time waited, never the data."""
+    """A message did not arrive or could not be sent; the error names kind, step and time waited, never the data."""
 
 
 class LinkAbortedError(LinkError):
-    """Another stage failed, so this one was told to stop waiting."""
+    """Another stage failed, so this one stopped waiting."""

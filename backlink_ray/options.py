@@ -1,4 +1,4 @@
-"""Options: dataclass fields that say what is allowed in them, and the one check that reads it there."""
+"""Options: dataclass fields that state their allowed values, and the one check that reads them."""
 
 import sys
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from backlink_ray.errors import ConfigError
 
 T = TypeVar("T")
 
-# numpy's integers and reals are registered as these; its bool is not, and is called bool_ before numpy 2.
+# numpy registers its integers and reals as these, but not its bool, which is called bool_ before numpy 2.
 _ACCEPTED: dict[type, type] = {int: Integral, float: Real, str: str}
 _BOOLS = ("bool", "bool_")
 _LARGEST = 2**63 - 1  # of an int64
@@ -23,8 +23,8 @@ class Option:
     """What one field allows.
 
     Attributes:
-        default: its value where nothing is given; its type is the option's.
-        choices: every allowed value, the default among them; empty where a range says it.
+        default: the default value, whose type is the option's.
+        choices: every allowed value, including the default; empty if a range applies.
         low, high: the range of a number, both ends included.
         allowed: the range in words.
         needs: name and value of another option without which this one has no meaning.
@@ -40,7 +40,7 @@ class Option:
     unused: Any = None
 
     def read(self, name: str, value: object) -> Any:
-        """Return the value as Python's own bool, int, float or str; ConfigError names value, rule and what is allowed."""
+        """Return the value as Python's bool, int, float or str; ConfigError gives value, rule and what is allowed."""
         kind, is_bool = type(self.default), type(value).__name__ in _BOOLS
         if not (is_bool if kind is bool else isinstance(value, _ACCEPTED[kind]) and not is_bool):
             raise ConfigError(f"{name}={value!r} is a {type(value).__name__}; allowed: {kind.__name__}")
@@ -52,16 +52,16 @@ class Option:
         return own
 
     def has_meaning(self, values: Mapping[str, object]) -> bool:
-        """Tell whether the option that this one needs, if any, has the value it needs."""
+        """Return whether the option that this one needs, if any, has the required value."""
         return self.needs is None or values.get(self.needs[0]) == self.needs[1]
 
 
 def number(
     default: float, low: float = 0.0, high: float = LARGEST_FLOAT, allowed: str = "", unused: float | None = None
 ) -> float:
-    """Declare a finite real number in low..high; `allowed` says the range in words where these do not."""
-    said = f"{low:g}..{high:g}" if high < LARGEST_FLOAT else f"at least {low:g}, finite"
-    return _declare(default, low=low, high=high, allowed=allowed or said, unused=unused)
+    """Declare a finite real number in low..high; `allowed` overrides the range in words."""
+    words = f"{low:g}..{high:g}" if high < LARGEST_FLOAT else f"at least {low:g}, finite"
+    return _declare(default, low=low, high=high, allowed=allowed or words, unused=unused)
 
 
 def whole(
@@ -73,12 +73,12 @@ def whole(
     unused: int | None = None,
 ) -> int:
     """Declare a whole number in low..high."""
-    said = f"{low}..{high}" if high < _LARGEST else f"{low} or more"
-    return _declare(default, low=low, high=high, allowed=allowed or said, needs=needs, unused=unused)
+    words = f"{low}..{high}" if high < _LARGEST else f"{low} or more"
+    return _declare(default, low=low, high=high, allowed=allowed or words, needs=needs, unused=unused)
 
 
 def choice(*choices: str, default: str = "") -> str:
-    """Declare one of some names; the first is the default where no other is given."""
+    """Declare one of some names; the first is the default unless another is given."""
     return _declare(default or choices[0], choices=choices)
 
 
@@ -103,13 +103,13 @@ def options_of(owner: type[Any]) -> Mapping[str, Option]:
 
 
 def check_options(instance: Any) -> None:
-    """Store every option of a (frozen) dataclass as Python's own type; ConfigError names the first that is not allowed."""
+    """Store every option of a (frozen) dataclass as Python's own type; ConfigError names the first invalid one."""
     for name, option in options_of(instance.__class__).items():
         object.__setattr__(instance, name, option.read(name, getattr(instance, name)))
 
 
 def check_needs(instance: Any) -> None:
-    """Refuse an option that was given although another option does not have the value it needs."""
+    """Raise ConfigError for an option that was given although the option it needs has another value."""
     for name, option in options_of(instance.__class__).items():
         value = getattr(instance, name)
         if value != option.default and option.needs and not option.has_meaning(vars(instance)):

@@ -1,4 +1,4 @@
-"""Provenance: what a result was made with: hardware, versions, commit."""
+"""Provenance: the hardware, versions and commit behind a result."""
 
 import os
 import platform
@@ -13,7 +13,7 @@ import torch
 
 
 def describe() -> dict[str, Any]:
-    """Return what a number was measured with: versions, commit, processor, memory, GPUs, threads."""
+    """Return versions, commit, processor, memory, GPUs and threads of this process."""
     names = ("torch", "torchvision", "ray", "optuna", "mlflow", "pyarrow", "numpy")
     return {
         "backlink_ray": _version("backlink-ray"),
@@ -30,21 +30,20 @@ def describe() -> dict[str, Any]:
 
 
 def describe_process(device: str) -> dict[str, Any]:
-    """Return `describe()` of this process with its host and its device by name: a stage's word for itself."""
+    """Return `describe()` with host, device and the device's name."""
     return {**describe(), "host": socket.gethostname(), "device": device, "hardware": hardware(device)}
 
 
 def hardware(device: str) -> str:
-    """Return the name of a device: the GPU's, or the processor's with its cores."""
+    """Return the name of a device: the GPU's, or the processor's with its number of cores."""
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
-    about = describe()
-    return f"{about['cpu_cores']} cores of {about['cpu'] or 'an unnamed processor'}"
+    return f"{os.cpu_count()} cores of {_cpu_name() or 'an unnamed processor'}"
 
 
-@cache  # a process goes on with the code that it has loaded, whatever is committed meanwhile
+@cache  # a process keeps running the code it has loaded, whatever is committed meanwhile
 def commit() -> str:
-    """Return the package's git commit, with `+changes` where tracked files differ from it; "" outside a checkout."""
+    """Return the package's git commit, with `+changes` if tracked files differ from it; "" outside a checkout."""
     folder = Path(__file__).parent
     try:
         head = _git(folder, "rev-parse", "--short=12", "HEAD")

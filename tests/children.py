@@ -1,4 +1,4 @@
-"""Processes to kill: forked from one that has imported torch, so that each starts in milliseconds instead of seconds."""
+"""Processes to kill, forked from one that has imported torch, so that each starts in milliseconds instead of seconds."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,18 +11,18 @@ _FORKS.set_forkserver_preload(["backlink_ray.train.checkpoint"])
 
 
 class Child:
-    """A process that works and tells how far it is."""
+    """A process that reports its progress through a pipe."""
 
     def __init__(self, work: Callable[..., None], *arguments: Any) -> None:
-        self._told, telling = _FORKS.Pipe(duplex=False)
-        self._process = _FORKS.Process(target=work, args=(telling, *arguments), daemon=True)
+        self._pipe, theirs = _FORKS.Pipe(duplex=False)
+        self._process = _FORKS.Process(target=work, args=(theirs, *arguments), daemon=True)
         self._process.start()
-        telling.close()
+        theirs.close()
 
-    def told(self) -> Any:
-        """Return what it tells next."""
-        assert self._told.poll(START_TIMEOUT_S), "the child tells nothing"
-        return self._told.recv()
+    def receive(self) -> Any:
+        """Return its next message."""
+        assert self._pipe.poll(START_TIMEOUT_S), "the child sends nothing"
+        return self._pipe.recv()
 
     def kill(self) -> None:
         """End it as kill -9 does."""
@@ -32,7 +32,7 @@ class Child:
 
 @contextmanager
 def started(work: Callable[..., None], *arguments: Any) -> Iterator[Child]:
-    """Start work(telling, *arguments), a function of a module, where `telling.send` tells; it is killed in the end."""
+    """Start work(pipe, *arguments), a module-level function that reports with `pipe.send`; it is killed at the end."""
     child = Child(work, *arguments)
     try:
         yield child

@@ -28,7 +28,7 @@ def test_a_kill_while_writing_leaves_whole_content(tmp_path: Path) -> None:
     for _ in range(5):
         with started(write_for_ever, tmp_path / "file") as child:
             for _ in range(chance.randrange(1, 12)):
-                child.told()
+                child.receive()
         found = (tmp_path / "file").read_text()
         assert len(found) == 3_000_000
         assert set(found) == {found[0]}
@@ -59,7 +59,7 @@ def hold_for_ever(telling: Connection, lock: Path) -> None:
 def test_a_lock_is_held_by_one_process_and_ends_with_it(tmp_path: Path) -> None:
     lock = tmp_path / "lock"
     with started(hold_for_ever, lock) as child:
-        assert child.told() == "held"
+        assert child.receive() == "held"
         assert is_held(lock)
         with pytest.raises(BusyError, match=r"lock .* 0 s"), exclusive(lock, 0.0):
             pass
@@ -101,7 +101,7 @@ def test_a_killed_writer_loses_no_row_that_it_said_it_had_written(tmp_path: Path
     log, said = tmp_path / "log.jsonl", 40
     with started(append_for_ever, log) as child:
         for _ in range(said):
-            child.told()
+            child.receive()
     append_line(log, {"i": -1})
     rows = [row["i"] for row in read_lines(log, "")]
     assert rows == [*range(len(rows) - 1), -1]

@@ -1,1 +1,1 @@
-"""Local modules: a group of units, its head and its loss."""
+"""Local modules: groups of units, each with a head and a loss."""

@@ -1,4 +1,4 @@
-"""Graph: one forward of a module, cut off at both ends, that can be walked backward when an error arrives."""
+"""Graph: one forward of a module, detached at both ends, through which an error can be backpropagated later."""
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,16 +13,16 @@ from backlink_ray.local.module import Chain, StepSeed
 class Graph:
     """The forward of a chain, or of a helper, on x, with its autograd graph.
 
-    Cutting at both ends is what makes learning local: no error passes unless someone hands it on. A backward that finds
-    no graph (freed by an earlier backward, or never recorded) forwards again with the buffers of the first forward, so
-    batch norm statistics move once.
+    Detaching both ends is what makes learning local: no error passes unless it is passed on explicitly. A backward without
+    a graph (freed by an earlier backward, or never recorded) repeats the forward with the buffers of the first one, so batch
+    norm statistics are updated once.
 
     Args:
-        module: called with x and context; an empty chain gives its input back.
+        module: called with x and context; an empty chain returns its input.
         x: input (N, ...), detached here.
         context: a chain's `StepSeed`, a synthesizer's labels.
-        wants_input_gradient: whether `backward` can also give the gradient at x.
-        recompute: do not record a graph now.
+        wants_input_gradient: whether `backward` can also return the gradient at x.
+        recompute: record no graph now.
         copies_weights: forward with a copy of the parameters, so that they may be updated before the backward.
     """
 
@@ -38,7 +38,7 @@ class Graph:
     ) -> None:
         self._module, self._context = module, context
         self._input = x.detach().requires_grad_(wants_input_gradient)
-        # Only statistics that the first forward moves; a few kilobytes beside the activations.
+        # The statistics that the first forward updates; a few kilobytes, small beside the activations.
         self._buffers = {n: b.clone() for n, b in module.named_buffers()}
         self._weights = _copies(module) if copies_weights else {}
         with torch.set_grad_enabled(not recompute):
@@ -52,31 +52,31 @@ class Graph:
             return self._module(self._input, self._context)  # type: ignore[no-any-return]
         return torch.func.functional_call(self._module, replaced, (self._input, self._context))  # type: ignore[no-any-return]
 
-    def backward(self, error: Tensor, *, keep: bool = False, to_input: bool = True) -> tuple[list[Tensor], Tensor]:
-        """Walk the graph backward from d loss / d output.
+    def backward(self, error: Tensor, *, retain: bool = False, to_input: bool = True) -> tuple[list[Tensor], Tensor]:
+        """Backpropagate d loss / d output.
 
         Args:
             error: gradient at the output, of its shape.
-            keep: keep the graph for another walk.
-            to_input: go on to the input, where its gradient was wanted.
+            retain: keep the graph for another backward.
+            to_input: also compute the gradient at the input, if it was wanted.
 
         Returns:
             Gradients of the module's parameters in their order, and the gradient at the input (empty if not wanted).
         """
         if isinstance(self._module, Chain) and not len(self._module):
             return [], error
-        # Clones, since a batch norm moves the buffers it is called with.
+        # Clones, since a batch norm updates the buffers it is called with.
         clones = {n: b.clone() for n, b in self._buffers.items()} if self._recorded is None else {}
         output = self._forward(clones) if self._recorded is None else self._recorded
-        if not keep:
+        if not retain:
             self._recorded = None
         parameters = list(self._weights.values()) or list(self._module.parameters())
         inputs = [self._input] if self._input.requires_grad and to_input else []
-        gradients = differentiate(output, [*parameters, *inputs], error, keep=keep)
+        gradients = differentiate(output, [*parameters, *inputs], error, retain=retain)
         return gradients[: len(parameters)], gradients[-1] if inputs else error.new_empty(0)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield what `restored` needs of a forward that copied its weights: input, step, weights."""
+        """Yield what `restored` needs from a forward that copied its weights: input, step, weights."""
         yield "input", self._input.detach()
         yield "input.wanted", torch.tensor(int(self._input.requires_grad))
         yield "step", torch.tensor(self._context.step)
@@ -84,7 +84,7 @@ class Graph:
 
     @classmethod
     def restored(cls, chain: Chain, tensors: Mapping[str, Tensor], step_seed: StepSeed) -> "Graph":
-        """Return the forward that `tensors` came from, made again; the chain's own weights and statistics stay as they are."""
+        """Compute again the forward that gave `tensors`; the chain's own weights and statistics do not change."""
         own = copy.deepcopy(chain)
         with torch.no_grad():
             for name, parameter in own.named_parameters():
@@ -98,14 +98,12 @@ def _copies(module: nn.Module) -> dict[str, Tensor]:
 
 
 def differentiate(
-    output: Tensor, inputs: Sequence[Tensor], error: Tensor | None = None, *, keep: bool = False
+    output: Tensor, inputs: Sequence[Tensor], error: Tensor | None = None, *, retain: bool = False
 ) -> list[Tensor]:
-    """Return the gradients of output at each input, zeros where it does not depend on it (frozen parameters too)."""
+    """Return the gradient of output at each input; zeros for inputs that are frozen or that output does not depend on."""
     live = [x for x in inputs if x.requires_grad]
-    found = (
-        torch.autograd.grad(output, live, error, retain_graph=keep, allow_unused=True)
-        if live and output.requires_grad
-        else ()
-    )
-    by_id = {id(x): g for x, g in zip(live, found, strict=False) if g is not None}
-    return [by_id[id(x)] if id(x) in by_id else torch.zeros_like(x) for x in inputs]
+    by_id: dict[int, Tensor | None] = {}
+    if live and output.requires_grad:
+        found = torch.autograd.grad(output, live, error, retain_graph=retain, allow_unused=True)
+        by_id = {id(x): gradient for x, gradient in zip(live, found, strict=True)}
+    return [torch.zeros_like(x) if (gradient := by_id.get(id(x))) is None else gradient for x in inputs]

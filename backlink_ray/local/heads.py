@@ -1,4 +1,4 @@
-"""Heads: the classifiers that give every local module a loss of its own."""
+"""Heads: the classifiers that give every local module its own loss."""
 
 import math
 from collections.abc import Callable
@@ -17,9 +17,9 @@ def build_head(family: str, network: Network, unit_index: int, seed: int = 0) ->
 
     Args:
         family: one of HEADS.
-        network: where the head will stand.
+        network: the network that the head is for.
         unit_index: global index of the local module's last unit.
-        seed: of the initial weights, together with unit_index.
+        seed: of the initial weights, which depend on unit_index as well.
 
     Raises:
         ConfigError: a conv or mlp-sr head on features without height and width.
@@ -44,8 +44,8 @@ def fc_head(shape: tuple[int, ...], _last: tuple[int, ...], num_classes: int) ->
 def conv_head(shape: tuple[int, ...], last: tuple[int, ...], num_classes: int) -> nn.Module:
     """Return conv3x3 - batch norm - ReLU - pool - linear 128 - ReLU - dropout 0.5 - linear.
 
-    The convolution doubles the width at stride 2, and keeps both in the network's last group (as wide as its last feature
-    maps): for the ResNets 16 to 32, 32 to 64, 64 to 64.
+    The convolution doubles the width with stride 2; where the features are as wide as the network's last feature maps, it
+    keeps width and size: for the ResNets 16 to 32, 32 to 64, 64 to 64.
     """
     if len(shape) != 3:
         raise ConfigError(f"head='conv' needs features (C, H, W), got {shape}; allowed here: fc, pool")
@@ -64,9 +64,9 @@ def conv_head(shape: tuple[int, ...], last: tuple[int, ...], num_classes: int) -
 
 
 def pool_head(shape: tuple[int, ...], _last: tuple[int, ...], num_classes: int) -> nn.Module:
-    """Return PredSim's predictor: average pool to at most 512 features in all, linear; where there is no (C, H, W), as fc."""
+    """Return PredSim's predictor: average pool to at most 512 features, linear; without height and width, the fc head."""
     if len(shape) != 3:
-        return fc_head(shape, _last, num_classes)
+        return fc_head(shape, shape, num_classes)
     side = max(1, min(shape[1], math.isqrt(POOLED_FEATURES // shape[0])))
     return nn.Sequential(nn.AdaptiveAvgPool2d(side), nn.Flatten(), nn.Linear(shape[0] * side**2, num_classes))
 

@@ -1,5 +1,6 @@
-"""LocalModule: a chain of units with a head, and the chains (body, tail) that a method makes of it."""
+"""LocalModule: a chain of units with a head, and the parts of the chain (body, tail) that a method works on."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -12,68 +13,64 @@ from backlink_ray.seeds import seeded
 
 @dataclass(frozen=True, slots=True)
 class StepSeed:
-    """Where the random draws of one training step come from: the run's seed and the step, so any process draws the same."""
+    """What the random draws of one training step follow from, so that every process draws the same."""
 
     seed: int = 0
     step: int = 0
 
 
 class Chain(nn.Module):
-    """Consecutive units, known by their global indices.
+    """Consecutive units, identified by their global indices.
 
     Args:
         units: the units, not copied.
         first_index: global index of units[0].
-        random: for each unit whether it draws at random in training.
+        uses_rng: for each unit whether it draws random numbers in training.
     """
 
-    def __init__(self, units: Sequence[nn.Module], first_index: int, random: Sequence[bool]) -> None:
+    def __init__(self, units: Sequence[nn.Module], first_index: int, uses_rng: Sequence[bool]) -> None:
         super().__init__()
         self.units = nn.ModuleList(units)
         self.first_index = first_index
-        self.random = tuple(random)
+        self.uses_rng = tuple(uses_rng)
 
     def __len__(self) -> int:
         return len(self.units)
 
     def forward(self, x: Tensor, step_seed: StepSeed) -> Tensor:
-        """Apply the units; a unit that draws at random draws by (seed, step, unit index), alike in every copy of it."""
-        for offset, unit in enumerate(self.units):
-            seeds_now = self.random[offset] and unit.training
-            with (
-                seeded(step_seed.seed, "unit", step_seed.step, self.first_index + offset)
-                if seeds_now
-                else nullcontext()
-            ):
+        """Apply the units; random draws follow from (seed, step, unit index), so every copy of a unit draws the same."""
+        for index, (unit, uses_rng) in enumerate(zip(self.units, self.uses_rng, strict=True), self.first_index):
+            seeds_now = uses_rng and unit.training
+            with seeded(step_seed.seed, "unit", step_seed.step, index) if seeds_now else nullcontext():
                 x = unit(x)
         return x
 
     def part(self, start: int, stop: int) -> "Chain":
         """Return the chain of units start..stop-1 (local positions), sharing them."""
-        return Chain(list(self.units)[start:stop], self.first_index + start, self.random[start:stop])
+        return Chain(list(self.units)[start:stop], self.first_index + start, self.uses_rng[start:stop])
 
     def named(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Yield ("units.<global index>.<name>", parameter): names that no split changes."""
-        for offset, unit in enumerate(self.units):
-            yield from ((f"units.{self.first_index + offset}.{n}", p) for n, p in unit.named_parameters())
+        """Yield ("units.<global index>.<name>", parameter); the names do not depend on the split."""
+        for index, unit in enumerate(self.units, self.first_index):
+            yield from unit.named_parameters(f"units.{index}")
 
-    def named_buffers_of_units(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield ("units.<global index>.<name>", buffer), for example batch norm statistics."""
-        for offset, unit in enumerate(self.units):
-            yield from ((f"units.{self.first_index + offset}.{n}", b) for n, b in unit.named_buffers())
+    def named_state(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield every parameter, then every buffer (batch norm statistics, for example), by name."""
+        yield from self.named()
+        for index, unit in enumerate(self.units, self.first_index):
+            yield from unit.named_buffers(f"units.{index}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModuleSpec:
-    """Where a local module stands in its network, and what its head and helper are made for; shapes are without batch.
+    """A local module's position in its network, and what its head and helper depend on; shapes are without batch.
 
     Attributes:
-        module_index: k, from 0.
-        num_modules: K.
+        module_index, num_modules: k, from 0, and K.
         input_shape: of the network's input, for example (3, 32, 32).
-        feature_shape: of the module's last unit's output.
+        feature_shape: of the last unit's output.
         num_classes: width of the logits.
-        seed: of initial weights.
+        seed: of the initial weights.
     """
 
     module_index: int
@@ -92,40 +89,35 @@ class LocalModule(nn.Module):
     """One group of units with its head: what one stage trains.
 
     Attributes:
-        units: the group's units, shared with the network.
+        units: shared with the network.
         head: logits (N, classes) from the last unit's output.
-        helper: what a method adds beside the head: a decoder, a similarity branch, a synthesizer.
-        spec: where the module stands.
-        module_index: k, from 0.
-        num_modules: K.
+        head_uses_rng: the head draws random numbers in training.
+        helper: what a method needs besides the head: a decoder, a similarity branch, a synthesizer.
+        spec, module_index, num_modules: position in the network; k, from 0; K.
     """
 
     def __init__(
-        self, chain: Chain, head: nn.Module, head_random: bool, spec: ModuleSpec, helper: nn.Module | None = None
+        self, chain: Chain, head: nn.Module, head_uses_rng: bool, spec: ModuleSpec, helper: nn.Module | None = None
     ) -> None:
         super().__init__()
-        self.chain = chain
-        self.head = head
-        self.head_random = head_random
-        self.spec = spec
-        self.module_index = spec.module_index
-        self.num_modules = spec.num_modules
+        self.chain, self.head, self.head_uses_rng, self.spec = chain, head, head_uses_rng, spec
+        self.module_index, self.num_modules = spec.module_index, spec.num_modules
         self.helper = helper or NoHelper()
 
     def with_helper(self, helper: nn.Module) -> "LocalModule":
-        """Return this module with another helper, sharing units and head; the helper takes their type and device."""
+        """Return this module with another helper; units and head are shared, and give the helper its type and device."""
         like = next(self.chain.parameters(), torch.empty(0))
         helper = helper.to(dtype=like.dtype, device=like.device)
-        return LocalModule(self.chain, self.head, self.head_random, self.spec, helper)
+        return LocalModule(self.chain, self.head, self.head_uses_rng, self.spec, helper)
 
     @property
     def units(self) -> nn.ModuleList:
-        """Return the group's units in order."""
+        """Return the units in order."""
         return self.chain.units
 
     @property
     def is_last(self) -> bool:
-        """Tell whether this module carries the network's final classifier."""
+        """Return whether this is the last module, with the network's final classifier."""
         return self.module_index == self.num_modules - 1
 
     def body(self, length: int) -> Chain:
@@ -137,41 +129,39 @@ class LocalModule(nn.Module):
         return self.chain.part(len(self.chain) - length, len(self.chain))
 
     def logits(self, features: Tensor, step_seed: StepSeed) -> Tensor:
-        """Return the head's logits (N, classes); dropout in it draws by (seed, step, module index)."""
-        seeds_now = self.head_random and self.head.training
+        """Return the head's logits (N, classes); random draws follow from (seed, step, module index)."""
+        seeds_now = self.head_uses_rng and self.head.training
         with seeded(step_seed.seed, "head", step_seed.step, self.module_index) if seeds_now else nullcontext():
             return self.head(features)  # type: ignore[no-any-return]
 
     def head_named(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield ("heads.<module index>.<name>", parameter)."""
-        return ((f"heads.{self.module_index}.{n}", p) for n, p in self.head.named_parameters())
+        return self.head.named_parameters(f"heads.{self.module_index}")
 
     def helper_named(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield ("helpers.<module index>.<name>", parameter)."""
-        return ((f"helpers.{self.module_index}.{n}", p) for n, p in self.helper.named_parameters())
+        return self.helper.named_parameters(f"helpers.{self.module_index}")
 
     def network_named(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Yield what the network itself consists of: the units, and in the last module the head."""
+        """Yield the parameters that belong to the network itself: the units and, in the last module, the head."""
         yield from self.chain.named()
         if self.is_last:
             yield from self.head_named()
 
     def named(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Yield every parameter by its name: units, head, helper."""
-        yield from self.chain.named()
-        yield from self.head_named()
-        yield from self.helper_named()
+        """Yield every parameter by name: units, head, helper."""
+        return itertools.chain(self.chain.named(), self.head_named(), self.helper_named())
 
     def named_state(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield every parameter and buffer by its name."""
-        yield from self.named()
-        yield from self.chain.named_buffers_of_units()
+        """Yield every parameter and buffer by name."""
+        yield from self.chain.named_state()
         for kind, part in (("heads", self.head), ("helpers", self.helper)):
-            yield from ((f"{kind}.{self.module_index}.{n}", b) for n, b in part.named_buffers())
+            yield from part.named_parameters(f"{kind}.{self.module_index}")
+            yield from part.named_buffers(f"{kind}.{self.module_index}")
 
 
 def load_named(modules: Sequence[LocalModule], state: dict[str, Tensor]) -> None:
-    """Copy tensors by name into the modules; names the modules have and `state` lacks are an error."""
+    """Copy tensors by name into the modules; a name that `state` lacks is a KeyError."""
     with torch.no_grad():
         for module in modules:
             for name, tensor in module.named_state():

@@ -25,7 +25,7 @@ class SplitOptions:
     final_head: str = choice("auto", "native")
     """Head of the last module: auto (same family as the auxiliary heads) or native (the network's own classifier)."""
     remainder: str = choice("front", "back")
-    """Which modules hold one unit more when K does not divide the number of units: front or back."""
+    """Which modules have one more unit if K does not divide the number of units: front or back."""
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -45,10 +45,10 @@ def split(
         network: its units are shared with the modules, not copied.
         num_modules: K in 1..number of units.
         head: family of the auxiliary heads, "fc", "conv", "pool" or "mlp-sr".
-        remainder: the first ("front") or the last ("back") modules hold one unit more when K does not divide N.
-        final_head: head of the last module. "auto": of the same family as the auxiliary heads, where "fc" is the network's
-            own classifier (pool and linear in the paper's ResNets), as with any family after features without height and
-            width; "native": the network's own classifier always.
+        remainder: the first ("front") or the last ("back") modules have one more unit if K does not divide N.
+        final_head: head of the last module. "native": the network's own classifier. "auto": the same family as the auxiliary
+            heads; but the network's own classifier for "fc" (pool and linear in the paper's ResNets), and if the last
+            features have no height and width.
         seed: of the heads' initial weights.
 
     Raises:
@@ -61,17 +61,17 @@ def split(
     modules = []
     for k, stop in enumerate(accumulate(sizes)):
         start = stop - sizes[k]
-        chain = Chain(list(network.units)[start:stop], start, [fact.random for fact in facts[start:stop]])
+        chain = Chain(list(network.units)[start:stop], start, [fact.uses_rng for fact in facts[start:stop]])
         own = k == num_modules - 1 and (final_head == "native" or head == "fc" or len(facts[-1].shape) != 3)
         classifier = network.classifier if own else build_head(head, network, stop - 1, seed)
         spec = ModuleSpec(
             module_index=k, num_modules=num_modules, input_shape=network.input_shape,
             feature_shape=facts[stop - 1].shape, num_classes=network.num_classes, seed=seed,
         )  # fmt: skip
-        modules.append(LocalModule(chain, classifier, _step_seed(classifier, network, spec.feature_shape), spec))
+        modules.append(LocalModule(chain, classifier, _head_uses_rng(classifier, network, spec.feature_shape), spec))
     return modules
 
 
-def _step_seed(head: nn.Module, network: Network, shape: tuple[int, ...]) -> bool:
+def _head_uses_rng(head: nn.Module, network: Network, shape: tuple[int, ...]) -> bool:
     dtype, device = network.dtype_and_device()
     return uses_rng(head, torch.zeros(2, *shape, dtype=dtype, device=device))

@@ -1,12 +1,12 @@
-"""Cost: the time and memory of units, modules and stages, and the memory of a step, counted where no device counts it."""
+"""Cost: time and memory of units, modules and stages, and the memory of a training step, counted on any device."""
 
 import statistics
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from itertools import accumulate
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -16,84 +16,69 @@ from backlink_ray.nets.network import Network
 
 
 class SavedTensors(AbstractContextManager["SavedTensors"]):
-    """Counts what autograd keeps for the backward of what runs inside `with`, as bytes of distinct storages.
+    """Counts the tensors that autograd saves for the backward of what runs inside `with`, as bytes of distinct storages.
 
-    A storage counts once, however many graph nodes keep it or views of it, and no longer than one of them lives: what a
-    freed graph kept is gone. It works on every device, on "meta" too, where nothing is computed. What only Python holds,
-    such as the input of a tail that is recomputed, is not seen.
+    A storage counts once, however many graph nodes save it or a view of it, and only while one of them lives, so a freed
+    graph counts nothing. Works on every device, including "meta", where nothing is computed. Tensors held by Python alone,
+    such as the input of a tail that is recomputed, are not counted.
 
     Args:
         apart_from: tensors that do not count because they live anyway: parameters and buffers.
 
     Attributes:
-        alive_bytes: kept now.
-        peak_bytes: the most that was kept at once.
+        alive_bytes: saved now.
+        peak_bytes: the most that was saved at once.
     """
 
     def __init__(self, apart_from: Iterable[Tensor] = ()) -> None:
         self.alive_bytes = self.peak_bytes = 0
         self._apart_from = {_storage(tensor) for tensor in apart_from}
-        self._keepers: dict[int, int] = {}
-        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, _unpack)
+        self._savers: Counter[int] = Counter()  # graph nodes by storage
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(lambda tensor: _Saved(self, tensor), _unpack)
 
     def __enter__(self) -> "SavedTensors":
         self._hooks.__enter__()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._hooks.__exit__(kind, error, trace)
+    def __exit__(self, *error: Any) -> None:
+        self._hooks.__exit__(*error)
 
-    def _pack(self, tensor: Tensor) -> "_Kept":
-        return _Kept(self, tensor)
-
-    def keep(self, tensor: Tensor) -> None:
-        """Count a tensor that a graph node keeps."""
+    def count(self, tensor: Tensor, change: int) -> None:
+        """Count one graph node more (1) or less (-1) that saves a tensor."""
         key = _storage(tensor)
         if key in self._apart_from:
             return
-        self._keepers[key] = self._keepers.get(key, 0) + 1
-        if self._keepers[key] == 1:
-            self.alive_bytes += tensor.untyped_storage().nbytes()
+        if self._savers[key] == 0 or self._savers[key] + change == 0:
+            self.alive_bytes += change * tensor.untyped_storage().nbytes()
             self.peak_bytes = max(self.peak_bytes, self.alive_bytes)
-
-    def drop(self, tensor: Tensor) -> None:
-        """Count no longer a tensor that a graph node let go."""
-        key = _storage(tensor)
-        if key in self._apart_from:
-            return
-        self._keepers[key] -= 1
-        if not self._keepers[key]:
-            del self._keepers[key]
-            self.alive_bytes -= tensor.untyped_storage().nbytes()
+        self._savers[key] += change
 
 
-class _Kept:
-    """A saved tensor in its graph node: dies with it, which is how the end of its life is seen."""
+class _Saved:
+    """A saved tensor in its graph node; it is deleted with the node, which ends the count."""
 
     __slots__ = ("_owner", "tensor")
 
     def __init__(self, owner: SavedTensors, tensor: Tensor) -> None:
-        # A node's own result refers back to the node: kept as it is, the two would keep each other alive for ever.
+        # A node's own result refers to the node: without detach, the two would keep each other alive.
         self._owner, self.tensor = owner, tensor.detach()
-        owner.keep(tensor)
+        owner.count(tensor, 1)
 
     def __del__(self) -> None:
-        self._owner.drop(self.tensor)
+        self._owner.count(self.tensor, -1)
 
 
-def _unpack(kept: _Kept) -> Tensor:
-    return kept.tensor
+def _unpack(saved: _Saved) -> Tensor:
+    return saved.tensor
 
 
 def _storage(tensor: Tensor) -> int:
-    # The storage's own address; that of its data is 0 for every tensor on "meta".
+    # The address of the storage object; that of its data is 0 for every tensor on "meta".
     return int(tensor.untyped_storage()._cdata)
 
 
 def training_bytes(modules: Iterable[nn.Module], saved_bytes: int) -> int:
-    """Return the bytes of a training step: parameters with a gradient and a momentum each, buffers, and saved tensors."""
+    """Return the bytes of a training step: parameters with gradient and momentum, buffers, and saved tensors."""
     tensors = [(t, 3) for m in modules for t in m.parameters()] + [(t, 1) for m in modules for t in m.buffers()]
     return saved_bytes + sum(copies * tensor_bytes(tensor) for tensor, copies in tensors)
 
@@ -105,11 +90,11 @@ def tensor_bytes(tensor: Tensor) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """What a unit, module or stage costs a training step; costs add up.
+    """What a unit, module or stage costs per training step; costs can be added.
 
     Attributes:
         forward_s, backward_s: seconds, medians.
-        saved_bytes: kept between forward and backward.
+        saved_bytes: saved between forward and backward.
         parameter_bytes: of the parameters alone.
     """
 
@@ -129,16 +114,16 @@ class Cost:
 
 
 def unit_costs(network: Network, batch_size: int, repeats: int = 3) -> list[Cost]:
-    """Measure each unit alone, in training mode, on the network's device, without moving its buffers.
+    """Measure each unit alone, in training mode, on the network's device.
 
     Args:
-        network: parameters and buffers stay as they are.
-        batch_size: images a step.
-        repeats: timed runs of each unit, after one that is thrown away.
+        network: its parameters and buffers do not change.
+        batch_size: images per step.
+        repeats: timed runs of each unit, after an untimed one.
     """
     x, found = network.example(batch_size), []
     if x.is_floating_point():
-        x = torch.rand_like(x)  # zeros would flatter some processors
+        x = torch.rand_like(x)  # some processors are faster on zeros
     for unit in network.units:
         cost, x = _unit_cost(unit, x, repeats)
         found.append(cost)
@@ -149,7 +134,7 @@ def _unit_cost(unit: nn.Module, x: Tensor, repeats: int) -> tuple[Cost, Tensor]:
     buffers = {name: buffer.clone() for name, buffer in unit.named_buffers()}
     times, saved, output = [], 0, x
     for _ in range(repeats + 1):
-        # A float input gets its gradient too, as it does inside a module; token indices have none.
+        # A float input gets a gradient, as it does inside a module; token indices have none.
         given = x.detach().requires_grad_(x.is_floating_point())
         with SavedTensors([*unit.parameters(), *buffers.values()]) as counted:
             start = _now(x)
@@ -161,9 +146,8 @@ def _unit_cost(unit: nn.Module, x: Tensor, repeats: int) -> tuple[Cost, Tensor]:
         unit.zero_grad(set_to_none=True)
     forward_s, backward_s = (statistics.median(column) for column in zip(*times[1:], strict=True))
     parameters = sum(tensor_bytes(p) for p in unit.parameters())
-    return Cost(
-        forward_s=forward_s, backward_s=backward_s, saved_bytes=saved, parameter_bytes=parameters
-    ), output.detach()
+    cost = Cost(forward_s=forward_s, backward_s=backward_s, saved_bytes=saved, parameter_bytes=parameters)
+    return cost, output.detach()
 
 
 def _now(x: Tensor) -> float:
@@ -176,17 +160,17 @@ def module_costs(units: Sequence[Cost], sizes: Sequence[int]) -> list[Cost]:
     """Return the costs of K consecutive groups of units, without their heads.
 
     Args:
-        units: of the whole network.
-        sizes: of the modules; they sum to the number of units.
+        units: costs of all units of the network.
+        sizes: of the modules; their sum is the number of units.
     """
     return [sum(units[stop - size : stop], Cost()) for size, stop in zip(sizes, accumulate(sizes), strict=True)]
 
 
 def stage_costs(units: Sequence[Cost], sizes: Sequence[int], propagation_length: int) -> list[Cost]:
-    """Return the costs of K stages: each its module, and all but the first the replica of the tail before it.
+    """Return the costs of K stages: each its module and, from the second on, the replica of the previous tail.
 
     Args:
-        units: of the whole network.
+        units: costs of all units of the network.
         sizes: of the modules.
         propagation_length: l, units of a tail.
     """

@@ -1,4 +1,4 @@
-"""Descent: how far a method's mean gradient points down the loss of the whole network (the paper's Assumption 1, Fig. 3)."""
+"""Descent: how well a method's mean gradient descends the loss of the whole network (the paper's Assumption 1, Fig. 3)."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,55 +13,50 @@ ALL = -1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Descent:
-    """How a gradient g stands to the gradient of the whole network's loss L, over the same parameters.
+    """A gradient g compared with the gradient of the whole network's loss L, over the same parameters.
 
     Attributes:
-        constant: grad L . g / |grad L|^2, the sufficient direction constant: above 0 where a step along -g goes down.
-        norm_ratio: |g| / |grad L|: bounded, by Assumption 1.
+        constant: grad L . g / |grad L|^2, the sufficient direction constant; above 0 if a step along -g descends.
+        norm_ratio: |g| / |grad L|, bounded by Assumption 1.
     """
 
     constant: float
     norm_ratio: float
 
-    @property
-    def cosine(self) -> float:
-        """Return the cosine between the two, constant / norm_ratio."""
-        return self.constant / self.norm_ratio if self.norm_ratio else math.nan
-
 
 class MeanGradients:
-    """The mean of gradients by name, added up in float64."""
+    """The mean of gradients by name, summed in float64."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
         self._count = 0
 
     def add(self, gradients: Mapping[str, Tensor]) -> None:
-        """Add one batch's gradients; every batch has the same names."""
+        """Add the gradients of one batch; every batch has the same names."""
         for name, gradient in gradients.items():
             total = self._sums.setdefault(name, torch.zeros_like(gradient, dtype=torch.float64))
             total += gradient
         self._count += 1
 
     def mean(self) -> dict[str, Tensor]:
-        """Return the means by name, float64; at least one batch was added."""
+        """Return the means by name, float64, of one batch or more."""
         return {name: total / self._count for name, total in self._sums.items()}
 
 
 def descent(whole: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> Descent:
     """Compare a method's gradients with those of the whole network's loss, over the parameters of all units.
 
-    Heads and helpers do not count: those of all modules but the last are not in the whole network's loss.
+    Heads and helpers do not count, since the whole network's loss depends on the last head only.
 
     Args:
         whole: gradients of the last head's loss by name.
-        found: the method's by name; it has every unit's that `whole` has.
+        found: the method's gradients by name, with every unit of `whole`.
 
     Returns:
-        Both ratios, NaN where the whole gradient is 0.
+        Both ratios; NaN if the whole gradient is 0.
 
     Raises:
-        ValueError: no gradient of a unit, or one that `found` lacks.
+        ValueError: there is no gradient of a unit, or `found` lacks one.
     """
     return _compare(whole, found, ("units.",))
 
@@ -69,9 +64,9 @@ def descent(whole: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> Descent
 def descent_by_module(
     whole: Mapping[str, Tensor], found: Mapping[str, Tensor], sizes: Sequence[int]
 ) -> dict[int, Descent]:
-    """Return ALL (-1): over all units, and k: over the units of module k.
+    """Return descent over all units (key ALL, -1) and over the units of each module k (key k).
 
-    The last module's gradient is that of the whole loss itself, which flatters ALL.
+    In the last module the gradient is that of the whole loss itself, which favours ALL.
 
     Args:
         whole, found: as for `descent`.

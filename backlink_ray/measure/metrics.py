@@ -1,4 +1,4 @@
-"""Metrics measured from outside the algorithm: memory."""
+"""Metrics: the peak memory of a device."""
 
 import resource
 
@@ -6,7 +6,7 @@ import torch
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Start the measurement of peak memory anew where the device can (CUDA)."""
+    """Restart the measurement of peak memory where the device supports it (CUDA)."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
@@ -19,5 +19,5 @@ def peak_memory_mib(device: torch.device) -> float:
 
 
 def memory_source(device: torch.device) -> str:
-    """Say what `peak_memory_mib` counts on this device."""
+    """Return, in words, what `peak_memory_mib` counts on this device."""
     return "cuda max_memory_allocated" if device.type == "cuda" else "process peak resident set"

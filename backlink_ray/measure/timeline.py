@@ -1,38 +1,22 @@
 """Timeline: when each stage computes, waits, exchanges and updates, as numbers and as a picture."""
 
 import contextlib
-import itertools
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-KINDS = {
-    "forward": ("replica_forward", "body_forward", "tail_forward"),
-    "backward": ("local_backward", "replica_backward", "link_backward"),
-    "update": ("tail_update", "body_update", "replica_update", "replica_refresh"),
-    "exchange": (
-        "send_activation", "send_output", "send_local_gradient", "send_link_gradient", "send_error",
-        "send_fresh_activation", "send_tail_weights", "send_newest_gradient",
-    ),
-    # Over Ray the waiting includes the copy out of the object store.
-    "wait": (
-        "receive_activation", "receive_link_gradient", "receive_local_gradient", "receive_error",
-        "receive_fresh_activation", "receive_newest_gradient",
-    ),
-}  # fmt: skip
+# The kind of an action by a word in its name. Over Ray, waiting includes the copy out of the object store.
+KINDS = {"forward": "forward", "backward": "backward", "update": "update", "send": "exchange", "receive": "wait"}
 COMPUTE = ("forward", "backward")
-OVERALL = -1
-LAST_STEPS = range(-4, 0)
-_KIND_OF = {action: kind for kind, actions in KINDS.items() for action in actions}
+STEPS_SHOWN = 4
 
-# Okabe and Ito's colours: told apart with any colour vision. Both kinds of computing are blue, waiting steps back.
+# Okabe and Ito's colours, safe for every colour vision. Both kinds of computing are blue, waiting is in the background.
 COLOURS = {"forward": "#56B4E9", "backward": "#0072B2", "update": "#009E73", "exchange": "#E69F00", "wait": "#E3E3E3"}
 _INK = "#333333"
 _WIDTH_IN, _ROW_WIDTH_PT = 13.0, 770.0
@@ -43,7 +27,7 @@ class Span:
     """One action of one stage.
 
     start_s and end_s are seconds of the host's clock (`time.time`), comparable between the processes of one host. On a
-    GPU they say when the host issued the work; only a stage that synchronises after an action measures the work itself.
+    GPU they are the times at which the host issued the work, unless the stage synchronises after every action.
     """
 
     stage_index: int
@@ -54,29 +38,29 @@ class Span:
 
 
 class Timeline:
-    """Records what one stage does. `spans` grows by up to 14 a step: whoever owns it takes them away now and then."""
+    """Records what one stage does. `spans` grows by up to 14 per step; the owner empties it from time to time."""
 
     def __init__(self, stage_index: int) -> None:
         self._stage_index = stage_index
         self.spans: list[Span] = []
 
     def record(self, action: str, step: int) -> AbstractContextManager[None]:
-        """Results what happens inside `with` as one span, also when it raises."""
+        """Record what happens inside `with` as one span, even if it raises."""
         return _Recording(self, self._stage_index, action, step)
 
 
 class NoTimeline(Timeline):
-    """The same face; records nothing."""
+    """The same interface; records nothing."""
 
     def __init__(self) -> None:
-        super().__init__(OVERALL)
+        super().__init__(-1)
 
     def record(self, action: str, step: int) -> AbstractContextManager[None]:
         return _NOTHING
 
 
 class _Recording(AbstractContextManager[None]):
-    # A class of four slots instead of a generator: this runs a dozen times a step, around actions of microseconds.
+    # Not a generator, which is slower: this runs a dozen times per step, around actions of microseconds.
     __slots__ = ("_action", "_owner", "_stage_index", "_start_s", "_step")
 
     def __init__(self, owner: Timeline, stage_index: int, action: str, step: int) -> None:
@@ -85,9 +69,7 @@ class _Recording(AbstractContextManager[None]):
     def __enter__(self) -> None:
         self._start_s = time.time()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self._owner.spans.append(Span(self._stage_index, self._step, self._action, self._start_s, time.time()))
 
 
@@ -96,26 +78,10 @@ _NOTHING = contextlib.nullcontext()
 
 def kind_of(action: str) -> str:
     """Return forward, backward, update, exchange or wait."""
-    if action not in _KIND_OF:
-        raise ValueError(f"action={action!r} is none of a stage's: {', '.join(_KIND_OF)}")
-    return _KIND_OF[action]
-
-
-def summary(spans: Iterable[Span]) -> dict[int, dict[str, float]]:
-    """Return the seconds that each stage spent in each kind of action, and `step_s`, its wall time a step.
-
-    The entry OVERALL (-1) has the sums over the stages, `step_s` of the whole pipeline, and `overlap`.
-    """
-    spans = sorted(spans, key=lambda span: span.stage_index)
-    found = {stage: _seconds(list(group)) for stage, group in itertools.groupby(spans, key=lambda s: s.stage_index)}
-    return {**found, OVERALL: {**_seconds(spans), "overlap": overlap(spans)}} if spans else {}
-
-
-def _seconds(spans: Sequence[Span]) -> dict[str, float]:
-    seconds = dict.fromkeys(KINDS, 0.0)
-    for span in spans:
-        seconds[kind_of(span.action)] += span.end_s - span.start_s
-    return {**seconds, "step_s": _wall_s(spans) / len({span.step for span in spans})}
+    for word in action.split("_"):
+        if word in KINDS:
+            return KINDS[word]
+    raise ValueError(f"action={action!r} is of no known kind; allowed: a name with one of {', '.join(KINDS)}")
 
 
 def _wall_s(spans: Sequence[Span]) -> float:
@@ -123,7 +89,7 @@ def _wall_s(spans: Sequence[Span]) -> float:
 
 
 def overlap(spans: Iterable[Span]) -> float:
-    """Return the part of the wall time, 0..1, in which at least two stages compute (forward or backward) at once."""
+    """Return the fraction of the wall time, 0..1, in which at least two stages compute (forward or backward) at once."""
     spans = list(spans)
     computing = [span for span in spans if kind_of(span.action) in COMPUTE]
     edges = [(s.start_s, 1, s.stage_index) for s in computing] + [(s.end_s, -1, s.stage_index) for s in computing]
@@ -136,21 +102,17 @@ def overlap(spans: Iterable[Span]) -> float:
     return together / wall_s if wall_s else 0.0
 
 
-def draw(spans: Iterable[Span], path: Path, title: str = "", steps: tuple[int, int] | range = LAST_STEPS) -> None:
-    """Write a PNG: one row a stage, time across in milliseconds from the window's start, coloured by kind.
-
-    The last steps of a run show the pipeline running empty; name steps from the middle to see it run full.
+def draw(spans: Sequence[Span], path: Path, title: str = "") -> None:
+    """Write the last four recorded steps as a PNG: one row per stage, time in milliseconds, coloured by kind of action.
 
     Args:
-        spans: of any number of stages; other steps are shown too where they reach into the window.
-        path: the file; its folder is made.
+        spans: of any number of stages and at least one step; parts of other steps inside the window are shown, too.
+        path: the file; its folder is created.
         title: a line above the numbers of the window.
-        steps: (first, last), or a range of step numbers; a range that starts below zero counts from the last step.
     """
-    from matplotlib.figure import Figure  # here: numbers need no drawing library, and a figure of its own no screen
+    from matplotlib.figure import Figure  # imported here: the numbers need no drawing library
 
-    spans = list(spans)
-    chosen = chosen_steps(spans, steps)
+    chosen = sorted({span.step for span in spans})[-STEPS_SHOWN:]
     window = _window(spans, chosen)
     zero_s, width_ms = window[0].start_s, 1e3 * _wall_s(window)
     stages = sorted({span.stage_index for span in spans})
@@ -161,30 +123,15 @@ def draw(spans: Iterable[Span], path: Path, title: str = "", steps: tuple[int, i
     if len(stages) <= 8:
         _draw_names(axes, window, zero_s, width_ms)
     _draw_steps(axes, window, chosen, zero_s)
-    _draw_computing(axes, window, stages)
-    _dress(axes, stages, width_ms)
+    _draw_shares(axes, window, stages)
+    _format_axes(axes, stages, width_ms)
     axes.set_title(_heading(window, chosen, title), fontsize=11, loc="left", color=_INK, pad=22)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
 
 
-def chosen_steps(spans: Iterable[Span], steps: tuple[int, int] | range) -> list[int]:
-    """Return the recorded steps that `steps` names; a ValueError where there is none."""
-    recorded = sorted({span.step for span in spans})
-    if isinstance(steps, tuple):
-        found = [step for step in recorded if steps[0] <= step <= steps[1]]
-    elif steps.start < 0:
-        found = recorded[steps.start : steps.stop or None]
-    else:
-        found = [step for step in recorded if step in steps]
-    if not found:
-        have = f"{recorded[0]} to {recorded[-1]}" if recorded else "none"
-        raise ValueError(f"steps={steps} names no recorded step; recorded: {have}")
-    return found
-
-
 def _window(spans: Sequence[Span], chosen: Sequence[int]) -> list[Span]:
-    """All spans between the first start and the last end of the chosen steps, cut at both, in order of time."""
+    """Return all spans between the first start and the last end of the chosen steps, cut at both, in order of time."""
     inside = [span for span in spans if span.step in set(chosen)]
     first, last = min(span.start_s for span in inside), max(span.end_s for span in inside)
     seen = [span for span in spans if span.end_s > first and span.start_s < last]
@@ -194,29 +141,24 @@ def _window(spans: Sequence[Span], chosen: Sequence[int]) -> list[Span]:
 
 def _heading(window: Sequence[Span], chosen: Sequence[int], title: str) -> str:
     steps = f"steps {chosen[0]} to {chosen[-1]}" if len(chosen) > 1 else f"step {chosen[0]}"
-    numbers = (
-        f"{steps}: at least two stages compute at once in {overlap(window):.0%} of the {1e3 * _wall_s(window):,.0f} ms"
-    )
+    wall_ms = 1e3 * _wall_s(window)
+    numbers = f"{steps}: at least two stages compute at once in {overlap(window):.0%} of the {wall_ms:,.0f} ms"
     return f"{title}\n{numbers}" if title else numbers
 
 
 def _draw_bars(axes: "Axes", window: Sequence[Span], zero_s: float) -> None:
     rows = len({span.stage_index for span in window})
-    edge = 0.25 if len(window) < 150 * rows else 0.0  # a white edge parts neighbours, but swallows bars of one pixel
-    for (stage, kind), group in _by_row_and_kind(window):
+    edge = 0.25 if len(window) < 150 * rows else 0.0  # a white edge separates bars, but would hide those of one pixel
+    groups: dict[tuple[int, str], list[Span]] = {}
+    for span in window:
+        groups.setdefault((span.stage_index, kind_of(span.action)), []).append(span)
+    for (stage, kind), group in groups.items():
         bars = [(1e3 * (span.start_s - zero_s), 1e3 * (span.end_s - span.start_s)) for span in group]
         axes.broken_barh(bars, (stage - 0.36, 0.72), facecolors=COLOURS[kind], edgecolors="white", linewidths=edge)
 
 
-def _by_row_and_kind(window: Sequence[Span]) -> Iterable[tuple[tuple[int, str], list[Span]]]:
-    groups: dict[tuple[int, str], list[Span]] = {}
-    for span in window:
-        groups.setdefault((span.stage_index, kind_of(span.action)), []).append(span)
-    return groups.items()
-
-
 def _draw_names(axes: "Axes", window: Sequence[Span], zero_s: float, width_ms: float) -> None:
-    """Write what is computed (replica, body, tail, local) into the bars that are wide enough for the word."""
+    """Write what is computed (replica, body, tail, local) into the bars that are wide enough."""
     for span in window:
         kind, word, length_ms = kind_of(span.action), span.action.split("_")[0], 1e3 * (span.end_s - span.start_s)
         if kind in COMPUTE and _ROW_WIDTH_PT * length_ms / width_ms > 4.2 * len(word) + 4:
@@ -226,8 +168,7 @@ def _draw_names(axes: "Axes", window: Sequence[Span], zero_s: float, width_ms: f
 
 
 def _draw_steps(axes: "Axes", window: Sequence[Span], chosen: Sequence[int], zero_s: float) -> None:
-    """Mark where each stage begins each step: a line that runs down the rows, and the step's number above it."""
-    every = -(-len(chosen) // 16)  # sixteen numbers fit above the rows
+    """Mark the beginning of each step: a line across the rows, and the step's number above it."""
     for step in chosen:
         starts: dict[int, float] = {}
         for span in window:
@@ -236,20 +177,21 @@ def _draw_steps(axes: "Axes", window: Sequence[Span], chosen: Sequence[int], zer
         x = [starts[stage] for stage in sorted(starts) for _ in range(2)]
         y = [stage + edge for stage in sorted(starts) for edge in (-0.45, 0.45)]
         axes.plot(x, y, color=_INK, linewidth=1.0, solid_capstyle="butt", zorder=3, clip_on=False)
-        if starts and step % every == 0:
+        if starts:
             axes.text(x[0], y[0] - 0.05, f"step {step}", fontsize=8, color=_INK, ha="left", va="bottom")
 
 
-def _draw_computing(axes: "Axes", window: Sequence[Span], stages: Sequence[int]) -> None:
-    """Write at the right end of each row which part of the window the stage computed."""
-    seconds, wall_s, right = summary(window), _wall_s(window), axes.get_yaxis_transform()
+def _draw_shares(axes: "Axes", window: Sequence[Span], stages: Sequence[int]) -> None:
+    """Write to the right of each row the share of the window in which the stage computes."""
+    right = axes.get_yaxis_transform()
     for stage in stages:
-        share = sum(seconds[stage][kind] for kind in COMPUTE) / wall_s if stage in seconds else 0.0
+        own = (span for span in window if span.stage_index == stage and kind_of(span.action) in COMPUTE)
+        share = sum(span.end_s - span.start_s for span in own) / _wall_s(window)
         axes.text(1.01, stage, f"{share:.0%}", transform=right, fontsize=9, color=_INK, va="center")
     axes.text(1.01, stages[0] - 0.5, "computes", transform=right, fontsize=8, color=_INK, va="bottom")
 
 
-def _dress(axes: "Axes", stages: Sequence[int], width_ms: float) -> None:
+def _format_axes(axes: "Axes", stages: Sequence[int], width_ms: float) -> None:
     from matplotlib.patches import Patch
 
     axes.set_yticks(stages, [f"stage {stage}" for stage in stages])

@@ -6,16 +6,15 @@ Card
     rule        tail unit at depth d from its module's end:  g = alpha^e local + (1 - alpha)^e link
                 e = 1 (alpha_mode once) or e = d (compound); every other unit and every head: the local gradient
     crosses     activations forward; backward the next module's error, through the tail and no further
-    base        whose local losses and helpers are used: GLL's; DGL's, PredSim's or InfoPro's for the combination that the
-                paper proposes in section V.A
+    base        the method whose local losses and helpers are used: GLL, or DGL, PredSim, InfoPro for the combination that
+                the paper proposes in section V.A
     links       replica: the next stage holds a copy of the tail, and the two exchange parameter gradients (the paper's
-                "local network unfolding"); error: the next stage sends its error at the tail's output back
-    modes       exact: the gradients of both errors are those of one batch; stale: the link's are one batch older, so that no
-                stage waits (the other reading of Fig. 8); async: stages do not keep step at all, as in DGL's Algorithm 2,
-                and a tail takes the newest link gradients that have come
+                "local network unfolding"); error: the next stage sends back its error at the tail's output
+    modes       exact: both gradients come from the same batch; stale: the link gradient is one batch older, so that no
+                stage waits (the other reading of Fig. 8)
     defaults    l = 2, base GLL, link replica, mode exact, alpha_mode once, body_scale one, tail_memory retain
-    deviations  read literally, Eqs. (4)-(5) apply alpha again at every unit, so that alpha = 0, which the paper tunes over,
-                would leave every body untrained: that reading is alpha_mode compound with body_scale alpha
+    deviations  read literally, Eqs. (4)-(5) apply alpha again at every unit, so alpha = 0, which is in the paper's search
+                range, would leave every body untrained: that reading is alpha_mode compound with body_scale alpha
 """
 
 from collections.abc import Sequence
@@ -25,32 +24,30 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from backlink_ray.errors import ConfigError
-from backlink_ray.local.graph import Graph
-from backlink_ray.local.module import Chain, LocalModule, ModuleSpec, StepSeed
+from backlink_ray.local.module import Chain, LocalModule, ModuleSpec
 from backlink_ray.methods.base import Batch, Method
-from backlink_ray.methods.dgl import AsyncOptions
 from backlink_ray.methods.greedy import GLL
 from backlink_ray.options import choice, number, whole
 
 
 @dataclass(frozen=True, kw_only=True)
-class BackLinkOptions(AsyncOptions):
+class BackLinkOptions:
     """Options of BackLink."""
 
     propagation_length: int = whole(2, allowed="0..smallest module", unused=0)
-    """l: units of a module that also get the next module's error, 0 (GLL) to the size of the smallest module but the last."""
+    """l: units of a module that also get the next module's error; 0 (GLL) to the size of the smallest module but the last."""
     alpha: float = number(0.5, 0.0, 1.0, unused=1.0)
-    """Weight of the local error in those units, 0..1 (1: GLL's weights); the next module's error weighs 1 - alpha."""
+    """Weight of the local error in those units, 0..1 (1: as GLL); the weight of the next module's error is 1 - alpha."""
     alpha_mode: str = choice("once", "compound")
-    """once: alpha counts once in every linked unit; compound: again at each unit, as Eqs. (4)-(5) read literally."""
+    """once: every linked unit applies alpha once; compound: again at each unit, as Eqs. (4)-(5) read literally."""
     body_scale: str = choice("one", "alpha")
-    """one: units before the linked ones take the local gradient as it is; alpha: scaled as in the deepest linked unit."""
+    """one: units before the linked ones use the local gradient unscaled; alpha: scaled as in the deepest linked unit."""
     tail_memory: str = choice("retain", "recompute")
-    """retain the graph of the linked units until the next module's error is there, or recompute it then."""
+    """retain the graph of the linked units until the next module's error arrives, or recompute it then."""
     link: str = choice("replica", "error")
-    """What stages exchange for it: replica (parameter gradients; a copy of the tail) or error. The result is the same."""
-    mode: str = choice("exact", "stale", "async")
-    """backlink: exact (both errors of one batch), stale (the next module's is one batch older); also dgl: async (no waiting)."""
+    """What stages exchange: parameter gradients, with a replica of the tail, or the error. The result is the same."""
+    mode: str = choice("exact", "stale")
+    """exact: both gradients from the same batch; stale: the next module's is one batch older."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +55,7 @@ class BackLink(BackLinkOptions, Method):
     """BackLink.
 
     Args:
-        base: GLL(), DGL(), PredSim() or InfoPro(): the local losses.
+        base: provides the local losses: GLL(), DGL(), PredSim() or InfoPro().
     """
 
     name: ClassVar[str] = "backlink"
@@ -67,19 +64,17 @@ class BackLink(BackLinkOptions, Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.mode != "exact" and self.link != "replica":
-            # The tail's graph would not survive the update that comes before the error.
+            # The update that comes before the error would invalidate the tail's graph.
             raise ConfigError(
-                f"mode={self.mode!r} with link={self.link!r} has no tail to walk back; allowed: link replica, or mode exact"
+                f"mode={self.mode!r} with link={self.link!r} has no graph of the tail; allowed: link replica, or mode exact"
             )
         if not isinstance(self.base, Method) or not self.base.can_be_base:
             raise ConfigError(
-                f"base={getattr(self.base, 'name', self.base)!r} has no local losses to build on; "
+                f"base={getattr(self.base, 'name', self.base)!r} has no local losses for BackLink; "
                 "allowed: a method such as GLL() or InfoPro()"
             )
         if self.base.replay_size:
-            raise ConfigError(
-                "the base's mode='async' gives losses only, no mode; allowed: mode='async' of BackLink itself"
-            )
+            raise ConfigError("mode='async' of the base does not keep step, and BackLink does; allowed: mode='exact'")
 
     @property
     def link_kind(self) -> str:
@@ -103,22 +98,19 @@ class BackLink(BackLinkOptions, Method):
     def linked_units(self) -> int:
         return self.propagation_length
 
-    def forward_replica(self, replica: Chain, a: Tensor, step_seed: StepSeed) -> Graph:
-        """Forward the replica; under recompute without a graph until its backward comes."""
-        return Graph(replica, a, step_seed, wants_input_gradient=False, recompute=not self.keeps_tail())
-
-    def keeps_tail(self) -> bool:
+    @property
+    def retains_tail(self) -> bool:
         return self.tail_memory == "retain"
 
     def scale_body(self, module: LocalModule, gradients: list[Tensor]) -> list[Tensor]:
-        """Return the gradients as they are, or (body_scale alpha, in a module with a tail) times alpha^e of its first unit."""
+        """Return the gradients unscaled, or (body_scale alpha, with a tail) scaled by alpha^e of the tail's first unit."""
         length = self.tail_length(module)
         if self.body_scale == "one" or not length:
             return gradients
         return [self.alpha ** self._exponent(length) * g for g in gradients]
 
     def mix(self, tail: Chain, local: Sequence[Tensor], link: Sequence[Tensor]) -> list[Tensor]:
-        """Return alpha^e local + (1 - alpha)^e link for each parameter; local, unscaled, where no link gradient has come yet."""
+        """Return alpha^e local + (1 - alpha)^e link for each parameter; local, unscaled, before the first link gradient."""
         if not link:
             return list(local)
         depths = [len(tail) - i for i, unit in enumerate(tail.units) for _ in unit.parameters()]

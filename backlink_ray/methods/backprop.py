@@ -1,10 +1,10 @@
-"""BP: end-to-end backpropagation, the yardstick.
+"""BP: end-to-end backpropagation, the baseline.
 
 Card
     paper       the baseline of the BackLink paper; K = 1, l = 0 in its tables
     crosses     everything: the network is one module with the last module's head
     update      every unit and the last head: the gradient of the final loss
-    deviations  auxiliary heads of a network that was split get no gradient and stay as they are
+    deviations  the auxiliary heads of a split network get no gradient and stay as they are
 """
 
 from collections.abc import Sequence
@@ -22,11 +22,11 @@ class BP(Method):
     name: ClassVar[str] = "bp"
 
     def prepare(self, modules: Sequence[LocalModule]) -> list[LocalModule]:
-        """Return all units as one module that keeps the last module's head and its name."""
+        """Return all units as one module with the last module's head and its index."""
         units = [unit for module in modules for unit in module.units]
-        random = [flag for module in modules for flag in module.chain.random]
+        uses_rng = [flag for module in modules for flag in module.chain.uses_rng]
         last = modules[-1]
-        return [LocalModule(Chain(units, 0, random), last.head, last.head_random, last.spec)]
+        return [LocalModule(Chain(units, 0, uses_rng), last.head, last.head_uses_rng, last.spec)]
 
     def wants_error(self, module: LocalModule) -> bool:
         return False

@@ -1,21 +1,22 @@
-"""Method: what a training rule does with one local module and one batch, in calls small enough to be spread over stages.
+"""Method: what a training rule does with one local module and one batch, in calls small enough to run on separate stages.
 
     x ──▶ body ──▶ a ──▶ tail ──▶ y ──▶ head ──▶ loss
                cut          cut
-Both executors make the same calls in the same order for each module, which is why their weights are equal bit for bit:
-forward_body, forward_tail, local_backward, and where there is a link: link_backward and mix.
-The base class is a complete method by itself: every module learns from its own loss, and nothing crosses a cut.
+All executors make the same calls in the same order for each module, so their weights are equal bit for bit: forward_body,
+forward_tail, local_backward, and with a link: link_backward and mix.
+The base class is a complete method: every module learns from its own loss, and no error crosses a cut.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backlink_ray.local.graph import Graph, differentiate
-from backlink_ray.local.losses import cross_entropy
 from backlink_ray.local.module import Chain, LocalModule, ModuleSpec, NoHelper, StepSeed
 from backlink_ray.local.sizes import check_propagation
 from backlink_ray.methods.state import MethodState
@@ -30,7 +31,7 @@ class Batch:
     """One step's data as a local loss sees it.
 
     Attributes:
-        images: the network's input (N, ...); empty where the method has no use for it (`Method.wants_images`).
+        images: the network's input (N, ...); empty if the method does not need it (`Method.wants_images`).
         labels: int64 (N,).
         step_seed: source of random draws.
     """
@@ -42,18 +43,18 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class LocalResult:
-    """What one module's own loss gave.
+    """What one module's own loss gives.
 
     Attributes:
-        loss: scalar, detached; 0 where the module has no loss of its own.
-        rest: gradients of `Method.local_parameters`, ready for the update; None leaves these parameters as they are.
+        loss: scalar, detached; 0 if the module has no loss of its own.
+        local: gradients of `Method.local_parameters`, ready for the update; None: no update.
         linked: local gradients of `Method.linked_parameters`, not mixed yet.
         error: gradient at the module's input (empty if not wanted).
-        graph: what the next module's error goes back through (the tail's, unless a method says otherwise).
+        graph: what the next module's error is propagated through: the tail's, or DNI's synthesizer's.
     """
 
     loss: Tensor
-    rest: list[Tensor] | None
+    local: list[Tensor] | None
     linked: list[Tensor]
     error: Tensor
     graph: Graph
@@ -61,10 +62,10 @@ class LocalResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """A training rule. Subclasses say how long the tail is, how its gradients mix, and what the local loss is."""
+    """A training rule. Subclasses define the length of the tail, how its gradients are mixed, and the local loss."""
 
     name: ClassVar[str] = "method"
-    can_be_base: ClassVar[bool] = False  # BackLink may build on its local losses
+    can_be_base: ClassVar[bool] = False  # BackLink can use its local losses
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -72,40 +73,40 @@ class Method:
 
     @property
     def linked_units(self) -> int:
-        """Return the number of tail units in every module but the last (the propagation length, where there is one)."""
+        """Return the number of tail units in every module but the last: the propagation length, or 0."""
         return 0
 
     @property
     def link_kind(self) -> str:
-        """Return how the next module's error comes back over a pipeline.
+        """Return how the next module's error reaches this one in a pipeline.
 
-        "": it does not; "replica": it goes through a copy of the tail in the next stage; "error": it is sent back, and the
-        step ends with it; "delayed": it is sent back for the next step.
+        "": not at all; "replica": through a copy of the tail in the next stage; "error": it is sent back within the step;
+        "delayed": it is sent back for the next step.
         """
         return ""
 
     @property
     def is_stale(self) -> bool:
-        """Tell whether the tail's link gradients are those of the step before."""
+        """Return whether the tail's link gradients are those of the previous step."""
         return False
 
     @property
     def replay_size(self) -> int:
-        """Return how many activations stay at every cut for stages that do not keep step; 0 where they keep step."""
+        """Return how many activations are kept at every cut if stages do not keep step; 0 if they do."""
         return 0
 
     @property
     def wants_images(self) -> bool:
-        """Tell whether the local loss looks at the network's input."""
+        """Return whether the local loss needs the network's input."""
         return False
 
     @property
     def helper_lr(self) -> float:
-        """Return the constant learning rate of Adam for linked helpers; 0 where SGD moves every parameter."""
+        """Return the constant learning rate of Adam for linked helpers; 0 if SGD updates every parameter."""
         return 0.0
 
     def prepare(self, modules: Sequence[LocalModule]) -> list[LocalModule]:
-        """Return the modules this method trains, with its helpers; ConfigError where it cannot train them."""
+        """Return the modules this method trains, with its helpers; ConfigError if it cannot train them."""
         check_propagation(self.linked_units, [len(m.units) for m in modules])
         return [self._with_helper(module) for module in modules]
 
@@ -113,11 +114,11 @@ class Method:
         spec = module.spec
         with seeded(spec.seed, "init/helper", spec.module_index):
             helper = NoHelper() if module.is_last else self.build_helper(spec)
-        kept = _form(helper) == _form(module.helper)  # it may have learned already
-        return module if kept else module.with_helper(helper)
+        same = _shapes(helper) == _shapes(module.helper)  # then keep the old one, which may be trained
+        return module if same else module.with_helper(helper)
 
     def build_helper(self, spec: ModuleSpec) -> nn.Module:
-        """Return a new helper, as torch starts it, for a module but the last; ConfigError where its features do not suit."""
+        """Return a new helper with torch's initial weights, for any module but the last; ConfigError for unsuitable features."""
         return NoHelper()
 
     def tail_length(self, module: LocalModule) -> int:
@@ -125,25 +126,24 @@ class Method:
         return 0 if module.is_last else self.linked_units
 
     def has_link(self, module: LocalModule) -> bool:
-        """Tell whether the next module's error reaches this module."""
+        """Return whether the next module's error reaches this module."""
         return bool(self.link_kind) and not module.is_last
 
     def wants_error(self, module: LocalModule) -> bool:
-        """Tell whether the module before needs the error at this module's input."""
+        """Return whether the previous module needs the error at this module's input."""
         return bool(self.link_kind) and module.module_index > 0
 
     def local_parameters(self, module: LocalModule) -> Named:
-        """Yield the parameters that this module's own loss trains alone: body, head, helper."""
-        yield from module.body(self.tail_length(module)).named()
-        yield from module.head_named()
-        yield from module.helper_named()
+        """Yield the parameters that only this module's own loss trains: body, head, helper."""
+        body = module.body(self.tail_length(module))
+        return itertools.chain(body.named(), module.head_named(), module.helper_named())
 
     def linked_parameters(self, module: LocalModule) -> Named:
         """Yield the parameters whose update waits for the next module's error: the tail's."""
-        yield from module.tail(self.tail_length(module)).named()
+        return module.tail(self.tail_length(module)).named()
 
     def forward_body(self, module: LocalModule, x: Tensor, step_seed: StepSeed) -> Graph:
-        """Forward the body on x (N, ...); its output is what may leave the module at once."""
+        """Forward the body on x (N, ...)."""
         return Graph(module.body(self.tail_length(module)), x, step_seed, wants_input_gradient=self.wants_error(module))
 
     def forward_tail(self, module: LocalModule, a: Tensor, step_seed: StepSeed) -> Graph:
@@ -154,54 +154,48 @@ class Method:
 
     def forward_replica(self, replica: Chain, a: Tensor, step_seed: StepSeed) -> Graph:
         """Forward the copy of the previous module's tail; its only backward is the link's."""
-        return Graph(replica, a, step_seed, wants_input_gradient=False)
+        return Graph(replica, a, step_seed, wants_input_gradient=False, recompute=not self.retains_tail)
 
-    def keeps_tail(self) -> bool:
-        """Tell whether a tail keeps its graph for the next module's error."""
+    @property
+    def retains_tail(self) -> bool:
+        """Return whether a tail retains its graph for the next module's error."""
         return True
 
     def local_backward(
-        self,
-        module: LocalModule,
-        body: Graph,
-        tail: Graph,
-        batch: Batch,
-        method_state: MethodState,
-        *,
-        keep_tail: bool = False,
+        self, module: LocalModule, body: Graph, tail: Graph, batch: Batch, state: MethodState, *, retain: bool = False
     ) -> LocalResult:
-        """Backpropagate the module's own loss through head, tail and body; frees the body's graph, and the tail's unless kept."""
+        """Backpropagate the module's own loss through head, tail and body; frees the graphs, but with `retain` not the tail's."""
         features = tail.output.detach().requires_grad_()
         loss = self.loss(module, features, batch)
         *own, error = differentiate(loss, [*module.head.parameters(), *module.helper.parameters(), features])
-        tail_gradients, error = tail.backward(error, keep=keep_tail)
+        tail_gradients, error = tail.backward(error, retain=retain)
         body_gradients, error = body.backward(error)
-        rest = [*self.scale_body(module, body_gradients), *own]
-        return LocalResult(loss.detach(), rest, tail_gradients, error, tail)
+        local = [*self.scale_body(module, body_gradients), *own]
+        return LocalResult(loss.detach(), local, tail_gradients, error, tail)
 
     def loss(self, module: LocalModule, features: Tensor, batch: Batch) -> Tensor:
         """Return the local loss of the module's features (N, ...)."""
-        return cross_entropy(module.logits(features, batch.step_seed), batch.labels)
+        return F.cross_entropy(module.logits(features, batch.step_seed), batch.labels)
 
     def scale_body(self, module: LocalModule, gradients: list[Tensor]) -> list[Tensor]:
-        """Return the body's gradients as the update takes them."""
+        """Return the body's gradients as the update uses them."""
         return gradients
 
     def link_backward(self, graph: Graph, error: Tensor) -> list[Tensor]:
         """Return the linked parameters' gradients from the next module's error at this module's output."""
         return graph.backward(error, to_input=False)[0]
 
-    def link_gradients_to_mix(self, method_state: MethodState, link: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Return the link gradients that this step mixes: these, or (stale) those of the step before, none in the first."""
+    def link_gradients_to_mix(self, state: MethodState, link: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Return the link gradients that this step mixes: these or, if stale, those of the previous step, if any."""
         if not self.is_stale:
             return link
-        before, method_state.link = method_state.link, list(link)
+        before, state.link = state.link, list(link)
         return before
 
     def mix(self, tail: Chain, local: Sequence[Tensor], link: Sequence[Tensor]) -> list[Tensor]:
-        """Return the linked parameters' gradients from their own (local) and the next module's (link, empty before any came)."""
+        """Return the linked parameters' gradients, mixed from the local and the link ones (empty before the first arrive)."""
         raise AssertionError(f"{self.name} has no link to mix")
 
 
-def _form(helper: nn.Module) -> tuple[type[nn.Module], dict[str, torch.Size]]:
+def _shapes(helper: nn.Module) -> tuple[type[nn.Module], dict[str, torch.Size]]:
     return type(helper), {name: tensor.shape for name, tensor in helper.state_dict().items()}

@@ -1,13 +1,13 @@
-"""DDG: decoupled parallel backpropagation with delayed gradients: every module works on another batch's error.
+"""DDG: decoupled parallel backpropagation with delayed gradients; each module applies the error of a different batch.
 
 Card
     paper       Huo, Gu, Yang, Huang, "Decoupled Parallel Backpropagation with Convergence Guarantee", ICML 2018, Alg. 1
-    rule        module k applies at step t the error of batch t - (K - k), with the weights and activations of that step
-    crosses     activations forward in the same step; backward the error, one module a step
-    stash       a saved graph does not survive an update of its own parameters, so each waiting forward is made with a copy
-                of the weights: K - k copies in module k
-    loss        CE at the end; the other modules have none of their own, so theirs is reported as 0
-    deviations  module k updates nothing in its first K - k steps, for which no error has come back
+    rule        at step t module k applies the error of batch t - (K - k), with the weights and activations of that step
+    crosses     activations forward in the same step; backward the error, one module per step
+    stash       an update invalidates the saved graphs of its parameters, so each pending forward runs on a copy of the
+                weights: K - k copies in module k
+    loss        CE at the end; the other modules have no loss of their own, and theirs is reported as 0
+    deviations  module k updates nothing in its first K - k steps, for which there is no error yet
 """
 
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class DDG(Method):
         return "delayed"
 
     def local_parameters(self, module: LocalModule) -> Named:
-        """Yield the units, and the head of the last module: no other head has a loss."""
+        """Yield the units, and the head of the last module; no other head has a loss."""
         return module.network_named()
 
     def forward_body(self, module: LocalModule, x: Tensor, step_seed: StepSeed) -> Graph:
@@ -40,22 +40,15 @@ class DDG(Method):
         return Graph(module.body(0), x, step_seed, wants_input_gradient=wanted, copies_weights=not module.is_last)
 
     def local_backward(
-        self,
-        module: LocalModule,
-        body: Graph,
-        tail: Graph,
-        batch: Batch,
-        method_state: MethodState,
-        *,
-        keep_tail: bool = False,
+        self, module: LocalModule, body: Graph, tail: Graph, batch: Batch, state: MethodState, *, retain: bool = False
     ) -> LocalResult:
-        """Walk the oldest waiting forward back from the error that came for it; in the last module from the loss."""
+        """Backpropagate the delayed error through the oldest pending forward; in the last module, its loss."""
         if module.is_last:
-            return super().local_backward(module, body, tail, batch, method_state)
-        method_state.stash.append(body)
+            return super().local_backward(module, body, tail, batch, state)
+        state.stash.append(body)
         no_loss, nothing = tail.output.new_zeros(()), tail.output.new_empty(0)
-        if not method_state.error.numel():
+        if not state.error.numel():
             return LocalResult(no_loss, None, [], nothing, tail)
-        late, method_state.error = method_state.error, nothing
-        gradients, error = method_state.stash.popleft().backward(late)
+        delayed, state.error = state.error, nothing
+        gradients, error = state.stash.popleft().backward(delayed)
         return LocalResult(no_loss, gradients, [], error, tail)

@@ -1,16 +1,16 @@
-"""DNI: decoupled neural interfaces, modules that step with a synthetic gradient and never wait for the true one.
+"""DNI: decoupled neural interfaces, modules that update with a synthetic gradient and never wait for the true one.
 
 Card
     paper       Jaderberg et al., "Decoupled Neural Interfaces using Synthetic Gradients", ICML 2017
-    rule        module k < K steps with the gradient that its synthesizer predicts from y_k; module K with its CE
-    crosses     activations forward; backward the error at the next module's input, which only teaches the synthesizer
-    helper      synthesizer: conv5x5 - batch norm - ReLU, twice, then conv5x5 that starts at zero; a linear map that
-                starts at zero where features have no height and width; an embedding of the labels, where it sees them,
-                is added between the first convolution and its batch norm
-    loss        of the synthesizer: the squared distance to the error that came back; modules before the last have no
-                other, so theirs is reported as 0
-    defaults    Adam 3e-5 for synthesizers, labels not seen by them, as wide as the features
-    deviations  the published synthesizers are 128 channels wide: that is `synthesizer_width` 128
+    rule        module k < K updates with the gradient that its synthesizer predicts from y_k; module K with its CE
+    crosses     activations forward; backward the error at the next module's input, which only trains the synthesizer
+    helper      synthesizer: conv5x5 - batch norm - ReLU, twice, then conv5x5 initialised to zero; for features without height
+                and width a linear map initialised to zero; with label conditioning an embedding of the labels is added
+                between the first convolution and its batch norm
+    loss        of the synthesizer: the squared distance to the true error; modules before the last have no other loss, and
+                theirs is reported as 0
+    defaults    Adam 3e-5 for synthesizers, no label conditioning, as wide as the features
+    deviations  the published synthesizers are 128 channels wide (`synthesizer_width` 128)
 """
 
 import sys
@@ -34,9 +34,9 @@ class DNIOptions:
     synthesizer_lr: float = number(3e-5, sys.float_info.min, allowed="above 0, finite")
     """dni: learning rate of Adam for the synthesizers."""
     synthesizer_width: int = whole(0, allowed="0 (as the features) or more")
-    """dni: channels inside a synthesizer; 0: as many as the features have."""
+    """dni: channels inside a synthesizer; 0: as many as the features."""
     label_conditioning: bool = flag(False)
-    """dni: synthesizers see the labels (cDNI)."""
+    """dni: synthesizers are conditioned on the labels (cDNI)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,25 +60,18 @@ class DNI(DNIOptions, Method):
         return LinearSynthesizer(spec.feature_shape[-1], classes)
 
     def local_parameters(self, module: LocalModule) -> Named:
-        """Yield the units, and the head of the last module: no other head has a loss."""
+        """Yield the units, and the head of the last module; no other head has a loss."""
         return module.network_named()
 
     def linked_parameters(self, module: LocalModule) -> Named:
-        yield from module.helper_named()
+        return module.helper_named()
 
     def local_backward(
-        self,
-        module: LocalModule,
-        body: Graph,
-        tail: Graph,
-        batch: Batch,
-        method_state: MethodState,
-        *,
-        keep_tail: bool = False,
+        self, module: LocalModule, body: Graph, tail: Graph, batch: Batch, state: MethodState, *, retain: bool = False
     ) -> LocalResult:
-        """Walk back from the synthetic gradient; in the last module from its loss."""
+        """Backpropagate the synthetic gradient; in the last module, its loss."""
         if module.is_last:
-            return super().local_backward(module, body, tail, batch, method_state)
+            return super().local_backward(module, body, tail, batch, state)
         synthesis = Graph(module.helper, tail.output, batch.labels, wants_input_gradient=False)
         gradients, error = body.backward(synthesis.output)
         return LocalResult(synthesis.output.new_zeros(()), gradients, [], error, synthesis)
@@ -92,14 +85,14 @@ class DNI(DNIOptions, Method):
 
 
 class ConvSynthesizer(nn.Module):
-    """Maps features (N, C, H, W), and labels (N,) where classes > 0, to a gradient of their shape."""
+    """Maps features (N, C, H, W), and labels (N,) if classes > 0, to a gradient of the features' shape."""
 
     def __init__(self, width: int, hidden: int, classes: int) -> None:
         super().__init__()
         hidden = hidden or width
         self.first = nn.Sequential(_conv5x5(width, hidden), nn.BatchNorm2d(hidden), nn.ReLU())
         self.second = nn.Sequential(_conv5x5(hidden, hidden), nn.BatchNorm2d(hidden), nn.ReLU())
-        self.last = _zero_start(_conv5x5(hidden, width))
+        self.last = _zero_initialised(_conv5x5(hidden, width))
         self.labels = nn.Embedding(classes, hidden) if classes else None
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
@@ -111,12 +104,12 @@ class ConvSynthesizer(nn.Module):
 
 
 class LinearSynthesizer(nn.Module):
-    """Maps features (..., C), and labels (N,) where classes > 0, to a gradient of their shape."""
+    """Maps features (..., C), and labels (N,) if classes > 0, to a gradient of the features' shape."""
 
     def __init__(self, width: int, classes: int) -> None:
         super().__init__()
-        self.last = _zero_start(nn.Linear(width, width))
-        self.labels = _zero_start(nn.Embedding(classes, width)) if classes else None
+        self.last = _zero_initialised(nn.Linear(width, width))
+        self.labels = _zero_initialised(nn.Embedding(classes, width)) if classes else None
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
         y = self.last(x)
@@ -130,8 +123,8 @@ def _conv5x5(width_in: int, width_out: int) -> nn.Conv2d:
     return nn.Conv2d(width_in, width_out, 5, padding=2, bias=False)
 
 
-def _zero_start(module: nn.Module) -> nn.Module:
-    """A synthetic gradient that starts at zero keeps a module still until its synthesizer has learned something."""
+def _zero_initialised(module: nn.Module) -> nn.Module:
+    # A module must not move until its synthesizer has learned something.
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module

@@ -5,11 +5,11 @@ Card
                 Training", ICLR 2021, Eq. (5), the form with a softmax loss
     loss        lambda1 BCE(decoder(features), image) + lambda2 CE(head), both weights linear in the module's index from
                 the first to the last auxiliary module; the last module's is CE
-    crosses     activations forward; nothing backward; every module sees the input image
+    crosses     activations forward; nothing backward; every module needs the input image
     helper      decoder: bilinear resize to the image's size, conv3x3 to 12 - batch norm - ReLU - conv3x3 to the image's
                 channels, sigmoid (inside the loss)
     defaults    (lambda1, lambda2) from (5, 0.5) to (0.5, 1); the published heads are "conv"
-    deviations  the published code gives weights for the contrastive form only, so these are ours
+    deviations  the published code has weights for the contrastive form only; these are ours
 """
 
 from dataclasses import dataclass
@@ -33,11 +33,11 @@ class InfoProOptions:
     lambda1_first: float = number(5.0)
     """infopro: weight of the reconstruction in the first auxiliary module ..."""
     lambda1_last: float = number(0.5)
-    """... and in the last one, linear between."""
+    """... and in the last one, linear in between."""
     lambda2_first: float = number(0.5)
     """infopro: weight of the cross entropy in the first auxiliary module ..."""
     lambda2_last: float = number(1.0)
-    """... and in the last one, linear between."""
+    """... and in the last one, linear in between."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class InfoPro(InfoProOptions, Method):
     """Information propagation with a decoder and a softmax loss.
 
     Args:
-        mean, std: per channel, of the images' normalisation: image in [0, 1] = input * std + mean, clamped.
+        mean, std: of the images' normalisation, per channel: image in [0, 1] = input * std + mean, clamped.
     """
 
     name: ClassVar[str] = "infopro"
@@ -58,10 +58,10 @@ class InfoPro(InfoProOptions, Method):
         return True
 
     def build_helper(self, spec: ModuleSpec) -> nn.Module:
-        """Return the decoder; ConfigError without height and width, in the features or in the input."""
+        """Return the decoder; ConfigError if the features or the input have no height and width."""
         if len(spec.feature_shape) != 3 or len(spec.input_shape) != 3:
             raise ConfigError(
-                f"method infopro reconstructs images from features (C, H, W), and module {spec.module_index} gives "
+                f"method infopro reconstructs images from features (C, H, W), but module {spec.module_index} returns "
                 f"{spec.feature_shape} from {spec.input_shape}; use fewer modules, or another method"
             )
         return Decoder(spec.feature_shape[0], spec.input_shape)
@@ -73,8 +73,8 @@ class InfoPro(InfoProOptions, Method):
             return prediction
         image = self._image(batch.images).to(features.dtype)
         reconstruction = F.binary_cross_entropy_with_logits(module.helper(features), image)
-        lambda1 = _between(self.lambda1_first, self.lambda1_last, module.spec)
-        lambda2 = _between(self.lambda2_first, self.lambda2_last, module.spec)
+        lambda1 = _weight(self.lambda1_first, self.lambda1_last, module.spec)
+        lambda2 = _weight(self.lambda2_first, self.lambda2_last, module.spec)
         return lambda1 * reconstruction + lambda2 * prediction
 
     def _image(self, x: Tensor) -> Tensor:
@@ -82,10 +82,9 @@ class InfoPro(InfoProOptions, Method):
         return (x * std + mean).clamp(0, 1)
 
 
-def _between(first: float, last: float, spec: ModuleSpec) -> float:
-    """Return the weight of one auxiliary module, linear from the first to the last of the K - 1."""
-    part = spec.module_index / max(1, spec.num_modules - 2)
-    return first + part * (last - first)
+def _weight(first: float, last: float, spec: ModuleSpec) -> float:
+    """Return the weight in one auxiliary module, linear from the first to the last of the K - 1."""
+    return first + spec.module_index / max(1, spec.num_modules - 2) * (last - first)
 
 
 class Decoder(nn.Module):
@@ -99,6 +98,5 @@ class Decoder(nn.Module):
         self.conv2 = nn.Conv2d(12, image_shape[0], 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits."""
         x = F.interpolate(x, size=self.size, mode="bilinear", align_corners=True)
         return self.conv2(F.relu(self.bn(self.conv1(x))))  # type: ignore[no-any-return]

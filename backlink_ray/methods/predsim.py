@@ -4,7 +4,7 @@ Card
     paper       Nøkland, Eidnes, "Training Neural Networks with Local Error Signals", ICML 2019, Eqs. (1)-(3)
     loss        (1 - beta) CE(head) + beta MSE(S(branch(features)), S(one-hot labels)); the last module's is CE
     crosses     activations forward; nothing backward
-    helper      similarity branch: conv3x3 without bias, width kept; a linear map where features have no height and width
+    helper      similarity branch: conv3x3 without bias, same width; a linear map for features without height and width
     defaults    beta 0.99; the published predictor is the head "pool" (at most 512 pooled features, linear)
     deviations  none known
 """
@@ -12,10 +12,10 @@ Card
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backlink_ray.local.losses import similarity
 from backlink_ray.local.module import LocalModule, ModuleSpec
 from backlink_ray.methods.base import Batch, Method
 from backlink_ray.nets.resnet import conv3x3
@@ -27,7 +27,7 @@ class PredSimOptions:
     """Options of PredSim."""
 
     beta: float = number(0.99, 0.0, 1.0)
-    """predsim: weight of similarity matching beside the prediction, 0 (GLL) to 1."""
+    """predsim: weight of similarity matching, 0 (GLL) to 1; the prediction's is 1 - beta."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +51,25 @@ class PredSim(PredSimOptions, Method):
 
 
 class SimilarityBranch(nn.Module):
-    """Maps features (N, C, H, W), (N, T, C) or (N, C) to features of the same shape, to be compared."""
+    """Maps features (N, C, H, W), (N, T, C) or (N, C) to features of the same shape."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
         self.map = conv3x3(shape[0], shape[0]) if len(shape) == 3 else nn.Linear(shape[-1], shape[-1], bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the mapped features."""
         return self.map(x)  # type: ignore[no-any-return]
+
+
+def similarity(features: Tensor) -> Tensor:
+    """Return the cosine similarities (N, N), in [-1, 1], of the centred rows of features (N, ...).
+
+    A feature map (N, C, H, W) is represented by the standard deviations of its channels over H and W. Source: Nøkland and
+    Eidnes (2019), section 2.2.
+    """
+    pixels = features.dim() == 4 and features[0, 0].numel() > 1
+    rows = features.flatten(2).std(dim=2) if pixels else features.flatten(1)
+    rows = rows - rows.mean(dim=1, keepdim=True)
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    rows = rows / (norms + 1e-8)
+    return (rows @ rows.T).clamp(-1, 1)

@@ -1,4 +1,4 @@
-"""MethodState: what a module takes from one step into the next besides its weights, where errors come late."""
+"""MethodState: what a module carries from one step to the next besides its weights, if errors arrive late."""
 
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -13,12 +13,12 @@ from backlink_ray.local.module import Chain, StepSeed
 
 @dataclass(slots=True)
 class MethodState:
-    """One module's memory between steps; empty for methods whose errors come in the same step.
+    """One module's memory between steps; empty for methods whose errors arrive within the step.
 
     Attributes:
-        link: the next module's gradients for the tail, of the step before (BackLink in mode stale).
-        error: the next module's error, of the step before (DDG); an empty tensor says that it had none yet.
-        stash: forwards that wait for their error, oldest first, each with the weights it was made with (DDG).
+        link: the next module's gradients for the tail, from the previous step (BackLink in mode stale).
+        error: the next module's error, from the previous step (DDG); empty before the first.
+        stash: forwards that wait for their error, oldest first, each with a copy of its weights (DDG).
     """
 
     link: list[Tensor] = field(default_factory=list)
@@ -26,20 +26,18 @@ class MethodState:
     stash: deque[Graph] = field(default_factory=deque)
 
     def tensors(self, module_index: int) -> Iterator[tuple[str, Tensor]]:
-        """Yield everything by name, for a checkpoint: "carry.<module index>.link.0", "...error", "...stash.0.<name>"."""
-        place = f"carry.{module_index}"
-        yield from ((f"{place}.link.{i}", tensor) for i, tensor in enumerate(self.link))
+        """Yield everything by name, for a checkpoint: "modules.<index>.link.0", "...error", "...stash.0.<name>"."""
+        prefix = f"modules.{module_index}"
+        yield from ((f"{prefix}.link.{i}", tensor) for i, tensor in enumerate(self.link))
         if self.error.numel():
-            yield f"{place}.error", self.error
+            yield f"{prefix}.error", self.error
         for i, graph in enumerate(self.stash):
-            yield from ((f"{place}.stash.{i}.{name}", tensor) for name, tensor in graph.tensors())
+            yield from ((f"{prefix}.stash.{i}.{name}", tensor) for name, tensor in graph.tensors())
 
     def load(self, module_index: int, found: Mapping[str, Tensor], chain: Chain, seed: int) -> None:
-        """Take everything back; what waits in the stash is forwarded again, with the weights it was made with."""
-        place, device = f"carry.{module_index}", next(chain.parameters(), torch.empty(0)).device
-        own = {
-            name.removeprefix(f"{place}."): t.to(device) for name, t in found.items() if name.startswith(f"{place}.")
-        }
+        """Load everything; the forwards in the stash are computed again, each with its own weights."""
+        prefix, device = f"modules.{module_index}.", next(chain.parameters(), torch.empty(0)).device
+        own = {name.removeprefix(prefix): t.to(device) for name, t in found.items() if name.startswith(prefix)}
         self.link = [own[f"link.{i}"] for i in range(sum(name.startswith("link.") for name in own))]
         self.error = own.get("error", torch.empty(0, device=device))
         self.stash = deque()

@@ -1,4 +1,4 @@
-"""Named networks, initialised so that a unit's weights depend on the seed and its index only."""
+"""Built-in networks, initialised so that a unit's weights depend only on the seed and its index."""
 
 import torch
 from torch import nn
@@ -15,7 +15,7 @@ _POSITIVE = Option(default=1, low=1, allowed="1 or more")
 
 
 def build_network(name: str, *, num_classes: int = 10, image_size: int = 32, seed: int = 0) -> Network:
-    """Return a named network for images (N, 3, image_size, image_size).
+    """Return a built-in network for images (N, 3, image_size, image_size).
 
     Args:
         name: resnet<6n+2> ("resnet32": 16 units, "resnet110": 55), "alexnet" (8), "vgg16" (16) or vit<depth> (depth + 1).
@@ -24,7 +24,7 @@ def build_network(name: str, *, num_classes: int = 10, image_size: int = 32, see
         seed: of the initial weights.
 
     Raises:
-        ConfigError: an unknown name, images too small for it, or a number that is none.
+        ConfigError: an unknown name, images too small for it, or an argument out of range.
     """
     unit_count(name)
     num_classes, image_size = _POSITIVE.read("num_classes", num_classes), _POSITIVE.read("image_size", image_size)
@@ -53,8 +53,8 @@ class PooledLinear(nn.Sequential):
 
 
 def initialise(module: nn.Module, seed: int, purpose: str, index: int) -> None:
-    """Set He fan-out normal convolutions, and torch's own start for everything else that has weights."""
-    # The attention's own start sets its output map otherwise than a linear map's.
+    """Initialise convolutions with He's normal (fan-out), and everything else with torch's defaults."""
+    # MultiheadAttention initialises its output map differently from a plain linear map.
     of_attention = {part.out_proj for part in module.modules() if isinstance(part, nn.MultiheadAttention)}
     with seeded(seed, f"init/{purpose}", index):
         for part in module.modules():

@@ -9,7 +9,7 @@ _UNITS = {"alexnet": 8, "vgg16": 16}
 
 
 def unit_count(network: str) -> int:
-    """Return how many units a named network has, for example 3n + 1 for resnet<6n+2> (the stem and 3n residual blocks)."""
+    """Return the number of units of a built-in network, for example 3n + 1 for resnet<6n+2> (stem and 3n residual blocks)."""
     if network in _UNITS:
         return _UNITS[network]
     if match := re.fullmatch(r"vit([1-9]\d?)", network):

@@ -1,4 +1,4 @@
-"""Network: ordered units and a final classifier, the one shape in which every network enters the library."""
+"""Network: ordered units and a final classifier, the form in which every network enters the library."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,29 +11,29 @@ from backlink_ray.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class UnitFacts:
-    """What one run of the example told about a unit: the shape it gives (without batch) and whether it draws at random."""
+    """What the example input shows of a unit: the shape of its output (without batch) and whether it uses random numbers."""
 
     shape: tuple[int, ...]
-    random: bool
+    uses_rng: bool
 
 
 class Network(nn.Module):
     """Ordered units, then a classifier.
 
     Args:
-        units: modules applied one after another; each takes and gives one tensor. A unit is never cut.
+        units: modules applied one after another; each takes and returns one tensor. A unit is never cut.
         classifier: maps the last unit's output to logits (N, classes); trained with the last local module.
         example: one input batch (n, ...) with n >= 1; only its shape and type matter.
         name: used in messages.
 
     Raises:
-        ConfigError: no units, a unit or classifier that cannot take the output before it or changes it in place, or a
+        ConfigError: no units, a unit or classifier that cannot take the previous output or changes it in place, or a
             parameter that two units share.
 
     Attributes:
         input_shape: of one input, without batch.
         num_classes: width of the classifier's output on the example.
-        facts: what the example told about each unit.
+        facts: output shape and use of random numbers of each unit.
     """
 
     def __init__(
@@ -50,11 +50,11 @@ class Network(nn.Module):
 
     def _check_parameters(self) -> None:
         if not len(self.units):
-            raise ConfigError("units=[] gives no network; allowed: one unit or more")
+            raise ConfigError("units=[] is empty; allowed: one unit or more")
         counts = [len(list(m.parameters())) for m in (*self.units, self.classifier)]
         if sum(counts) != len(list(self.parameters())):
             raise ConfigError(
-                "two units share a parameter, so they cannot train apart; give each unit parameters of its own"
+                "two units share a parameter, so they cannot be trained separately; give each unit its own parameters"
             )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -64,47 +64,42 @@ class Network(nn.Module):
         return self.classifier(x)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
 
     def dtype_and_device(self) -> tuple[torch.dtype, torch.device]:
-        """Return type and place of the first floating-point parameter (float32 on the CPU where there is none)."""
+        """Return type and device of the first floating-point parameter (float32 on the CPU if there is none)."""
         found = next((p for p in self.parameters() if p.is_floating_point()), torch.empty(0))
         return found.dtype, found.device
 
     def example(self, batch_size: int = 2) -> Tensor:
-        """Return zeros (batch_size, ...) that the first unit takes, in the network's type and on its device."""
+        """Return zeros (batch_size, ...) as input of the first unit, in the network's type and on its device."""
         dtype, device = self.dtype_and_device()
-        return torch.zeros(
-            batch_size,
-            *self.input_shape,
-            dtype=dtype if self._example_dtype.is_floating_point else self._example_dtype,
-            device=device,
-        )
+        dtype = dtype if self._example_dtype.is_floating_point else self._example_dtype
+        return torch.zeros(batch_size, *self.input_shape, dtype=dtype, device=device)
 
     def _run_example(self) -> tuple[tuple[UnitFacts, ...], int]:
         x, found = self.example(), []
         for index, unit in enumerate(self.units):
-            y, random = _try_out(f"units[{index}]", unit, x)
-            found.append(UnitFacts(tuple(y.shape[1:]), random))
-            x = y
-        logits, _ = _try_out("classifier", self.classifier, x)
+            x, uses = _run_checked(f"units[{index}]", unit, x)
+            found.append(UnitFacts(tuple(x.shape[1:]), uses))
+        logits, _ = _run_checked("classifier", self.classifier, x)
         return tuple(found), int(logits.shape[-1])
 
 
-def _try_out(name: str, module: nn.Module, x: Tensor) -> tuple[Tensor, bool]:
+def _run_checked(name: str, module: nn.Module, x: Tensor) -> tuple[Tensor, bool]:
     version = x._version
     try:
-        random = uses_rng(module, x)
+        uses = uses_rng(module, x)
         y = probe(module, x)
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError) as error:
         raise ConfigError(f"{name} cannot take its input of shape {tuple(x.shape)}: {error}") from error
     if not isinstance(y, Tensor):
-        raise ConfigError(f"{name} gives a {type(y).__name__}; a unit gives one tensor (wrap it to pick one)")
+        raise ConfigError(f"{name} returns a {type(y).__name__}; a unit returns one tensor (wrap it to select one)")
     if x._version != version:
-        # Its input is another unit's output, which that unit's own head may still be reading.
+        # Its input is another unit's output, which that unit's head may still need.
         raise ConfigError(f"{name} changes its input in place; make its first operation inplace=False")
-    return y, random
+    return y, uses
 
 
 def probe(module: nn.Module, x: Tensor, training: bool = False) -> Tensor:
-    """Return module(x) without gradients and without moving its buffers or its mode."""
+    """Return module(x) without gradients, and without changing its buffers or its mode."""
     modes = [(m, m.training) for m in module.modules()]
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
     try:
@@ -117,11 +112,11 @@ def probe(module: nn.Module, x: Tensor, training: bool = False) -> Tensor:
 
 
 def uses_rng(module: nn.Module, x: Tensor) -> bool:
-    """Tell whether module(x), in training mode, draws from torch's default generators (dropout, stochastic depth)."""
+    """Return whether module(x), in training mode, draws from torch's default generators (dropout, stochastic depth)."""
     devices = [x.device] if x.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         before = _generator_states(devices)
-        # A batch norm over one value a channel refuses to train: repeat the example rather than demand a larger one.
+        # A batch norm refuses to train on one value per channel: repeat an example of one.
         probe(module, x.expand(2, *x.shape[1:]) if len(x) == 1 else x, training=True)
         return any(not torch.equal(a, b) for a, b in zip(before, _generator_states(devices), strict=True))
 

@@ -1,4 +1,4 @@
-"""AlexNet and VGG16 for small images: every convolution with what follows it, and every linear map, is one unit."""
+"""AlexNet and VGG16 for small images; a unit is a convolution with all that follows it, or a linear map."""
 
 from torch import Tensor, nn
 
@@ -6,7 +6,7 @@ from backlink_ray.errors import ConfigError
 from backlink_ray.nets.resnet import conv3x3
 
 POOL = "pool"
-# Widths of the 3x3 convolutions; "pool" halves height and width and belongs to the convolution before it.
+# Widths of the 3x3 convolutions; "pool" halves height and width and belongs to the preceding convolution.
 CONVOLUTIONS: dict[str, tuple[int | str, ...]] = {
     "alexnet": (64, POOL, 192, POOL, 384, 256, 256, POOL),
     "vgg16": (64, 64, POOL, 128, 128, POOL, 256, 256, 256, POOL, 512, 512, 512, POOL, 512, 512, 512, POOL),
@@ -18,17 +18,17 @@ DROPOUT = 0.5
 def plain_units(name: str, num_classes: int, image_size: int) -> list[nn.Module]:
     """Return the units of "alexnet" (5 convolutions and 3 linear maps) or "vgg16" (configuration D: 13 and 3).
 
-    The last unit gives the logits (N, classes), so these networks have no classifier after it. Convolutions are 3x3 with
-    padding 1 and without bias, batch norm and ReLU behind each; the two wide linear maps have ReLU and dropout 0.5.
+    The last unit returns the logits (N, classes), so these networks have no classifier after it. Convolutions are 3x3 with
+    padding 1 and without bias, followed by batch norm and ReLU; the two wide linear maps by ReLU and dropout 0.5.
     Source: paper, section IV.A, Table I.
 
     Args:
-        name: of the network.
+        name: "alexnet" or "vgg16".
         num_classes: width of the last unit.
         image_size: height and width in pixels, 8 or more for alexnet and 32 or more for vgg16.
 
     Raises:
-        ConfigError: a smaller image, of which the pools would leave nothing.
+        ConfigError: a smaller image, of which the pools would leave no pixel.
     """
     smallest = 2 ** CONVOLUTIONS[name].count(POOL)
     if image_size < smallest:
@@ -47,7 +47,7 @@ def plain_units(name: str, num_classes: int, image_size: int) -> list[nn.Module]
 
 
 class ConvUnit(nn.Module):
-    """conv3x3 - batch norm - ReLU, then a 2x2 max pool where `pools`."""
+    """conv3x3 - batch norm - ReLU, and with `pools` a 2x2 max pool."""
 
     def __init__(self, width_in: int, width_out: int, pools: bool) -> None:
         super().__init__()

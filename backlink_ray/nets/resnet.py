@@ -1,4 +1,4 @@
-"""ResNet-(6n+2) of He et al. (2016) for small images: a stem and 3n residual blocks, each one unit."""
+"""ResNet-(6n+2) of He et al. (2016) for small images: a stem and 3n residual blocks, each a unit."""
 
 from torch import Tensor, nn
 
@@ -10,7 +10,7 @@ WIDTHS = (16, 32, 64)
 def resnet_units(name: str) -> list[nn.Module]:
     """Return the 3n + 1 units of resnet<6n+2>: stem, then n residual blocks each of width 16, 32 and 64.
 
-    The first block of the second and of the third group halves height and width. Source: paper, section IV.A.
+    The first blocks of the second and third groups halve height and width. Source: paper, section IV.A.
     """
     blocks_per_group = (unit_count(name) - 1) // 3
     units: list[nn.Module] = [Stem(WIDTHS[0])]
@@ -32,12 +32,11 @@ class Stem(nn.Module):
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return features (N, width, H, W)."""
         return self.relu(self.bn(self.conv(x)))  # type: ignore[no-any-return]
 
 
 class ResidualBlock(nn.Module):
-    """Two conv3x3 with batch norm and a shortcut; where the shape changes the shortcut is conv1x1 with batch norm."""
+    """Two conv3x3 with batch norm, and a shortcut: conv1x1 with batch norm if the shape changes, else the identity."""
 
     def __init__(self, width_in: int, width_out: int, stride: int) -> None:
         super().__init__()
@@ -46,9 +45,8 @@ class ResidualBlock(nn.Module):
         self.conv2 = conv3x3(width_out, width_out)
         self.bn2 = nn.BatchNorm2d(width_out)
         self.relu = nn.ReLU(inplace=True)
-        self.shortcut = (
-            nn.Identity() if width_in == width_out and stride == 1 else _projection(width_in, width_out, stride)
-        )
+        same = width_in == width_out and stride == 1
+        self.shortcut = nn.Identity() if same else _projection(width_in, width_out, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, width_in, H, W) to (N, width_out, H / stride, W / stride)."""

@@ -1,1 +1,1 @@
-"""The pipeline: one stage a local module, as threads of one process or as Ray actors."""
+"""The pipeline: one stage per local module, as threads of one process or as Ray actors."""

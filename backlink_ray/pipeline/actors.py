@@ -15,57 +15,56 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from backlink_ray.errors import ConfigError
 from backlink_ray.pipeline.asyncstage import make_stage
-from backlink_ray.pipeline.controller import Outcome, PipelineExecutor, StageGroup, first_failure
+from backlink_ray.pipeline.controller import Outcome, PipelineExecutor, StageGroup, raise_first_failure
 from backlink_ray.pipeline.exchange import Kind, Link, Mailbox, NoLink
 from backlink_ray.pipeline.objectstore import ObjectStoreLink
 from backlink_ray.pipeline.resources import STAGE, StageResources
 from backlink_ray.pipeline.stage import StagePlan, plan_stages
 from backlink_ray.train.executor import Job
 
-# Starting a Python process that imports torch takes seconds; two minutes mean that something is wrong.
+# Starting a Python process that imports torch takes seconds; after two minutes something is wrong.
 READY_TIMEOUT_S = 120.0
-# How long the driver gives the other stages to say how they ended, once one has failed.
+# Once a stage has failed, how long the driver waits for the others to report how they ended.
 FAILURE_GRACE_S = 2.0
-# How often the driver asks stages at work where they are: rarely enough to cost nothing, often enough to find a hanging one
-# soon after its stage_timeout_s, also where no neighbour waits for it.
+# How often the driver asks working stages for their position: rarely enough to cost nothing, often enough to find a hanging
+# stage soon after stage_timeout_s, even if no neighbour waits for it.
 HEARTBEAT_S = 1.0
 
 
 class StageActor:
-    """Ray's face of a Stage: builds it, takes its messages in threads of their own, and answers where it is."""
+    """Hosts a Stage in a Ray actor; separate threads take its messages and report its position."""
 
     def __init__(self, plan: StagePlan) -> None:
         torch.set_num_threads(plan.job.torch_threads)
         self._plan = plan
         size = max(1, plan.job.method.replay_size)
-        self._queues = {side: Mailbox(replay_size=size) for side in ("previous", "following")}
+        self._from_previous, self._from_following = Mailbox(size), Mailbox(size)
         self._stage = make_stage(plan)
 
     def ready(self) -> int:
-        """Return the process id once the stage stands."""
+        """Return the process id; the first call returns once the stage is built."""
         return os.getpid()
 
     def connect(self, previous: Any, following: Any) -> None:
-        """Make the links; a missing neighbour is None."""
-        self._stage.connect(self._link(previous, "previous"), self._link(following, "following"))
+        """Link the stage to the neighbouring actors; None stands for no neighbour."""
+        before = self._link(previous.deliver_following, self._from_previous) if previous else NoLink()
+        after = self._link(following.deliver_previous, self._from_following) if following else NoLink()
+        self._stage.connect(before, after)
 
-    def _link(self, peer: Any, where: str) -> Link:
-        if peer is None:
-            return NoLink()
-        seen_from_peer = "following" if where == "previous" else "previous"
-        device = torch.device(self._plan.job.devices[0])
-        return ObjectStoreLink(peer, seen_from_peer, self._queues[where], device, self._plan.job.stage_timeout_s)
+    def _link(self, deliver: Any, inbox: Mailbox) -> Link:
+        job = self._plan.job
+        return ObjectStoreLink(deliver, inbox, torch.device(job.devices[0]), job.stage_timeout_s)
 
     def deliver_previous(self, kind: str, step: int, payload: Any) -> None:
         """Take a message from the previous stage."""
-        self._queues["previous"].deliver(Kind(kind), step, payload, self._plan.job.stage_timeout_s)
+        self._from_previous.deliver(Kind(kind), step, payload, self._plan.job.stage_timeout_s)
 
     def deliver_following(self, kind: str, step: int, payload: Any) -> None:
         """Take a message from the following stage."""
-        self._queues["following"].deliver(Kind(kind), step, payload, self._plan.job.stage_timeout_s)
+        self._from_following.deliver(Kind(kind), step, payload, self._plan.job.stage_timeout_s)
 
     def position(self) -> tuple[int, str]:
-        """Return (step, action) of the stage, while its loop runs."""
+        """Return (step, action) of the stage, also while its loop runs."""
         return self._stage.position
 
     def call(self, name: str, arguments: tuple[Any, ...]) -> Any:
@@ -77,42 +76,36 @@ _GROUPS = {"deliver_previous": "from_previous", "deliver_following": "from_follo
 
 
 def _actor_class() -> Any:
-    """Decorate StageActor: one thread for the loop, one for each neighbour's messages, one for questions."""
+    """Decorate StageActor: one thread for the loop, one for each neighbour's messages, one for position queries."""
     methods = {name: ray.method(concurrency_group=group)(getattr(StageActor, name)) for name, group in _GROUPS.items()}
-    plain = type("StageActor", (StageActor,), methods)
-    # A step is not idempotent, so nothing is ever restarted or tried again behind the controller's back.
+    # A step is not idempotent, so Ray must restart and retry nothing by itself.
     options: dict[str, Any] = {"max_restarts": 0, "max_task_retries": 0}
     options["concurrency_groups"] = dict.fromkeys(_GROUPS.values(), 1)
-    return ray.remote(**options)(plain)
+    return ray.remote(**options)(type("StageActor", (StageActor,), methods))
 
 
 class ActorGroup(StageGroup):
     """The stages of one run as actors in one placement group."""
 
     def __init__(self, plans: Sequence[StagePlan], resources: StageResources, group: PlacementGroup | None) -> None:
-        place = _reserve(resources, len(plans)) if group is None else group
-        self._owned = place if group is None else None
+        self._owned = _reserve(resources, len(plans)) if group is None else None
         self._actors: list[Any] = []
         self._stage_timeout_s = plans[0].job.stage_timeout_s
         try:
-            self._start(plans, resources, place)
+            self._start(plans, resources, self._owned if group is None else group)
         except BaseException:
             self.close()
             raise
 
-    def _start(self, plans: Sequence[StagePlan], resources: StageResources, group: PlacementGroup) -> None:
+    def _start(self, plans: Sequence[StagePlan], resources: StageResources, group: Any) -> None:
+        reserved = {"num_cpus": resources.cpus_per_stage, "num_gpus": resources.gpus_per_stage}
         cls = _actor_class()
         for k, plan in enumerate(plans):
-            place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=1 + k)
-            options = cls.options(
-                num_cpus=resources.cpus_per_stage, num_gpus=resources.gpus_per_stage, scheduling_strategy=place
-            )
-            self._actors.append(options.remote(plan))
+            bundle = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=1 + k)
+            self._actors.append(cls.options(**reserved, scheduling_strategy=bundle).remote(plan))
         self.process_ids = self._wait([actor.ready.remote() for actor in self._actors], READY_TIMEOUT_S)
-        neighbours = [None, *self._actors, None]
-        self._wait(
-            [a.connect.remote(neighbours[k], neighbours[k + 2]) for k, a in enumerate(self._actors)], READY_TIMEOUT_S
-        )
+        around = zip([None, *self._actors], self._actors, [*self._actors[1:], None], strict=False)
+        self._wait([actor.connect.remote(before, after) for before, actor, after in around], READY_TIMEOUT_S)
 
     def call(self, name: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
         return self._wait([actor.call.remote(name, a) for actor, a in zip(self._actors, arguments, strict=True)], None)
@@ -126,26 +119,23 @@ class ActorGroup(StageGroup):
                 raise ConfigError(
                     f"the stages were not ready within {timeout_s:g} s; is the cluster busy or too small?"
                 )
-            if (done and _error_of(done[0]) is not None) or (not done and timeout_s is None and not self._answer()):
+            if (done and _error_of(done[0]) is not None) or (not done and timeout_s is None and not self._all_answer()):
                 self._raise_first_failure(refs)
         return list(ray.get(refs))
 
-    def _answer(self) -> bool:
-        """Tell whether every stage says where it is (a dead one answers with an error at once, which its call has too)."""
+    def _all_answer(self) -> bool:
+        """Return whether every stage reports its position; a dead one counts, since its pending call fails as well."""
         positions = [actor.position.remote() for actor in self._actors]
         return not ray.wait(positions, num_returns=len(positions), timeout=self._stage_timeout_s)[1]
 
     def _raise_first_failure(self, refs: list[Any]) -> None:
         positions = [actor.position.remote() for actor in self._actors]
         ray.wait([*positions, *refs], num_returns=len(positions) + len(refs), timeout=FAILURE_GRACE_S)
-        outcomes = [_outcome(ref, position) for ref, position in zip(refs, positions, strict=True)]
-        if any(outcome.error for outcome in outcomes):
-            found = first_failure(outcomes)
-            raise found from outcomes[found.stage_index].error
+        raise_first_failure([_outcome(ref, position) for ref, position in zip(refs, positions, strict=True)])
 
     def close(self) -> None:
         for actor in self._actors:
-            with contextlib.suppress(Exception):  # Ray itself may be gone already
+            with contextlib.suppress(Exception):  # Ray itself may have shut down
                 ray.kill(actor, no_restart=True)
         self._actors = []
         if self._owned is not None:
@@ -184,7 +174,7 @@ def _outcome(call: Any, position: Any) -> Outcome:
     died = isinstance(error, (ray.exceptions.ActorDiedError, ray.exceptions.ActorUnavailableError))
     cause = getattr(error, "cause", None)
     if isinstance(cause, BaseException):
-        cause.__cause__ = error  # it holds the stage's own traceback, as text
+        cause.__cause__ = error  # its message is the stage's own traceback
         error = cause
     return Outcome(error, died, position=where)
 
@@ -193,12 +183,12 @@ class RayExecutor(PipelineExecutor):
     """The pipeline as Ray actors.
 
     Args:
-        job: what to train. `devices` is decided here: "cuda" where a stage has a GPU, else "cpu".
+        job: what to train; its `devices` are replaced: "cuda" if stages have GPUs, else "cpu".
         resources: what each stage reserves.
-        group: an existing placement group with bundle 1 + k for stage k, for example a Tune trial's; made here if None.
+        group: an existing placement group with bundle 1 + k for stage k, such as a Tune trial's; None creates one.
 
     Raises:
-        ConfigError: the cluster can never hold the stages.
+        ConfigError: the cluster is too small for the stages, or too busy.
     """
 
     name = "ray"

@@ -1,4 +1,4 @@
-"""Controller: an executor over stages, wherever they live; it starts them, waits, names the guilty, and ends them."""
+"""Controller: an executor over stages, wherever they run; it calls them, waits, and reports which one failed first."""
 
 import time
 from abc import ABC, abstractmethod
@@ -20,9 +20,9 @@ class Outcome:
 
     Attributes:
         error: what it raised, or None.
-        died: whether its process is gone.
-        silent: whether its process does not answer; it may hang, be gone with its machine, or only be slow.
-        position: the last (step, action) known of it; (-1, "") if nothing is.
+        died: its process is gone.
+        silent: its process does not answer; it hangs, is slow, or its machine is gone.
+        position: its last known (step, action); (-1, "") if unknown.
     """
 
     error: BaseException | None
@@ -32,16 +32,23 @@ class Outcome:
 
 
 def first_failure(outcomes: Sequence[Outcome]) -> StageError:
-    """Decide which stage caused a failure that others suffer from, and where it happened.
+    """Return the error of the stage whose failure caused the others, with the place where it happened.
 
-    A dead stage before one that raised, then one that does not answer, one that waited in vain, and one that was told to
-    stop. A stage that is gone cannot say where it was: its neighbours, who wait for it, can.
+    In order of precedence: a stage that died, one that raised, one that does not answer, one whose wait timed
+    out, one that was stopped. The position of a stage that is gone is inferred from its neighbours, which wait for it.
     """
     ranks = [(_rank(outcome), k) for k, outcome in enumerate(outcomes) if outcome.error is not None]
     _, k = min(ranks)
     outcome = outcomes[k]
-    reason = f"{type(outcome.error).__name__}: {_telling_line(outcome.error)}"
+    reason = f"{type(outcome.error).__name__}: {_summary_line(outcome.error)}"
     return StageError(k, len(outcomes), _where(outcomes, k), reason, outcome.died or outcome.silent)
+
+
+def raise_first_failure(outcomes: Sequence[Outcome]) -> None:
+    """Raise `first_failure` from that stage's own error, if any stage failed."""
+    if any(outcome.error for outcome in outcomes):
+        error = first_failure(outcomes)
+        raise error from outcomes[error.stage_index].error
 
 
 def _rank(outcome: Outcome) -> int:
@@ -58,17 +65,13 @@ def _where(outcomes: Sequence[Outcome], k: int) -> str:
     step, action = outcomes[k].position
     if step >= 0:
         return f"step {step} ({action})"
-    near = [
-        (j, outcomes[j].position) for j in (k - 1, k + 1) if 0 <= j < len(outcomes) and outcomes[j].position[0] >= 0
-    ]
-    if not near:
-        return "a step nobody saw"
-    j, (step, action) = max(near, key=lambda item: item[1][0])
-    return f"step {step} (stage {j} was at {action})"
+    near = [(outcomes[j].position, j) for j in (k - 1, k + 1) if 0 <= j < len(outcomes)]
+    (step, action), j = max(near, default=((-1, ""), k), key=lambda item: item[0][0])
+    return f"step {step} (stage {j} was at {action})" if step >= 0 else "an unknown step"
 
 
-def _telling_line(error: BaseException | None) -> str:
-    """Return the first line; the last where an actor's constructor failed, since Ray puts its traceback into the message."""
+def _summary_line(error: BaseException | None) -> str:
+    """Return the first line; if an actor's constructor failed, the last, since Ray puts a traceback before the message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"]
     return lines[-1 if getattr(error, "actor_init_failed", False) else 0]
 
@@ -82,11 +85,11 @@ class StageGroup(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """End every stage and give back what it held."""
+        """End every stage and release its resources."""
 
 
 class PipelineExecutor(Executor):
-    """Trains a job by stages that work at the same time."""
+    """Trains a job with stages that work at the same time."""
 
     def __init__(self, group: StageGroup, plans: Sequence[StagePlan]) -> None:
         self._group = group

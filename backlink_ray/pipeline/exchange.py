@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from backlink_ray.errors import LinkAbortedError, LinkError
-from backlink_ray.pipeline.queues import FifoQueue, LatestQueue, MessageQueue, ReplayQueue
+from backlink_ray.pipeline.queues import FifoQueue, ReplayQueue
 
 
 class Kind(StrEnum):
     """What a message is.
 
-    In step: the cut's activation, its error, and parameter gradients of a tail from either side of the link. Between stages
-    that do not keep step: an activation that may be used again, a tail's weights, and its newest link gradients.
+    The activation at a cut, its error, and the parameter gradients of a tail from either side of the link; between stages
+    that do not keep step, an activation that may be used more than once.
     """
 
     ACTIVATION = "activation"
@@ -26,8 +26,6 @@ class Kind(StrEnum):
     LINK_GRADIENT = "link_gradient"
     ERROR = "error"
     FRESH_ACTIVATION = "fresh_activation"
-    TAIL_WEIGHTS = "tail_weights"
-    NEWEST_GRADIENT = "newest_gradient"
 
 
 # How many messages of one kind may wait for a stage. Two keep a fast sender busy while the receiver computes; more would
@@ -39,49 +37,42 @@ class Mailbox:
     """Messages waiting for one stage from one neighbour; bounded, each kind in its own order.
 
     Args:
-        capacity: of a kind whose every message counts.
-        replay_size: how many activations stay for stages that do not keep step.
+        replay_size: number of activations kept for a stage that does not keep step.
     """
 
-    def __init__(self, capacity: int = CAPACITY, replay_size: int = 1) -> None:
-        self._queues: dict[Kind, MessageQueue] = {kind: FifoQueue(capacity) for kind in Kind}
+    def __init__(self, replay_size: int = 1) -> None:
+        self._queues: dict[Kind, FifoQueue | ReplayQueue] = {kind: FifoQueue(CAPACITY) for kind in Kind}
         self._queues[Kind.FRESH_ACTIVATION] = ReplayQueue(replay_size)
-        self._queues[Kind.TAIL_WEIGHTS], self._queues[Kind.NEWEST_GRADIENT] = LatestQueue(), LatestQueue()
         self._changed = threading.Condition()
         self._aborted = ""
 
     def deliver(self, kind: Kind, step: int, payload: Any, timeout_s: float) -> None:
-        """Put a message in; waits while the box is full, LinkError after `timeout_s`."""
+        """Add a message; waits while there is no room, LinkError after `timeout_s`."""
         with self._changed:
             self._wait(self._queues[kind].has_room, f"{kind} of step {step} had no room", timeout_s)
             self._queues[kind].put((step, payload))
             self._changed.notify_all()
 
     def take(self, kind: Kind, step: int, timeout_s: float) -> Any:
-        """Take the next message of a kind out; LinkError if none comes in time or it is not the step's."""
-        found, payload = self._next(kind, f"{kind} of step {step} did not come", timeout_s)
+        """Return the payload of the next message of a kind; LinkError if none arrives in time or it is of another step."""
+        found, payload = self._next(kind, f"{kind} of step {step} did not arrive", timeout_s)
         if found != step:
-            raise LinkError(f"{kind} of step {step} was expected, that of step {found} came")
+            raise LinkError(f"{kind} of step {step} was expected, but that of step {found} arrived")
         return payload
 
     def take_any(self, kind: Kind, timeout_s: float) -> tuple[int, Any]:
-        """Take the message of a kind whose turn it is, with its step; LinkError if none comes in time."""
-        return self._next(kind, f"{kind} did not come", timeout_s)
-
-    def has(self, kind: Kind) -> bool:
-        """Tell whether a message of a kind can be taken without waiting."""
-        with self._changed:
-            return not self._queues[kind].is_empty()
+        """Return the next message of a kind, whatever its step, as (step, payload); LinkError if none arrives in time."""
+        return self._next(kind, f"{kind} did not arrive", timeout_s)
 
     def _next(self, kind: Kind, what: str, timeout_s: float) -> tuple[int, Any]:
         with self._changed:
-            self._wait(lambda: not self._queues[kind].is_empty(), what, timeout_s)
+            self._wait(lambda: len(self._queues[kind]) > 0, what, timeout_s)
             message = self._queues[kind].take()
             self._changed.notify_all()
         return message
 
     def abort(self, reason: str) -> None:
-        """Make every present and future wait end with LinkAbortedError."""
+        """End every present and future wait with LinkAbortedError."""
         with self._changed:
             self._aborted = reason
             self._changed.notify_all()
@@ -106,55 +97,44 @@ class Link(ABC):
 
     @abstractmethod
     def receive(self, kind: Kind, step: int) -> Tensor:
-        """Return the tensor of this kind and step on this stage's device; LinkError if it does not come in time."""
+        """Return the tensor of this kind and step on this stage's device; LinkError if it does not arrive in time."""
 
     @abstractmethod
     def receive_any(self, kind: Kind) -> tuple[int, Tensor]:
-        """Return the tensor of this kind whose turn it is, with its step; LinkError if none comes in time."""
-
-    @abstractmethod
-    def has(self, kind: Kind) -> bool:
-        """Tell whether a message of this kind can be received without waiting."""
+        """Return the next tensor of this kind with its step; LinkError if none arrives in time."""
 
 
 class QueueLink(Link):
-    """Between threads of one process: the tensor itself is handed over, and copied only to another device.
+    """Between threads of one process: the tensor itself is passed on, and copied only to another device.
 
     Args:
-        mine: where the neighbour's messages arrive.
-        theirs: where this stage's messages go.
-        device: this stage's.
+        inbox: where the neighbour's messages arrive.
+        outbox: where this stage's messages go.
+        device: of this stage.
         timeout_s: longest wait for a message or for room.
     """
 
-    def __init__(self, mine: Mailbox, theirs: Mailbox, device: torch.device, timeout_s: float) -> None:
-        self._mine = mine
-        self._theirs = theirs
-        self._device = device
-        self._timeout_s = timeout_s
+    def __init__(self, inbox: Mailbox, outbox: Mailbox, device: torch.device, timeout_s: float) -> None:
+        self._inbox, self._outbox, self._device, self._timeout_s = inbox, outbox, device, timeout_s
 
     def send(self, kind: Kind, step: int, tensor: Tensor) -> None:
-        ready = _record_event(tensor)
-        self._theirs.deliver(kind, step, (tensor.detach(), ready), self._timeout_s)
+        self._outbox.deliver(kind, step, (tensor.detach(), _record_event(tensor)), self._timeout_s)
 
     def receive(self, kind: Kind, step: int) -> Tensor:
-        return self._private(*self._mine.take(kind, step, self._timeout_s))
+        return self._to_device(*self._inbox.take(kind, step, self._timeout_s))
 
     def receive_any(self, kind: Kind) -> tuple[int, Tensor]:
-        step, (tensor, ready) = self._mine.take_any(kind, self._timeout_s)
-        return step, self._private(tensor, ready).clone()
+        step, (tensor, ready) = self._inbox.take_any(kind, self._timeout_s)
+        return step, self._to_device(tensor, ready).clone()  # the mailbox keeps the original
 
-    def has(self, kind: Kind) -> bool:
-        return self._mine.has(kind)
-
-    def _private(self, tensor: Tensor, ready: "torch.cuda.Event | None") -> Tensor:
+    def _to_device(self, tensor: Tensor, ready: "torch.cuda.Event | None") -> Tensor:
         if ready is not None:
             torch.cuda.current_stream(tensor.device).wait_event(ready)
         return tensor.to(self._device, non_blocking=self._device.type == "cuda")
 
 
 class NoLink(Link):
-    """The missing neighbour of the first and of the last stage: nothing is ever sent there."""
+    """Stands for the missing neighbour of the first and the last stage."""
 
     def send(self, kind: Kind, step: int, tensor: Tensor) -> None:
         raise AssertionError(f"{kind} of step {step} has no receiver")
@@ -165,12 +145,9 @@ class NoLink(Link):
     def receive_any(self, kind: Kind) -> tuple[int, Tensor]:
         raise AssertionError(f"{kind} has no sender")
 
-    def has(self, kind: Kind) -> bool:
-        return False
-
 
 def _record_event(tensor: Tensor) -> "torch.cuda.Event | None":
-    """On CUDA the receiver's stream must wait until the sender's has computed the tensor."""
+    """Return, on CUDA, what the receiver's stream waits for: the sender's stream may still be computing the tensor."""
     if tensor.device.type != "cuda":
         return None
     event = torch.cuda.Event()
@@ -179,7 +156,7 @@ def _record_event(tensor: Tensor) -> "torch.cuda.Event | None":
 
 
 def flatten(tensors: Sequence[Tensor]) -> Tensor:
-    """Return one vector of all elements, so that the gradients of a whole tail are one message."""
+    """Return one vector of all elements, so that all gradients of a tail travel as one message."""
     return torch.cat([t.reshape(-1) for t in tensors]) if tensors else torch.empty(0)
 
 

@@ -1,4 +1,4 @@
-"""Stage: hosts one local module and the replica of the tail before it, and follows the schedule; a plain class."""
+"""Stage: hosts one local module and the replica of the previous tail, and follows the schedule; a plain class."""
 
 import copy
 import time
@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backlink_ray.data.images import ImageSet
 from backlink_ray.data.loader import evaluation_batches
 from backlink_ray.local.graph import Graph
 from backlink_ray.local.module import Chain, LocalModule, StepSeed, load_named
@@ -28,7 +27,7 @@ from backlink_ray.train.trainer import TrainState
 
 @dataclass(frozen=True, slots=True)
 class StageReport:
-    """What one stage's run of steps gave: local losses (steps,), seconds in its links, peak memory, spans if recorded."""
+    """Result of one stage's run of steps: local losses (steps,), seconds spent in links, peak memory, spans if recorded."""
 
     losses: Tensor
     link_s: float
@@ -38,13 +37,12 @@ class StageReport:
 
 @dataclass(frozen=True, slots=True)
 class StagePlan:
-    """Everything a stage is built from; it pickles, and holds only the data this stage needs.
+    """Everything a stage is built from; picklable, and with no more data than this stage needs.
 
     Attributes:
-        job: with this stage's module alone, and image sets without what it does not need.
-        replica: copy of the previous module's tail (empty for the first stage, and without a link).
-        stage_index: k.
-        num_stages: K.
+        job: with this stage's module only, and without the pixels that it does not need.
+        replica: copy of the previous module's tail (empty for the first stage, and without a replica link).
+        stage_index, num_stages: k and K.
     """
 
     job: Job
@@ -54,17 +52,17 @@ class StagePlan:
 
     @property
     def is_first(self) -> bool:
-        """Tell whether this stage draws the images."""
+        """Return whether this stage loads the images."""
         return self.stage_index == 0
 
     @property
     def is_last(self) -> bool:
-        """Tell whether this stage carries the final classifier."""
+        """Return whether this stage hosts the final classifier."""
         return self.stage_index == self.num_stages - 1
 
 
 def plan_stages(job: Job) -> list[StagePlan]:
-    """Return one plan a module; replicas are copies, and later stages get labels without pixels."""
+    """Return one plan per module; replicas are copies, and later stages get labels without pixels."""
     modules = job.method.prepare(job.modules)
     plans = []
     for k, module in enumerate(modules):
@@ -72,9 +70,8 @@ def plan_stages(job: Job) -> list[StagePlan]:
         length = job.method.tail_length(before) if k and job.method.link_kind == "replica" else 0
         train = job.train if k == 0 or job.method.wants_images else job.train.without_pixels()
         needed = {name: s if k == 0 else s.without_pixels() for name, s in job.evaluations.items()}
-        own = replace(
-            job, modules=[module], train=train, evaluations=needed, devices=(job.devices[k % len(job.devices)],)
-        )
+        device = job.devices[k % len(job.devices)]
+        own = replace(job, modules=[module], train=train, evaluations=needed, devices=(device,))
         plans.append(StagePlan(own, copy.deepcopy(before.tail(length)), k, len(modules)))
     return plans
 
@@ -83,17 +80,20 @@ class Stage:
     """One local module in training.
 
     Attributes:
-        position: (step, action) this stage is at, readable from another thread.
+        position: the current (step, action), readable from another thread.
     """
 
-    def __init__(self, plan: StagePlan, previous: Link | None = None, following: Link | None = None) -> None:
+    def __init__(self, plan: StagePlan) -> None:
         self._plan, self._job, self._method = plan, plan.job, plan.job.method
         self._device = torch.device(plan.job.devices[0])
         self._module: LocalModule = plan.job.modules[0].to(self._device).train()
         self._replica: Chain = plan.replica.to(self._device).train()
         self._tail = self._module.tail(self._method.tail_length(self._module))
-        self._previous, self._next = previous or NoLink(), following or NoLink()
-        self._make_updaters()
+        self.connect(NoLink(), NoLink())
+        recipe = plan.job.recipe
+        self._body_updater = Updater(self._method.local_parameters(self._module), recipe)
+        self._tail_updater = Updater(self._method.linked_parameters(self._module), recipe, self._method.helper_lr)
+        self._replica_updater = Updater(self._replica.named(), recipe)
         self._batches = self._job.batches(self._device, self._job.train)
         self._timeline = Timeline(plan.stage_index) if self._job.timeline else NoTimeline()
         self._actions = self._schedule()
@@ -118,24 +118,18 @@ class Stage:
         )
 
     def _batch_of(self, step: int) -> int:
-        """Return whose batch this step works on."""
+        """Return the step whose batch this step works on."""
         return step
 
-    def _make_updaters(self) -> None:
-        method, recipe = self._method, self._job.recipe
-        self._rest_updater = Updater(method.local_parameters(self._module), recipe)
-        self._linked_updater = Updater(method.linked_parameters(self._module), recipe, method.helper_lr)
-        self._replica_updater = Updater(self._replica.named(), recipe)
-
     def connect(self, previous: Link, following: Link) -> None:
-        """Set the links to the neighbours."""
+        """Set the links to the neighbouring stages."""
         self._previous, self._next = previous, following
 
     def run(self, num_steps: int) -> StageReport:
-        """Train on the next `num_steps` batches, and end with nothing under way."""
+        """Train on the next `num_steps` batches, and return with no message and no action pending."""
         torch.set_num_threads(self._job.torch_threads)
         self._losses, self._link_s = [], 0.0
-        # A thread's current device is whose generator its dropout draws are taken from and put back to.
+        # Dropout draws from the generator of the thread's current device.
         with torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext():
             for action, step in run_actions(self._step, num_steps, self._actions):
                 self.position = (step, action)
@@ -143,15 +137,12 @@ class Stage:
                     getattr(self, "_" + action)(step)
         self._step += num_steps
         self.position = (self._step, "ready")
-        return self._report()
-
-    def _report(self) -> StageReport:
         spans, self._timeline.spans = tuple(self._timeline.spans), []
         losses = torch.stack(self._losses).double().cpu()
         return StageReport(losses, self._link_s, peak_memory_mib(self._device), spans)
 
-    # The actions of the schedule, in its order. What is not needed again is let go at once: it would lie beside the next
-    # step's graphs.
+    # The actions, in the order of the schedule. Each drops what is not needed again, which would otherwise stay in memory
+    # during the next step.
 
     def _receive_activation(self, step: int) -> None:
         self._x = self._receive(self._previous, Kind.ACTIVATION, step)
@@ -186,35 +177,28 @@ class Stage:
     def _tail_update(self, step: int) -> None:
         local, self._local_gradients = self._local_gradients, []
         link, self._method_state.link = self._method_state.link, []
-        self._linked_updater.update(self._method.mix(self._tail, local, link), self._job.lr(step))
+        self._tail_updater.update(self._method.mix(self._tail, local, link), self._job.lr(step))
 
     def _tail_forward(self, step: int) -> None:
-        self._tail_graph: Graph = self._method.forward_tail(
-            self._module, self._body_graph.output, self._step_seed(step)
-        )
+        a = self._body_graph.output
+        self._tail_graph: Graph = self._method.forward_tail(self._module, a, self._step_seed(step))
 
     def _local_backward(self, step: int) -> None:
-        method, module = self._method, self._module
+        method, module, graphs = self._method, self._module, (self._body_graph, self._tail_graph)
         images = self._images(step) if method.wants_images else self._nothing
         batch = Batch(images, self._batches.labels(self._batch_of(step)), self._step_seed(step))
         waits = method.link_kind == "error" and method.has_link(module)
-        result = method.local_backward(
-            module,
-            self._body_graph,
-            self._tail_graph,
-            batch,
-            self._method_state,
-            keep_tail=waits and method.keeps_tail(),
-        )
+        retain = waits and method.retains_tail
+        result = method.local_backward(module, *graphs, batch, self._method_state, retain=retain)
         self._losses.append(result.loss)
-        self._rest, self._local_gradients, self._input_error = result.rest, result.linked, result.error
+        self._body_gradients, self._local_gradients, self._input_error = result.local, result.linked, result.error
         if waits:
             self._open_graph = result.graph
         del self._body_graph, self._tail_graph
 
     def _images(self, step: int) -> Tensor:
         batch = self._batch_of(step)
-        if self._drawn[0] != batch:  # a loss that looks at the images sees the ones that were forwarded
+        if self._drawn[0] != batch:  # InfoPro's loss needs the images that were forwarded
             self._drawn = (batch, self._batches.images(batch))
         return self._drawn[1]
 
@@ -226,9 +210,9 @@ class Stage:
         self._send(self._next, Kind.LOCAL_GRADIENT, step, flatten(self._local_gradients))
 
     def _body_update(self, step: int) -> None:
-        if self._rest is not None:
-            self._rest_updater.update(self._rest, self._job.lr(step))
-        self._rest = None
+        if self._body_gradients is not None:
+            self._body_updater.update(self._body_gradients, self._job.lr(step))
+        self._body_gradients = None
 
     def _replica_backward(self, step: int) -> None:
         self._replica_gradients = self._method.link_backward(self._replica_graph, self._input_error)
@@ -265,13 +249,12 @@ class Stage:
         yield
         self._link_s += time.perf_counter() - start
 
-    # Between chunks, with every stage drained.
+    # Between runs of steps, with every stage drained.
 
     def evaluate(self, which: str) -> Evaluation | None:
-        """Pass one image set through the stages; the last one returns the result, the others None."""
-        total = EvaluationSum()
-        images: ImageSet = self._job.evaluations[which]
-        batches = evaluation_batches(images, self._job.batch_size, self._job.mean, self._job.std, self._device)
+        """Pass one image set through the stages; the last stage returns the result, the others None."""
+        total, job = EvaluationSum(), self._job
+        batches = evaluation_batches(job.evaluations[which], job.batch_size, job.mean, job.std, self._device)
         for index, (x, labels) in enumerate(batches):
             self.position = (index, f"evaluate {which}")
             x = x if self._plan.is_first else self._previous.receive(Kind.ACTIVATION, index)
@@ -283,23 +266,23 @@ class Stage:
         return total.result() if self._plan.is_last else None
 
     def state(self) -> TrainState:
-        """Return this stage's part of the state, on the CPU; the replica is its owner's to give."""
+        """Return this stage's part of the state, on the CPU, without the replica, which belongs to the previous stage."""
         weights = {n: t.detach() for n, t in self._module.named_state()}
-        momentum = {**self._rest_updater.momentum(), **self._linked_updater.momentum()}
+        momentum = {**self._body_updater.momentum(), **self._tail_updater.momentum()}
         method_state = dict(self._method_state.tensors(self._module.module_index))
         return to_cpu(TrainState(weights, momentum, self._step, method_state))
 
     def environment(self) -> dict[str, Any]:
-        """Return what this stage's process and device are."""
+        """Describe this stage's process and device."""
         return describe_process(str(self._device))
 
     def load(self, state: TrainState) -> None:
-        """Take this stage's part, and its replica's, out of a whole state."""
+        """Load this stage's part, and its replica's, of a complete state."""
         load_named([self._module], state.weights)
         with torch.no_grad():
-            for name, tensor in (*self._replica.named(), *self._replica.named_buffers_of_units()):
+            for name, tensor in self._replica.named_state():
                 tensor.copy_(state.weights[name])
-        for updater in (self._rest_updater, self._linked_updater, self._replica_updater):
+        for updater in (self._body_updater, self._tail_updater, self._replica_updater):
             updater.load_momentum(state.momentum)
         k, seed = self._module.module_index, self._job.seed
         self._method_state.load(k, state.method_state, self._module.chain, seed)
@@ -309,7 +292,7 @@ class Stage:
 
 
 def merge_states(parts: Sequence[TrainState]) -> TrainState:
-    """Return one state from the parts of all stages, which stand at the same step."""
+    """Return one state from the parts of all stages, which are at the same step."""
     assert len({part.step for part in parts}) == 1, [part.step for part in parts]
     weights = {n: t for part in parts for n, t in part.weights.items()}
     momentum = {n: t for part in parts for n, t in part.momentum.items()}
@@ -318,7 +301,7 @@ def merge_states(parts: Sequence[TrainState]) -> TrainState:
 
 
 def merge_reports(parts: Sequence[StageReport]) -> StageReport:
-    """Return one report of one stage's consecutive runs of steps."""
+    """Return one report of consecutive runs of one stage."""
     return StageReport(
         torch.cat([part.losses for part in parts]),
         sum(part.link_s for part in parts),

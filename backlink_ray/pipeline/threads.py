@@ -1,4 +1,4 @@
-"""Threads: the stages of one run as threads of this process, or in turns in one thread."""
+"""Threads: the stages of one run as threads of this process, or taking turns in one thread."""
 
 import threading
 from collections.abc import Sequence
@@ -8,33 +8,31 @@ from typing import Any
 import torch
 
 from backlink_ray.pipeline.asyncstage import make_stage
-from backlink_ray.pipeline.controller import Outcome, PipelineExecutor, StageGroup, first_failure
-from backlink_ray.pipeline.exchange import Link, Mailbox, NoLink, QueueLink
+from backlink_ray.pipeline.controller import Outcome, PipelineExecutor, StageGroup, raise_first_failure
+from backlink_ray.pipeline.exchange import Mailbox, NoLink, QueueLink
 from backlink_ray.pipeline.stage import Stage, StageReport, merge_reports, plan_stages
 from backlink_ray.seeds import derive_seed
 from backlink_ray.train.executor import Job, use_torch_threads
 
 
 class ThreadGroup(StageGroup):
-    """Stages as threads of this process; torch frees the interpreter while it computes."""
+    """Stages as threads of this process; torch releases the interpreter lock while it computes."""
 
     def __init__(self, stages: Sequence[Stage], mailboxes: Sequence[Mailbox]) -> None:
-        self._stages = list(stages)
-        self._mailboxes = list(mailboxes)
+        self._stages, self._mailboxes = list(stages), list(mailboxes)
         self._pool = ThreadPoolExecutor(len(self._stages), thread_name_prefix="stage")
         self._lock = threading.Lock()
 
     def call(self, name: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
         with self._lock:
             futures = [self._pool.submit(getattr(s, name), *a) for s, a in zip(self._stages, arguments, strict=True)]
-            self._end_all_at_first_failure(futures)
+            self._wait(futures)
             outcomes = [Outcome(f.exception(), position=s.position) for f, s in zip(futures, self._stages, strict=True)]
-        if any(outcome.error for outcome in outcomes):
-            error = first_failure(outcomes)
-            raise error from outcomes[error.stage_index].error
+        raise_first_failure(outcomes)
         return [f.result() for f in futures]
 
-    def _end_all_at_first_failure(self, futures: list["Future[Any]"]) -> None:
+    def _wait(self, futures: list["Future[Any]"]) -> None:
+        """Wait until every stage has ended; when the first fails, stop the others."""
         done, _ = wait(futures, return_when=FIRST_EXCEPTION)
         if any(f.exception() for f in done):
             for mailbox in self._mailboxes:
@@ -48,9 +46,9 @@ class ThreadGroup(StageGroup):
 
 
 class RoundRobinGroup(ThreadGroup):
-    """Stages that train one after another in this thread, every step in another order, drawn from the seed.
+    """Stages that train one after another in this thread, each step in a new order drawn from the seed.
 
-    The first step goes from the first stage to the last, since each needs an input to begin with.
+    The first step runs from the first stage to the last, since each needs an input to begin with.
     """
 
     def __init__(self, stages: Sequence[Stage], mailboxes: Sequence[Mailbox], seed: int) -> None:
@@ -76,23 +74,19 @@ class RoundRobinGroup(ThreadGroup):
 
 
 class ThreadsExecutor(PipelineExecutor):
-    """The pipeline as threads of one process over one host's devices."""
+    """The pipeline as threads of one process, over the devices of one host."""
 
     name = "threads"
 
     def __init__(self, job: Job) -> None:
         plans, size = plan_stages(job), max(1, job.method.replay_size)
-        forward = [Mailbox(replay_size=size) for _ in plans]  # forward[k]: from stage k - 1 to stage k
-        backward = [Mailbox(replay_size=size) for _ in plans]  # backward[k]: from stage k + 1 to stage k
+        forward = [Mailbox(size) for _ in plans]  # forward[k]: from stage k - 1 to stage k
+        backward = [Mailbox(size) for _ in plans]  # backward[k]: from stage k + 1 to stage k
         stages = [make_stage(plan) for plan in plans]
         for k, plan in enumerate(plans):
-            device = torch.device(plan.job.devices[0])
-            before: Link = (
-                NoLink() if plan.is_first else QueueLink(forward[k], backward[k - 1], device, job.stage_timeout_s)
-            )
-            after: Link = (
-                NoLink() if plan.is_last else QueueLink(backward[k], forward[k + 1], device, job.stage_timeout_s)
-            )
+            rest = torch.device(plan.job.devices[0]), job.stage_timeout_s
+            before = NoLink() if plan.is_first else QueueLink(forward[k], backward[k - 1], *rest)
+            after = NoLink() if plan.is_last else QueueLink(backward[k], forward[k + 1], *rest)
             stages[k].connect(before, after)
         super().__init__(self._group_of(stages, [*forward, *backward], job), plans)
         self._restore_threads = use_torch_threads(job.torch_threads)
@@ -106,7 +100,7 @@ class ThreadsExecutor(PipelineExecutor):
 
 
 class RoundRobinExecutor(ThreadsExecutor):
-    """Stages that do not keep step (mode async), in one thread and repeatable: what executor local is for them."""
+    """Stages that do not keep step (mode async), in one thread and repeatable: executor local for mode async."""
 
     name = "local"
 

@@ -1,4 +1,4 @@
-"""Checkpoints: a run's state on disk, complete or absent, each file under a checksum, the last two kept."""
+"""Checkpoints: a run's state on disk, complete or absent, with a checksum per file; the last two are kept."""
 
 import hashlib
 import json
@@ -16,36 +16,34 @@ from backlink_ray.files import sync_folder, write_synced
 from backlink_ray.train.trainer import TrainState
 
 MANIFEST = "manifest.json"
+KEPT = 2  # the newest, and one to fall back on
+PARTS = ("weights", "momentum", "method_state")
 
 
 class Checkpoints:
     """The checkpoints of one run.
 
-    Weights are named by global unit index and module index, so they load into another split; safetensors and JSON hold no
-    code. A checkpoint is written under a temporary name and renamed when all of it is on disk, so the newest one is whole
-    whatever happens.
+    Weights are named by global unit index and module index, so they load into another split; safetensors and JSON contain
+    no code. A checkpoint is written under a temporary name and renamed once it is on disk, so the newest is always complete.
 
     Args:
-        folder: made if missing; what an interrupted write left there is removed.
-        keep: how many of the newest stay.
+        folder: created if missing; remains of an interrupted write are removed.
     """
 
-    def __init__(self, folder: Path, keep: int = 2) -> None:
-        self._folder, self._keep = folder, keep
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         for stray in folder.glob(".writing-*"):
             shutil.rmtree(stray)
 
     def save(self, state: TrainState, extra: Mapping[str, Any]) -> Path:
-        """Write a state and some JSON beside it; CheckpointError (disk full, say) leaves the older ones as they are."""
+        """Write a state with some JSON; on CheckpointError (a full disk, say) the older checkpoints are untouched."""
         from safetensors.torch import save  # imported here: the library itself needs torch alone
 
         final = self._folder / f"step-{state.step:09d}"
         working = self._folder / f".writing-{os.getpid()}-{final.name}"
         files = {
-            "weights.safetensors": save(_contiguous(state.weights)),
-            "momentum.safetensors": save(_contiguous(state.momentum)),
-            "carry.safetensors": save(_contiguous(state.method_state)),
+            **{f"{part}.safetensors": save(_contiguous(getattr(state, part))) for part in PARTS},
             "state.json": json.dumps({"step": state.step, "extra": dict(extra)}).encode(),
         }
         files[MANIFEST] = json.dumps({name: hashlib.sha256(raw).hexdigest() for name, raw in files.items()}).encode()
@@ -57,7 +55,8 @@ class Checkpoints:
             raise CheckpointError(
                 f"{final} ({size} bytes) cannot be written: {error.strerror}; free space there"
             ) from error
-        self._drop_old()
+        for old in self._all()[:-KEPT]:
+            shutil.rmtree(old)
         return final
 
     def _write(self, working: Path, final: Path, files: Mapping[str, bytes]) -> None:
@@ -69,20 +68,16 @@ class Checkpoints:
         working.replace(final)
         sync_folder(self._folder)
 
-    def _drop_old(self) -> None:
-        for old in self._all()[: -self._keep]:
-            shutil.rmtree(old)
-
     def _all(self) -> list[Path]:
         return sorted(self._folder.glob("step-*"))
 
     def newest(self) -> tuple[TrainState, dict[str, Any]] | None:
-        """Return the newest checkpoint whose files are all as written, with its JSON; None if there is none."""
+        """Return the newest intact checkpoint with its JSON; None if there is none."""
         for folder in reversed(self._all()):
             try:
                 return _read(folder)
             except CheckpointError as error:
-                print(f"{error}; going back to the one before", file=sys.stderr, flush=True)
+                print(f"{error}; falling back to the previous one", file=sys.stderr, flush=True)
         return None
 
 
@@ -94,15 +89,14 @@ def _read(folder: Path) -> tuple[TrainState, dict[str, Any]]:
         files = {name: (folder / name).read_bytes() for name in manifest}
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"checkpoint {folder} is incomplete ({error})") from error
-    if not {"weights.safetensors", "momentum.safetensors", "state.json"} <= set(manifest):
+    if not {*(f"{part}.safetensors" for part in PARTS), "state.json"} <= set(manifest):
         raise CheckpointError(f"checkpoint {folder} is incomplete (its manifest does not name all of its files)")
     for name, raw in files.items():
         if hashlib.sha256(raw).hexdigest() != manifest[name]:
             raise CheckpointError(f"checkpoint file {folder / name} is corrupt: expected sha256 {manifest[name]}")
     state = json.loads(files["state.json"])
-    method_state = load(files["carry.safetensors"]) if "carry.safetensors" in files else {}
-    weights, momentum = (load(files[f"{name}.safetensors"]) for name in ("weights", "momentum"))
-    return TrainState(weights, momentum, state["step"], method_state), state["extra"]
+    parts = {part: load(files[f"{part}.safetensors"]) for part in PARTS}
+    return TrainState(**parts, step=state["step"]), state["extra"]
 
 
 def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -110,7 +104,7 @@ def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def weights_sha256(state: TrainState) -> str:
-    """Return the hash of all unit parameters and buffers in name order: equal for equal networks, whatever trained them."""
+    """Return the hash of all unit parameters and buffers in name order; it does not depend on method, split or heads."""
     total = hashlib.sha256()
     for name in sorted(n for n in state.weights if n.startswith("units.")):
         total.update(name.encode() + state.weights[name].detach().cpu().contiguous().numpy().tobytes())

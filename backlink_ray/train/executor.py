@@ -1,11 +1,10 @@
-"""Executor: trains a job in chunks of steps, evaluates it, and hands its state out; here, in one process."""
+"""Executor: trains a job in chunks of steps, evaluates it, and returns its state; here, in one process."""
 
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -25,15 +24,15 @@ from backlink_ray.train.trainer import Trainer, TrainState
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What an executor trains: modules, method, data and the recipe, with nothing left to decide.
+    """What an executor trains: modules, method, data and recipe, all decided.
 
     Attributes:
-        modules: from `split`, on the CPU; the executor moves what it needs.
+        modules: from `split`, on the CPU; the executor moves them.
         train: training images.
         evaluations: image sets by name, for example "test" and "val".
         devices: stage k runs on devices[k % len(devices)].
         stage_timeout_s: longest wait of a stage for its neighbour; the first step on a GPU can take half a minute.
-        timeline: record when each stage does what.
+        timeline: record what each stage does when.
     """
 
     modules: list[LocalModule]
@@ -54,29 +53,23 @@ class Job:
     timeline: bool = False
 
     def batches(self, device: torch.device, images: ImageSet) -> Batches:
-        """Return the training batches as a stage on `device` draws them."""
+        """Return the training batches of `images` on `device`."""
         return Batches(
-            images,
-            self.batch_size,
-            seed=self.seed,
-            augmentation=self.augmentation,
-            mean=self.mean,
-            std=self.std,
-            device=device,
-            augment=self.augment,
-        )
+            images, self.batch_size, seed=self.seed, augmentation=self.augmentation, mean=self.mean, std=self.std,
+            device=device, augment=self.augment,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkReport:
-    """What a chunk of steps gave.
+    """Result of a chunk of steps.
 
     Attributes:
         losses: (K, steps) float64, local losses before each update.
         seconds: wall time of the chunk.
-        link_s: for each stage the seconds it waited for or sent messages.
-        peak_memory_mib: for each stage: device memory on CUDA, resident memory of its process on a CPU.
-        spans: who did what when, if recorded.
+        link_s: per stage, seconds spent waiting for and sending messages.
+        peak_memory_mib: per stage, device memory on CUDA, resident memory of its process on a CPU.
+        spans: which stage did what when, if recorded.
     """
 
     losses: Tensor
@@ -88,7 +81,7 @@ class ChunkReport:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Answers of the last head over a whole image set: wrong ones and images of each class, in class order, and mean loss."""
+    """The last head on an image set: wrong answers and images per class, in class order, and the mean loss."""
 
     class_wrong: tuple[int, ...]
     class_images: tuple[int, ...]
@@ -111,13 +104,13 @@ class Evaluation:
 
     @property
     def class_error_pct(self) -> list[float | None]:
-        """Return each class's error in percent of its images; None for a class without any, as a small budget leaves."""
+        """Return the error of each class in percent; None for a class without images, as a small budget may leave."""
         pairs = zip(self.class_wrong, self.class_images, strict=True)
         return [100.0 * wrong / images if images else None for wrong, images in pairs]
 
 
 class Executor(ABC):
-    """Runs a job. Every executor gives the same weights, bit for bit on a CPU, but in mode async, where speeds decide.
+    """Runs a job. All executors give the same weights, bit for bit on a CPU, except in mode async, where timing decides.
 
     Attributes:
         name: local, threads or ray.
@@ -133,19 +126,19 @@ class Executor(ABC):
 
     @abstractmethod
     def evaluate(self, which: str) -> Evaluation:
-        """Evaluate the last head on one of the job's image sets, without dropout and augmentation."""
+        """Evaluate the last head on one of the job's image sets, without dropout or augmentation."""
 
     @abstractmethod
     def state(self) -> TrainState:
-        """Return the run's state on the CPU, one consistent step over all modules."""
+        """Return the run's state on the CPU, with all modules at the same step."""
 
     @abstractmethod
     def load(self, state: TrainState) -> None:
-        """Go on from a state."""
+        """Continue from a state."""
 
     @abstractmethod
     def environments(self) -> list[dict[str, Any]]:
-        """Return what each stage says of the process and device it runs on, see `provenance.describe_process`."""
+        """Return `provenance.describe_process` of every stage."""
 
     @abstractmethod
     def close(self) -> None:
@@ -154,14 +147,12 @@ class Executor(ABC):
     def __enter__(self) -> "Executor":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.close()
 
 
 class LocalExecutor(Executor):
-    """All modules one after another on one device, in this process: the least memory."""
+    """All modules one after another on one device, in this process; needs the least memory."""
 
     name = "local"
 
@@ -186,8 +177,9 @@ class LocalExecutor(Executor):
 
     def evaluate(self, which: str) -> Evaluation:
         total = EvaluationSum()
+        job = self._job
         for images, labels in evaluation_batches(
-            self._job.evaluations[which], self._job.batch_size, self._job.mean, self._job.std, self.device
+            job.evaluations[which], job.batch_size, job.mean, job.std, self.device
         ):
             total.add(forward_for_evaluation(self._trainer.modules, images), labels)
         return total.result()
@@ -206,14 +198,14 @@ class LocalExecutor(Executor):
 
 
 def use_torch_threads(count: int) -> Callable[[], None]:
-    """Let torch compute with `count` CPU threads in this process; return what puts the caller's number back."""
+    """Set the number of torch's CPU threads in this process; return a function that restores the previous one."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     return partial(torch.set_num_threads, before)
 
 
 def forward_for_evaluation(modules: list[LocalModule], x: Tensor) -> Tensor:
-    """Return the last head's logits (N, classes), or the last unit's output where the last module is not among them."""
+    """Return the last head's logits (N, classes), or the last unit's output if `modules` lacks the last module."""
     for module in modules:
         module.eval()
     with torch.no_grad():
@@ -227,7 +219,7 @@ def forward_for_evaluation(modules: list[LocalModule], x: Tensor) -> Tensor:
 
 
 class EvaluationSum:
-    """Adds up logits batch by batch, without waiting for the device in between."""
+    """Adds up errors and losses batch by batch, without synchronising with the device in between."""
 
     def __init__(self) -> None:
         self._wrong: list[Tensor] = []
@@ -242,7 +234,7 @@ class EvaluationSum:
         self._loss.append(torch.nn.functional.cross_entropy(logits.double(), labels, reduction="sum"))
 
     def result(self) -> Evaluation:
-        """Return the sums over all images."""
+        """Return the evaluation of all images."""
         wrong, images = (tuple(torch.stack(part).sum(dim=0).tolist()) for part in (self._wrong, self._images))
         return Evaluation(wrong, images, float(torch.stack(self._loss).sum()) / sum(images))
 
@@ -251,15 +243,12 @@ def check_losses(losses: Tensor, first_step: int) -> None:
     """Raise NonFiniteLossError for the earliest step of losses (K, steps) that is not finite."""
     bad = (~losses.isfinite()).nonzero()
     if len(bad):
-        stage, offset = min(((int(k), int(t)) for k, t in bad), key=lambda pair: (pair[1], pair[0]))
+        offset, stage = min((int(t), int(k)) for k, t in bad)
         raise NonFiniteLossError(stage, first_step + offset, float(losses[stage, offset]))
 
 
 def to_cpu(state: TrainState) -> TrainState:
-    """Return a copy of a state on the CPU that later steps do not change."""
-    return TrainState(
-        {n: t.detach().cpu().clone() for n, t in state.weights.items()},
-        {n: t.detach().cpu().clone() for n, t in state.momentum.items()},
-        state.step,
-        {n: t.detach().cpu().clone() for n, t in state.method_state.items()},
-    )
+    """Return a copy of a state on the CPU, which later steps do not change."""
+    parts = (state.weights, state.momentum, state.method_state)
+    weights, momentum, method_state = ({n: t.detach().cpu().clone() for n, t in part.items()} for part in parts)
+    return TrainState(weights, momentum, state.step, method_state)

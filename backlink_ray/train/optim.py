@@ -1,4 +1,4 @@
-"""Updater: SGD over named parameters whose gradients come as a list, and the learning rate of the recipe."""
+"""Updater: SGD over named parameters whose gradients come as a list, and the recipe's learning rate."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -19,7 +19,7 @@ class CosineSchedule:
     Args:
         lr: the peak, eta.
         num_steps: steps of the whole run.
-        warmup_fraction: part of the run, 0..1, that warms up.
+        warmup_fraction: fraction of the run, 0..1, spent on the warm-up.
     """
 
     lr: float
@@ -27,7 +27,7 @@ class CosineSchedule:
     warmup_fraction: float = 0.05
 
     def __call__(self, step: int) -> float:
-        """Return the learning rate of one step, from 0."""
+        """Return the learning rate of a step, counted from 0."""
         warmup = round(self.num_steps * self.warmup_fraction)
         if step < warmup:
             return self.lr * (step + 1) / warmup
@@ -46,7 +46,7 @@ class SgdOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(SgdOptions):
-    """How a run updates its parameters; Nesterov is this library's decision."""
+    """How a run updates its parameters; Nesterov is this library's choice."""
 
     nesterov: bool = flag(True)
     """Nesterov's form of momentum."""
@@ -56,24 +56,27 @@ class Recipe(SgdOptions):
 
 
 class Updater:
-    """SGD, or Adam where a helper asks for it, over some named parameters.
+    """SGD, or Adam for helpers that need it, over named parameters.
 
-    Updating a module in parts (body and head, tail, a tail's replica) gives the same bits as updating it at once, because
-    both treat each element alone; that is what lets a stage update its body before the tail's gradient has arrived.
+    Both are elementwise, so updating a module in parts (body and head, tail, a tail's replica) gives the same bits as
+    updating it at once; a stage can therefore update its body before the tail's gradient has arrived.
 
     Args:
         named: the parameters; a frozen one does not even decay.
         recipe: of SGD.
-        adam_lr: constant learning rate of Adam (without decay); 0 for SGD.
+        adam_lr: constant learning rate of Adam, without decay; 0 for SGD.
     """
 
     def __init__(self, named: Iterable[tuple[str, nn.Parameter]], recipe: Recipe, adam_lr: float = 0.0) -> None:
         self._named = dict(named)
         self._adam_lr = adam_lr
         parameters: list[Tensor] = [*self._named.values()] or [torch.empty(0)]
-        self._optimizer: torch.optim.Optimizer = (
-            torch.optim.Adam(parameters, lr=adam_lr) if adam_lr else _sgd(parameters, recipe)
-        )
+        self._optimizer: torch.optim.Optimizer
+        if adam_lr:
+            self._optimizer = torch.optim.Adam(parameters, lr=adam_lr)
+        else:
+            decay, nesterov = recipe.weight_decay, recipe.nesterov and recipe.momentum > 0
+            self._optimizer = torch.optim.SGD(parameters, 0.0, recipe.momentum, weight_decay=decay, nesterov=nesterov)
 
     @property
     def names(self) -> list[str]:
@@ -81,7 +84,7 @@ class Updater:
         return list(self._named)
 
     def update(self, gradients: Sequence[Tensor | None], lr: float) -> None:
-        """Take one step along gradients, one for each parameter in order (None leaves it as it is); lr is SGD's."""
+        """Take one step along the gradients, one per parameter in order (None: no update); lr is for SGD."""
         self._optimizer.param_groups[0]["lr"] = self._adam_lr or lr
         for parameter, gradient in zip(self._named.values(), gradients, strict=True):
             if parameter.requires_grad:
@@ -90,23 +93,21 @@ class Updater:
         self._optimizer.zero_grad(set_to_none=True)
 
     def momentum(self) -> dict[str, Tensor]:
-        """Return the momentum of every parameter that has taken a step by its name, and Adam's as "<name>/<part>"."""
-        states = ((name, self._optimizer.state[p]) for name, p in self._named.items())
+        """Return momentum by name, and Adam's state as "<name>/<part>", of every parameter that was updated at least once."""
         return {
             name if part == _MOMENTUM else f"{name}/{part}": tensor
-            for name, state in states
-            for part, tensor in state.items()
+            for name, parameter in self._named.items()
+            for part, tensor in self._optimizer.state[parameter].items()
             if tensor is not None
         }
 
     def load_momentum(self, state: dict[str, Tensor]) -> None:
-        """Put momentum back by name; a parameter without an entry starts without."""
+        """Restore momentum by name; a parameter without an entry starts without."""
         for name, parameter in self._named.items():
-            own = {part: state[key] for part, key in self._keys(name) if key in state}
-            place = {part: tensor.detach().clone() for part, tensor in own.items()}
-            # Adam counts its steps on the CPU, wherever the parameter is.
+            own = {part: state[key].detach().clone() for part, key in self._keys(name) if key in state}
+            # Adam's step count stays on the CPU, wherever the parameter is.
             self._optimizer.state[parameter] = {
-                part: tensor if part == "step" else tensor.to(parameter.device) for part, tensor in place.items()
+                part: tensor if part == "step" else tensor.to(parameter.device) for part, tensor in own.items()
             }
 
     def _keys(self, name: str) -> list[tuple[str, str]]:
@@ -114,13 +115,3 @@ class Updater:
 
 
 _MOMENTUM, _ADAM = "momentum_buffer", ("step", "exp_avg", "exp_avg_sq")
-
-
-def _sgd(parameters: list[Tensor], recipe: Recipe) -> torch.optim.SGD:
-    return torch.optim.SGD(
-        parameters,
-        lr=0.0,
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
-        nesterov=recipe.nesterov and recipe.momentum > 0,
-    )

@@ -119,7 +119,9 @@ _MLFLOW_STATUS: dict[str, Status] = {
 
 
 def _row(config: RunConfig, outcome: TrialOutcome) -> dict[str, Value]:
-    words: dict[str, Value] = {name: str(outcome.result[name]) for name in ("executor", "memory_source") if name in outcome.result}
+    words: dict[str, Value] = {
+        name: str(outcome.result[name]) for name in ("executor", "memory_source") if name in outcome.result
+    }
     ended: dict[str, Value] = {"run_id": config.run_id, "status": outcome.status, "reason": outcome.reason}
     return {**dataclasses.asdict(config), **ended, **words, **outcome.headline}
 

@@ -38,7 +38,7 @@ def test_head_parameters() -> None:
     for module, (c, w) in zip(modules, [(16, 32), (16, 32), (32, 64), (64, 64)], strict=True):
         expected = 9 * c * w + 2 * w + w * 128 + 128 + 128 * 10 + 10
         assert sum(p.numel() for p in module.head.parameters()) == expected
-        assert module.head_random
+        assert module.head_uses_rng
     fc = bl.split(bl.build_network("resnet8"), 4, head="fc")
     assert [sum(p.numel() for p in m.head.parameters()) for m in fc] == [170, 170, 330, 650]
 
@@ -82,7 +82,7 @@ def test_final_head() -> None:
     assert bl.split(network, 2, head="conv")[-1].head is not network.classifier
 
 
-def test_heads_take_type_and_initial_weights_from_where_they_stand() -> None:
+def test_heads_take_type_and_initial_weights_from_network_and_position() -> None:
     one = bl.split(tiny_network().double(), 2, head="conv", seed=4)[0].head
     two = bl.split(tiny_network().double(), 2, head="conv", seed=4)[0].head
     assert next(one.parameters()).dtype == torch.float64
@@ -90,7 +90,7 @@ def test_heads_take_type_and_initial_weights_from_where_they_stand() -> None:
 
 
 def test_a_conv_head_keeps_the_width_of_the_last_feature_maps(narrow_linear_units: None) -> None:
-    """Also where fully connected units follow, as in AlexNet: 192 doubles, 256 stays."""
+    """Even if fully connected units follow, as in AlexNet: 192 is doubled, 256 is kept."""
     network = bl.build_network("alexnet")
     convolutions = [build_head("conv", network, index)[0] for index in (1, 3, 4)]
     widths = [(c.in_channels, c.out_channels, c.stride[0]) for c in convolutions]

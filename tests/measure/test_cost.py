@@ -1,4 +1,4 @@
-"""Cost: saved tensors counted where the answer is known, and the order of memory that local learning promises."""
+"""Cost: saved tensors in known cases, and the order of memory that local learning promises."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from backlink_ray.measure.cost import Cost, SavedTensors, module_costs, stage_co
 from tests.examples import tiny_network
 
 
-def test_what_a_graph_keeps_is_counted_once_a_storage_and_no_longer_than_it_lives() -> None:
+def test_saved_tensors_count_once_per_storage_and_only_while_they_live() -> None:
     x = torch.ones(10, 10, requires_grad=True)
     with SavedTensors() as saved:
         y = x.exp()  # keeps its result
@@ -58,7 +58,7 @@ def mib(**choice: Any) -> float:
 
 
 @pytest.mark.parametrize("method", ["bp", "gll", "infopro", "backlink"])
-def test_counting_without_numbers_is_counting(method: str) -> None:
+def test_counting_on_meta_equals_counting_on_cpu(method: str) -> None:
     config = FLAT.replace(batch_size=4, num_modules=3, propagation_length=2).replace(method=method)
     assert counted_mib(config, "meta") == counted_mib(config, "cpu")
 

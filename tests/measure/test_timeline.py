@@ -13,17 +13,15 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from backlink_ray.measure.timeline import (
     COLOURS,
-    OVERALL,
     NoTimeline,
     Span,
     Timeline,
-    chosen_steps,
     draw,
     kind_of,
     overlap,
-    summary,
 )
-from backlink_ray.pipeline.schedule import RECEIVES, SENDS, run_actions, step_actions
+from backlink_ray.pipeline.schedule import run_actions, step_actions
+from tests.pipeline.picture import RECEIVES, SENDS
 
 MS = {"replica_forward": 1.1, "body_forward": 2.6, "tail_forward": 1.0, "local_backward": 5.2, "replica_backward": 2.0}
 HOP_MS = 0.6
@@ -34,7 +32,7 @@ def span(stage: int, action: str, start_s: float, end_s: float, step: int = 0) -
 
 
 def pipeline(num_stages: int, num_steps: int, start_s: float = 1.7e9) -> list[Span]:
-    """Spans of an exact pipeline with durations of its own: each stage works through its list, waiting for messages."""
+    """Return spans of an exact pipeline with made-up durations: each stage works through its list, waiting for messages."""
     queues = [_stage_actions(stage, num_stages, num_steps) for stage in range(num_stages)]
     waiting = [next(queue, None) for queue in queues]
     clock_ms, sent, spans = [0.0] * num_stages, dict[tuple[int, str, int], float](), list[Span]()
@@ -57,7 +55,7 @@ def _stage_actions(stage: int, num_stages: int, num_steps: int) -> Iterator[tupl
 
 
 def _ready_ms(stage: int, current: tuple[str, int] | None, sent: dict[tuple[int, str, int], float]) -> float | None:
-    """When the message that `current` waits for is there; None while it was not sent; 0 where it waits for none."""
+    """Return when the message that `current` waits for arrives; None if it is not sent yet; 0 if it waits for none."""
     if current is None or current[0] not in RECEIVES:
         return 0.0
     message = RECEIVES[current[0]]
@@ -87,7 +85,7 @@ def fail(timeline: Timeline) -> None:
         raise RuntimeError("out of memory")
 
 
-def test_record_keeps_the_action_that_raised_and_lets_the_error_out() -> None:
+def test_record_keeps_the_action_that_raised_and_propagates_the_error() -> None:
     timeline = Timeline(0)
     with pytest.raises(RuntimeError, match="out of memory"):
         fail(timeline)
@@ -101,7 +99,7 @@ def test_nested_records_are_two_spans() -> None:
     assert [found.action for found in timeline.spans] == ["send_activation", "body_forward"]
 
 
-def test_no_timeline_has_the_same_face_and_records_nothing() -> None:
+def test_no_timeline_has_the_same_interface_and_records_nothing() -> None:
     timeline = NoTimeline()
     with timeline.record("body_forward", 0):
         pass
@@ -123,7 +121,7 @@ def test_recording(benchmark: BenchmarkFixture) -> None:
 
 
 def test_unknown_action_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match="action='forwrad'.*body_forward"):
+    with pytest.raises(ValueError, match="action='forwrad' .*forward, backward"):
         kind_of("forwrad")
 
 
@@ -167,60 +165,11 @@ def test_overlap_of_nothing_is_zero() -> None:
     assert overlap([]) == overlap([span(0, "body_forward", 1, 1)]) == 0.0
 
 
-def test_summary_sums_seconds_by_stage_and_kind() -> None:
-    spans = [
-        span(0, "body_forward", 0.0, 2.0),
-        span(0, "tail_forward", 2.0, 3.0),
-        span(0, "local_backward", 3.0, 7.0, step=1),
-        span(1, "receive_activation", 0.0, 2.5),
-        span(1, "body_forward", 2.5, 3.5),
-        span(1, "body_update", 3.5, 4.0),
-        span(1, "send_link_gradient", 4.0, 4.25),
-    ]
-    found = summary(spans)
-    assert found[0] == {"forward": 3, "backward": 4, "update": 0, "exchange": 0, "wait": 0, "step_s": 3.5}
-    assert found[1] == {"forward": 1, "backward": 0, "update": 0.5, "exchange": 0.25, "wait": 2.5, "step_s": 4.25}
-    assert found[OVERALL]["forward"] == 4
-    assert found[OVERALL]["step_s"] == 3.5
-    assert found[OVERALL]["overlap"] == pytest.approx(1.0 / 7.0)
-
-
-def test_summary_of_nothing_is_empty() -> None:
-    assert summary([]) == {}
-
-
-def test_summary_takes_any_iterable() -> None:
-    spans = pipeline(2, 3)
-    assert summary(iter(spans)) == summary(spans)
-
-
-# --- The window -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("steps", "expected"),
-    [((2, 4), [2, 3, 4]), (range(2, 4), [2, 3]), (range(-3, 0), [7, 8, 9]), (range(-3, -1), [7, 8]), ((8, 99), [8, 9])],
-)
-def test_steps_are_chosen_by_pair_range_or_from_the_end(steps: tuple[int, int] | range, expected: list[int]) -> None:
-    assert chosen_steps(pipeline(2, 10), steps) == expected
-
-
-def test_range_from_the_end_takes_what_there_is() -> None:
-    assert chosen_steps(pipeline(2, 2), range(-4, 0)) == [0, 1]
-
-
-def test_steps_that_were_not_recorded_are_refused_with_those_that_were() -> None:
-    with pytest.raises(ValueError, match=r"steps=\(20, 30\).*0 to 9"):
-        chosen_steps(pipeline(2, 10), (20, 30))
-    with pytest.raises(ValueError, match="none"):
-        chosen_steps([], range(-4, 0))
-
-
 # --- The picture ------------------------------------------------------------------------------------------------
 
 
 def colours_of(path: Path) -> dict[str, np.ndarray]:
-    """For each kind the mask of the pixels in its colour."""
+    """Return for each kind the mask of the pixels in its colour."""
     pixels = np.rint(matplotlib.image.imread(path)[..., :3] * 255).astype(int)
     rgb = {kind: [int(colour[i : i + 2], 16) for i in (1, 3, 5)] for kind, colour in COLOURS.items()}
     return {kind: (pixels == value).all(axis=-1) for kind, value in rgb.items()}

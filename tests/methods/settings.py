@@ -9,7 +9,7 @@ from backlink_ray.options import options_of
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.job import build_method
 
-# Numbers that suit the small networks of the tests: with l = 1 their modules have a body, with l = 2 a tail alone.
+# Values for the small networks of the tests: with l = 1 their modules have a body, with l = 2 only a tail.
 NUMBERS = {"propagation_length": 1, "alpha": 0.25, "synthesizer_lr": 1e-3, "synthesizer_width": 5}
 TOGETHER: tuple[dict[str, Any], ...] = (
     {"link": "error", "tail_memory": "recompute", "propagation_length": 2, "alpha": 0.5},
@@ -48,5 +48,5 @@ def _made(asked: dict[str, Any]) -> Method:
 
 
 EVERY: dict[str, Method] = {_label(asked): _made(asked) for asked in _asked()}
-# Stages that do not keep step have promises of their own (tests/pipeline/test_async.py).
+# Stages that do not keep step have their own tests (tests/pipeline/test_async.py).
 SETTINGS = {label: method for label, method in EVERY.items() if not method.replay_size}

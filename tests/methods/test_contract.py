@@ -1,4 +1,4 @@
-"""What every method promises, one test for all of them."""
+"""What every method promises: one set of tests for all."""
 
 import pytest
 import torch
@@ -53,7 +53,7 @@ def test_one_module_is_bp(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_statistics_move_once_a_step_and_a_state_goes_on(name: str) -> None:
+def test_statistics_update_once_per_step_and_a_state_continues(name: str) -> None:
     trainers = []
     for _ in range(2):
         trainer = bl.Trainer(modules_of(3), SETTINGS[name], lr=0.05)

@@ -1,4 +1,4 @@
-"""Identities of BackLink in float64, and its gradients straight from the definition: one separate graph a loss."""
+"""Identities of BackLink in float64, and its gradients straight from the definition: one separate graph per loss."""
 
 import itertools
 from dataclasses import replace
@@ -60,7 +60,7 @@ def test_body_and_heads_do_not_depend_on_alpha_and_the_tail_does() -> None:
 
 
 def test_labels_two_modules_away_do_not_reach_a_module() -> None:
-    """Module 0 learns from L_0 and L_1 only: with other labels in module 2's loss alone, nothing of module 0 moves."""
+    """Module 0 learns from L_0 and L_1 only: other labels in module 2's loss alone change no gradient of module 0."""
     images, labels = batch()
 
     class OtherLabels(bl.BackLink):
@@ -126,7 +126,7 @@ def test_body_scale_alpha_scales_bodies_with_a_tail_and_nothing_else() -> None:
 
 @pytest.mark.parametrize(("dropout", "head"), [(0.0, "fc"), (0.3, "conv")])
 def test_recompute_equals_retain(dropout: float, head: str) -> None:
-    """Also with dropout in the tail, whose second forward must draw the same mask, and batch norm, which moves once."""
+    """Also with dropout in the tail, which must draw the same mask again, and batch norm, which must update once."""
     states = []
     for memory in ("retain", "recompute"):
         modules = bl.split(tiny_network(6, dropout=dropout).double(), 3, head=head)

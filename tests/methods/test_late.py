@@ -1,4 +1,4 @@
-"""Methods whose errors come late, against loops that apply what BP or BackLink found earlier, in float64."""
+"""Methods with late errors, against loops that apply earlier gradients of BP or BackLink, in float64."""
 
 from collections.abc import Callable
 
@@ -8,6 +8,7 @@ from torch import Tensor
 
 import backlink_ray as bl
 from backlink_ray.local.module import LocalModule, StepSeed
+from backlink_ray.methods.base import Batch
 from backlink_ray.methods.state import MethodState
 from backlink_ray.train.optim import Recipe, Updater
 from backlink_ray.train.trainer import one_pass
@@ -26,7 +27,7 @@ def weights(modules: list[LocalModule]) -> Found:
 
 
 def check(method: bl.BackLink | bl.DDG, moved: Callable[[int, list[LocalModule]], list[Found]], steps: int = 6) -> None:
-    """A trainer against a loop in which step t moves module k along moved(t, modules)[k] (empty: not at all)."""
+    """Compare a trainer with a loop in which step t moves module k along moved(t, modules)[k] (empty: not at all)."""
     trainer, modules = bl.Trainer(modules_of(), method, lr=LR), modules_of()
     updaters = [Updater(m.named(), Recipe()) for m in modules]
     for t in range(steps):
@@ -51,7 +52,7 @@ def test_ddg_is_backpropagation_that_arrives_late() -> None:
 
 @pytest.mark.parametrize("alpha_mode", ["once", "compound"])
 def test_a_stale_tail_mixes_an_older_link(alpha_mode: str) -> None:
-    """Before the first link gradient comes, the tail follows its local gradient as it is."""
+    """Before the first link gradient arrives, the tail follows its unscaled local gradient."""
     alpha, history = 0.3, list[Found]()
 
     def moved(t: int, modules: list[LocalModule]) -> list[Found]:
@@ -70,7 +71,7 @@ def test_a_stale_tail_mixes_an_older_link(alpha_mode: str) -> None:
 @pytest.mark.parametrize("k", [2, 3])
 def test_ddg_with_weights_that_stand_still_is_bp(k: int) -> None:
     modules, method_states = modules_of(k), [MethodState() for _ in range(k)]
-    found: list[Found] = [one_pass(modules, bl.DDG(), *batch(), StepSeed(), method_states)[0] for _ in range(k)]
+    found: list[Found] = [one_pass(modules, bl.DDG(), Batch(*batch(), StepSeed()), method_states)[0] for _ in range(k)]
     bp = bl.gradients(modules_of(k), bl.BP(), *batch())
     assert found[-1].keys() == bp.keys()
     assert all(torch.equal(found[-1][n], bp[n]) for n in bp)
@@ -80,7 +81,7 @@ def test_ddg_with_weights_that_stand_still_is_bp(k: int) -> None:
 
 def test_stale_over_the_error_link_is_refused() -> None:
     with pytest.raises(
-        bl.ConfigError, match="mode='stale' with link='error' has no tail to walk back; allowed: link replica"
+        bl.ConfigError, match="mode='stale' with link='error' has no graph of the tail; allowed: link replica"
     ):
         bl.BackLink(mode="stale", link="error")
     with pytest.raises(bl.ConfigError, match="allowed: link replica, or mode exact"):

@@ -15,9 +15,9 @@ BASE = RunConfig(
     network="resnet8", num_modules=2, propagation_length=1, lr=0.05, batch_size=20, epochs=3, warmup_fraction=0.1,
     train_images=500,
 )  # fmt: skip
-HEADS = {"predsim": "pool", "dgl": "mlp-sr", "infopro": "conv"}  # those they were published with
+HEADS = {"predsim": "pool", "dgl": "mlp-sr", "infopro": "conv"}  # as published
 OPTIONS = {"dni": {"synthesizer_lr": 3e-4}}
-# Chance is 90 %, and 500 images draw it within 1.3 points: this is six times that below.
+# Chance is 90 % with a standard error of 1.3 points over 500 images; this is six of them below.
 MOST_ERROR_PCT = 82.0
 
 

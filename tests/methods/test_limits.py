@@ -1,4 +1,4 @@
-"""Known limits: settings at which one method is another, in float64."""
+"""Known limits: settings at which one method equals another, in float64."""
 
 from dataclasses import dataclass, field
 
@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import backlink_ray as bl
-from backlink_ray.local.losses import similarity
 from backlink_ray.local.module import LocalModule, ModuleSpec, StepSeed
 from backlink_ray.methods.base import Method
 from backlink_ray.methods.dni import ConvSynthesizer
+from backlink_ray.methods.predsim import similarity
 from tests.examples import batch, tiny_network
 
 
@@ -44,7 +44,7 @@ def test_backlink_on_a_base_without_a_link_is_the_base(base: Method) -> None:
 
 @pytest.mark.parametrize("base", [bl.PredSim(), bl.InfoPro()], ids=lambda m: m.name)
 def test_the_link_carries_the_bases_loss(base: Method) -> None:
-    """With alpha 0 the tail learns from nothing but the next module's loss, which has the base's second loss but in the last."""
+    """With alpha 0 the tail learns from the next module's loss alone, with the base's second loss unless that is the last."""
     images, labels = batch()
     found = bl.gradients(modules_of(2), bl.BackLink(propagation_length=1, alpha=0.0, base=base), images, labels)
     plain = bl.gradients(modules_of(2), bl.BackLink(propagation_length=1, alpha=0.0), images, labels)
@@ -58,11 +58,11 @@ def test_the_link_carries_the_bases_loss(base: Method) -> None:
 
 
 class Oracle(nn.Module):
-    """Knows the modules that follow, and so the true gradient."""
+    """Knows the following modules, and therefore the true gradient."""
 
     def __init__(self, following: list[LocalModule]) -> None:
         super().__init__()
-        self.following = [following]  # hidden from parameters(): they are not the oracle's to train
+        self.following = [following]  # in a list, so that parameters() does not find them
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
         with torch.enable_grad():
@@ -93,7 +93,7 @@ def test_a_perfect_synthetic_gradient_is_bp(k: int) -> None:
 
 
 def test_a_synthesizer_moves_towards_the_error_that_came_back() -> None:
-    """Its gradient is the derivative of the squared distance, worked out here by finite differences."""
+    """Its gradient is the derivative of the squared distance, computed here by finite differences."""
     method = bl.DNI(synthesizer_lr=1e-3)
     modules = method.prepare(modules_of(2))
     images, labels = batch()
@@ -140,7 +140,7 @@ def test_synthetic_gradients_start_at_zero() -> None:
     assert found["helpers.1.last.weight"].any()
     assert not found[
         "helpers.0.last.weight"
-    ].any()  # the module after it passes nothing back before its own has learned
+    ].any()  # the next module passes no error back before its own synthesizer has learned
 
 
 def test_similarity_is_the_cosine_of_centred_channel_deviations() -> None:
@@ -165,7 +165,7 @@ def reported(method: Method) -> float:
 
 @pytest.mark.parametrize("beta", [0.3, 1.0])
 def test_predsim_is_its_definition(beta: float) -> None:
-    """(1 - beta) CE + beta |S(branch) - S(labels)|^2 / N^2, rows and correlations worked out one by one."""
+    """(1 - beta) CE + beta |S(branch) - S(labels)|^2 / N^2, rows and correlations computed one by one."""
     module, y, _, labels = first_features(bl.PredSim(beta=beta))
     branch = F.conv2d(y, module.helper.map.weight, padding=1)  # type: ignore[union-attr, arg-type]
     rows = torch.stack([torch.stack([channel.std() for channel in image]) for image in branch])
@@ -177,7 +177,7 @@ def test_predsim_is_its_definition(beta: float) -> None:
 
 
 def test_infopro_is_its_definition() -> None:
-    """lambda1 BCE(decoder, the image without its normalisation) + lambda2 CE, the cross entropy written out."""
+    """lambda1 BCE(decoder, the denormalised image) + lambda2 CE, the binary cross entropy written out."""
     method = bl.InfoPro(
         lambda1_first=2.0, lambda1_last=7.0, lambda2_first=0.25, lambda2_last=9.0,
         mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3),
@@ -194,7 +194,7 @@ def test_infopro_is_its_definition() -> None:
 
 @pytest.mark.parametrize("lambda_", ["lambda1", "lambda2"])
 def test_infopro_weights_are_linear_from_the_first_to_the_last_auxiliary_module(lambda_: str) -> None:
-    """Four modules, three of them auxiliary: one loss weighs 5, 2.75 and 0.5, the other nothing."""
+    """Four modules, three of them auxiliary: one loss has the weights 5, 2.75 and 0.5, the other 0."""
     found = []
     for ends in ((5.0, 0.5), (1.0, 1.0), (0.0, 0.0)):
         weights = {f"{name}_{end}": 0.0 for name in ("lambda1", "lambda2") for end in ("first", "last")}
@@ -210,7 +210,7 @@ def test_infopro_weights_are_linear_from_the_first_to_the_last_auxiliary_module(
     [
         (lambda: bl.PredSim(beta=1.5), "beta=1.5 is out of range; allowed 0..1"),
         (lambda: bl.InfoPro(lambda1_last=-1.0), "lambda1_last=-1.0 is out of range; allowed at least 0, finite"),
-        (lambda: bl.BackLink(base=bl.DGL(mode="async")), "the base's mode='async' gives losses only"),
+        (lambda: bl.BackLink(base=bl.DGL(mode="async")), "mode='async' of the base does not keep step"),
         (lambda: bl.gradients(modules_of(2), bl.DGL(mode="async"), *batch()), "mode='async' does not keep step"),
         (lambda: bl.DNI(synthesizer_lr=0.0), "synthesizer_lr=0.0 is out of range; allowed above 0"),
         (
@@ -219,12 +219,12 @@ def test_infopro_weights_are_linear_from_the_first_to_the_last_auxiliary_module(
         ),
         (
             lambda: bl.BackLink(base=bl.BP()),
-            r"base='bp' has no local losses to build on; allowed: a method such as GLL\(\) or InfoPro\(\)",
+            r"base='bp' has no local losses for BackLink; allowed: a method such as GLL\(\) or InfoPro\(\)",
         ),
         (lambda: bl.BackLink(link="wire"), "link='wire' is not known; allowed: replica, error"),
         (
             lambda: bl.gradients(bl.split(bl.build_network("vit3"), 2), bl.InfoPro(), *batch()),
-            r"method infopro reconstructs images from features \(C, H, W\), and module 0 gives \(64, 192\)",
+            r"method infopro reconstructs images from features \(C, H, W\), but module 0 returns \(64, 192\)",
         ),
     ],
 )

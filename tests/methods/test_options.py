@@ -1,4 +1,4 @@
-"""Options: what every method, and whatever else takes a number, makes of values that are not Python's own or are none."""
+"""Options: numbers of other types, and wrong values, in every method and everything else that takes a number."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +16,7 @@ NUMBERS = [(name, option) for name, m in METHODS.items() for option, o in option
 
 
 @pytest.mark.parametrize(("method", "option"), NUMBERS)
-def test_a_number_of_numpy_is_taken_and_what_is_no_number_is_refused(method: str, option: str) -> None:
+def test_numpy_numbers_are_accepted_and_anything_else_is_refused(method: str, option: str) -> None:
     made, declared = METHODS[method], options_of(METHODS[method])[option]
     beside = dict([declared.needs]) if declared.needs else {}
     kind = type(declared.default)
@@ -50,7 +50,7 @@ def test_other_arguments_are_refused_by_the_same_rules(make: Callable[[Any], obj
             make(value)
 
 
-def test_numpys_numbers_give_the_same_network_and_training() -> None:
+def test_numpy_numbers_give_the_same_network_and_training() -> None:
     plain = bl.split(bl.build_network("resnet8", num_classes=3, image_size=16, seed=5), 2, head="conv", seed=5)
     five, two = np.int64(5), np.int32(2)
     other = bl.split(

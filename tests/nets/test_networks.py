@@ -1,4 +1,4 @@
-"""Networks: units, parameter counts worked out by hand, and user networks."""
+"""Networks: units, parameter counts computed by hand, and user networks."""
 
 import itertools
 
@@ -70,7 +70,7 @@ def test_vit() -> None:
     assert len(network.units) == unit_count("vit3")
 
 
-def test_attention_starts_as_torch_starts_it() -> None:
+def test_attention_is_initialised_as_torch_does() -> None:
     network = bl.build_network("vit2")
     attentions = [part for part in network.modules() if isinstance(part, nn.MultiheadAttention)]
     assert len(attentions) == 2
@@ -101,15 +101,15 @@ def test_initial_weights_depend_on_seed_and_index_alone() -> None:
     assert torch.equal(one["units.0.conv.weight"], deep["units.0.conv.weight"])
 
 
-def test_a_network_of_ones_own() -> None:
+def test_a_user_network() -> None:
     units = [nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.ReLU()), nn.Sequential(nn.Linear(5, 6), nn.Dropout(0.1))]
     network = bl.Network(units, nn.Linear(6, 3), torch.zeros(1, 3, 2, 2))
-    assert [(f.shape, f.random) for f in network.facts] == [((5,), False), ((6,), True)]
+    assert [(f.shape, f.uses_rng) for f in network.facts] == [((5,), False), ((6,), True)]
     assert network.num_classes == 3
     assert [len(m.units) for m in bl.split(network, 2)] == [1, 1]
 
 
-def test_looking_at_a_network_changes_nothing() -> None:
+def test_inspecting_a_network_changes_nothing() -> None:
     unit = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5))
     classifier = nn.Sequential(nn.Flatten(), nn.Linear(4 * 36, 2))
     state = torch.get_rng_state()

@@ -1,4 +1,4 @@
-"""Executors of the pipeline over Ray, with stages that are started for a run, and with stages that are there already."""
+"""Executors of the pipeline over Ray, with actors started for the run or taken from a pool."""
 
 from collections.abc import Callable
 
@@ -18,7 +18,7 @@ def ray_executor(ray_here: None) -> Callable[[Job], Executor]:
 def pooled_executor(
     ray_executor: Callable[[Job], Executor], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[Job], Executor]:
-    """RayExecutor as it is; its actors take another plan instead of being started and ended."""
+    """RayExecutor with pooled actors, which take a new plan instead of being started and ended."""
     from backlink_ray.pipeline import actors
     from tests.pipeline.pool import PooledGroup
 

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from backlink_ray.local.module import StepSeed
 from backlink_ray.methods.base import Batch, Method
 from backlink_ray.pipeline.asyncstage import make_stage
 from backlink_ray.pipeline.exchange import Kind, Mailbox, QueueLink
-from backlink_ray.pipeline.queues import LatestQueue, ReplayQueue
+from backlink_ray.pipeline.queues import ReplayQueue
 from backlink_ray.pipeline.stage import plan_stages
 from backlink_ray.pipeline.threads import RoundRobinExecutor, RoundRobinGroup, ThreadsExecutor
 from backlink_ray.train.executor import Executor, Job, LocalExecutor
@@ -20,35 +20,32 @@ from tests.examples import job
 
 CPU = torch.device("cpu")
 DGL = bl.DGL(mode="async", buffer_size=1)
-BACKLINK = bl.BackLink(propagation_length=2, alpha=0.3, mode="async", buffer_size=1)
 
 
-def test_the_freshest_among_the_least_used_is_taken() -> None:
-    box = ReplayQueue(3)
+@dataclass(frozen=True, kw_only=True)
+class AsyncInfoPro(bl.InfoPro):
+    """A method that does not keep step and whose loss needs the images."""
+
+    @property
+    def replay_size(self) -> int:
+        return 2
+
+
+def test_the_newest_of_the_least_used_is_taken() -> None:
+    queue = ReplayQueue(3)
     for step in range(4):
-        box.put((step, None))
-    assert [box.take()[0] for _ in range(5)] == [3, 2, 1, 3, 2]
-    box.put((4, None))  # in place of 1
-    assert [box.take()[0] for _ in range(4)] == [4, 4, 4, 3]
-    assert box.has_room()
+        queue.put((step, None))
+    assert [queue.take()[0] for _ in range(5)] == [3, 2, 1, 3, 2]
+    queue.put((4, None))  # in place of 1
+    assert [queue.take()[0] for _ in range(4)] == [4, 4, 4, 3]
+    assert queue.has_room()
 
 
-def test_only_the_newest_stays() -> None:
-    box = LatestQueue()
-    for step in range(3):
-        box.put((step, None))
-    assert box.take() == (2, None)
-    assert box.is_empty()
-
-
-@pytest.mark.parametrize(
-    ("free", "in_step"), [(DGL, bl.DGL()), (BACKLINK, bl.BackLink(propagation_length=2, alpha=0.3, mode="stale"))]
-)
-def test_turns_in_order_are_the_method_in_step(free: Method, in_step: Method, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With one activation a cut and stages one after another, DGL is synchronous and BackLink stale, bit for bit."""
+def test_turns_in_order_are_the_method_in_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one activation per cut and stages one after another, DGL is synchronous, bit for bit."""
     monkeypatch.setattr(RoundRobinGroup, "_order", lambda group: list(range(len(group._stages))))
     states = []
-    for make, method in ((RoundRobinExecutor, free), (LocalExecutor, in_step)):
+    for make, method in ((RoundRobinExecutor, DGL), (LocalExecutor, bl.DGL())):
         with make(job(method, 3, dropout=0.2)) as executor:
             losses = executor.train(5).losses
             states.append((executor.state().weights, losses, executor.evaluate("test").wrong))
@@ -59,9 +56,8 @@ def test_turns_in_order_are_the_method_in_step(free: Method, in_step: Method, mo
 
 
 def test_a_replayed_activation_comes_with_its_own_labels_images_and_masks() -> None:
-    """A stage that is handed batches 6, 5 and then nothing new has the losses that these have by the base's definition."""
-    method = bl.BackLink(propagation_length=0, mode="async", base=bl.InfoPro())
-    training = replace(job(method, 3, "conv", dropout=0.2), lr=no_lr)
+    """A stage that gets batches 6, 5 and then nothing new has the losses that InfoPro defines for them."""
+    training = replace(job(AsyncInfoPro(), 3, "conv", dropout=0.2), lr=no_lr)
     module = bl.InfoPro().prepare(copy.deepcopy(training.modules))[1].train()
     batches = training.batches(CPU, training.train)
     stage, mine = make_stage(plan_stages(training)[1]), Mailbox(replay_size=2)
@@ -121,40 +117,34 @@ def late_lr(step: int) -> float:
     return 0.0 if step < STEPS else 0.02
 
 
-LINKED = {"propagation_length": 1, "base": bl.InfoPro()}
-PAIRS = {
-    "dgl": (bl.DGL(mode="async"), bl.DGL()),
-    "backlink": (bl.BackLink(mode="async", **LINKED), bl.BackLink(**LINKED)),
-}
+PAIRS = {"dgl": (bl.DGL(mode="async"), bl.DGL()), "infopro": (AsyncInfoPro(), bl.InfoPro())}
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_free_threads_whatever_their_speeds(name: str) -> None:
-    check_free(ThreadsExecutor, *PAIRS[name])
+def test_async_threads_whatever_their_speeds(name: str) -> None:
+    check_async(ThreadsExecutor, *PAIRS[name])
 
 
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("name", PAIRS)
-def test_free_actors_whatever_their_speeds(name: str, pooled_executor: Callable[[Job], Executor]) -> None:
-    check_free(pooled_executor, *PAIRS[name])
+def test_async_actors_whatever_their_speeds(name: str, pooled_executor: Callable[[Job], Executor]) -> None:
+    check_async(pooled_executor, *PAIRS[name])
 
 
-def check_free(make: Callable[[Job], Executor], free: Method, in_step: Method) -> None:
-    """What holds for every order of messages.
+def check_async(make: Callable[[Job], Executor], method: Method, in_step: Method) -> None:
+    """Check what holds for every order of messages.
 
-    While no weight moves, a stage's loss at a step is one that the method in step has for some batch: activation, labels,
-    images and masks belong together. Once weights move, every stage takes all its steps, each with all of its weights.
+    While no weight changes, each loss of a stage is the synchronous method's for some batch: activation, labels, images and
+    masks belong together. Once weights change, every stage takes all its steps, each with all of its weights.
     """
     with LocalExecutor(replace(job(in_step, 3, "conv", dropout=0.2), lr=no_lr)) as executor:
         expected = executor.train(STEPS).losses
-    with make(replace(job(free, 3, "conv", dropout=0.2), lr=late_lr)) as executor:
+    with make(replace(job(method, 3, "conv", dropout=0.2), lr=late_lr)) as executor:
         losses, before = executor.train(STEPS).losses, executor.state().weights
         moving, after = executor.train(STEPS).losses, executor.state()
         assert executor.evaluate("test").images == 40
-    assert torch.equal(losses[0], expected[0])  # the first stage waits for nobody
-    assert [set(mine) <= set(theirs) for mine, theirs in zip(losses.tolist(), expected.tolist(), strict=True)] == [
-        True
-    ] * 3
+    assert torch.equal(losses[0], expected[0])  # the first stage never waits
+    assert all(set(mine) <= set(theirs) for mine, theirs in zip(losses.tolist(), expected.tolist(), strict=True))
     assert moving.shape == (3, STEPS)
     assert moving.isfinite().all()
     assert after.step == 2 * STEPS

@@ -49,14 +49,11 @@ class End:
         step, tensor = self._call("receive_any", kind)
         return step, tensor.clone()
 
-    def has(self, kind: Kind) -> bool:
-        return bool(self._call("has", kind))
-
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_object_store_link(rule: Callable[[Pair], None], ray_here: None) -> None:
-    """Between the pipeline's own actors, whose threads keep the order of messages."""
+    """Between the pipeline's actors, whose threads keep messages in order."""
     from backlink_ray.pipeline.resources import STAGE
     from tests.pipeline.pool import PooledGroup
 
@@ -92,7 +89,7 @@ def test_flatten_and_back() -> None:
     assert unflatten(flatten([]), []) == []
 
 
-def test_nobody_is_beyond_the_ends() -> None:
+def test_there_is_no_link_beyond_the_ends() -> None:
     with pytest.raises(AssertionError):
         NoLink().send(Kind.ACTIVATION, 0, torch.empty(0))
     with pytest.raises(AssertionError):

@@ -1,4 +1,4 @@
-"""What happens when a stage fails: the guilty one is named, nothing hangs, nothing is left."""
+"""A failing stage is named, nothing hangs, nothing is left behind."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ from tests.examples import job
 METHOD = bl.BackLink(propagation_length=1, alpha=0.5)
 
 
-def test_the_guilty_stage_is_the_dead_one_and_its_neighbour_knows_the_step() -> None:
+def test_a_dead_stage_is_named_with_the_step_at_which_its_neighbour_waits() -> None:
     waiting = Outcome(LinkError("late"), position=(12, "receive_link_gradient"))
     error = first_failure(
         [waiting, Outcome(RuntimeError("gone"), died=True), Outcome(None, position=(11, "tail_forward"))]
@@ -29,14 +29,14 @@ def test_the_guilty_stage_is_the_dead_one_and_its_neighbour_knows_the_step() -> 
     assert str(error) == "stage 1 of 3 failed at step 12 (stage 0 was at receive_link_gradient): RuntimeError: gone"
 
 
-def test_an_error_of_its_own_counts_before_a_wait_in_vain() -> None:
+def test_an_error_of_its_own_takes_precedence_over_a_wait_in_vain() -> None:
     late = Outcome(LinkError("late"), position=(5, "receive_activation"))
-    aborted = Outcome(LinkAbortedError("told to stop"), position=(5, "tail_forward"))
+    aborted = Outcome(LinkAbortedError("stopped"), position=(5, "tail_forward"))
     assert first_failure([late, aborted, Outcome(ValueError("bad"), position=(4, "local_backward"))]).stage_index == 2
     assert first_failure([aborted, late]).stage_index == 1
 
 
-def test_a_stage_that_only_does_not_answer_is_blamed_after_those_that_are_known_to_have_failed() -> None:
+def test_a_silent_stage_is_named_only_if_none_is_known_to_have_failed() -> None:
     silent = Outcome(TimeoutError("no answer"), silent=True)
     late = Outcome(LinkError("late"), position=(5, "receive_activation"))
     assert first_failure([late, silent]).stage_index == 1
@@ -67,11 +67,11 @@ class Explodes(nn.Module):
         return x
 
 
-@pytest.mark.timeout(60)  # the others wait for messages, by default for much longer
-def test_a_failing_thread_ends_the_run_by_name() -> None:
+@pytest.mark.timeout(60)  # the others wait for messages, by default much longer
+def test_a_failing_thread_ends_the_run_and_is_named() -> None:
     training = job(METHOD, 3)
     training.modules[2].chain.units.append(Explodes())
-    training.modules[2].chain.random += (False,)
+    training.modules[2].chain.uses_rng += (False,)
     with (
         ThreadsExecutor(training) as executor,
         pytest.raises(StageError) as caught,
@@ -85,7 +85,7 @@ def test_a_failing_thread_ends_the_run_by_name() -> None:
 
 @pytest.mark.timeout(120)
 def test_sigkill_of_a_stage_is_named_within_seconds_and_leaves_nothing(ray_here: None) -> None:
-    """Stages that were started for the run, where most tests have pooled ones: their losses are one process's, too."""
+    """With stages started for this run, where most tests use pooled ones; their losses equal one process's, too."""
     import ray
     from ray.util import placement_group_table
 
@@ -115,7 +115,7 @@ def test_sigkill_of_a_stage_is_named_within_seconds_and_leaves_nothing(ray_here:
     ("num_modules", "during"),
     [(2, "train"), pytest.param(3, "state", marks=pytest.mark.slow), pytest.param(1, "train", marks=pytest.mark.slow)],
 )
-def test_a_hung_stage_is_found_by_name_after_the_stage_timeout(num_modules: int, during: str, ray_here: None) -> None:
+def test_a_hung_stage_is_named_after_the_stage_timeout(num_modules: int, during: str, ray_here: None) -> None:
     from backlink_ray.pipeline.actors import RayExecutor
 
     with RayExecutor(job(METHOD, num_modules, stage_timeout_s=3.0)) as executor:
@@ -132,7 +132,7 @@ def test_a_hung_stage_is_found_by_name_after_the_stage_timeout(num_modules: int,
     )
 
 
-def test_what_the_cluster_can_never_hold_is_refused_before_anything_is_asked_of_it(ray_here: None) -> None:
+def test_what_the_cluster_can_never_hold_is_refused_before_anything_is_reserved(ray_here: None) -> None:
     from ray.util import placement_group_table
 
     from backlink_ray.pipeline.actors import RayExecutor

@@ -27,7 +27,7 @@ Make = Callable[[Job], Executor]
 
 
 def outcome(make: Callable[[Job], Executor], training: Job, chunks: tuple[int, int] = (3, 2)) -> Outcome:
-    """Five steps in two chunks (so that draining is part of it), then an evaluation."""
+    """Train five steps in two chunks (to include draining), then evaluate."""
     with make(training) as executor:
         losses = torch.cat([executor.train(steps).losses for steps in chunks], dim=1)
         evaluation = executor.evaluate("test")
@@ -51,7 +51,7 @@ def check_same(found: Outcome, expected: Outcome) -> None:
 
 
 class Setting(NamedTuple):
-    """K, l and alpha change the result; tail_memory and link must not."""
+    """K, l, alpha and head change the result; tail_memory and link must not."""
 
     num_modules: int
     length: int
@@ -69,7 +69,7 @@ class Setting(NamedTuple):
 
 @cache
 def alone(num_modules: int, length: int, alpha: float, head: str) -> Outcome:
-    """What one process finds, with the defaults of the rest."""
+    """Return the outcome in one process, with default tail_memory and link."""
     return outcome(LocalExecutor, Setting(num_modules, length, alpha, head).job())
 
 
@@ -79,7 +79,7 @@ MATRIX = list(
         product((1, 2, 4), (0, 1, 2), (0.0, 0.25, 1.0), ("fc", "conv"), ("retain", "recompute"), ("replica", "error")),
     )
 )
-# Over Ray in every run of the tests; the first five without a link, since K = 1 or l = 0.
+# Run over Ray every time; the first five have no link, since K = 1 or l = 0.
 SOME = [
     Setting(1, 0, 0.00, "conv", "retain", "error"),
     Setting(1, 1, 0.25, "fc", "recompute", "replica"),
@@ -130,7 +130,7 @@ def test_ray_everywhere(setting: Setting, ray_executor: Make) -> None:
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_every_method_as_threads(name: str) -> None:
-    """With dropout, whose mask in a tail its replica has to draw again."""
+    """With dropout, whose mask a tail's replica must draw again."""
     check_equal(ThreadsExecutor, lambda: job(SETTINGS[name], 3, "fc", dropout=0.2))
 
 
@@ -141,7 +141,7 @@ def test_every_method_over_ray(name: str, pooled_executor: Make) -> None:
 
 
 @pytest.mark.parametrize(("network", "k"), [("alexnet", 8), ("vgg16", 16)])
-def test_a_unit_a_stage_with_dropout_in_its_tail(network: str, k: int, narrow_linear_units: None) -> None:
+def test_one_unit_per_stage_with_dropout_in_its_tail(network: str, k: int, narrow_linear_units: None) -> None:
     def new_job() -> Job:
         built = bl.build_network(network)
         small = job(bl.BackLink(propagation_length=1, alpha=0.5), 2, batch_size=2)
@@ -159,27 +159,27 @@ def test_a_tail_of_another_length_is_another_result() -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Watched(bl.BackLink):
-    """Notes at every loss what of the module's earlier results is still in memory."""
+    """Records at every loss which of the module's earlier results are still in memory."""
 
     errors: list[ref[Tensor]] = field(default_factory=list)
-    rests: dict[int, list[ref[Tensor]]] = field(default_factory=dict)
+    gradients: dict[int, list[ref[Tensor]]] = field(default_factory=dict)
     alive: list[str] = field(default_factory=list)
 
     def loss(self, module: LocalModule, features: Tensor, batch: Batch) -> Tensor:
         self.alive.extend("error" for error in self.errors if error() is not None)
-        self.alive.extend("rest" for rest in self.rests.get(module.module_index, []) if rest() is not None)
+        self.alive.extend("gradient" for g in self.gradients.get(module.module_index, []) if g() is not None)
         return super().loss(module, features, batch)
 
     def local_backward(self, module: LocalModule, *graphs: Any, **options: Any) -> LocalResult:
         result = super().local_backward(module, *graphs, **options)
         self.errors.append(ref(result.error))
-        self.rests[module.module_index] = [ref(gradient) for gradient in result.rest or []]
+        self.gradients[module.module_index] = [ref(gradient) for gradient in result.local or []]
         return result
 
 
 @pytest.mark.parametrize("num_modules", [1, 4])
 def test_a_trainer_frees_what_was_used(num_modules: int) -> None:
-    """Beside a module's graph lies the tail before it, and nothing of modules and steps that are done."""
+    """Only the current module's graph and the previous tail are in memory, nothing of earlier modules and steps."""
     method = Watched(propagation_length=min(1, num_modules - 1))
     with LocalExecutor(job(method, num_modules)) as executor:
         executor.train(3)
@@ -196,7 +196,7 @@ def test_a_stage_frees_what_was_used() -> None:
         forward.deliver(Kind.ACTIVATION, step, (torch.randn(16, 6, 32, 32), None), 1.0)
         forward.deliver(Kind.LOCAL_GRADIENT, step, (flatten([p.detach() for p in tail.parameters()]), None), 1.0)
         if step:
-            stage._previous._theirs.take(Kind.LINK_GRADIENT, step - 1, 1.0)  # type: ignore[attr-defined]
+            stage._previous._outbox.take(Kind.LINK_GRADIENT, step - 1, 1.0)  # type: ignore[attr-defined]
         stage.run(1)
     assert len(method.errors) == 3
     assert method.alive == []
@@ -204,7 +204,7 @@ def test_a_stage_frees_what_was_used() -> None:
 
 @pytest.mark.parametrize("make", [LocalExecutor, ThreadsExecutor])
 @pytest.mark.parametrize("name", ["backlink", "backlink, mode=stale", "ddg", "dni"])
-def test_going_on_from_a_state_equals_never_having_stopped(make: Callable[[Job], Executor], name: str) -> None:
+def test_continuing_from_a_state_equals_never_having_stopped(make: Callable[[Job], Executor], name: str) -> None:
     method = SETTINGS[name]
     with make(job(method, 3, dropout=0.2)) as executor:
         executor.train(3)
@@ -227,13 +227,13 @@ def test_going_on_from_a_state_equals_never_having_stopped(make: Callable[[Job],
 
 @pytest.mark.parametrize("make", [LocalExecutor, ThreadsExecutor, RoundRobinExecutor])
 def test_an_executor_restores_the_callers_torch_threads(make: Callable[[Job], Executor]) -> None:
-    """Also where it refuses its job."""
-    mode = "async" if make is RoundRobinExecutor else "exact"
+    """Even if it refuses its job."""
+    method = bl.DGL(mode="async") if make is RoundRobinExecutor else bl.BackLink(propagation_length=1)
     torch.set_num_threads(3)
-    with make(job(bl.BackLink(propagation_length=1, mode=mode), 2)) as executor:
+    with make(job(method, 2)) as executor:
         executor.train(1)
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == 3
     with pytest.raises(bl.ConfigError, match="exceeds"):
-        make(job(bl.BackLink(propagation_length=7, mode=mode), 2))
+        make(job(bl.BackLink(propagation_length=7), 2))
     assert torch.get_num_threads() == 3

@@ -49,8 +49,9 @@ ONE_LINE = [
         {"method": "bp", "num_modules": 8},
         "num_modules=8 has no meaning for method='bp'; allowed for gll, backlink, dgl",
     ),
-    ({"method": "gll", "buffer_size": 3}, "buffer_size=3 has no meaning for method='gll'; allowed for backlink, dgl"),
-    ({"buffer_size": 3}, "buffer_size=3 has no meaning with mode='exact'; allowed with mode='async'"),
+    ({"method": "gll", "buffer_size": 3}, "buffer_size=3 has no meaning for method='gll'; allowed for dgl"),
+    ({"mode": "async"}, "mode='async' is not known; allowed: exact, stale"),
+    ({"method": "dgl", "buffer_size": 3}, "buffer_size=3 has no meaning with mode='exact'; allowed with mode='async'"),
     ({"method": "dgl", "mode": "stale"}, "mode='stale' is not known; allowed: exact, async"),
     ({"propagation_length": True}, "propagation_length=True is a bool; allowed: int"),
     ({"mode": "async", "buffer_size": 1.5}, "buffer_size=1.5 is a float; allowed: int"),
@@ -99,7 +100,7 @@ def test_run_id_depends_on_the_result_alone() -> None:
     assert one.run_id == RunConfig(alpha=0.25, num_modules=2).run_id
     assert one.run_id == one.replace(executor="ray", link="error").run_id
     assert one.run_id != one.replace(seed=1).run_id
-    free = one.replace(mode="async")  # the executor decides in which order stages take their steps
+    free = RunConfig(method="dgl", mode="async")  # the executor decides in which order stages take their steps
     assert free.run_id != free.replace(executor="ray").run_id
     assert one.replace(alpha=1).run_id == one.replace(alpha=1.0).run_id
 
@@ -130,7 +131,7 @@ def test_identities_never_change() -> None:
         RunConfig(method="gll", head="conv", lr=0.3).run_id: "d1d23181fc94cbef",
         RunConfig(method="dni", label_conditioning=True, synthesizer_width=128).run_id: "74dff7ff22fef6eb",
         RunConfig(method="bp", network="resnet110").run_id: "1237ef73b98fde6e",
-        RunConfig(mode="async", buffer_size=3, seed=4).run_id: "1d48029cf0f00bb0",
+        RunConfig(method="dgl", mode="async", buffer_size=3, seed=4).run_id: "6c37b130a79f715c",
     }
     assert list(found) == list(found.values())
 
@@ -148,12 +149,13 @@ def test_a_method_has_one_identity_whichever_stand_ins_are_given(method: str) ->
 
 
 def test_replace_resets_what_the_new_run_does_not_have_unless_it_is_given() -> None:
-    linked = RunConfig(base="predsim", beta=0.5, alpha=0.25, num_modules=2, mode="async", buffer_size=3)
+    linked = RunConfig(base="predsim", beta=0.5, alpha=0.25, num_modules=2, mode="stale")
+    free = RunConfig(method="dgl", num_modules=2, mode="async", buffer_size=3)
     assert linked.replace(method="gll") == RunConfig(method="gll", num_modules=2)
     assert linked.replace(method="predsim") == RunConfig(method="predsim", beta=0.5, num_modules=2)
-    assert linked.replace(method="dgl") == RunConfig(method="dgl", num_modules=2, mode="async", buffer_size=3)
+    assert free.replace(method="gll") == RunConfig(method="gll", num_modules=2)
     assert linked.replace(base="gll").beta == 0.99
-    assert linked.replace(mode="stale").buffer_size == 2
+    assert free.replace(mode="exact").buffer_size == 2
     assert linked.replace(method="bp") == RunConfig(method="bp")
     for changes in ({"method": "gll", "alpha": 0.25}, {"base": "gll", "beta": 0.5}, {"method": "bp", "num_modules": 2}):
         with pytest.raises(ConfigError, match="has no meaning for method="):

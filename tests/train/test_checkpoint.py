@@ -1,4 +1,4 @@
-"""Checkpoints: whole or absent, corruption found, and no code in them."""
+"""Checkpoints: complete or absent, checked for corruption, and without code."""
 
 import itertools
 import random
@@ -60,37 +60,37 @@ def test_fifty_bit_flips_are_all_found(tmp_path: Path, capsys: pytest.CaptureFix
     checkpoints = Checkpoints(tmp_path)
     for step in (1, 2):
         newest = checkpoints.save(TrainState(state.weights, state.momentum, step), {})
-    chance = random.Random(0)
+    rng = random.Random(0)
     for _ in range(50):
-        file = chance.choice(sorted(newest.iterdir()))
+        file = rng.choice(sorted(newest.iterdir()))
         raw = bytearray(file.read_bytes())
         good = bytes(raw)
-        raw[chance.randrange(len(raw))] ^= 1 << chance.randrange(8)
+        raw[rng.randrange(len(raw))] ^= 1 << rng.randrange(8)
         file.write_bytes(raw)
         found = checkpoints.newest()
         assert found is not None
         assert found[0].step == 1
         file.write_bytes(good)
-    assert capsys.readouterr().err.count("going back to the one before") == 50
+    assert capsys.readouterr().err.count("falling back to the previous one") == 50
 
 
 def state_of(size: int, step: int) -> TrainState:
     return TrainState({"units.0.w": torch.full((size,), float(step))}, {}, step)
 
 
-def save_for_ever(telling: Connection, folder: Path) -> None:
+def save_forever(pipe: Connection, folder: Path) -> None:
     for step in itertools.count(1):
         Checkpoints(folder).save(state_of(300_000, step), {})
-        telling.send(step)
+        pipe.send(step)
 
 
 @pytest.mark.timeout(120)
-def test_kill_during_writing_leaves_a_whole_newest_one(tmp_path: Path) -> None:
-    chance = random.Random(1)
+def test_kill_during_writing_leaves_the_newest_complete(tmp_path: Path) -> None:
+    rng = random.Random(1)
     for _ in range(5):
-        with started(save_for_ever, tmp_path) as child:
-            for _ in range(chance.randrange(1, 8)):
-                child.told()
+        with started(save_forever, tmp_path) as child:
+            for _ in range(rng.randrange(1, 8)):
+                child.receive()
         checkpoints = Checkpoints(tmp_path)
         assert not list(tmp_path.glob(".writing-*"))
         found = checkpoints.newest()
@@ -98,7 +98,7 @@ def test_kill_during_writing_leaves_a_whole_newest_one(tmp_path: Path) -> None:
         assert set(found[0].weights["units.0.w"].tolist()) == {float(found[0].step)}
 
 
-def fill_the_disk(telling: Connection, folder: Path) -> None:
+def fill_the_disk(pipe: Connection, folder: Path) -> None:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     checkpoints = Checkpoints(folder)
     checkpoints.save(state_of(10, 1), {})
@@ -106,12 +106,12 @@ def fill_the_disk(telling: Connection, folder: Path) -> None:
     try:
         checkpoints.save(state_of(100_000, 2), {})
     except CheckpointError as error:
-        telling.send(str(error))
+        pipe.send(str(error))
 
 
 def test_a_full_disk_names_path_and_bytes_and_keeps_the_old_one(tmp_path: Path) -> None:
     with started(fill_the_disk, tmp_path) as child:
-        message = child.told()
+        message = child.receive()
     assert "step-000000002 (400" in message
     assert "bytes) cannot be written: File too large" in message
     found = Checkpoints(tmp_path).newest()
@@ -136,7 +136,7 @@ def test_a_checkpoint_that_is_a_pickle_is_never_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("manifest", ["{}", "null", "[1]", '{"state.json": "x"}'])
-def test_a_manifest_that_says_nothing_is_a_broken_checkpoint(tmp_path: Path, manifest: str) -> None:
+def test_an_empty_or_malformed_manifest_is_a_broken_checkpoint(tmp_path: Path, manifest: str) -> None:
     checkpoints, state = Checkpoints(tmp_path), trained().state()
     checkpoints.save(TrainState(state.weights, state.momentum, 1), {})
     (checkpoints.save(TrainState(state.weights, state.momentum, 2), {}) / "manifest.json").write_text(manifest)

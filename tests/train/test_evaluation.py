@@ -1,4 +1,4 @@
-"""Evaluation: errors class by class, checked by hand. That every executor counts the same is a matter of the pipeline."""
+"""Evaluation: errors of each class, checked by hand. The pipeline's tests compare the executors."""
 
 import json
 from dataclasses import replace
