@@ -1,8 +1,8 @@
-"""Figure 3: the sufficient direction constant of BackLink's gradient, and its norm beside BP's, over the epochs of a run.
+"""Figure 3: the sufficient direction constant of BackLink's gradient, and its norm relative to BP's, over a run's epochs.
 
-Before the first epoch and after each: the gradient of the whole network's loss and the mean of the method's gradients, both
-over the training batches of the epoch to come, in training mode. Drawn for all units, and module by module: the last
-module's gradient is exact and flatters the total.
+Measured before the first epoch and after each: the gradient of the global loss and the mean of the method's gradients, both
+over the training batches of the next epoch, in training mode. Drawn for all units together and per module, because the last
+module's gradient is exact and makes the total look better.
 """
 
 import sys
@@ -18,7 +18,7 @@ from backlink_ray.data.images import Dataset
 from backlink_ray.figures.captions import caption_of, left_out
 from backlink_ray.figures.data import FigureData
 from backlink_ray.figures.save import save_figure
-from backlink_ray.figures.style import COLOURS, INK, format_axes, legend, name_of, new_figure
+from backlink_ray.figures.style import INK, format_axes, legend, line_style, name_of, new_figure
 from backlink_ray.paper.cells import find
 from backlink_ray.paper.recipes import recipe
 from backlink_ray.runs.data import data_key, load_for
@@ -32,8 +32,8 @@ SMOKE = PAPER.replace(
 )  # fmt: skip
 Panel = tuple[int, int]  # K and l
 COLUMNS = (("constant", "∇L·g / ‖∇L‖²"), ("norm_ratio", "‖g‖ / ‖∇L‖"))
-PAPER_SAYS = "Paper: the constant is above 0 in all settings, and the norm ratio is bounded"
-SHOWN = 0.5  # alpha of the picture by module
+PAPER_SAYS = "Paper: the constant is positive in all settings, and the norm ratio is bounded"
+SHOWN = 0.5  # alpha of the figure per module
 
 
 def runs(base: RunConfig, panels: Sequence[Panel], alphas: tuple[float, ...]) -> tuple[RunConfig, ...]:
@@ -66,7 +66,7 @@ def measured(
 
 
 def images(config: RunConfig) -> int:
-    """An epoch trains once; before it and at the end two gradients are taken, each about as much work."""
+    """Count an epoch as one unit of work, and each of the two gradients before every epoch and after the last as another."""
     return (3 * config.epochs + 2) * config.num_train_images
 
 
@@ -84,7 +84,7 @@ def panels_of(rows: list[dict[str, Any]]) -> list[Panel]:
 
 
 def lines(rows: list[dict[str, Any]], panel: Panel) -> dict[float, list[dict[str, Any]]]:
-    """Return a panel's rows by alpha; GLL is alpha = 1 at every l."""
+    """Return a panel's rows by alpha; GLL counts as alpha = 1 for every l."""
     found: dict[float, list[dict[str, Any]]] = {}
     for row in rows:
         if row["num_modules"] == panel[0] and (row["method"] == "gll" or row["propagation_length"] == panel[1]):
@@ -114,7 +114,7 @@ def whole(data: FigureData, rows: list[dict[str, Any]]) -> list[Path]:
 
 def by_module(data: FigureData, rows: list[dict[str, Any]]) -> list[Path]:
     panels = panels_of(rows)
-    figure, axes = new_figure(len(panels), f"Fig. 3, module by module: BackLink, α = {SHOWN}", rows=2, height_in=3.0)
+    figure, axes = new_figure(len(panels), f"Fig. 3, per module: BackLink, α = {SHOWN}", rows=2, height_in=3.0)
     for j, (column, label) in enumerate(COLUMNS):
         for ax, (k, n) in zip(axes[j * len(panels) :], panels, strict=False):
             format_axes(ax, f"K = {k}, l = {n}, each module", "epochs trained", label)
@@ -123,13 +123,13 @@ def by_module(data: FigureData, rows: list[dict[str, Any]]) -> list[Path]:
                 draw(ax, points, f"{column}_module_{module}", f"module {module}", module)
             finish(ax)
     legend(figure)
-    last = "The last module's gradient is exact, so both its numbers are 1. Every other α is in the data beside this"
+    last = "The gradient of the last module is exact, so both its values are 1. The data files have all other α"
     caption = caption_of(data.plan.base, f"Hardware: {rows[0]['hardware']}", (1,), last, left_out(data.missing))
     return save_figure(figure, rows, "figure_3_modules", data.folder, caption=caption)
 
 
 def ended_early(rows: list[dict[str, Any]]) -> str:
-    """Name the runs whose last epochs have no row: they diverged, or are not done."""
+    """Name the runs without rows for their last epochs, which diverged or are unfinished."""
     last = {config_of(row).run_id: row for row in rows}  # rows come in order of epochs
     early = [row for row in last.values() if row["epoch"] < row["epochs"]]
     names = ", ".join(f"{name_of(config_of(r))} α = {r['alpha']:g} (to epoch {r['epoch']})" for r in early)
@@ -137,13 +137,12 @@ def ended_early(rows: list[dict[str, Any]]) -> str:
 
 
 def draw(axes: Any, points: list[dict[str, Any]], column: str, label: str, index: int) -> None:
-    markers = {"marker": "^vDPoX"[index % 6], "markersize": 5} if len(points) <= 20 else {}
-    x, y = [p["epoch"] for p in points], [p[column] for p in points]
-    axes.plot(x, y, color=COLOURS[index % len(COLOURS)], linewidth=1.5, label=label, **markers)
+    style = line_style(label, index) | ({} if len(points) <= 20 else {"marker": ""})
+    axes.plot([p["epoch"] for p in points], [p[column] for p in points], **style)
 
 
 def finish(axes: Any) -> None:
-    """Show 0, below which a step would go up, and 1, where the gradient is BP's; whole epochs."""
+    """Draw lines at 0, below which a step increases the loss, and at 1, the value of BP; tick whole epochs."""
     from matplotlib.ticker import MaxNLocator
 
     axes.axhline(0, color=INK, linewidth=1.0)

@@ -118,7 +118,7 @@ def test_what_does_not_fit_is_left_out_and_the_rest_is_drawn(
     assert figure_main("small_gpu", measurement(of, memory_plan()), "", flags) == 1
     assert "BP failed and is left out: CUDA out of memory.\n" in capsys.readouterr().err
     found = check_files(storage / "small_gpu-smoke", "figure_7_memory", 4)
-    assert "Left out, without a result: 1 (resnet8 bp K01" in found["caption"]
+    assert "Left out for lack of a result: 1 (resnet8 bp K01" in found["caption"]
 
 
 def test_the_descent_figure_from_a_real_run(storage: Path) -> None:
@@ -189,7 +189,7 @@ def test_the_runtime_figure_on_threads(storage: Path, monkeypatch: pytest.Monkey
     rows = zip(found["time_ratio_min"], found["time_ratio"], found["time_ratio_max"], strict=True)
     assert all(0 < low <= middle <= high for low, middle, high in rows)
     assert found["n"] == [3, 3]
-    assert "2 devices; left out, all or some: K = 4" in found["caption"]
+    assert "2 devices; left out in whole or in part: K = 4" in found["caption"]
 
 
 def record_of(folder: Path, name: str, plan: Plan) -> None:
@@ -278,7 +278,7 @@ def test_a_record_without_a_row_is_refused(storage: Path, capsys: pytest.Capture
 @pytest.mark.parametrize(
     ("devices", "flags", "message"),
     [
-        (1, (), "K=2 stages want as many devices, of which there is 1"),
+        (1, (), "K=2 stages need K devices, and this machine has 1"),
         (2, ("--address", "10.0.0.1:6379"), "address='10.0.0.1:6379' names a cluster"),
         (2, ("--executor", "local"), "invalid choice 'local'"),
     ],

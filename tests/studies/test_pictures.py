@@ -101,7 +101,7 @@ def test_figure_7_without_bp_of_the_larger_network_shows_the_rest_and_says_so(dr
     chosen = [c for c in configs_of(plan) if (c.network, c.method) != ("resnet110", "bp")]
     ((figure, caption),) = draw("figure_7_memory", plan, [row_of(c, 0.0, memory_mib=500.0, **HERE) for c in chosen])
     assert [len(stars(axes)) for axes in panels(figure)] == [3, 3, 0, 0]
-    assert "Left out, without a result: 1 (resnet110 bp K01" in caption
+    assert "Left out for lack of a result: 1 (resnet110 bp K01" in caption
 
 
 def test_figure_9_draws_the_quoted_best_cases_and_names_the_k_left_out(draw: Draw) -> None:
@@ -116,7 +116,7 @@ def test_figure_9_draws_the_quoted_best_cases_and_names_the_k_left_out(draw: Dra
     dashed = [float(line.get_ydata()[0]) for line in axes.lines if line.get_linestyle() == "--"]
     assert dashed == [0.77, 0.48]
     assert words(axes) == ["paper: GLL at best, V100", "paper: BackLink at best (GLL 0.47), P100"]
-    assert "4 devices; left out, all or some: K = 8, 16" in caption
+    assert "4 devices; left out in whole or in part: K = 8, 16" in caption
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_sensitivity_marks_the_papers_gll_and_what_it_names(
     assert (stars(two), stars(four)) == ([(at, 10.35)], [(at, 15.02)])  # Table II, ResNet32, CIFAR-10
     assert quoted in words(two)
     assert any(float(line.get_xdata()[0]) == 0.5 and line.get_linestyle() == "--" for line in two.lines)
-    assert "Mean and standard deviation of n = 2 to 4 seeds a point" in caption
+    assert "Mean and standard deviation of n = 2 to 4 seeds per point" in caption
     assert f"Hardware: H100, torch 2.9, backlink_ray 1, commit abc, executor auto: {len(rows)} runs" in caption
 
 
@@ -182,7 +182,7 @@ def test_figure_10_draws_what_the_paper_says_of_k_and_of_l(draw: Draw) -> None:
     )
     drop = "accuracy drop against BP [percentage points]"
     assert labels(figure) == {
-        ("memory reduction against BP [%]", drop), ("reduction of a step's time against BP [%]", drop),
+        ("memory reduction against BP [%]", drop), ("step time reduction against BP [%]", drop),
     }  # fmt: skip
     assert legend_of(figure)[-2:] == ["paper: l = 2,\nK doubled", "paper: l = 1 to 4,\nK = 4"]
     memory, time = (
@@ -191,7 +191,7 @@ def test_figure_10_draws_what_the_paper_says_of_k_and_of_l(draw: Draw) -> None:
     assert memory[0] == approximately((30, 1.25), (53, 2.82))
     assert memory[1] == approximately((50, 3), (50, 2.13), (50, 2.13))  # memory stays
     assert time == [approximately((40, 1.25), (63, 2.82)), approximately((40, 3), (40, 2.13), (34, 2.13))]
-    assert "n = 1 to 2 seeds a point" in caption
+    assert "n = 1 to 2 seeds per point" in caption
 
 
 def approximately(*points: tuple[float, float]) -> list[Any]:
