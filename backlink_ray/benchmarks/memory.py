@@ -17,8 +17,8 @@ from backlink_ray.train.trainer import gradients
 
 ALLOCATED = "torch.cuda.max_memory_allocated in the step after a warm-up step"
 COUNTED = (
-    "counted, not computed: the peak of the distinct tensors that autograd keeps at once, and parameters, gradients and "
-    "momentum, without what a backward needs for a moment"
+    "counted, not computed: parameters, gradients, momentum and the peak of the tensors that autograd saves, without the "
+    "temporary buffers of the backward pass"
 )
 
 

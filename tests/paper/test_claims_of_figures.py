@@ -144,8 +144,8 @@ TIMES = {
         ("tradeoff-time-per-doubling", "reproduced", "22.0 %; at K = 4"),  # from 20 to 42; the paper: 23
         (
             "runtime-v100-devices",
-            "yours to judge",
-            "K = 2: 25.0 %, K = 4: 26.0 %; no number to judge by: look at figure_9_runtime.png",
+            "not judged",
+            "K = 2: 25.0 %, K = 4: 26.0 %; no number to compare with, see figure_9_runtime.png",
         ),
     ],
 )
@@ -182,16 +182,16 @@ def alphas(best: Mapping[int, float], seeds: int = 1) -> list[Row]:
 def test_the_best_alpha_of_each_k(tmp_path: Path) -> None:
     rows = alphas({2: 0.25, 4: 0.0}, seeds=2)
     found = judged(tmp_path / "both", "best-alpha", rows, "figure_4_alpha")
-    assert (found.verdict, found.ours) == ("reproduced", "2 of 2 lines run, 2 in all; seeds a point: 2")
+    assert (found.verdict, found.ours) == ("reproduced", "holds in 2 of 2 lines run, 2 in all; seeds per point: 2")
     high = judged(tmp_path / "high", "best-alpha", alphas({2: 0.25, 4: 1.0}), "figure_4_alpha")
     assert (high.verdict, high.ours) == (
         "not reproduced",
-        "1 of 2 lines run, 2 in all; seeds a point: 1; K = 4, l = 4: 1",
+        "holds in 1 of 2 lines run, 2 in all; seeds per point: 1; K = 4, l = 4: 1",
     )
     part = judged(tmp_path / "part", "best-alpha", rows[:-1], "figure_4_alpha")
-    assert (part.verdict, part.ours) == ("reproduced", "2 of 2 lines run, 2 in all; seeds a point: 1")
+    assert (part.verdict, part.ours) == ("reproduced", "holds in 2 of 2 lines run, 2 in all; seeds per point: 1")
     one = judged(tmp_path / "one", "best-alpha", rows[:-2], "figure_4_alpha")
-    assert (one.verdict, one.ours) == ("not run yet", "1 of 1 lines run, 2 in all; seeds a point: 2")
+    assert (one.verdict, one.ours) == ("not run yet", "holds in 1 of 1 lines run, 2 in all; seeds per point: 2")
     smaller = [
         row_of(RunConfig(**{f.name: row[f.name] for f in dataclasses.fields(RunConfig)}).replace(epochs=8), 1.0)
         for row in rows
@@ -210,7 +210,7 @@ def test_the_best_learning_rate_of_most_lines_and_a_run_that_diverged(tmp_path: 
     found = judged(tmp_path, "best-lr", rows, "figure_5_lr")
     assert (found.verdict, found.ours) == (
         "reproduced",
-        "9 of 10 lines run, 10 in all; seeds a point: 1; K = 4, l = 4: 0.1",
+        "holds in 9 of 10 lines run, 10 in all; seeds per point: 1; K = 4, l = 4: 0.1",
     )
 
 
@@ -235,4 +235,4 @@ def test_the_gradient_points_downhill_in_every_epoch_of_every_run(
 ) -> None:
     found = judged(tmp_path, "descent", descents(constant, epochs), "figure_3_descent")
     assert found.verdict == verdict
-    assert found.ours == f"constant {constant} or more, norm ratio 1.5 or less; {whole} of 16 runs whole"
+    assert found.ours == f"constant at least {constant}, norm ratio at most 1.5; {whole} of 16 runs complete"

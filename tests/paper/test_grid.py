@@ -69,7 +69,7 @@ def test_the_blank_cells_of_the_tables_are_those_the_rule_refuses() -> None:
         ("table2/cifar10/alexnet/fc/K2/l3", "at K=2 this row has l0, l1, l2"),
         ("table2/cifar10/resnet32/fc/K4/dgl", "is not in the paper's tables"),
         (OWN + "infopro+l5", "cannot exist: propagation_length=5 exceeds 4"),
-        ("resnet32", "is no address; allowed: table2/"),
+        ("resnet32", "is not an address; allowed: for example table2/"),
         ("table2/cifar10/resnet110/fc/K8/14", "nearest: table2/cifar10/resnet110/fc/K8/l4"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The paper's tables beside ours: numbers worked out by hand, in every form."""
+"""The paper's tables with our results, against numbers worked out by hand, in all formats."""
 
 import csv
 import io
@@ -68,7 +68,7 @@ def test_improvements_are_taken_seed_by_seed_and_marked_where_they_disagree() ->
     assert line_of(text, "ResNet32", "BackLink, l=2")[4] == "1.94 · 1.90 ± 0.10 (3) · -0.04"
     # 0.1 at every seed: the spread is nothing, and 3.06 far away.
     assert line_of(text, "ResNet32", "BackLink, l=4")[4] == "3.06 · 0.10 ± 0.00 (3) · -2.96 ≠"
-    assert line_of(text, "ResNet32", "BackLink, l=1")[3] == "0.52 · error 8.00 (1), no GLL to compare"
+    assert line_of(text, "ResNet32", "BackLink, l=1")[3] == "0.52 · error 8.00 (1), no GLL to compare with"
 
 
 def test_the_spread_of_the_papers_own_trials_counts() -> None:
@@ -118,7 +118,7 @@ def test_another_recipe_a_failed_run_and_a_smaller_budget_do_not_enter() -> None
     assert Scores(FIXED, [row]).entry(gll).ours == Spread(11.0, pytest.approx(math.nan, nan_ok=True), 1)
 
 
-def test_a_smaller_budget_is_told_in_every_form() -> None:
+def test_a_smaller_budget_is_stated_in_every_form() -> None:
     budget = Budget(epochs=8, train_images=10_000, batch_size=128, lr=0.1)
     small = table(runs_of(f"{ROW}/K4/l0", [40.0, 40.1], budget), Grid(cells=choose(3), budget=budget))
     for text in (markdown(small), cells_csv(small)):
