@@ -53,16 +53,16 @@ PRESETS = {
 STEP_PCT, STEP_PP = 23.0, 1.57
 # From l = 1 to 4: 0.87 points less error (at K = 4, by Table III), equal memory, and less than 6 % more time.
 GAIN_PP, SLOWER_PCT = 0.87, 6.0
-TAN = "#D8B98A"
+BROWN = "#D8B98A"
 
-BESIDE_BP = {
+AGAINST_BP = {
     "x": [
         ("memory_reduction_pct", "memory reduction against BP [%]"),
         ("time_reduction_pct", "step time reduction against BP [%]"),
     ],
     "y": ("accuracy_drop_pp", "accuracy drop against BP [percentage points]"),
 }
-ALONE = {
+ABSOLUTE = {
     "x": [("memory_mib", "peak memory of a step [MiB]"), ("step_ms", "step time [ms]")],
     "y": ("error_pct", "test error [%]"),
 }
@@ -72,12 +72,12 @@ def picture(data: FigureData) -> list[Path]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     found = trades(data.rows, lambda config: footprint_mib(config, device))
     figure, panels = new_figure(2, "Fig. 10  Trade-off of accuracy, memory and time against BP")
-    axes = BESIDE_BP if any(trade.config.method == "bp" for trade in found) else ALONE
+    axes = AGAINST_BP if any(trade.config.method == "bp" for trade in found) else ABSOLUTE
     for ax, (x, label) in zip(panels, axes["x"], strict=True):
         panel(ax, found, x, label, *axes["y"])
     panels[0].scatter([], [], s=150, facecolors="none", edgecolors=INK, label="Pareto front")
     notes = [f"Pareto front of error, memory and time. Memory on one device: {source_of(device)}"]
-    if axes is BESIDE_BP:
+    if axes is AGAINST_BP:
         mark_quoted(panels[0], found, "memory_reduction_pct", 0.0)
         notes += mark_quoted(panels[1], found, "time_reduction_pct", SLOWER_PCT)
     else:
@@ -97,10 +97,10 @@ def table_rows(storage: Path, base: RunConfig) -> list[dict[str, Any]]:
     """Return Table III's finished runs of BP and BackLink that differ from `base` only in K, l, alpha and seed."""
     folder = table_3(storage)
     rows = Results(folder).rows()
-    return [row for row in rows if row["status"] == "FINISHED" and is_like(config_of(row), base)]
+    return [row for row in rows if row["status"] == "FINISHED" and has_recipe_of(config_of(row), base)]
 
 
-def is_like(config: RunConfig, base: RunConfig) -> bool:
+def has_recipe_of(config: RunConfig, base: RunConfig) -> bool:
     if config.method == "bp":
         return config.run_id == base.replace(method="bp", seed=config.seed).run_id
     varied = {name: getattr(config, name) for name in ("num_modules", "propagation_length", "alpha", "seed")}
@@ -116,7 +116,7 @@ def panel(axes: Any, found: list[Trade], x: str, x_label: str, y: str, y_label: 
         ks = {t.config.num_modules for t in group}
         line = {} if len(ks) == len(group) else {"linestyle": ""}  # no line through a search's many points per K
         at_x, at_y = [getattr(t, x) for t in group], [getattr(t, y) for t in group]
-        axes.errorbar(at_x, at_y, yerr=spread(group), capsize=2.5, elinewidth=1, **line_style(series, index) | line)
+        axes.errorbar(at_x, at_y, yerr=error_bars(group), capsize=2.5, elinewidth=1, **line_style(series, index) | line)
     for trade in found:
         point = (getattr(trade, x), getattr(trade, y))
         if trade.on_front:
@@ -126,7 +126,7 @@ def panel(axes: Any, found: list[Trade], x: str, x_label: str, y: str, y_label: 
             axes.annotate(name, point, (7, 6), textcoords="offset points", fontsize=7.5, color=INK)
 
 
-def spread(group: list[Trade]) -> list[float] | None:
+def error_bars(group: list[Trade]) -> list[float] | None:
     deviations = [trade.error_std_pp for trade in group]
     return deviations if any(deviations) else None
 
@@ -135,21 +135,21 @@ def mark_quoted(axes: Any, found: list[Trade], x: str, slower_pct: float) -> lis
     """Draw the changes that the paper's text quotes, starting at our own points; return notes for the caption."""
     axes.axhline(0, color="#DDDDDD", linewidth=0.8, zorder=0)
     notes, line = [], {"linewidth": 2.5, "zorder": 0}
-    if start := at(found, x, 2, 2):
+    if start := point_of(found, x, 2, 2):
         end = (start[0] + STEP_PCT, start[1] + STEP_PP)
         axes.plot(*zip(start, end, strict=True), color=PALE, label="paper: l = 2,\nK doubled", **line)
         notes.append("Grey: the paper's change at l = 2 when K doubles, from our point at K = 2")
-    if start := at(found, x, 4, 1):
+    if start := point_of(found, x, 4, 1):
         down = start[1] - GAIN_PP
         path = [start, (start[0], down), (start[0] - slower_pct, down)]
-        axes.plot(*zip(*path, strict=True), color=TAN, label="paper: l = 1 to 4,\nK = 4", **line)
+        axes.plot(*zip(*path, strict=True), color=BROWN, label="paper: l = 1 to 4,\nK = 4", **line)
         notes.append(
             f"Brown: the paper's change from l = 1 to 4, from our point at K = 4, with up to {SLOWER_PCT:g} % more time"
         )
     return notes
 
 
-def at(found: list[Trade], x: str, k: int, length: int) -> tuple[float, float] | None:
+def point_of(found: list[Trade], x: str, k: int, length: int) -> tuple[float, float] | None:
     """Return the point of BackLink at K and l; None if it was not run."""
     wanted = ("backlink", k, length)
     of = [t for t in found if (t.config.method, t.config.num_modules, t.config.propagation_length) == wanted]

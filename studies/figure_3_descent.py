@@ -6,7 +6,8 @@ module's gradient is exact and makes the total look better.
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,9 @@ SMOKE = PAPER.replace(
     network="resnet8", dataset="cifar10-sample", num_modules=2, propagation_length=1, lr=0.05, batch_size=32, epochs=2,
     train_images=192, test_images=100,
 )  # fmt: skip
+Rows = list[dict[str, Any]]
 Panel = tuple[int, int]  # K and l
+Curve = tuple[str, str, Rows]
 COLUMNS = (("constant", "∇L·g / ‖∇L‖²"), ("norm_ratio", "‖g‖ / ‖∇L‖"))
 PAPER_SAYS = "Paper: the constant is positive in all settings, and the norm ratio is bounded"
 SHOWN = 0.5  # alpha of the figure per module
@@ -76,59 +79,54 @@ def ending(epoch: int) -> str:
 
 def picture(data: FigureData) -> list[Path]:
     rows = sorted(data.rows, key=lambda row: int(row["epoch"]))
-    return [*whole(data, rows), *by_module(data, rows)]
+    return [*all_units(data, rows), *per_module(data, rows)]
 
 
-def panels_of(rows: list[dict[str, Any]]) -> list[Panel]:
-    return sorted({(r["num_modules"], r["propagation_length"]) for r in rows if r["method"] == "backlink"})
+def all_units(data: FigureData, rows: Rows) -> list[Path]:
+    def curves(by_alpha: dict[float, Rows], _k: int) -> list[Curve]:
+        return [("GLL (α = 1)" if alpha == 1 else f"α = {alpha:g}", "", found) for alpha, found in by_alpha.items()]
+
+    title = "Fig. 3  Is the gradient a descent direction of the global loss?"
+    notes = ("g: mean of the method's gradients", PAPER_SAYS, left_out(data.missing), ended_early(rows))
+    return draw_figure(data, rows, "figure_3_descent", title, "all units", curves, *notes)
 
 
-def lines(rows: list[dict[str, Any]], panel: Panel) -> dict[float, list[dict[str, Any]]]:
+def per_module(data: FigureData, rows: Rows) -> list[Path]:
+    def curves(by_alpha: dict[float, Rows], k: int) -> list[Curve]:
+        return [(f"module {m}", f"_module_{m}", by_alpha.get(SHOWN, [])) for m in range(k)]
+
+    title = f"Fig. 3, per module: BackLink, α = {SHOWN}"
+    last = "The gradient of the last module is exact, so both its values are 1. The data files have all other α"
+    return draw_figure(data, rows, "figure_3_modules", title, "each module", curves, last, left_out(data.missing))
+
+
+def draw_figure(
+    data: FigureData, rows: Rows, name: str, title: str, what: str,
+    curves: Callable[[dict[float, Rows], int], list[Curve]], *notes: str,
+) -> list[Path]:  # fmt: skip
+    """Draw both columns for every K and l, with the curves (label, suffix of the column, rows) of a panel's rows by alpha."""
+    panels = sorted({(r["num_modules"], r["propagation_length"]) for r in rows if r["method"] == "backlink"})
+    figure, axes = new_figure(len(panels), title, rows=2, height_in=3.0)
+    for ax, ((column, label), (k, n)) in zip(axes, product(COLUMNS, panels), strict=True):
+        format_axes(ax, f"K = {k}, l = {n}, {what}", "epochs trained", label)
+        for index, (text, suffix, points) in enumerate(curves(rows_by_alpha(rows, (k, n)), k)):
+            draw(ax, points, column + suffix, text, index)
+        mark_zero_and_one(ax)
+    legend(figure)
+    caption = caption_of(data.plan.base, f"Hardware: {rows[0]['hardware']}", (1,), *notes)
+    return save_figure(figure, rows, name, data.folder, caption=caption)
+
+
+def rows_by_alpha(rows: Rows, panel: Panel) -> dict[float, Rows]:
     """Return a panel's rows by alpha; GLL counts as alpha = 1 for every l."""
-    found: dict[float, list[dict[str, Any]]] = {}
+    found: dict[float, Rows] = {}
     for row in rows:
         if row["num_modules"] == panel[0] and (row["method"] == "gll" or row["propagation_length"] == panel[1]):
             found.setdefault(float(row["alpha"]), []).append(row)
     return dict(sorted(found.items()))
 
 
-def whole(data: FigureData, rows: list[dict[str, Any]]) -> list[Path]:
-    panels = panels_of(rows)
-    figure, axes = new_figure(
-        len(panels), "Fig. 3  Does the gradient point down the loss of the whole network?", rows=2, height_in=3.0
-    )
-    for j, (column, label) in enumerate(COLUMNS):
-        for i, (k, n) in enumerate(panels):
-            ax = axes[j * len(panels) + i]
-            format_axes(ax, f"K = {k}, l = {n}, all units", "epochs trained", label)
-            for index, (alpha, points) in enumerate(lines(rows, (k, n)).items()):
-                draw(ax, points, column, "GLL (α = 1)" if alpha == 1 else f"α = {alpha:g}", index)
-            finish(ax)
-    legend(figure)
-    caption = caption_of(
-        data.plan.base, f"Hardware: {rows[0]['hardware']}", (1,), "g: mean of the method's gradients", PAPER_SAYS,
-        left_out(data.missing), ended_early(rows),
-    )  # fmt: skip
-    return save_figure(figure, rows, "figure_3_descent", data.folder, caption=caption)
-
-
-def by_module(data: FigureData, rows: list[dict[str, Any]]) -> list[Path]:
-    panels = panels_of(rows)
-    figure, axes = new_figure(len(panels), f"Fig. 3, per module: BackLink, α = {SHOWN}", rows=2, height_in=3.0)
-    for j, (column, label) in enumerate(COLUMNS):
-        for ax, (k, n) in zip(axes[j * len(panels) :], panels, strict=False):
-            format_axes(ax, f"K = {k}, l = {n}, each module", "epochs trained", label)
-            for module in range(k):
-                points = lines(rows, (k, n)).get(SHOWN, [])
-                draw(ax, points, f"{column}_module_{module}", f"module {module}", module)
-            finish(ax)
-    legend(figure)
-    last = "The gradient of the last module is exact, so both its values are 1. The data files have all other α"
-    caption = caption_of(data.plan.base, f"Hardware: {rows[0]['hardware']}", (1,), last, left_out(data.missing))
-    return save_figure(figure, rows, "figure_3_modules", data.folder, caption=caption)
-
-
-def ended_early(rows: list[dict[str, Any]]) -> str:
+def ended_early(rows: Rows) -> str:
     """Name the runs without rows for their last epochs, which diverged or are unfinished."""
     last = {config_of(row).run_id: row for row in rows}  # rows come in order of epochs
     early = [row for row in last.values() if row["epoch"] < row["epochs"]]
@@ -136,12 +134,12 @@ def ended_early(rows: list[dict[str, Any]]) -> str:
     return f"Not measured to the end: {names}" if early else ""
 
 
-def draw(axes: Any, points: list[dict[str, Any]], column: str, label: str, index: int) -> None:
+def draw(axes: Any, points: Rows, column: str, label: str, index: int) -> None:
     style = line_style(label, index) | ({} if len(points) <= 20 else {"marker": ""})
     axes.plot([p["epoch"] for p in points], [p[column] for p in points], **style)
 
 
-def finish(axes: Any) -> None:
+def mark_zero_and_one(axes: Any) -> None:
     """Draw lines at 0, below which a step increases the loss, and at 1, the value of BP; tick whole epochs."""
     from matplotlib.ticker import MaxNLocator
 

@@ -86,21 +86,21 @@ def panel(axes: Any, network: str, tail: str, rows: list[dict[str, Any]]) -> Non
     kept = {"retain": "retained", "recompute": "recomputed"}[tail]
     format_axes(axes, f"{network}, graph of the tail {kept}", "number of local modules K", "peak memory [MiB]")
     axes.set_ylim(0, 1.08 * max(float(row["memory_mib"]) for row in rows))
-    for series, points in lines(rows, tail).items():
+    for series, points in points_by_series(rows, tail).items():
         axes.plot(*zip(*points, strict=True), **line_style(series))
     label_values(axes, (1, *KS), base=2)
     if bp:
-        beside_bp(axes, network, bp)
+        add_bp_scale(axes, network, bp)
 
 
-def beside_bp(axes: Any, network: str, bp: float) -> None:
+def add_bp_scale(axes: Any, network: str, bp: float) -> None:
     part = axes.secondary_yaxis("right", functions=(lambda mib: 100 * mib / bp, lambda pct: pct * bp / 100))
     part.set_ylabel("relative to BP [%]", fontsize=9)
     for k, share, text, offset_pt in PAPER.get(network, []):
         mark_paper(axes, k, share * bp, text, offset_pt)
 
 
-def lines(rows: list[dict[str, Any]], tail: str) -> dict[str, list[tuple[int, float]]]:
+def points_by_series(rows: list[dict[str, Any]], tail: str) -> dict[str, list[tuple[int, float]]]:
     found: dict[str, list[tuple[int, float]]] = {}
     for row in rows:
         config = config_of(row)

@@ -27,7 +27,7 @@ from backlink_ray.tuning.plan import Plan
 KS = (2, 4, 8, 16)
 PAPER = recipe(find("table3/cifar10/resnet110/conv/K4/l2"))
 SMOKE = PAPER.replace(network="resnet14", dataset="cifar10-sample", num_modules=2, propagation_length=1, batch_size=64)
-TURNS = {"paper": {"steps": 10, "rounds": 7}, "smoke": {"steps": 2, "rounds": 3}}
+TIMING = {"paper": {"steps": 10, "rounds": 7}, "smoke": {"steps": 2, "rounds": 3}}
 # The best cases that the paper's text quotes, as fractions of BP's time; the text does not state K.
 QUOTED = {0.77: "paper: GLL at best, V100", 0.48: "paper: BackLink at best (GLL 0.47), P100"}
 RECORDED = ("step_ms", "time_ratio", "time_ratio_min", "time_ratio_max", "n", "steps")
@@ -66,7 +66,7 @@ def measured(configs: Sequence[RunConfig], context: MeasurementContext) -> Itera
     for executor in ("threads", "ray") if context.flags.executor == "auto" else (context.flags.executor,):
         for config in (c for c in configs if context.row_id(c, f"-{executor}") not in done):
             with context.attempt(config):
-                bp, stages = step_times(config, (executor,), context.device, count=count, **turns(config))
+                bp, stages = step_times(config, (executor,), context.device, count=count, **timing(config))
                 low, median, high = (float(stages[f"time_ratio{end}"]) for end in ("_min", "", "_max"))
                 print(f"{executor} {style.name_of(config)}: {median:.2f} of BP ({low:.2f}..{high:.2f})", flush=True)
                 found = {name: stages[name] for name in RECORDED} | {"bp_step_ms": bp["step_ms"]}
@@ -74,13 +74,13 @@ def measured(configs: Sequence[RunConfig], context: MeasurementContext) -> Itera
                 yield {**context.row(config, f"-{executor}"), **found, **about}
 
 
-def turns(config: RunConfig) -> dict[str, int]:
-    return TURNS["paper" if config.network == PAPER.network else "smoke"]
+def timing(config: RunConfig) -> dict[str, int]:
+    return TIMING["paper" if config.network == PAPER.network else "smoke"]
 
 
 def images(config: RunConfig) -> int:
     """Count BP and the stages under two executors, with their warm-up rounds."""
-    return 4 * config.batch_size * turns(config)["steps"] * (turns(config)["rounds"] + 1)
+    return 4 * config.batch_size * timing(config)["steps"] * (timing(config)["rounds"] + 1)
 
 
 def refuse(config: RunConfig, device: str) -> str:

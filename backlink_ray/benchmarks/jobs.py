@@ -15,11 +15,11 @@ from backlink_ray.train.executor import Job
 NO_AUGMENTATION = Augmentation(pad=0, mode="constant", flip=False)
 
 
-def random_images(count: int, size: int = 32, classes: int = 10, seed: int = 0) -> ImageSet:
-    """Return uint8 noise in the shape of CIFAR: time and memory do not depend on the content."""
-    g = torch.Generator().manual_seed(seed)
-    pixels = torch.randint(0, 256, (count, 3, size, size), generator=g, dtype=torch.uint8)
-    return ImageSet(pixels=pixels, labels=torch.randint(0, classes, (count,), generator=g))
+def random_images(count: int) -> ImageSet:
+    """Return uint8 noise in the shape of CIFAR-10: time and memory do not depend on the content."""
+    g = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (count, 3, 32, 32), generator=g, dtype=torch.uint8)
+    return ImageSet(pixels=pixels, labels=torch.randint(0, 10, (count,), generator=g))
 
 
 def propagation_lengths(network: str, num_modules: int, longest: int = 4) -> range:

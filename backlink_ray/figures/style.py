@@ -14,8 +14,8 @@ INK, PALE, QUOTE = "#333333", "#BBBBBB", "#666666"
 # Okabe and Ito's palette, which is safe for colour blindness.
 COLOURS = ("#56B4E9", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#D55E00")
 MARKERS = "^vDPoX"
-# A series looks the same in every figure.
-_LOOKS = {
+# Series with the same style in every figure.
+_STYLES = {
     "BP": (INK, "s"), "GLL": (COLOURS[4], MARKERS[4]), "InfoPro": (COLOURS[5], MARKERS[5]),
     **{f"BackLink l={i + 1}": (COLOURS[i], MARKERS[i]) for i in range(4)},
 }  # fmt: skip
@@ -38,13 +38,13 @@ def name_of(config: RunConfig) -> str:
 
 def line_style(series: str, index: int = 0) -> dict[str, Any]:
     """Return a series' colour, marker and label for matplotlib; a series without a fixed style gets the index-th."""
-    colour, marker = _LOOKS.get(series, (COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]))
+    colour, marker = _STYLES.get(series, (COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]))
     return {"color": colour, "marker": marker, "markersize": 5.5, "linewidth": 1.5, "label": series}
 
 
 def legend_order(series: str) -> int:
     """Return a series' position in a legend: BP, GLL, InfoPro, BackLink by l, then all others."""
-    return [*_LOOKS, series].index(series)
+    return [*_STYLES, series].index(series)
 
 
 def new_figure(columns: int, title: str, *, rows: int = 1, height_in: float = 4.2) -> "tuple[Figure, list[Axes]]":

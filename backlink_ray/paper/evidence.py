@@ -69,7 +69,7 @@ class Evidence:
 
         Of repeated measurements on one machine, the newest counts.
         """
-        return [row for row in _ended(self._studies.get(claim["figure"], ())) if _is_point(row, claim)]
+        return [row for row in _ended(self._studies.get(claim["figure"], ())) if _matches(row, claim)]
 
     def on_gpu(self, claim: Mapping[str, Any]) -> bool:
         """Return whether a claim's memory or time was measured on GPUs."""
@@ -93,7 +93,7 @@ class Evidence:
     def _compared(self, claim: Mapping[str, Any]) -> list[tuple[Row, float]]:
         found = self.points(claim)
         rows = [row for row in found if _on_gpu(row)] or found
-        mine = [row for row in rows if row["method"] == claim["of"] and _is_asked(row, claim)]
+        mine = [row for row in rows if row["method"] == claim["of"] and _is_case_of(row, claim)]
         return [(row, base) for row in mine for base in _bases(row, rows, claim)]
 
     def best(self, claim: Mapping[str, Any]) -> dict[str, tuple[float, int]]:
@@ -135,7 +135,7 @@ def _ended(rows: Iterable[Row]) -> list[Row]:
     return list({row["run_id"]: row for row in sorted(ended, key=lambda row: row["status"] == "FINISHED")}.values())
 
 
-def _is_point(row: Row, claim: Mapping[str, Any]) -> bool:
+def _matches(row: Row, claim: Mapping[str, Any]) -> bool:
     """Return whether a row is a full run that matches a claim; BackLink with the tail's graph retained, as in the paper."""
     named = all(
         fnmatch.fnmatch(str(row.get(name)), claim.get(name, "*")) for name in ("network", "dataset", "hardware")
@@ -150,7 +150,7 @@ def _is_full(row: Row) -> bool:
 _PARTS = ("train_images", "test_images", "validation_fraction")
 
 
-def _is_asked(row: Row, claim: Mapping[str, Any]) -> bool:
+def _is_case_of(row: Row, claim: Mapping[str, Any]) -> bool:
     return all(claim.get(name, row[name]) == row[name] for name in ("num_modules", "propagation_length"))
 
 

@@ -1,4 +1,4 @@
-"""Studies from the outside, on the embedded real images: the main job, twice, and what it refuses."""
+"""Studies from their command line, on the embedded real images: complete runs, resumed runs, and refusals."""
 
 import contextlib
 import re
@@ -20,7 +20,7 @@ from tests.tracking.mlflow_store import Store
 
 
 @pytest.mark.timeout(400)
-def test_the_main_job_twice(tmp_path: Path) -> None:
+def test_a_search_twice(tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
     flags = ("--smoke-test", "--storage-path", str(tmp_path))
@@ -48,7 +48,7 @@ def test_the_main_job_twice(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_a_trial_whose_loss_is_not_finite_fails_by_name_and_the_study_goes_on(tmp_path: Path) -> None:
+def test_a_trial_with_a_loss_that_is_not_finite_fails_and_the_study_continues(tmp_path: Path) -> None:
     done = subprocess.run(recipe(tmp_path, NOT_FINITE), capture_output=True, text=True, timeout=170, cwd=ROOT)
     assert done.returncode == 1, done.stderr
     assert "the local loss of stage" in done.stderr
@@ -80,13 +80,13 @@ sys.exit(main("tiny", {"smoke": PLAN}, ""))
 NOT_FINITE = 'Plan(base=BASE, runs=(BASE.replace(lr=1e30), BASE.replace(lr=0.05)), metric="test_error_pct")'
 SEARCH = """Plan(base=BASE.replace(epochs=12), space=Space(num_modules=(2,), lr=(1e-9, 0.2)), num_samples=1, metric="train_loss",
     first=(BASE.replace(epochs=12, lr=0.05),))"""
-# The second one cannot learn, so it ranks low by its loss whatever the first one's is.
+# The second one cannot learn, so its loss is always the higher one.
 ASHA = """Plan(base=BASE.replace(epochs=6), space=Space(num_modules=(2,), lr=(1e-9, 0.2)), num_samples=2, metric="train_loss",
     first=(BASE.replace(epochs=6, lr=0.05), BASE.replace(epochs=6, lr=1e-9)))"""
 
 
 def recipe(folder: Path, plan: str) -> list[str]:
-    """Return the command of a study of one's own."""
+    """Return the command of a user's study."""
     file = folder / "tiny.py"
     file.write_text(RECIPE.replace("PLAN", plan))
     return [sys.executable, str(file), "--smoke-test", "--storage-path", str(folder / "s"), "--executor", "local"]
@@ -102,7 +102,7 @@ def started_until_epoch(epoch: int, command: list[str]) -> subprocess.Popen[str]
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-def test_asha_stops_what_ranks_low_and_keeps_what_it_had(tmp_path: Path) -> None:
+def test_asha_stops_the_worse_trial_and_keeps_its_results(tmp_path: Path) -> None:
     from backlink_ray.runs.results import Results
 
     command = recipe(tmp_path, ASHA)
@@ -118,14 +118,14 @@ def test_asha_stops_what_ranks_low_and_keeps_what_it_had(tmp_path: Path) -> None
 
 
 def tracked(storage: Path) -> tuple[list[str], Counter[tuple[str, int]]]:
-    """Return the status of each trial's run in MLflow, and how often each point of a curve is there."""
+    """Return the status of each trial's run in MLflow, and how often each point of a curve is recorded."""
     store = Store(storage / "mlflow.db")
     points = Counter((key, step) for run, key, step, _ in store.points().elements() if "/" in key)
     return [status for run, status in store.runs() if run != "tiny-smoke"], points
 
 
 def kill_with_children(child: subprocess.Popen[str]) -> None:
-    """End a driver as `kill -9` does, and then the processes of its Ray, which would live on for a while."""
+    """Kill a driver as `kill -9` does, and then its Ray processes, which would otherwise live on for a while."""
     children = psutil.Process(child.pid).children(recursive=True)
     child.kill()
     child.wait()
@@ -135,7 +135,7 @@ def kill_with_children(child: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.timeout(400)
-def test_a_study_goes_on_after_a_killed_trial_ctrl_c_and_a_killed_driver(tmp_path: Path) -> None:
+def test_a_study_continues_after_a_killed_trial_ctrl_c_and_a_killed_driver(tmp_path: Path) -> None:
     from backlink_ray.runs.results import Results
 
     def rows() -> list[tuple[object, object]]:
@@ -177,7 +177,7 @@ def test_a_study_goes_on_after_a_killed_trial_ctrl_c_and_a_killed_driver(tmp_pat
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-def test_a_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
+def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
     command = recipe(tmp_path, SEARCH)
     child = started_until_epoch(2, command)
     child.send_signal(signal.SIGINT)
