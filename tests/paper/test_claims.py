@@ -1,4 +1,4 @@
-"""The paper's claims: the numbers held against the tables, and verdicts on records made up for the purpose."""
+"""The paper's claims: their numbers against the tables, and verdicts on made-up records."""
 
 from pathlib import Path
 from typing import Any
@@ -88,21 +88,21 @@ def test_a_gain_is_reproduced_within_twice_the_standard_error(tmp_path: Path) ->
             f"{BACKLINK} ran with alpha 0.25, 0.5, but no runs on held-out images choose one",
         ),
     ],
-    ids=["nothing", "one of the two cells", "one seed", "a smaller budget", "two alphas and no choice"],
+    ids=["nothing", "one of the two cells", "one seed", "a smaller budget", "two alphas, none chosen"],
 )
 def test_a_gain_that_has_not_run_at_the_papers_budget(tmp_path: Path, rows: list[Row], ours: str) -> None:
     found = judged(tmp_path, "gain-resnet32-cifar10-k16", rows)
     assert (found.verdict, found.ours) == ("not run yet", ours)
 
 
-def test_the_alpha_that_was_chosen_counts(tmp_path: Path) -> None:
+def test_runs_at_the_chosen_alpha_count(tmp_path: Path) -> None:
     rows = [*runs_of(GLL, [24.0, 24.1]), *runs_of(BACKLINK, [20.0, 20.0]), *runs_of(BACKLINK, [9.0, 9.0], alpha=0.25)]
     rows += selection_of(BACKLINK, dict.fromkeys(ALPHAS, 30.0) | {0.5: 29.0})
     found = judged(tmp_path, "gain-resnet32-cifar10-k16", rows)
     assert (found.verdict, found.ours) == ("reproduced", "4.05 ± 0.07 (2) points")
 
 
-def test_a_run_that_failed_in_another_study_takes_nothing_back(tmp_path: Path) -> None:
+def test_a_run_that_failed_in_another_study_changes_nothing(tmp_path: Path) -> None:
     rows = [*runs_of(GLL, [24.0, 24.1, 24.2]), *runs_of(BACKLINK, [20.1, 20.3, 20.2])]
     record(tmp_path, "figure_4_alpha", rows)
     failed = [row | {"status": "FAILED"} for row in rows]
