@@ -99,7 +99,7 @@ def panels_b(flags: Flags) -> list[Panel]:
     return [Panel(title="(b) SVHN", dataset=dataset, whole=dataset, x="class (digit)", note=note)]
 
 
-def draw(axes, panel: Panel) -> None:  # type: ignore[no-untyped-def]  # matplotlib has no types
+def draw(axes: Any, panel: Panel) -> None:
     counts, places = panel.dataset.train_counts, range(panel.dataset.num_classes)
     if panel.was_cut:
         axes.bar(places, panel.whole.train_counts, 0.84, color="#EAEAEA", label="left out")

@@ -37,24 +37,20 @@ class Download:
         """Return whether the members have to be unpacked."""
         return self.filename.endswith(".tar.gz")
 
-    def faults(self, root: Path) -> list["Fault"]:
-        """Return what is missing or wrong, in the order of the members."""
-        checked = (Fault(path=root / name, expected=md5, found=_md5(root / name)) for name, md5 in self.members)
-        return [fault for fault in checked if fault.found != fault.expected]
+    def is_intact(self, root: Path) -> bool:
+        """Return whether all members exist and match their checksums."""
+        return all(_md5(root / name) == md5 for name, md5 in self.members)
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fault:
-    """A file that is missing (`found` is empty) or has another md5 than the original."""
-
-    path: Path
-    expected: str
-    found: str
-
-    def __str__(self) -> str:
-        if not self.found:
-            return f"{self.path} is missing"
-        return f"{self.path} is corrupt: expected md5 {self.expected}, found md5 {self.found}"
+    def missing(self, root: Path) -> list[Path]:
+        """Return the members that do not exist; DataError if one is corrupt."""
+        found = {root / name: (md5, _md5(root / name)) for name, md5 in self.members}
+        for path, (expected, md5) in found.items():
+            if md5 not in ("", expected):
+                raise DataError(
+                    f"{path} is corrupt: expected md5 {expected}, found md5 {md5}; fix: rm {shlex.quote(str(path))} "
+                    "and run again, or replace it with an intact copy"
+                )
+        return [path for path, (_, md5) in found.items() if not md5]
 
 
 def provide(name: str, downloads: Sequence[Download], root: Path, download: bool) -> None:
@@ -69,7 +65,7 @@ def provide(name: str, downloads: Sequence[Download], root: Path, download: bool
     Raises:
         DataError: a file is corrupt, or missing and cannot be downloaded, or the root is not writable.
     """
-    if not any(one.faults(root) for one in downloads):
+    if all(one.is_intact(root) for one in downloads):
         return
     from filelock import FileLock
 
@@ -85,19 +81,15 @@ def provide(name: str, downloads: Sequence[Download], root: Path, download: bool
 
 
 def _download_missing(one: Download, root: Path, download: bool) -> None:
-    faults = one.faults(root)
-    corrupt = [fault for fault in faults if fault.found]
-    if corrupt:
-        path = shlex.quote(str(corrupt[0].path))
-        raise DataError(f"{corrupt[0]}; fix: rm {path} and run again, or replace it with an intact copy")
-    if faults and not download:
-        raise MissingError(_with_command(one, root, str(faults[0])))
-    if faults:
+    missing = one.missing(root)
+    if missing and not download:
+        raise MissingError(_with_command(one, root, f"{missing[0]} is missing"))
+    if missing:
         print(f"downloading {one.filename} to {root}", file=sys.stderr, flush=True)
         try:
-            _download(one, [fault.path for fault in faults], root)
+            _download(one, missing, root)
         except Exception as error:  # any network failure calls for the same advice
-            raise DataError(_with_command(one, root, f"{faults[0]}; download failed: {error}")) from error
+            raise DataError(_with_command(one, root, f"{missing[0]} is missing; download failed: {error}")) from error
 
 
 def _download(one: Download, missing: list[Path], root: Path) -> None:
