@@ -55,12 +55,12 @@ STEP_PCT, STEP_PP = 23.0, 1.57
 GAIN_PP, SLOWER_PCT = 0.87, 6.0
 BROWN = "#D8B98A"
 
-AGAINST_BP = {
+RELATIVE = {
     "x": [
-        ("memory_reduction_pct", "memory reduction against BP [%]"),
-        ("time_reduction_pct", "step time reduction against BP [%]"),
+        ("memory_reduction_pct", "memory reduction relative to BP [%]"),
+        ("time_reduction_pct", "step time reduction relative to BP [%]"),
     ],
-    "y": ("accuracy_drop_pp", "accuracy drop against BP [percentage points]"),
+    "y": ("accuracy_drop_pp", "accuracy drop relative to BP [percentage points]"),
 }
 ABSOLUTE = {
     "x": [("memory_mib", "peak memory of a step [MiB]"), ("step_ms", "step time [ms]")],
@@ -71,13 +71,13 @@ ABSOLUTE = {
 def picture(data: FigureData) -> list[Path]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     found = trades(data.rows, lambda config: footprint_mib(config, device))
-    figure, panels = new_figure(2, "Fig. 10  Trade-off of accuracy, memory and time against BP")
-    axes = AGAINST_BP if any(trade.config.method == "bp" for trade in found) else ABSOLUTE
+    figure, panels = new_figure(2, "Fig. 10  Trade-off of accuracy, memory and time relative to BP")
+    axes = RELATIVE if any(trade.config.method == "bp" for trade in found) else ABSOLUTE
     for ax, (x, label) in zip(panels, axes["x"], strict=True):
         panel(ax, found, x, label, *axes["y"])
     panels[0].scatter([], [], s=150, facecolors="none", edgecolors=INK, label="Pareto front")
     notes = [f"Pareto front of error, memory and time. Memory on one device: {source_of(device)}"]
-    if axes is AGAINST_BP:
+    if axes is RELATIVE:
         mark_quoted(panels[0], found, "memory_reduction_pct", 0.0)
         notes += mark_quoted(panels[1], found, "time_reduction_pct", SLOWER_PCT)
     else:
@@ -95,16 +95,13 @@ def table_3(storage: Path) -> Path:
 
 def table_rows(storage: Path, base: RunConfig) -> list[dict[str, Any]]:
     """Return Table III's finished runs of BP and BackLink that differ from `base` only in K, l, alpha and seed."""
-    folder = table_3(storage)
-    rows = Results(folder).rows()
+    rows = Results(table_3(storage)).rows()
     return [row for row in rows if row["status"] == "FINISHED" and has_recipe_of(config_of(row), base)]
 
 
 def has_recipe_of(config: RunConfig, base: RunConfig) -> bool:
-    if config.method == "bp":
-        return config.run_id == base.replace(method="bp", seed=config.seed).run_id
-    varied = {name: getattr(config, name) for name in ("num_modules", "propagation_length", "alpha", "seed")}
-    return config.method == "backlink" and config.run_id == base.replace(**varied).run_id
+    varied = {name: getattr(config, name) for name in ("method", "num_modules", "propagation_length", "alpha", "seed")}
+    return config.method in ("bp", "backlink") and config.run_id == base.replace(**varied).run_id
 
 
 def panel(axes: Any, found: list[Trade], x: str, x_label: str, y: str, y_label: str) -> None:

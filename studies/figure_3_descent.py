@@ -36,7 +36,7 @@ Panel = tuple[int, int]  # K and l
 Curve = tuple[str, str, Rows]
 COLUMNS = (("constant", "∇L·g / ‖∇L‖²"), ("norm_ratio", "‖g‖ / ‖∇L‖"))
 PAPER_SAYS = "Paper: the constant is positive in all settings, and the norm ratio is bounded"
-SHOWN = 0.5  # alpha of the figure per module
+SHOWN_ALPHA = 0.5  # alpha of the figure per module
 
 
 def runs(base: RunConfig, panels: Sequence[Panel], alphas: tuple[float, ...]) -> tuple[RunConfig, ...]:
@@ -93,9 +93,9 @@ def all_units(data: FigureData, rows: Rows) -> list[Path]:
 
 def per_module(data: FigureData, rows: Rows) -> list[Path]:
     def curves(by_alpha: dict[float, Rows], k: int) -> list[Curve]:
-        return [(f"module {m}", f"_module_{m}", by_alpha.get(SHOWN, [])) for m in range(k)]
+        return [(f"module {m}", f"_module_{m}", by_alpha.get(SHOWN_ALPHA, [])) for m in range(k)]
 
-    title = f"Fig. 3, per module: BackLink, α = {SHOWN}"
+    title = f"Fig. 3, per module: BackLink, α = {SHOWN_ALPHA}"
     last = "The gradient of the last module is exact, so both its values are 1. The data files have all other α"
     return draw_figure(data, rows, "figure_3_modules", title, "each module", curves, last, left_out(data.missing))
 

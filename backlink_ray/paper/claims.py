@@ -65,9 +65,8 @@ def inconsistencies() -> list[str]:
 def judge(claim: Claim, evidence: Evidence) -> Finding:
     """Judge a claim by recorded runs."""
     paper, ours, verdict = _JUDGES[claim["kind"]](claim, evidence)
-    return Finding(
-        claim=claim, rests_on=_rests_on(claim), paper=paper, ours=ours, verdict=verdict, own=_own(claim),
-    )  # fmt: skip
+    rests_on, own = _rests_on(claim), _own(claim)
+    return Finding(claim=claim, rests_on=rests_on, paper=paper, ours=ours, verdict=verdict, own=own)
 
 
 def _rests_on(claim: Claim) -> str:

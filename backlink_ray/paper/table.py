@@ -97,16 +97,15 @@ def build(number: int, grid: Grid, rows: Rows, made_with: Sequence[str] = ()) ->
         made_with: hardware and versions of the runs.
     """
     scores = Scores(grid, rows)
-    cells = sorted((cell for cell in addresses().values() if cell.table == number), key=_row_rank)
+    cells = sorted((cell for cell in addresses().values() if cell.table == number), key=_row_order)
     sections: dict[str, list[Line]] = {}
-    for _, group in groupby(cells, key=_row_rank):
+    for _, group in groupby(cells, key=_row_order):
         of_row = list(group)
         line = _line(of_row, scores)
         if any(entry.paper is not None or entry.error for entry in line.entries.values()):
             sections.setdefault(NAMES[of_row[0].dataset], []).append(line)
-    return Table(
-        number=number, budget=grid.budget, alpha=_alpha_text(grid), sections=sections, made_with=made_with
-    )  # fmt: skip
+    alpha = _alpha_text(grid)
+    return Table(number=number, budget=grid.budget, alpha=alpha, sections=sections, made_with=made_with)
 
 
 def _alpha_text(grid: Grid) -> str:
@@ -116,7 +115,7 @@ def _alpha_text(grid: Grid) -> str:
     return f"alpha of each cell: the one of {values} with the least error on a held-out tenth of the training images."
 
 
-def _row_rank(cell: Cell) -> tuple[int, int, int, str, int]:
+def _row_order(cell: Cell) -> tuple[int, int, int, str, int]:
     rows = list(dict.fromkeys(c.row for c in addresses().values()))
     datasets = list(dict.fromkeys(c.dataset for c in addresses().values() if c.table == cell.table))
     base = cell.rerun if cell.propagation_length else ""

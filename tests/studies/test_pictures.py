@@ -168,9 +168,9 @@ def test_figure_10_draws_what_the_paper_says_of_k_and_of_l(draw: Draw) -> None:
     ((figure, caption),) = draw(
         "figure_10_tradeoff", plan, rows, footprint_mib=lambda config, _device: memory_mib[config.num_modules]
     )
-    drop = "accuracy drop against BP [percentage points]"
+    drop = "accuracy drop relative to BP [percentage points]"
     assert labels(figure) == {
-        ("memory reduction against BP [%]", drop), ("step time reduction against BP [%]", drop),
+        ("memory reduction relative to BP [%]", drop), ("step time reduction relative to BP [%]", drop),
     }  # fmt: skip
     assert legend_of(figure)[-2:] == ["paper: l = 2,\nK doubled", "paper: l = 1 to 4,\nK = 4"]
     memory, time = (
