@@ -1,8 +1,8 @@
-"""Figure 10: what accuracy BackLink gives up for less memory and time than BP, over K and l: ResNet110, conv heads.
+"""Figure 10: the accuracy that BackLink gives up for less memory and time than BP, over K and l: ResNet110, conv heads.
 
-Presets: paper and smoke run a grid of K and l; search lets Optuna choose K, l, alpha and eta by NSGA-II, which looks for the
-trade-off of error, memory and step time itself. The picture marks the Pareto front. Finished runs of Table III's study in the
-same storage path are drawn too, where they are of the same recipe, and are not run again.
+Presets: paper and smoke run a grid of K and l; search lets Optuna choose K, l, alpha and eta with NSGA-II, which minimises
+error, memory and step time together. The figure marks the Pareto front. Finished runs of Table III's study under the same
+storage path and recipe are drawn as well and not repeated.
 """
 
 import sys
@@ -49,21 +49,21 @@ PRESETS = {
     "search": Plan(base=PAPER.replace(validation_fraction=0.1), space=Space(), num_samples=100, objectives=OBJECTIVES),
     "smoke": Plan(base=SMOKE, runs=runs(SMOKE, {2: (1, 2), 4: (1,)}), metric="test_error_pct"),
 }
-# What the paper's text says. Of l = 2: when K doubles, the error grows by 1.57 points, and both reductions by about 23 points.
+# Quotes from the paper's text. At l = 2, doubling K adds 1.57 points of error and about 23 points to both reductions.
 STEP_PCT, STEP_PP = 23.0, 1.57
-# From l = 1 to 4: 0.87 points less error (at K = 4, by Table III), memory as it was, and less than 6 % in time.
+# From l = 1 to 4: 0.87 points less error (at K = 4, by Table III), equal memory, and less than 6 % more time.
 GAIN_PP, SLOWER_PCT = 0.87, 6.0
-TAN = "#D8B98A"
+BROWN = "#D8B98A"
 
-BESIDE_BP = {
+RELATIVE = {
     "x": [
-        ("memory_reduction_pct", "memory reduction against BP [%]"),
-        ("time_reduction_pct", "reduction of a step's time against BP [%]"),
+        ("memory_reduction_pct", "memory reduction relative to BP [%]"),
+        ("time_reduction_pct", "step time reduction relative to BP [%]"),
     ],
-    "y": ("accuracy_drop_pp", "accuracy drop against BP [percentage points]"),
+    "y": ("accuracy_drop_pp", "accuracy drop relative to BP [percentage points]"),
 }
-ALONE = {
-    "x": [("memory_mib", "peak memory of a step [MiB]"), ("step_ms", "time of a step [ms]")],
+ABSOLUTE = {
+    "x": [("memory_mib", "peak memory of a step [MiB]"), ("step_ms", "step time [ms]")],
     "y": ("error_pct", "test error [%]"),
 }
 
@@ -71,17 +71,17 @@ ALONE = {
 def picture(data: FigureData) -> list[Path]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     found = trades(data.rows, lambda config: footprint_mib(config, device))
-    figure, panels = new_figure(2, "Fig. 10  What BackLink gives up and saves beside BP")
-    axes = BESIDE_BP if any(trade.config.method == "bp" for trade in found) else ALONE
+    figure, panels = new_figure(2, "Fig. 10  Trade-off of accuracy, memory and time relative to BP")
+    axes = RELATIVE if any(trade.config.method == "bp" for trade in found) else ABSOLUTE
     for ax, (x, label) in zip(panels, axes["x"], strict=True):
         panel(ax, found, x, label, *axes["y"])
     panels[0].scatter([], [], s=150, facecolors="none", edgecolors=INK, label="Pareto front")
-    notes = [f"Pareto front of error, memory and time. Memory of a step on one device: {source_of(device)}"]
-    if axes is BESIDE_BP:
+    notes = [f"Pareto front of error, memory and time. Memory on one device: {source_of(device)}"]
+    if axes is RELATIVE:
         mark_quoted(panels[0], found, "memory_reduction_pct", 0.0)
         notes += mark_quoted(panels[1], found, "time_reduction_pct", SLOWER_PCT)
     else:
-        notes.append("No BP run is recorded, so nothing is shown beside it")
+        notes.append("No BP run is recorded, so values are absolute")
     legend(figure)
     made = hardware_of_runs(data.rows, data.folder, table_3(data.folder.parent))
     caption = caption_of(data.plan.base, made, {trade.n for trade in found}, *notes, left_out(data.missing))
@@ -94,17 +94,14 @@ def table_3(storage: Path) -> Path:
 
 
 def table_rows(storage: Path, base: RunConfig) -> list[dict[str, Any]]:
-    """Return Table III's finished runs of BP and BackLink that differ from a base in K, l, alpha and seed alone."""
-    folder = table_3(storage)
-    rows = Results(folder).rows()
-    return [row for row in rows if row["status"] == "FINISHED" and is_like(config_of(row), base)]
+    """Return Table III's finished runs of BP and BackLink that differ from `base` only in K, l, alpha and seed."""
+    rows = Results(table_3(storage)).rows()
+    return [row for row in rows if row["status"] == "FINISHED" and has_recipe_of(config_of(row), base)]
 
 
-def is_like(config: RunConfig, base: RunConfig) -> bool:
-    if config.method == "bp":
-        return config.run_id == base.replace(method="bp", seed=config.seed).run_id
-    varied = {name: getattr(config, name) for name in ("num_modules", "propagation_length", "alpha", "seed")}
-    return config.method == "backlink" and config.run_id == base.replace(**varied).run_id
+def has_recipe_of(config: RunConfig, base: RunConfig) -> bool:
+    varied = {name: getattr(config, name) for name in ("method", "num_modules", "propagation_length", "alpha", "seed")}
+    return config.method in ("bp", "backlink") and config.run_id == base.replace(**varied).run_id
 
 
 def panel(axes: Any, found: list[Trade], x: str, x_label: str, y: str, y_label: str) -> None:
@@ -114,9 +111,9 @@ def panel(axes: Any, found: list[Trade], x: str, x_label: str, y: str, y_label: 
         groups.setdefault(series_of(trade.config), []).append(trade)
     for index, (series, group) in enumerate(groups.items()):
         ks = {t.config.num_modules for t in group}
-        line = {} if len(ks) == len(group) else {"linestyle": ""}  # a search has many points at one K
+        line = {} if len(ks) == len(group) else {"linestyle": ""}  # no line through a search's many points per K
         at_x, at_y = [getattr(t, x) for t in group], [getattr(t, y) for t in group]
-        axes.errorbar(at_x, at_y, yerr=spread(group), capsize=2.5, elinewidth=1, **line_style(series, index) | line)
+        axes.errorbar(at_x, at_y, yerr=error_bars(group), capsize=2.5, elinewidth=1, **line_style(series, index) | line)
     for trade in found:
         point = (getattr(trade, x), getattr(trade, y))
         if trade.on_front:
@@ -126,29 +123,31 @@ def panel(axes: Any, found: list[Trade], x: str, x_label: str, y: str, y_label: 
             axes.annotate(name, point, (7, 6), textcoords="offset points", fontsize=7.5, color=INK)
 
 
-def spread(group: list[Trade]) -> list[float] | None:
+def error_bars(group: list[Trade]) -> list[float] | None:
     deviations = [trade.error_std_pp for trade in group]
     return deviations if any(deviations) else None
 
 
 def mark_quoted(axes: Any, found: list[Trade], x: str, slower_pct: float) -> list[str]:
-    """Draw beside BP what the paper's text says, each from our own point where it begins; return notes on what was drawn."""
+    """Draw the changes that the paper's text quotes, starting at our own points; return notes for the caption."""
     axes.axhline(0, color="#DDDDDD", linewidth=0.8, zorder=0)
     notes, line = [], {"linewidth": 2.5, "zorder": 0}
-    if start := at(found, x, 2, 2):
+    if start := point_of(found, x, 2, 2):
         end = (start[0] + STEP_PCT, start[1] + STEP_PP)
         axes.plot(*zip(start, end, strict=True), color=PALE, label="paper: l = 2,\nK doubled", **line)
-        notes.append("Grey: what the paper says of l = 2 when K doubles, from our point at K = 2")
-    if start := at(found, x, 4, 1):
+        notes.append("Grey: the paper's change at l = 2 when K doubles, from our point at K = 2")
+    if start := point_of(found, x, 4, 1):
         down = start[1] - GAIN_PP
         path = [start, (start[0], down), (start[0] - slower_pct, down)]
-        axes.plot(*zip(*path, strict=True), color=TAN, label="paper: l = 1 to 4,\nK = 4", **line)
-        notes.append(f"Brown: from l = 1 to 4, from our point at K = 4, with up to {SLOWER_PCT:g} % in time")
+        axes.plot(*zip(*path, strict=True), color=BROWN, label="paper: l = 1 to 4,\nK = 4", **line)
+        notes.append(
+            f"Brown: the paper's change from l = 1 to 4, from our point at K = 4, with up to {SLOWER_PCT:g} % more time"
+        )
     return notes
 
 
-def at(found: list[Trade], x: str, k: int, length: int) -> tuple[float, float] | None:
-    """Return where BackLink stands with K and l; None if it was not run."""
+def point_of(found: list[Trade], x: str, k: int, length: int) -> tuple[float, float] | None:
+    """Return the point of BackLink at K and l; None if it was not run."""
     wanted = ("backlink", k, length)
     of = [t for t in found if (t.config.method, t.config.num_modules, t.config.propagation_length) == wanted]
     return (getattr(of[0], x), of[0].accuracy_drop_pp) if of else None

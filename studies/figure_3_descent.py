@@ -1,12 +1,13 @@
-"""Figure 3: the sufficient direction constant of BackLink's gradient, and its norm beside BP's, over the epochs of a run.
+"""Figure 3: the sufficient direction constant of BackLink's gradient, and its norm relative to BP's, over a run's epochs.
 
-Before the first epoch and after each: the gradient of the whole network's loss and the mean of the method's gradients, both
-over the training batches of the epoch to come, in training mode. Drawn for all units, and module by module: the last
-module's gradient is exact and flatters the total.
+Measured before the first epoch and after each: the gradient of the global loss and the mean of the method's gradients, both
+over the training batches of the next epoch, in training mode. Drawn for all units together and per module, because the last
+module's gradient is exact and makes the total look better.
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from backlink_ray.data.images import Dataset
 from backlink_ray.figures.captions import caption_of, left_out
 from backlink_ray.figures.data import FigureData
 from backlink_ray.figures.save import save_figure
-from backlink_ray.figures.style import COLOURS, INK, format_axes, legend, name_of, new_figure
+from backlink_ray.figures.style import INK, format_axes, legend, line_style, name_of, new_figure
 from backlink_ray.paper.cells import find
 from backlink_ray.paper.recipes import recipe
 from backlink_ray.runs.data import data_key, load_for
@@ -30,10 +31,12 @@ SMOKE = PAPER.replace(
     network="resnet8", dataset="cifar10-sample", num_modules=2, propagation_length=1, lr=0.05, batch_size=32, epochs=2,
     train_images=192, test_images=100,
 )  # fmt: skip
+Rows = list[dict[str, Any]]
 Panel = tuple[int, int]  # K and l
+Curve = tuple[str, str, Rows]
 COLUMNS = (("constant", "∇L·g / ‖∇L‖²"), ("norm_ratio", "‖g‖ / ‖∇L‖"))
-PAPER_SAYS = "Paper: the constant is above 0 in all settings, and the norm ratio is bounded"
-SHOWN = 0.5  # alpha of the picture by module
+PAPER_SAYS = "Paper: the constant is positive in all settings, and the norm ratio is bounded"
+SHOWN_ALPHA = 0.5  # alpha of the figure per module
 
 
 def runs(base: RunConfig, panels: Sequence[Panel], alphas: tuple[float, ...]) -> tuple[RunConfig, ...]:
@@ -66,7 +69,7 @@ def measured(
 
 
 def images(config: RunConfig) -> int:
-    """An epoch trains once; before it and at the end two gradients are taken, each about as much work."""
+    """Count an epoch as one unit of work, and each of the two gradients before every epoch and after the last as another."""
     return (3 * config.epochs + 2) * config.num_train_images
 
 
@@ -76,74 +79,68 @@ def ending(epoch: int) -> str:
 
 def picture(data: FigureData) -> list[Path]:
     rows = sorted(data.rows, key=lambda row: int(row["epoch"]))
-    return [*whole(data, rows), *by_module(data, rows)]
+    return [*all_units(data, rows), *per_module(data, rows)]
 
 
-def panels_of(rows: list[dict[str, Any]]) -> list[Panel]:
-    return sorted({(r["num_modules"], r["propagation_length"]) for r in rows if r["method"] == "backlink"})
+def all_units(data: FigureData, rows: Rows) -> list[Path]:
+    def curves(by_alpha: dict[float, Rows], _k: int) -> list[Curve]:
+        return [("GLL (α = 1)" if alpha == 1 else f"α = {alpha:g}", "", found) for alpha, found in by_alpha.items()]
+
+    title = "Fig. 3  Is the gradient a descent direction of the global loss?"
+    notes = ("g: mean of the method's gradients", PAPER_SAYS, left_out(data.missing), ended_early(rows))
+    return draw_figure(data, rows, "figure_3_descent", title, "all units", curves, *notes)
 
 
-def lines(rows: list[dict[str, Any]], panel: Panel) -> dict[float, list[dict[str, Any]]]:
-    """Return a panel's rows by alpha; GLL is alpha = 1 at every l."""
-    found: dict[float, list[dict[str, Any]]] = {}
+def per_module(data: FigureData, rows: Rows) -> list[Path]:
+    def curves(by_alpha: dict[float, Rows], k: int) -> list[Curve]:
+        return [(f"module {m}", f"_module_{m}", by_alpha.get(SHOWN_ALPHA, [])) for m in range(k)]
+
+    title = f"Fig. 3, per module: BackLink, α = {SHOWN_ALPHA}"
+    last = "The gradient of the last module is exact, so both its values are 1. The data files have all other α"
+    return draw_figure(data, rows, "figure_3_modules", title, "each module", curves, last, left_out(data.missing))
+
+
+def draw_figure(
+    data: FigureData, rows: Rows, name: str, title: str, what: str,
+    curves: Callable[[dict[float, Rows], int], list[Curve]], *notes: str,
+) -> list[Path]:  # fmt: skip
+    """Draw both columns for every K and l, with the curves (label, suffix of the column, rows) of a panel's rows by alpha."""
+    panels = sorted({(r["num_modules"], r["propagation_length"]) for r in rows if r["method"] == "backlink"})
+    figure, axes = new_figure(len(panels), title, rows=2, height_in=3.0)
+    for ax, ((column, label), (k, n)) in zip(axes, product(COLUMNS, panels), strict=True):
+        format_axes(ax, f"K = {k}, l = {n}, {what}", "epochs trained", label)
+        for index, (text, suffix, points) in enumerate(curves(rows_by_alpha(rows, (k, n)), k)):
+            draw(ax, points, column + suffix, text, index)
+        mark_zero_and_one(ax)
+    legend(figure)
+    caption = caption_of(data.plan.base, f"Hardware: {rows[0]['hardware']}", (1,), *notes)
+    return save_figure(figure, rows, name, data.folder, caption=caption)
+
+
+def rows_by_alpha(rows: Rows, panel: Panel) -> dict[float, Rows]:
+    """Return a panel's rows by alpha; GLL counts as alpha = 1 for every l."""
+    found: dict[float, Rows] = {}
     for row in rows:
         if row["num_modules"] == panel[0] and (row["method"] == "gll" or row["propagation_length"] == panel[1]):
             found.setdefault(float(row["alpha"]), []).append(row)
     return dict(sorted(found.items()))
 
 
-def whole(data: FigureData, rows: list[dict[str, Any]]) -> list[Path]:
-    panels = panels_of(rows)
-    figure, axes = new_figure(
-        len(panels), "Fig. 3  Does the gradient point down the loss of the whole network?", rows=2, height_in=3.0
-    )
-    for j, (column, label) in enumerate(COLUMNS):
-        for i, (k, n) in enumerate(panels):
-            ax = axes[j * len(panels) + i]
-            format_axes(ax, f"K = {k}, l = {n}, all units", "epochs trained", label)
-            for index, (alpha, points) in enumerate(lines(rows, (k, n)).items()):
-                draw(ax, points, column, "GLL (α = 1)" if alpha == 1 else f"α = {alpha:g}", index)
-            finish(ax)
-    legend(figure)
-    caption = caption_of(
-        data.plan.base, f"Hardware: {rows[0]['hardware']}", (1,), "g: mean of the method's gradients", PAPER_SAYS,
-        left_out(data.missing), ended_early(rows),
-    )  # fmt: skip
-    return save_figure(figure, rows, "figure_3_descent", data.folder, caption=caption)
-
-
-def by_module(data: FigureData, rows: list[dict[str, Any]]) -> list[Path]:
-    panels = panels_of(rows)
-    figure, axes = new_figure(len(panels), f"Fig. 3, module by module: BackLink, α = {SHOWN}", rows=2, height_in=3.0)
-    for j, (column, label) in enumerate(COLUMNS):
-        for ax, (k, n) in zip(axes[j * len(panels) :], panels, strict=False):
-            format_axes(ax, f"K = {k}, l = {n}, each module", "epochs trained", label)
-            for module in range(k):
-                points = lines(rows, (k, n)).get(SHOWN, [])
-                draw(ax, points, f"{column}_module_{module}", f"module {module}", module)
-            finish(ax)
-    legend(figure)
-    last = "The last module's gradient is exact, so both its numbers are 1. Every other α is in the data beside this"
-    caption = caption_of(data.plan.base, f"Hardware: {rows[0]['hardware']}", (1,), last, left_out(data.missing))
-    return save_figure(figure, rows, "figure_3_modules", data.folder, caption=caption)
-
-
-def ended_early(rows: list[dict[str, Any]]) -> str:
-    """Name the runs whose last epochs have no row: they diverged, or are not done."""
+def ended_early(rows: Rows) -> str:
+    """Name the runs without rows for their last epochs, which diverged or are unfinished."""
     last = {config_of(row).run_id: row for row in rows}  # rows come in order of epochs
     early = [row for row in last.values() if row["epoch"] < row["epochs"]]
     names = ", ".join(f"{name_of(config_of(r))} α = {r['alpha']:g} (to epoch {r['epoch']})" for r in early)
     return f"Not measured to the end: {names}" if early else ""
 
 
-def draw(axes: Any, points: list[dict[str, Any]], column: str, label: str, index: int) -> None:
-    markers = {"marker": "^vDPoX"[index % 6], "markersize": 5} if len(points) <= 20 else {}
-    x, y = [p["epoch"] for p in points], [p[column] for p in points]
-    axes.plot(x, y, color=COLOURS[index % len(COLOURS)], linewidth=1.5, label=label, **markers)
+def draw(axes: Any, points: Rows, column: str, label: str, index: int) -> None:
+    style = line_style(label, index) | ({} if len(points) <= 20 else {"marker": ""})
+    axes.plot([p["epoch"] for p in points], [p[column] for p in points], **style)
 
 
-def finish(axes: Any) -> None:
-    """Show 0, below which a step would go up, and 1, where the gradient is BP's; whole epochs."""
+def mark_zero_and_one(axes: Any) -> None:
+    """Draw lines at 0, below which a step increases the loss, and at 1, the value of BP; tick whole epochs."""
     from matplotlib.ticker import MaxNLocator
 
     axes.axhline(0, color=INK, linewidth=1.0)

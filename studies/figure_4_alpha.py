@@ -1,6 +1,6 @@
 """Figure 4: test error over alpha, the weight of the local error in the linked units: ResNet32, fc heads, K = 2 and 4.
 
-alpha = 1 is GLL for every l, so one run of it ends all lines of a panel.
+alpha = 1 is GLL for every l, so one GLL run is the last point of all lines of a panel.
 """
 
 import sys

@@ -17,7 +17,7 @@ def runs(base: RunConfig, lengths: dict[int, tuple[int, ...]], etas: tuple[float
     found = []
     for k, ls in lengths.items():
         found += [base.replace(method="gll", num_modules=k, lr=eta) for eta in etas]
-        # The paper gives no alpha for this figure.
+        # The paper does not state alpha for this figure.
         linked = [base.replace(num_modules=k, propagation_length=n, alpha=default_alpha(n)) for n in ls]
         found += [run.replace(lr=eta) for run in linked for eta in etas]
     return tuple(found)

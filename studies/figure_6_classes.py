@@ -1,7 +1,7 @@
-"""Fig. 6 of the paper: how many training images each class has in (a) long-tailed CIFAR-10 and (b) SVHN.
+"""Figure 6: training images per class in (a) long-tailed CIFAR-10 and (b) SVHN.
 
-Panel (a) needs the files of CIFAR-10, which are fetched where they are missing. Panel (b) is drawn where those of SVHN are
-in the data root; --svhn fetches them. --smoke-test makes (a) from the embedded sample, with every count scaled.
+Panel (a) needs the files of CIFAR-10 and downloads them if they are missing. Panel (b) is drawn if those of SVHN are in the
+data root; --svhn downloads them. --smoke-test makes (a) from the embedded sample, with all counts scaled down.
 """
 
 import sys
@@ -33,12 +33,12 @@ class Flags(CommonFlags):
     """Flags of this figure; --seed chooses the images of the long-tailed set, as in a run of that seed."""
 
     svhn: bool = False
-    """Draw panel (b), and fetch SVHN's files (236 MiB) where they are missing."""
+    """Draw panel (b), and download SVHN's files (236 MiB) if they are missing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """One data set in the figure: `whole` is the balanced one it was cut from, or itself."""
+    """One data set in the figure; `whole` is the balanced set that it was cut from, or itself."""
 
     title: str
     dataset: Dataset
@@ -48,11 +48,11 @@ class Panel:
 
     @property
     def was_cut(self) -> bool:
-        """Tell whether images were left out."""
+        """Return whether images were left out."""
         return len(self.whole.train) > len(self.dataset.train)
 
     def rows(self) -> list[dict[str, str | int]]:
-        """Return the figure's data, one row a class."""
+        """Return the figure's data, one row per class."""
         tests = self.dataset.test.labels.bincount(minlength=self.dataset.num_classes).tolist()
         columns = (self.dataset.class_names, self.dataset.train_counts, self.whole.train_counts, tests)
         return [
@@ -82,24 +82,24 @@ def note_a(dataset: Dataset, whole: Dataset, flags: Flags) -> str:
         f"class i, counted from 0, keeps floor({largest} / {LONG_TAIL_RATIO}^i) of its {largest} training images, chosen "
         f"by seed {flags.seed}: {len(dataset.train):,} of {len(whole.train):,} in all; the {test:,} test images stay balanced"
     )
-    scaled = "Not the paper's set, but made in its way from the embedded sample, with counts scaled by "
+    scaled = "Not the paper's set: made from the embedded sample in the same way, with counts scaled by "
     return f"{scaled}{largest} / 5000. In (a) {formula}." if flags.smoke_test else f"In (a) {formula}."
 
 
 def panels_b(flags: Flags) -> list[Panel]:
-    """Panel (b), or none where its files are not here and nobody asked for them."""
+    """Return panel (b), or none if its files are missing and --svhn was not given."""
     if flags.smoke_test and not flags.svhn:
         return []
     try:
         dataset = load_dataset("svhn", data_root(flags.data_root), download=flags.svhn)
     except MissingError as error:
-        print(f"panel (b) is left out: {error}; --svhn fetches what is missing", file=sys.stderr)
+        print(f"panel (b) is left out: {error}; --svhn downloads the missing files", file=sys.stderr)
         return []
-    note = f"(b) has all {len(dataset.train):,} training images; its {len(dataset.test):,} test images are as uneven."
+    note = f"(b) has all {len(dataset.train):,} training images; its {len(dataset.test):,} test images are similarly imbalanced."
     return [Panel(title="(b) SVHN", dataset=dataset, whole=dataset, x="class (digit)", note=note)]
 
 
-def draw(axes, panel: Panel) -> None:  # type: ignore[no-untyped-def]  # matplotlib has no types
+def draw(axes: Any, panel: Panel) -> None:
     counts, places = panel.dataset.train_counts, range(panel.dataset.num_classes)
     if panel.was_cut:
         axes.bar(places, panel.whole.train_counts, 0.84, color="#EAEAEA", label="left out")
@@ -121,7 +121,7 @@ def caption(panels: list[Panel]) -> str:
 
 
 class ClassesFigure(Command):
-    """Drawn from the data sets themselves: nothing is trained, so that a report is the figure once more."""
+    """Figure 6: drawn from the data sets, without training, so --report-only draws it again."""
 
     flags: Flags
 
@@ -131,7 +131,7 @@ class ClassesFigure(Command):
         super().__init__(flags, f"{NAME}-smoke" if flags.smoke_test else NAME, plan)
 
     def note(self) -> str:
-        return "Fig. 6 of the paper: training images of each class."
+        return "Figure 6 of the paper: training images per class."
 
     def check_report(self) -> None:
         self.prepare()
@@ -140,10 +140,10 @@ class ClassesFigure(Command):
         self._panels = [panel_a(self.flags), *panels_b(self.flags)]
 
     def carry_out(self, tracker: Any) -> None:
-        """Nothing is to be run."""
+        """Nothing has to run."""
 
     def write(self) -> Sequence[Path]:
-        figure, axes = new_figure(len(self._panels), "Training images of each class", height_in=4.0)
+        figure, axes = new_figure(len(self._panels), "Fig. 6  Training images per class", height_in=4.0)
         for place, panel in zip(axes, self._panels, strict=True):
             draw(place, panel)
         legend(figure)
@@ -163,8 +163,8 @@ class ClassesFigure(Command):
             f"(a) {'cifar10-sample, embedded' if flags.smoke_test else f'cifar10-lt, seed {flags.seed}, files in {root}'}"
         )
         if flags.svhn or not flags.smoke_test:
-            print(f"(b) svhn, files in {root}" + ", where they are there; --svhn fetches them" * (not flags.svhn))
-        print("nothing is trained: seconds")
+            print(f"(b) svhn, files in {root}" + ", if they exist; --svhn downloads them" * (not flags.svhn))
+        print("no training; takes seconds")
 
 
 def main() -> int:

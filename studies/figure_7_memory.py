@@ -1,7 +1,7 @@
 """Figure 7: peak memory of a training step over the number of local modules K, all modules on one device.
 
-BP, GLL, BackLink l = 1..4 with the tail's graph retained or recomputed, and InfoPro, with conv heads. On a GPU memory is
-what CUDA allocated at most; without one it is counted on tensors that hold no numbers, at the paper's batch size as well.
+BP, GLL, BackLink l = 1..4 with the tail's graph retained or recomputed, and InfoPro, with conv heads. On a GPU it is the peak
+that CUDA allocated; without one it is counted on meta tensors, also at the paper's batch size.
 """
 
 import sys
@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from backlink_ray import RunConfig
+from backlink_ray.benchmarks.jobs import propagation_lengths
 from backlink_ray.benchmarks.memory import footprint_mib, source_of
 from backlink_ray.commands.figure import Measurement, MeasurementContext, figure_main
 from backlink_ray.figures.captions import left_out
 from backlink_ray.figures.data import FigureData
 from backlink_ray.figures.save import save_figure
-from backlink_ray.figures.style import format_axes, legend, line_style, mark_paper, new_figure, series_of
-from backlink_ray.local.sizes import longest_propagation, module_sizes
-from backlink_ray.nets.names import unit_count
+from backlink_ray.figures.style import format_axes, label_values, legend, line_style, mark_paper, new_figure, series_of
 from backlink_ray.paper.cells import find
 from backlink_ray.paper.recipes import recipe
 from backlink_ray.runs.results import config_of
@@ -33,8 +32,7 @@ def runs(network: str) -> tuple[RunConfig, ...]:
     found = [base.replace(method="bp")]
     for k in KS:
         found += [base.replace(method=method, num_modules=k) for method in ("gll", "infopro")]
-        longest = min(4, longest_propagation(module_sizes(unit_count(network), k)))
-        for tail, n in product(("retain", "recompute"), range(1, longest + 1)):
+        for tail, n in product(("retain", "recompute"), propagation_lengths(network, k)):
             found.append(base.replace(num_modules=k, propagation_length=n, tail_memory=tail))
     return tuple(found)
 
@@ -43,7 +41,7 @@ PRESETS = {
     "paper": Plan(base=BASE, runs=(*runs("resnet32"), *runs("resnet110"))),
     "smoke": Plan(base=BASE, runs=runs("resnet32")),
 }
-# What the paper's text says of its Fig. 7, as parts of BP's memory; it does not say at which K, so K = 16 is our reading.
+# Quotes from the paper's text on Fig. 7, as fractions of BP's memory; the text does not state K, we assume K = 16.
 PAPER = {
     "resnet32": [
         (16, 0.31 * 1.71, "paper: InfoPro, 71 % over GLL", (-10.0, 72.0)),
@@ -60,7 +58,7 @@ PAPER = {
 def measure(configs: Sequence[RunConfig], context: MeasurementContext) -> Iterator[dict[str, Any]]:
     done = context.measured()
     for config in (c for c in configs if context.row_id(c) not in done):
-        with context.attempt(config):  # one that does not fit says nothing about the others
+        with context.attempt(config):  # continue after one that does not fit into memory
             mib = footprint_mib(config, context.device)
             print(f"{config.network} {series_of(config)} K={config.num_modules} {config.tail_memory}: {mib:,.0f} MiB")
             yield context.row(config, memory_mib=mib, memory_source=source_of(context.device))
@@ -76,8 +74,8 @@ def picture(data: FigureData) -> list[Path]:
     base = data.plan.base
     caption = (
         f"{' and '.join(networks)}, {base.head} heads, batch {base.batch_size} of 32 x 32 images, float32. Memory is "
-        f"{source_of('cuda' if data.rows[0]['device'] == 'cuda' else 'cpu')}; n = 1, since nothing about it is random; "
-        f"hardware: {data.rows[0]['hardware']}. Stars: what the paper's text says of its Titan RTX, at no stated batch size."
+        f"{source_of('cuda' if data.rows[0]['device'] == 'cuda' else 'cpu')}; n = 1, because nothing in it is random; "
+        f"hardware: {data.rows[0]['hardware']}. Stars: the paper's text, for a Titan RTX and an unstated batch size."
     )
     caption += f" {left_out(data.missing)}"
     return save_figure(figure, data.rows, "figure_7_memory", data.folder, caption=caption)
@@ -88,23 +86,21 @@ def panel(axes: Any, network: str, tail: str, rows: list[dict[str, Any]]) -> Non
     kept = {"retain": "retained", "recompute": "recomputed"}[tail]
     format_axes(axes, f"{network}, graph of the tail {kept}", "number of local modules K", "peak memory [MiB]")
     axes.set_ylim(0, 1.08 * max(float(row["memory_mib"]) for row in rows))
-    for series, points in lines(rows, tail).items():
+    for series, points in points_by_series(rows, tail).items():
         axes.plot(*zip(*points, strict=True), **line_style(series))
-    axes.set_xscale("log", base=2)
-    axes.set_xticks((1, *KS), [str(k) for k in (1, *KS)])
-    axes.minorticks_off()
+    label_values(axes, (1, *KS), base=2)
     if bp:
-        beside_bp(axes, network, bp)
+        add_bp_scale(axes, network, bp)
 
 
-def beside_bp(axes: Any, network: str, bp: float) -> None:
+def add_bp_scale(axes: Any, network: str, bp: float) -> None:
     part = axes.secondary_yaxis("right", functions=(lambda mib: 100 * mib / bp, lambda pct: pct * bp / 100))
-    part.set_ylabel("part of BP [%]", fontsize=9)
+    part.set_ylabel("relative to BP [%]", fontsize=9)
     for k, share, text, offset_pt in PAPER.get(network, []):
         mark_paper(axes, k, share * bp, text, offset_pt)
 
 
-def lines(rows: list[dict[str, Any]], tail: str) -> dict[str, list[tuple[int, float]]]:
+def points_by_series(rows: list[dict[str, Any]], tail: str) -> dict[str, list[tuple[int, float]]]:
     found: dict[str, list[tuple[int, float]]] = {}
     for row in rows:
         config = config_of(row)

@@ -1,4 +1,4 @@
-"""Figure 9: the time of a training step over the number of devices, K local modules on K devices, as a part of BP's on one.
+"""Figure 9: the time of a training step with K local modules on K devices, relative to BP's on one, over K.
 
 GLL, BackLink l = 1..4 and InfoPro with conv heads, the stages as threads of one process and as Ray actors. BP and the
 stages take turns, round by round, on one machine. Without a GPU a device is a core, with one torch thread.
@@ -11,22 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from backlink_ray import RunConfig
-from backlink_ray.benchmarks.runtime import step_ratio
+from backlink_ray.benchmarks.jobs import propagation_lengths
+from backlink_ray.benchmarks.runtime import step_times
 from backlink_ray.commands.figure import Measurement, MeasurementContext, figure_main, number_of_devices
 from backlink_ray.errors import ConfigError
+from backlink_ray.figures import style
 from backlink_ray.figures.data import FigureData
 from backlink_ray.figures.save import save_figure
-from backlink_ray.figures.style import (
-    INK,
-    format_axes,
-    legend,
-    legend_order,
-    line_style,
-    name_of,
-    new_figure,
-    series_of,
-)
-from backlink_ray.local.sizes import longest_propagation, module_sizes
 from backlink_ray.nets.names import unit_count
 from backlink_ray.paper.cells import find
 from backlink_ray.paper.recipes import recipe
@@ -36,19 +27,19 @@ from backlink_ray.tuning.plan import Plan
 KS = (2, 4, 8, 16)
 PAPER = recipe(find("table3/cifar10/resnet110/conv/K4/l2"))
 SMOKE = PAPER.replace(network="resnet14", dataset="cifar10-sample", num_modules=2, propagation_length=1, batch_size=64)
-TURNS = {"paper": {"steps": 10, "rounds": 7}, "smoke": {"steps": 2, "rounds": 3}}
-# The best cases that the paper's text quotes, as parts of BP's time; it does not say at which K.
+TIMING = {"paper": {"steps": 10, "rounds": 7}, "smoke": {"steps": 2, "rounds": 3}}
+# The best cases that the paper's text quotes, as fractions of BP's time; the text does not state K.
 QUOTED = {0.77: "paper: GLL at best, V100", 0.48: "paper: BackLink at best (GLL 0.47), P100"}
-
+RECORDED = ("step_ms", "time_ratio", "time_ratio_min", "time_ratio_max", "n", "steps")
 PLAIN = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
 
 
 def runs(base: RunConfig, longest: int) -> tuple[RunConfig, ...]:
-    found, units = [], unit_count(base.network)
-    for k in (k for k in KS if k <= units):
-        limit = min(longest, longest_propagation(module_sizes(units, k)))
+    found = []
+    for k in (k for k in KS if k <= unit_count(base.network)):
         found += [base.replace(method=method, num_modules=k) for method in ("gll", "infopro")]
-        found += [base.replace(num_modules=k, propagation_length=length) for length in range(1, limit + 1)]
+        lengths = propagation_lengths(base.network, k, longest)
+        found += [base.replace(num_modules=k, propagation_length=length) for length in lengths]
     return tuple(found)
 
 
@@ -59,94 +50,92 @@ PRESETS = {
 
 
 def measure(configs: Sequence[RunConfig], context: MeasurementContext) -> Iterator[dict[str, Any]]:
-    """Refuse a cluster: BP would be timed on one machine's device and the stages on another's."""
+    """Refuse a cluster, where BP and the stages could be timed on different machines."""
     address = context.flags.address or os.environ.get("RAY_ADDRESS", "")
     if address and context.flags.executor != "threads":
         raise ConfigError(
-            f"address={address!r} names a cluster, and figure 9 compares the devices of one machine; leave --address and "
-            "$RAY_ADDRESS out, or take --executor threads"
+            f"address={address!r} names a cluster, but figure 9 compares devices of one machine; drop --address and "
+            "$RAY_ADDRESS, or use --executor threads"
         )
     return measured(configs, context)
 
 
 def measured(configs: Sequence[RunConfig], context: MeasurementContext) -> Iterator[dict[str, Any]]:
     done, count = context.measured(), number_of_devices(context.device)
-    # Threads first: while they are timed there is no Ray beside them.
+    # Threads first, before Ray has started any processes.
     for executor in ("threads", "ray") if context.flags.executor == "auto" else (context.flags.executor,):
         for config in (c for c in configs if context.row_id(c, f"-{executor}") not in done):
             with context.attempt(config):
-                found = step_ratio(config, executor, context.device, count=count, **turns(config))
+                bp, stages = step_times(config, (executor,), context.device, count=count, **timing(config))
+                low, median, high = (float(stages[f"time_ratio{end}"]) for end in ("_min", "", "_max"))
+                print(f"{executor} {style.name_of(config)}: {median:.2f} of BP ({low:.2f}..{high:.2f})", flush=True)
+                found = {name: stages[name] for name in RECORDED} | {"bp_step_ms": bp["step_ms"]}
                 about = {"executor": executor, "devices": count, "load_average": os.getloadavg()[0]}
-                print(
-                    f"{executor} {name_of(config)}: {found['time_ratio']:.2f} of BP "
-                    f"({found['time_ratio_min']:.2f}..{found['time_ratio_max']:.2f})",
-                    flush=True,
-                )
                 yield {**context.row(config, f"-{executor}"), **found, **about}
 
 
-def turns(config: RunConfig) -> dict[str, int]:
-    return TURNS["paper" if config.network == PAPER.network else "smoke"]
+def timing(config: RunConfig) -> dict[str, int]:
+    return TIMING["paper" if config.network == PAPER.network else "smoke"]
 
 
 def images(config: RunConfig) -> int:
-    """BP and the stages, on two executors, each with a round that is thrown away."""
-    return 4 * config.batch_size * turns(config)["steps"] * (turns(config)["rounds"] + 1)
+    """Count BP and the stages under two executors, with their warm-up rounds."""
+    return 4 * config.batch_size * timing(config)["steps"] * (timing(config)["rounds"] + 1)
 
 
 def refuse(config: RunConfig, device: str) -> str:
     count, k = number_of_devices(device), config.num_modules
-    return f"K={k} stages want as many devices, of which there {'is' if count == 1 else 'are'} {count}" * (k > count)
+    return f"K={k} stages need K devices, and this machine has {count}" * (k > count)
 
 
 def picture(data: FigureData) -> list[Path]:
     rows = data.rows
     executors = sorted({str(row["executor"]) for row in rows}, reverse=True)
     device = "GPU" if rows[0]["device"] == "cuda" else "core"
-    figure, panels = new_figure(len(executors), f"Fig. 9  Time of a training step, K local modules on K {device}s")
+    figure, panels = style.new_figure(
+        len(executors), f"Fig. 9  Time of a training step, K local modules on K {device}s"
+    )
     for axes, executor in zip(panels, executors, strict=True):
         panel(axes, [row for row in rows if row["executor"] == executor], f"stages: {executor}", device)
-        # One scale for all; where a bar leaves the picture, its median still stands in it.
+        # One scale for all panels; bars may be cut off, medians are not.
         axes.set_ylim(0, max(1.1, 1.2 * max(float(row["time_ratio"]) for row in rows)))
-    legend(figure)
+    style.legend(figure)
     base, first = data.plan.base, rows[0]
     caption = (
-        f"{base.network}, {base.head} heads, batch {base.batch_size} of 32 x 32 images, {first['steps']} steps a round, median "
-        f"of n = {first['n']} interleaved rounds, bars from the lowest to the highest. Hardware: {first['hardware']}"
+        f"{base.network}, {base.head} heads, batch {base.batch_size} of 32 x 32 images, {first['steps']} steps per round, median "
+        f"of n = {first['n']} interleaved rounds, bars from minimum to maximum. Hardware: {first['hardware']}"
         f"{', a device is a core' if device == 'core' else ''}; BP on one of {first['devices']} devices takes "
-        f"{first['bp_step_ms']:,.0f} ms a step. Dotted: BP / K. Dashed: the best cases the paper quotes, for ResNet110"
+        f"{first['bp_step_ms']:,.0f} ms per step. Dotted: BP / K. Dashed: the best cases the paper quotes, for ResNet110"
     )  # fmt: skip
     if base.network != PAPER.network or base.batch_size != PAPER.batch_size:
         caption += " (not the paper's budget)"
     if left := sorted({config.num_modules for config in data.missing}):
-        caption += f". {first['devices']} devices; left out, all or some: K = {', '.join(map(str, left))}"
+        caption += f". {first['devices']} devices; left out in whole or in part: K = {', '.join(map(str, left))}"
     load, cores = max(float(row["load_average"]) for row in rows), os.cpu_count() or 1
     if load > 1.5 * cores:
-        caption += f". The machine was busy with other work: its load average reached {load:.1f} on {cores} cores"
+        caption += f". The machine was also busy with other work: load average up to {load:.1f} on {cores} cores"
     return save_figure(figure, rows, "figure_9_runtime", data.folder, caption=caption)
 
 
 def panel(axes: Any, rows: list[dict[str, Any]], title: str, device: str) -> None:
-    format_axes(axes, title, f"number of local modules K, one {device} each", "time of a step, BP = 1")
+    style.format_axes(axes, title, f"number of local modules K, one {device} each", "time of a step, BP = 1")
     ks = sorted({1, *(int(row["num_modules"]) for row in rows)})
-    axes.plot([1], [1], **line_style("BP"))
-    names = sorted({series_of(config_of(row)) for row in rows}, key=legend_order)
+    axes.plot([1], [1], **style.line_style("BP"))
+    names = sorted({style.series_of(config_of(row)) for row in rows}, key=style.legend_order)
     for index, name in enumerate(names):
-        of = sorted((r for r in rows if series_of(config_of(r)) == name), key=lambda r: int(r["num_modules"]))
-        # Side by side around their K, so that bars do not hide each other.
+        of = sorted((r for r in rows if style.series_of(config_of(r)) == name), key=lambda r: int(r["num_modules"]))
+        # Shifted around K so that the bars do not overlap.
         x = [float(r["num_modules"]) * 2 ** (0.06 * (index - (len(names) - 1) / 2)) for r in of]
         y = [float(r["time_ratio"]) for r in of]
         low, high = (
             [abs(float(r["time_ratio"]) - float(r[f"time_ratio_{end}"])) for r in of] for end in ("min", "max")
         )
-        axes.errorbar(x, y, yerr=[low, high], capsize=2, elinewidth=1, **line_style(name, index))
-    axes.plot(ks, [1 / k for k in ks], color=INK, linewidth=0.9, linestyle=":")
+        axes.errorbar(x, y, yerr=[low, high], capsize=2, elinewidth=1, **style.line_style(name, index))
+    axes.plot(ks, [1 / k for k in ks], color=style.INK, linewidth=0.9, linestyle=":")
     for share, text in QUOTED.items():
-        axes.axhline(share, color="#888888", linewidth=0.8, linestyle="--", zorder=0)
-        axes.text(0.95, share + 0.015, text, fontsize=7, color="#666666", bbox=PLAIN, zorder=3)
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(ks, [str(k) for k in ks])
-    axes.minorticks_off()
+        axes.axhline(share, **style.QUOTED_LINE)
+        axes.text(0.95, share + 0.015, text, fontsize=7, color=style.QUOTE, bbox=PLAIN, zorder=3)
+    style.label_values(axes, ks, base=2)
     axes.set_xlim(0.9, max(ks) * 1.25)
 
 

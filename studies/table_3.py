@@ -1,7 +1,7 @@
 """Table III: BP, GLL and BackLink with convolutional heads on CIFAR-10, STL-10 and SVHN, and the methods it is compared with.
 
-The paper copied the columns of DGL and InfoPro from another paper; here they, PredSim, DNI and DDG, and BackLink on three of
-them, are run under the one recipe: --only '*/dgl', --only '*/K4/infopro*'. They are run only where they are asked for.
+The paper copied the columns of DGL and InfoPro from another paper. Here they, PredSim, DNI and DDG, and BackLink on top of
+three of them can be run under the common recipe, on request: --only '*/dgl', --only '*/K4/infopro*'.
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Table IV: BP, GLL and BackLink on long-tailed CIFAR-10.
 
-The smoke test takes the embedded sample as it is, which is balanced.
+The smoke test uses the embedded sample, which is balanced.
 """
 
 import sys

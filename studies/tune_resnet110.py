@@ -1,7 +1,7 @@
 """Tune BackLink on ResNet110: Optuna chooses K, l, alpha and eta by the error on a held-out tenth of the training set.
 
-The paper preset is its recipe (CIFAR-10, 200 epochs, batch 512, fc heads) and needs GPUs; the smoke preset is the same
-search over a few hundred real images.
+The paper preset has the paper's recipe (CIFAR-10, 200 epochs, batch 512, fc heads) and needs GPUs; the smoke preset runs the
+same search on a few hundred real images.
 """
 
 import sys

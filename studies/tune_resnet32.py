@@ -1,4 +1,4 @@
-"""Tune BackLink on ResNet32, or compare BP, GLL and BackLink at a CPU's budget.
+"""Tune BackLink on ResNet32, or compare BP, GLL and BackLink at a budget for CPUs.
 
 Presets: paper (a search under the paper's recipe, needs a GPU), cpu (K = 4, fc heads: BP, GLL and BackLink with l = 1, 2, 4
 on the first 10,000 training images and all test images of CIFAR-10, 8 epochs; about half an hour on 2 cores), smoke.

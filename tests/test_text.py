@@ -1,12 +1,13 @@
-"""Text: a Markdown page as HTML that stands alone."""
+"""Text: CSV cells, and a Markdown page as self-contained HTML."""
 
+import math
 from html.parser import HTMLParser
 
-from backlink_ray.text import html_page, markdown_table
+from backlink_ray.text import csv_table, html_page, markdown_table
 
 
 class Page(HTMLParser):
-    """Collects what a page loads from elsewhere, its tags and its cells."""
+    """Collects external references, tags and table cells of a page."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,10 +32,14 @@ class Page(HTMLParser):
             self.cells[-1] += data
 
 
-def test_a_page_stands_alone_is_whole_and_escapes_what_it_shows() -> None:
+def test_a_page_is_self_contained_complete_and_escaped() -> None:
     page = Page()
     page.feed(html_page(f"# A & B\n\n> small\n\n{markdown_table([['a', 'b'], ['1 < 2', '≠']])}\n"))
     assert page.open == []
     assert page.foreign == []
     assert page.cells == ["a", "b", "1 < 2", "≠"]
     assert {"h1", "blockquote", "table", "title"} <= page.seen
+
+
+def test_csv_has_empty_cells_for_missing_numbers_and_rounds_the_others() -> None:
+    assert csv_table([("a", "b, c"), (None, math.nan), (1 / 3, 2), (True, "")]) == 'a,"b, c"\n,\n0.333333,2\nTrue,\n'

@@ -1,4 +1,4 @@
-"""Directions: along a training run, epoch by epoch, how far the method's gradient points down the whole loss (Fig. 3)."""
+"""Descent: how well a method's gradient agrees with the gradient of the global loss, epoch by epoch (Fig. 3)."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,20 +21,20 @@ from backlink_ray.train.trainer import Trainer, gradients
 def directions(
     config: RunConfig, dataset: Dataset, device: str, folder: Path
 ) -> Iterator[tuple[int, dict[int, Descent]]]:
-    """Train one run and yield (epochs trained, descent by module) before the first epoch and after each.
+    """Train one run and yield (epochs trained, descent by module) before the first epoch and after every epoch.
 
-    Both gradients are means over the batches of the epoch to come, as it will draw them, at fixed weights and in training
-    mode. After an interruption the run goes on from its last whole epoch, which is measured again.
+    Both gradients are means over the batches of the next epoch, at fixed weights and in training mode. An interrupted run
+    continues after its last complete epoch, where it measures again.
 
     Args:
         config: of the run.
-        dataset: its data.
-        device: where all of it happens.
+        dataset: that config.dataset names.
+        device: to train and measure on.
         folder: of the run's checkpoints.
 
     Raises:
         ConfigError: the configuration does not fit the data.
-        NonFiniteLossError: the run diverged; what was yielded before stands.
+        NonFiniteLossError: the run diverged; the values yielded so far remain valid.
     """
     job = make_job(config, dataset, RunOptions(output_dir=folder))
     batches = job.batches(torch.device(device), job.train)
@@ -63,12 +63,12 @@ def _epochs(
 
 
 def measure(trainer: Trainer, batches: Batches, steps: range, seed: int) -> dict[int, Descent]:
-    """Return the descent of a trainer's method over some batches, by module; nothing of the trainer changes.
+    """Return the descent of a trainer's method over some batches, by module; the trainer does not change.
 
     Args:
         trainer: between two steps.
         batches: of the training set.
-        steps: whose batches count.
+        steps: of the batches.
         seed: of dropout masks.
     """
     whole, found = MeanGradients(), MeanGradients()
@@ -80,7 +80,7 @@ def measure(trainer: Trainer, batches: Batches, steps: range, seed: int) -> dict
 
 
 def columns(measured: dict[int, Descent]) -> dict[str, float]:
-    """Return a descent by module as columns of a row: constant, norm_ratio, constant_module_0, norm_ratio_module_0, ..."""
+    """Return descent by module as columns of a row: constant, norm_ratio, constant_module_0, norm_ratio_module_0, ..."""
     found: dict[str, float] = {}
     for k, descent in measured.items():
         ending = "" if k == ALL else f"_module_{k}"

@@ -1,4 +1,4 @@
-"""Rows: what was measured, appended to a file as it comes."""
+"""Rows: measurements, appended to a file one by one."""
 
 import json
 import time
@@ -11,7 +11,7 @@ from backlink_ray.runs.results import Row
 
 
 def write_rows(rows: Iterable[Row], path: Path, what: str, device: str) -> None:
-    """Append rows to a JSON lines file as they come, each with when, with what and at which commit; print them."""
+    """Append rows to a JSON lines file as they are measured, each with date, versions, commit and hardware; print them."""
     make_folder(path.parent, "output_dir")
     where = {**provenance.describe(), "device": provenance.hardware(device)}
     for row in rows:

@@ -1,12 +1,12 @@
-"""Runtime: the time of a training step with every local module on a device of its own, as a part of BP's on one (Fig. 9)."""
+"""Runtime: the time of a step with every local module on its own device, as a ratio to BP's on one device (Fig. 9)."""
 
-from collections.abc import Callable
-from dataclasses import replace
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 
 from backlink_ray.benchmarks.jobs import job_for, random_images
 from backlink_ray.benchmarks.speed import compare
 from backlink_ray.data.images import ImageSet
-from backlink_ray.pipeline.actors import RayExecutor
 from backlink_ray.pipeline.threads import ThreadsExecutor
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.executors import start_once
@@ -14,49 +14,57 @@ from backlink_ray.runs.results import Row
 from backlink_ray.train.executor import Executor, LocalExecutor
 
 
-def devices_of(device: str, count: int) -> tuple[str, ...]:
-    """Return the devices of a kind by name: cuda:0, cuda:1, ...; one "cpu", whose cores the stages share."""
-    return tuple(f"cuda:{i}" for i in range(count)) if device.startswith("cuda") else ("cpu",)
-
-
-def open_stages(config: RunConfig, images: ImageSet, executor: str, device: str, count: int) -> Executor:
-    """Open the stages of a run, each on its own device.
+def step_times(
+    config: RunConfig, executors: Sequence[str], device: str, *, count: int, steps: int, rounds: int
+) -> Iterator[Row]:
+    """Time BP on one device and a run's stages under each executor, taking turns round by round.
 
     Args:
-        config: of the run.
-        images: what it trains on.
-        executor: "threads" or "ray".
-        device: "cuda" or "cpu".
-        count: devices there are.
+        config: of the run; its num_modules is at most `count`.
+        executors: "threads", "ray" or both. All are open at once, so Ray's processes run beside the threads.
+        device: "cuda" or "cpu". CPU stages share the cores, with config.torch_threads each.
+        count: devices of this machine.
+        steps: per round.
+        rounds: counted, after one warm-up round.
+
+    Yields:
+        A row for "bp", then one per executor: that of `compare`, with link_ms, what the stage that waits longest for its
+        messages waits per step.
     """
-    job = replace(job_for(config, images, device), devices=devices_of(device, count))
+    devices = tuple(f"cuda:{i}" for i in range(count)) if device.startswith("cuda") else ("cpu",)
+    images = random_images(2 * config.batch_size)
+    with ExitStack() as stack:
+        bp = LocalExecutor(job_for(config.replace(method="bp"), images, devices[0]))
+        opened: dict[str, Executor] = {"bp": stack.enter_context(bp)}
+        for name in executors:
+            opened[name] = stack.enter_context(_open_stages(config, images, name, devices))
+        link_s: dict[str, list[float]] = {name: [] for name in opened}
+
+        def run(name: str) -> Callable[[int], object]:
+            return lambda n: link_s[name].append(max(opened[name].train(n).link_s) / n)
+
+        for row in compare({name: run(name) for name in opened}, config.batch_size, device, steps, rounds):
+            yield {**row, "link_ms": 1e3 * statistics.median(link_s[row["run"]][1:])}
+
+
+def _open_stages(config: RunConfig, images: ImageSet, executor: str, devices: Sequence[str]) -> Executor:
+    job = job_for(config, images, *devices)
     if executor == "threads":
         return ThreadsExecutor(job)
+    from backlink_ray.pipeline.actors import RayExecutor  # the other measurements do not need Ray
+
     start_once()
     return RayExecutor(job)
 
 
-def step_ratio(config: RunConfig, executor: str, device: str, *, count: int, steps: int, rounds: int) -> Row:
-    """Time a run's step against BP's on one device, in turn, round by round, after one round thrown away.
+def overlap_rows(network: str, batch_size: int, steps: int, rounds: int) -> Iterator[Row]:
+    """Yield the step time of BackLink (K = 2, l = 1, conv heads), as threads and over Ray, as a ratio to BP on one core.
 
-    Args:
-        config: of the run, K devices.
-        executor: "threads" or "ray".
-        device: "cuda" or "cpu".
-        count: devices there are, K or more.
-        steps: of a round.
-        rounds: counted.
-
-    Returns:
-        time_ratio: the median of the rounds' ratios, with time_ratio_min and time_ratio_max; step_ms, bp_step_ms; n rounds.
+    Every round times each of them once, with one torch thread per stage.
     """
-    images = random_images(2 * config.batch_size)
-    bp = config.replace(method="bp")
-    with (
-        LocalExecutor(job_for(bp, images, devices_of(device, count)[0])) as alone,
-        open_stages(config, images, executor, device, count) as stages,
-    ):
-        runs: dict[str, Callable[[int], object]] = {"bp": alone.train, "stages": stages.train}
-        first, second = compare(runs, config.batch_size, device, steps, rounds)
-    kept = ("step_ms", "time_ratio", "time_ratio_min", "time_ratio_max", "n", "steps")
-    return {**{name: second[name] for name in kept}, "bp_step_ms": first["step_ms"]}
+    config = RunConfig(
+        network=network, head="conv", num_modules=2, propagation_length=1, alpha=0.5, batch_size=batch_size
+    )
+    names = {"bp": "BP, one core", "threads": "BackLink K=2 l=1, threads", "ray": "BackLink K=2 l=1, ray"}
+    for row in step_times(config, ("threads", "ray"), "cpu", count=1, steps=steps, rounds=rounds):
+        yield {"network": network, **row, "run": names[str(row["run"])]}

@@ -1,6 +1,5 @@
-"""Speed: images per second of training runs that take turns on one device."""
+"""Speed: images per second of training runs, timed in turn on one device."""
 
-import copy
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -8,18 +7,16 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import nn
 
-from backlink_ray.benchmarks.jobs import job_for, random_images, synchronise
+from backlink_ray.benchmarks.jobs import job_for, random_images
 from backlink_ray.nets.build import build_network
 from backlink_ray.nets.names import unit_count
-from backlink_ray.pipeline.threads import ThreadsExecutor
 from backlink_ray.runs.config import RunConfig
-from backlink_ray.runs.executors import start_once
 from backlink_ray.runs.results import Row
 from backlink_ray.train.executor import LocalExecutor
 
 
 def images_per_s(config: RunConfig, device: str) -> float:
-    """Measure one training step of at most 64 images, one module after another, after a warm-up step; takes seconds."""
+    """Measure one step of at most 64 images on one device, after a warm-up step; takes seconds."""
     config = config.replace(batch_size=min(64, config.batch_size))
     with LocalExecutor(job_for(config, random_images(2 * config.batch_size), device)) as executor:
         executor.train(1)
@@ -27,7 +24,7 @@ def images_per_s(config: RunConfig, device: str) -> float:
 
 
 def plain_loop(network: str, device: str, batch_size: int) -> Callable[[int], None]:
-    """Return run(steps) of ordinary eager backpropagation, as anyone would write it: the yardstick of speed."""
+    """Return run(steps), a plain eager training loop: the baseline for speed."""
     net: nn.Module = build_network(network).to(device)
     sgd = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=1e-4)
     images = random_images(batch_size)
@@ -46,18 +43,26 @@ def plain_loop(network: str, device: str, batch_size: int) -> Callable[[int], No
 def compare(
     runs: dict[str, Callable[[int], object]], images_per_step: int, device: str, steps: int, rounds: int
 ) -> Iterator[Row]:
-    """Time several runs in turn, round by round, after one round thrown away.
+    """Time several runs, taking turns round by round, after one warm-up round.
+
+    Args:
+        runs: run(steps) by name.
+        images_per_step: for images_per_s.
+        device: synchronised before and after each timing.
+        steps: per round.
+        rounds: counted.
 
     Yields:
-        For each its median images/s and step time, their spread, and the median of its ratios to the first, round by round.
+        One row per run: median, minimum and maximum of its step time, images per second, and median, minimum and maximum
+        over the rounds of the ratio of its time to that of the first run in the same round.
     """
     times: dict[str, list[float]] = {name: [] for name in runs}
     for r in range(rounds + 1):
         for name, run in runs.items():
-            synchronise(device)
+            _synchronise(device)
             start = time.perf_counter()
             run(steps)
-            synchronise(device)
+            _synchronise(device)
             if r:
                 times[name].append((time.perf_counter() - start) / steps)
     first = next(iter(times.values()))
@@ -71,8 +76,13 @@ def compare(
         }  # fmt: skip
 
 
+def _synchronise(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+
+
 def speed_rows(network: str, device: str, batch_size: int, steps: int, rounds: int) -> Iterator[Row]:
-    """Yield a plain loop, our BP, GLL and BackLink at K = 4 and 16, interleaved."""
+    """Yield the speed of a plain loop, our BP, and GLL and BackLink at K = 4 and 16, interleaved."""
     images = random_images(4 * batch_size)
     runs: dict[str, Callable[[int], object]] = {"plain eager BP": plain_loop(network, device, batch_size)}
     for name, config in _speed_configs(network, batch_size):
@@ -88,29 +98,3 @@ def _speed_configs(network: str, batch_size: int) -> Iterator[tuple[str, RunConf
         if k <= unit_count(network):
             yield f"GLL K={k}", base.replace(method="gll", num_modules=k)
             yield f"BackLink K={k} l=1", base.replace(method="backlink", num_modules=k, propagation_length=1, alpha=0.5)
-
-
-def overlap_rows(network: str, batch_size: int, steps: int, rounds: int) -> Iterator[Row]:
-    """Yield the step time of BackLink K = 2, l = 1 with conv heads, as threads and over Ray, as a ratio to BP on one core.
-
-    Every round times each of them once, with one torch thread per stage.
-    """
-    from backlink_ray.pipeline.actors import RayExecutor  # every other measurement does without Ray
-
-    images = random_images(4 * batch_size)
-    bp = RunConfig(network=network, method="bp", head="conv", batch_size=batch_size)
-    linked = job_for(bp.replace(method="backlink", num_modules=2, propagation_length=1, alpha=0.5), images, "cpu")
-    start_once()
-    with (
-        LocalExecutor(job_for(bp, images, "cpu")) as alone,
-        ThreadsExecutor(copy.deepcopy(linked)) as threads,
-        RayExecutor(linked) as actors,
-    ):
-        names = {"BP, one core": alone, "BackLink K=2 l=1, threads": threads, "BackLink K=2 l=1, ray": actors}
-        link_s: dict[str, list[float]] = {name: [] for name in names}
-
-        def run(name: str) -> Callable[[int], object]:
-            return lambda n: link_s[name].append(max(names[name].train(n).link_s) / n)
-
-        for row in compare({name: run(name) for name in names}, batch_size, "cpu", steps, rounds):
-            yield {"network": network, **row, "link_ms": 1e3 * statistics.median(link_s[row["run"]][1:])}

@@ -13,7 +13,8 @@ import tyro
 from backlink_ray.benchmarks.checks import executor_differences, gradient_errors
 from backlink_ray.benchmarks.memory import memory_rows
 from backlink_ray.benchmarks.rows import write_rows
-from backlink_ray.benchmarks.speed import overlap_rows, speed_rows
+from backlink_ray.benchmarks.runtime import overlap_rows
+from backlink_ray.benchmarks.speed import speed_rows
 from backlink_ray.data.datasets import data_root
 from backlink_ray.errors import ConfigError
 from backlink_ray.paper.cells import published_error_pct

@@ -1,4 +1,4 @@
-"""Choice: which images of each class, by a seed."""
+"""Choice: a seeded choice of images from each class."""
 
 import math
 from collections.abc import Sequence
@@ -13,25 +13,25 @@ LONG_TAIL_RATIO = 1.3
 
 
 def choose(labels: Tensor, counts: Sequence[int], seed: int, purpose: str) -> Tensor:
-    """Choose images class by class, each class from a generator of its own.
+    """Choose images class by class, with a separate generator for each class.
 
     Args:
         labels: int64 (N,), in 0..len(counts)-1.
-        counts: how many of each class.
-        seed: chooses the images.
-        purpose: keeps choices of one seed for different ends apart.
+        counts: images to choose from each class.
+        seed: of the choice.
+        purpose: makes choices under the same seed independent.
 
     Returns:
-        int64 (sum of counts,): sorted indices into labels, so that file order stays.
+        int64 (sum of counts,): sorted indices into labels, which keep the file order.
 
     Raises:
-        ConfigError: a class with fewer images than are asked for.
+        ConfigError: a class has fewer images than requested.
     """
     chosen = []
     for label, count in enumerate(counts):
         of_class = (labels == label).nonzero().flatten()
         if not 0 <= count <= len(of_class):
-            raise ConfigError(f"{count} images of class {label} asked for; allowed 0..{len(of_class)}")
+            raise ConfigError(f"{count} images of class {label} requested; allowed 0..{len(of_class)}")
         generator = torch.Generator().manual_seed(derive_seed(seed, purpose, label))
         chosen.append(of_class[torch.randperm(len(of_class), generator=generator)[:count]])
     return torch.cat(chosen).sort().values

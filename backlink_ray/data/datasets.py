@@ -1,4 +1,4 @@
-"""Data sets: found by name, checked against their checksums, and loaded whole as uint8 tensors."""
+"""Data sets: loaded by name as uint8 tensors, after a check of their files' checksums."""
 
 import math
 import os
@@ -9,21 +9,16 @@ from pathlib import Path
 import torch
 
 from backlink_ray.data.choice import choose
-from backlink_ray.data.embedded import SAMPLE_FILE, SAMPLE_SHA256, load_sample
-from backlink_ray.data.images import Augmentation, Dataset, ImageSet, digest
+from backlink_ray.data.embedded import load_sample
+from backlink_ray.data.images import Dataset, ImageSet, digest
 from backlink_ray.data.originals import load_cifar10, load_cifar10_lt, load_cifar100, load_stl10, load_svhn
-from backlink_ray.errors import ConfigError, DataError
+from backlink_ray.errors import ConfigError
 
-__all__ = [
-    "LOADERS", "SAMPLE_FILE", "SAMPLE_SHA256", "Augmentation", "DataError", "Dataset", "ImageSet", "data_root",
-    "hold_out", "load_dataset",
-]  # fmt: skip
-
-# Every data set with its number of training images.
+# Number of training images of every data set.
 DATASETS = {
     "cifar10-sample": 2_000, "cifar10": 50_000, "cifar100": 50_000, "svhn": 73_257, "stl10": 5_000, "cifar10-lt": 20_089,
 }  # fmt: skip
-# Each takes the data root, whether to fetch what is missing, and the seed that chooses images where not all are taken.
+# Arguments: the data root, whether to download missing files, and the seed that chooses the images of a subset.
 LOADERS: dict[str, Callable[[Path, bool, int], Dataset]] = {
     "cifar10-sample": load_sample,
     "cifar10": load_cifar10,
@@ -36,7 +31,7 @@ assert set(LOADERS) == set(DATASETS)
 
 
 def data_root(flag: str = "") -> Path:
-    """Return the folder of data sets: the flag, else $BACKLINK_RAY_DATA, else ~/.cache/backlink_ray."""
+    """Return the folder of the data sets: `flag`, else $BACKLINK_RAY_DATA, else ~/.cache/backlink_ray."""
     return Path(flag or os.environ.get("BACKLINK_RAY_DATA") or Path.home() / ".cache" / "backlink_ray").expanduser()
 
 
@@ -49,19 +44,19 @@ def load_dataset(
     seed: int = 0,
     download: bool = True,
 ) -> Dataset:
-    """Return a checked data set.
+    """Load a data set and check its files.
 
     Args:
-        name: one of DATASETS.
-        root: folder of the original files; `data_root()` if not given.
+        name: a key of DATASETS.
+        root: folder of the original files; default `data_root()`.
         train_images: keep the first N training images in file order; 0 keeps all.
-        test_images: the same for the test images.
-        seed: the run's; chooses the training images of cifar10-lt and nothing in the others.
-        download: fetch what is missing (md5 checked).
+        test_images: likewise for the test images.
+        seed: of the run; chooses the training images of cifar10-lt and has no effect on the other sets.
+        download: download missing files and check their md5.
 
     Raises:
-        ConfigError: an unknown name, or more images asked for than there are.
-        DataError: files that are missing, truncated or corrupt, or a root that cannot be written.
+        ConfigError: an unknown name, or more images requested than the set has.
+        DataError: a file is missing, truncated or corrupt, or the root is not writable.
     """
     if name not in LOADERS:
         raise ConfigError(f"dataset={name!r} is not known; allowed: {', '.join(LOADERS)}")
@@ -71,18 +66,21 @@ def load_dataset(
 
 
 def hold_out(dataset: Dataset, fraction: float, seed: int) -> tuple[ImageSet, ImageSet]:
-    """Split the training set, class by class, into (kept, held out); search ranks by the part held out.
+    """Split the training set, class by class, into a part to train on and a held-out part that searches are ranked by.
 
     Args:
-        dataset: not changed.
-        fraction: part held out of every class, 0..0.5, rounded up to whole images.
-        seed: chooses the images.
+        dataset: left unchanged.
+        fraction: share of every class to hold out, 0..0.5, rounded up to whole images.
+        seed: of the choice.
+
+    Returns:
+        The images to train on, and the held-out images.
 
     Raises:
-        ConfigError: another fraction.
+        ConfigError: a fraction outside 0..0.5.
     """
     if not 0 <= fraction <= 0.5:
-        raise ConfigError(f"fraction={fraction} cannot be held out; allowed 0..0.5")
+        raise ConfigError(f"fraction={fraction} is out of range; allowed 0..0.5")
     counts = [math.ceil(fraction * count - 1e-9) for count in dataset.train_counts]
     held = torch.zeros(len(dataset.train), dtype=torch.bool)
     held[choose(dataset.train.labels, counts, seed, "hold_out")] = True

@@ -1,4 +1,4 @@
-"""Embedded: the real sample of CIFAR-10 that lies in the package, checked and decoded."""
+"""Embedded: the sample of real CIFAR-10 images that ships with the package, checked and decoded."""
 
 import hashlib
 import io
@@ -15,9 +15,9 @@ SAMPLE_SHA256 = "587337df467190af382a3d054a5ba53cbaa54fd324aa29f83b3a55bf65aa393
 
 
 def load_sample(_root: Path, _download: bool, _seed: int = 0) -> Dataset:
-    """Return the embedded sample: 2,000 and 500 images; DataError where it is missing or damaged, or pyarrow is."""
+    """Return the embedded sample, 2,000 and 500 images; DataError if the file is missing or corrupt, or without pyarrow."""
     _check()
-    try:  # imported here, so that the library itself needs torch alone
+    try:  # imported here so that `import backlink_ray` needs only torch
         import pyarrow.parquet as pq
     except ImportError as error:
         raise DataError(f"{SAMPLE_FILE.name} is Parquet and pyarrow is not installed; pip install pyarrow") from error
@@ -25,7 +25,7 @@ def load_sample(_root: Path, _download: bool, _seed: int = 0) -> Dataset:
     table = pq.read_table(SAMPLE_FILE).to_pydict()
     rows = list(zip(table["split"], table["webp"], table["label"], strict=True))
     train, test = (_decode([(w, y) for s, w, y in rows if s == split]) for split in ("train", "test"))
-    return as_cifar10("cifar10-sample", train, test)
+    return as_cifar10(name="cifar10-sample", train=train, test=test)
 
 
 def _check() -> None:

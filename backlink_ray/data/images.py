@@ -1,4 +1,4 @@
-"""Images: what a data set is once it is loaded, and the error for one that cannot be."""
+"""Images: a data set as it is held in memory."""
 
 import hashlib
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from backlink_ray.errors import ConfigError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Augmentation:
-    """Random crop after padding by `pad` pixels ("reflect" or "constant"), and a horizontal flip where `flip`."""
+    """Random crop after padding by `pad` pixels ("reflect" or "constant"), and a random horizontal flip if `flip`."""
 
     pad: int
     mode: str
@@ -27,7 +27,7 @@ class ImageSet:
     """Images and their labels.
 
     Attributes:
-        pixels: uint8 (N, C, H, W), or (0, C, H, W) for a stage that needs labels only.
+        pixels: uint8 (N, C, H, W), or (0, C, H, W) on a stage that needs only labels.
         labels: int64 (N,).
     """
 
@@ -41,7 +41,7 @@ class ImageSet:
         """Return the first `count` images (0: all); ConfigError names `field` if there are fewer."""
         if not 0 <= count <= len(self):
             raise ConfigError(
-                f"{field}={count} does not fit the {len(self)} images there are; allowed 0 (all)..{len(self)}"
+                f"{field}={count} is out of range for a set of {len(self)} images; allowed 0 (all)..{len(self)}"
             )
         return self.take(torch.arange(count or len(self)))
 
@@ -56,12 +56,12 @@ class ImageSet:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dataset:
-    """A training and a test set with what belongs to both.
+    """A training and a test set with their common properties.
 
     Attributes:
-        mean, std: per channel in [0, 1], of the whole training set that the images come from.
-        digest: sha256 over pixels and labels in use, 16 digits.
-        seed: that chose the training images; -1 where all there are were taken.
+        mean, std: per channel in [0, 1], of the full training set that the images come from.
+        digest: first 16 hexadecimal digits of the sha256 over all pixels and labels in use.
+        seed: that chose the training images; -1 if none were left out.
     """
 
     name: str
@@ -77,16 +77,16 @@ class Dataset:
 
     @property
     def num_classes(self) -> int:
-        """Return the number of classes."""
+        """Return C, the number of classes."""
         return len(self.class_names)
 
     @property
     def train_counts(self) -> list[int]:
-        """Return how many training images each class has, in class order."""
+        """Return the number of training images of each class."""
         return [int(count) for count in self.train.labels.bincount(minlength=self.num_classes)]
 
     def check_seed(self, seed: int) -> None:
-        """Refuse a run of another seed than the one that chose the images: its weights could not be made again."""
+        """Refuse a run whose seed did not choose these images: its result could not be reproduced from its configuration."""
         if self.seed not in (-1, seed):
             raise ConfigError(
                 f"seed={seed}, but the training images of {self.name} here were chosen by seed {self.seed}; "
@@ -95,7 +95,7 @@ class Dataset:
 
 
 def digest(*sets: ImageSet) -> str:
-    """Return 16 hexadecimal digits, of a sha256, that depend on every pixel, every label and their order."""
+    """Return the first 16 hexadecimal digits of the sha256 over all pixels and labels, in order."""
     total = hashlib.sha256()
     for images in sets:
         total.update(images.pixels.numpy().tobytes() + images.labels.numpy().tobytes())

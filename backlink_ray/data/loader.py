@@ -1,4 +1,4 @@
-"""Batches: training images and labels that any process can draw without asking another."""
+"""Batches: training images and labels that every process can draw on its own, without communication."""
 
 from collections.abc import Iterator
 
@@ -12,22 +12,22 @@ from backlink_ray.seeds import derive_seed
 
 
 class Batches:
-    """Training batches of one image set, an endless row of epochs.
+    """Training batches of one image set, for any number of epochs.
 
-    The set sits whole on `device` as uint8. Order, crops and flips follow from (seed, epoch, step) and are drawn on the
-    CPU, so that every device and every process sees the same ones.
+    The whole set is kept on `device` as uint8. Order, crops and flips follow from (seed, epoch, step) and are drawn on the
+    CPU, so that they are the same on every device and in every process.
 
     Args:
-        images: with pixels, or without for a process that needs labels only.
-        batch_size: B in 1..len(images); the incomplete batch at an epoch's end is dropped.
+        images: the training set; without pixels in a process that needs only labels.
+        batch_size: B in 1..len(images); the incomplete batch at the end of an epoch is dropped.
         seed: the run's.
-        augmentation: crop and flip, each image its own.
+        augmentation: crop and flip, drawn per image.
         mean, std: per channel, in [0, 1].
-        device: where batches appear.
-        augment: False gives the images as they are.
+        device: of the batches.
+        augment: False leaves the images as they are.
 
     Raises:
-        ConfigError: a batch larger than the set.
+        ConfigError: a batch larger than the set, or padding as large as the images.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Batches:
         check_batch_size(batch_size, len(images))
         if augment and images.pixels.shape[0] and augmentation.pad >= min(images.pixels.shape[2:]):
             raise ConfigError(
-                f"pad={augmentation.pad} is more than an image mirrors; allowed 0..{min(images.pixels.shape[2:]) - 1}"
+                f"pad={augmentation.pad} is too large for the images; allowed 0..{min(images.pixels.shape[2:]) - 1}"
             )
         self._batch_size, self._seed, self._device = batch_size, seed, torch.device(device)
         self._pixels, self._labels = images.pixels.to(device), images.labels.to(device)
@@ -69,13 +69,13 @@ class Batches:
 
 
 def check_batch_size(batch_size: int, images: int) -> None:
-    """Refuse a batch that the training images do not fill once; ConfigError gives what is allowed."""
+    """Raise ConfigError unless the training images fill at least one batch."""
     if not 1 <= batch_size <= images:
         raise ConfigError(f"batch_size={batch_size} does not fit {images} training images; allowed 1..{images}")
 
 
 def augment(pixels: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
-    """Crop and flip each image on its own, in one gather.
+    """Crop and flip every image independently, in a single gather.
 
     Args:
         pixels: uint8 (B, C, H, W).
@@ -93,13 +93,13 @@ def augment(pixels: Tensor, augmentation: Augmentation, generator: torch.Generat
     forward = torch.arange(width).expand(count, width)
     columns = offsets[1, :, None] + torch.where(flips[:, None], forward.flip(1), forward)
     rows, columns = _unpad(rows - pad, height, augmentation.mode), _unpad(columns - pad, width, augmentation.mode)
-    padded = F.pad(pixels, (0, 1, 0, 1))  # index H or W: the zero outside
+    padded = F.pad(pixels, (0, 1, 0, 1))  # index H or W reads a zero
     index = (rows[:, :, None] * (width + 1) + columns[:, None, :]).view(count, 1, -1).to(pixels.device)
     return padded.flatten(2).gather(2, index.expand(-1, channels, -1)).view(count, channels, height, width)
 
 
 def _unpad(index: Tensor, size: int, mode: str) -> Tensor:
-    """Map an index in the padded image to one in the image: mirrored, or `size` (the zero outside)."""
+    """Map indices of the padded image to indices of the image: mirrored, or `size` where the padding is zero."""
     if mode == "reflect":
         return (size - 1) - ((size - 1) - index.abs()).abs()
     return torch.where((index < 0) | (index >= size), size, index)
@@ -113,12 +113,12 @@ def normalise(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 def evaluation_batches(
     images: ImageSet, batch_size: int, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device | str
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (images float32 (B, C, H, W), labels int64 (B,)) in file order, nothing dropped, nothing augmented.
+    """Yield (images float32 (B, C, H, W), labels int64 (B,)) in file order, without augmentation; the last batch may be smaller.
 
     Images are empty, (0, C, H, W), where the set has no pixels.
     """
     if batch_size < 1:
-        raise ConfigError(f"batch_size={batch_size} evaluates nothing; allowed 1 or more")
+        raise ConfigError(f"batch_size={batch_size} is out of range; allowed 1 or more")
     mean_, std_ = (torch.tensor(v).view(1, -1, 1, 1).to(device) for v in (mean, std))
     for start in range(0, len(images), batch_size):
         part = slice(start, start + batch_size)

@@ -1,8 +1,8 @@
-"""Originals: CIFAR-10, its long-tailed form, CIFAR-100, SVHN and STL-10, read from their publishers' own files.
+"""Originals: CIFAR-10, its long-tailed form, CIFAR-100, SVHN and STL-10, read from their publishers' files.
 
-Names, addresses and checksums are torchvision's. The paper gives no augmentation; these are what work on local learning
-commonly uses: CIFAR mirrors 4 pixels at the border, STL-10 adds 4 black ones, SVHN 2; all crop, and all but SVHN flip, since
-a mirrored digit is another sign.
+File names, addresses and checksums are torchvision's. The paper states no augmentation; this one is common in work on local
+learning: random crops after padding (CIFAR: 4 mirrored pixels, STL-10: 4 black ones, SVHN: 2), and horizontal flips except
+for SVHN, where a mirrored digit is no longer a digit.
 """
 
 from dataclasses import replace
@@ -19,36 +19,39 @@ from backlink_ray.data.images import Augmentation, Dataset, ImageSet, digest
 from backlink_ray.data.provision import Download, provide
 from backlink_ray.errors import DataError
 
-# Per channel over all training images, in [0, 1]; tests/data recomputes them from the full sets.
-CIFAR10_MEAN, CIFAR10_STD = (0.49140, 0.48216, 0.44653), (0.24703, 0.24349, 0.26159)
-CIFAR100_MEAN, CIFAR100_STD = (0.50708, 0.48655, 0.44092), (0.26733, 0.25644, 0.27615)
-STL10_MEAN, STL10_STD = (0.44671, 0.43981, 0.40665), (0.26034, 0.25658, 0.27127)
-# Of the 73,257 training images, to the four digits that public training code for SVHN commonly states.
-SVHN_MEAN, SVHN_STD = (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)
-
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SVHN_CLASSES = tuple("0123456789")
 STL10_CLASSES = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
 
+# Means and standard deviations are per channel over all training images, in [0, 1]; tests/data recomputes them from the full
+# sets. Those of SVHN have the four digits that public training code commonly states.
 _cifar = partial(Dataset, image_size=32, augmentation=Augmentation(pad=4, mode="reflect", flip=True))
-_STL10_SIZE = 96
-
-
-def as_cifar10(name: str, train: ImageSet, test: ImageSet) -> Dataset:
-    """Return images of CIFAR-10, uint8 (N, 3, 32, 32), with what belongs to that set."""
-    return _cifar(name=name, train=train, test=test, class_names=CIFAR10_CLASSES, mean=CIFAR10_MEAN, std=CIFAR10_STD)
+as_cifar10 = partial(
+    _cifar, class_names=CIFAR10_CLASSES, mean=(0.49140, 0.48216, 0.44653), std=(0.24703, 0.24349, 0.26159),
+)  # fmt: skip
+_cifar100 = partial(
+    _cifar, name="cifar100", mean=(0.50708, 0.48655, 0.44092), std=(0.26733, 0.25644, 0.27615),
+)  # fmt: skip
+_svhn = partial(
+    Dataset, name="svhn", class_names=SVHN_CLASSES, image_size=32, mean=(0.4377, 0.4438, 0.4728),
+    std=(0.1980, 0.2010, 0.1970), augmentation=Augmentation(pad=2, mode="constant", flip=False),
+)  # fmt: skip
+_stl10 = partial(
+    Dataset, name="stl10", class_names=STL10_CLASSES, image_size=96, mean=(0.44671, 0.43981, 0.40665),
+    std=(0.26034, 0.25658, 0.27127), augmentation=Augmentation(pad=4, mode="constant", flip=True),
+)  # fmt: skip
 
 
 def long_tailed(whole: Dataset, name: str, seed: int) -> Dataset:
-    """Return a balanced set cut to floor(n / 1.3^i) training images of class i (section IV.C, Fig. 6a); the test set stays.
+    """Return a balanced set with class i cut to floor(n / 1.3^i) training images (section IV.C, Fig. 6a).
 
     Args:
-        whole: n training images in every class: 5000 of CIFAR-10 leave 20,089.
-        name: of what comes out.
+        whole: n training images per class (5000 in CIFAR-10, which leaves 20,089 in all); its test set is kept whole.
+        name: of the result.
         seed: chooses the images.
 
     Raises:
-        ConfigError: a class has fewer images than class 0's share leaves it.
+        ConfigError: a class has fewer images than it should keep.
     """
     counts = long_tail_counts(whole.train_counts[0], whole.num_classes)
     train = whole.train.take(choose(whole.train.labels, counts, seed, "long-tail"))
@@ -56,28 +59,28 @@ def long_tailed(whole: Dataset, name: str, seed: int) -> Dataset:
 
 
 def load_cifar10(root: Path, download: bool, _seed: int = 0) -> Dataset:
-    """Return CIFAR-10: 50,000 and 10,000 images; DataError as `provide`."""
+    """Return CIFAR-10, 50,000 and 10,000 images; DataError as in `provide`."""
     from torchvision.datasets import CIFAR10
 
     train, test, _ = _load_cifar(CIFAR10, root, download)
-    return as_cifar10("cifar10", train, test)
+    return as_cifar10(name="cifar10", train=train, test=test)
 
 
 def load_cifar10_lt(root: Path, download: bool, seed: int) -> Dataset:
-    """Return long-tailed CIFAR-10: 20,089 training images that the seed chooses, 10,000 for test; DataError as `provide`."""
+    """Return long-tailed CIFAR-10, 20,089 training images that the seed chooses, 10,000 for test; DataError as in `provide`."""
     return long_tailed(load_cifar10(root, download), "cifar10-lt", seed)
 
 
 def load_cifar100(root: Path, download: bool, _seed: int = 0) -> Dataset:
-    """Return CIFAR-100 with its 100 fine classes: 50,000 and 10,000 images; DataError as `provide`."""
+    """Return CIFAR-100 with its 100 fine classes, 50,000 and 10,000 images; DataError as in `provide`."""
     from torchvision.datasets import CIFAR100
 
     train, test, names = _load_cifar(CIFAR100, root, download)
-    return _cifar(name="cifar100", train=train, test=test, class_names=names, mean=CIFAR100_MEAN, std=CIFAR100_STD)
+    return _cifar100(train=train, test=test, class_names=names)
 
 
 def load_svhn(root: Path, download: bool, _seed: int = 0) -> Dataset:
-    """Return SVHN, class = digit: 73,257 and 26,032 images; DataError as `provide`, or where scipy is not installed."""
+    """Return SVHN, class = digit, 73,257 and 26,032 images; DataError as in `provide`, or without scipy."""
     from torchvision.datasets import SVHN
 
     files = [SVHN.split_list[split] for split in ("train", "test")]
@@ -86,47 +89,24 @@ def load_svhn(root: Path, download: bool, _seed: int = 0) -> Dataset:
     try:
         train, test = (_svhn_images(SVHN(root, split=split)) for split in ("train", "test"))
     except ImportError as error:
-        raise DataError(
-            "the files of SVHN are MATLAB's and scipy, which reads them, is not installed; pip install scipy"
-        ) from error
-    return Dataset(
-        name="svhn",
-        train=train,
-        test=test,
-        class_names=SVHN_CLASSES,
-        image_size=32,
-        mean=SVHN_MEAN,
-        std=SVHN_STD,
-        augmentation=Augmentation(pad=2, mode="constant", flip=False),
-    )
+        raise DataError("SVHN's files are in MATLAB's format, which needs scipy; pip install scipy") from error
+    return _svhn(train=train, test=test)
 
 
 def load_stl10(root: Path, download: bool, _seed: int = 0) -> Dataset:
-    """Return the labelled part of STL-10: 5,000 and 8,000 images of 96 x 96; DataError as `provide`.
+    """Return the labelled part of STL-10, 5,000 and 8,000 images of 96 x 96; DataError as in `provide`.
 
-    Its 2.6 GiB of images without labels are neither needed nor unpacked.
+    Its 2.6 GiB of unlabelled images are neither needed nor unpacked.
     """
     from torchvision.datasets import STL10
 
-    files = {split: dict(found) for split, found in (("train", STL10.train_list), ("test", STL10.test_list))}
-    members = tuple(
-        (f"{STL10.base_folder}/{split}_{kind}.bin", files[split][f"{split}_{kind}.bin"])
-        for split in ("train", "test")
-        for kind in "Xy"
-    )
+    files = [f"{split}_{kind}.bin" for split in ("train", "test") for kind in "Xy"]
+    md5_of = dict([*STL10.train_list, *STL10.test_list])
+    members = tuple((f"{STL10.base_folder}/{file}", md5_of[file]) for file in files)
     wanted = Download(url=STL10.url, filename=STL10.filename, md5=STL10.tgz_md5, members=members)
     provide("stl10", [wanted], root, download)
     train, test = (_stl10_images(root / STL10.base_folder, split) for split in ("train", "test"))
-    return Dataset(
-        name="stl10",
-        train=train,
-        test=test,
-        class_names=STL10_CLASSES,
-        image_size=_STL10_SIZE,
-        mean=STL10_MEAN,
-        std=STL10_STD,
-        augmentation=Augmentation(pad=4, mode="constant", flip=True),
-    )
+    return _stl10(train=train, test=test)
 
 
 def _load_cifar(source: Any, root: Path, download: bool) -> tuple[ImageSet, ImageSet, tuple[str, ...]]:
@@ -147,9 +127,9 @@ def _svhn_images(source: Any) -> ImageSet:
 
 
 def _stl10_images(folder: Path, split: str) -> ImageSet:
-    pixels = np.fromfile(folder / f"{split}_X.bin", np.uint8).reshape(-1, 3, _STL10_SIZE, _STL10_SIZE)
-    labels = np.fromfile(folder / f"{split}_y.bin", np.uint8) - 1  # the files count classes from 1
-    return _image_set(torch.from_numpy(pixels).transpose(2, 3), labels.tolist())  # and hold images column by column
+    pixels = np.fromfile(folder / f"{split}_X.bin", np.uint8).reshape(-1, 3, 96, 96)
+    labels = np.fromfile(folder / f"{split}_y.bin", np.uint8) - 1  # classes are numbered from 1
+    return _image_set(torch.from_numpy(pixels).transpose(2, 3), labels.tolist())  # images are stored by column
 
 
 def _image_set(pixels: Tensor, labels: list[int]) -> ImageSet:

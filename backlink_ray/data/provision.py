@@ -1,4 +1,4 @@
-"""Provision: original files of a data set in place and right, fetched where they are missing, or one clear error."""
+"""Provision: check the original files of a data set against their checksums, and download the missing ones."""
 
 import contextlib
 import hashlib
@@ -15,16 +15,16 @@ from backlink_ray.errors import DataError
 
 
 class MissingError(DataError):
-    """Files that are not there and were not to be fetched; nothing is wrong with those that are."""
+    """Files are missing and downloading is off; the files that exist are intact."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Download:
-    """One file that a data set's publisher offers, and what is needed of it.
+    """One file that a data set's publisher offers, and the parts of it that are needed.
 
     Attributes:
-        url, filename, md5: of the file as it is downloaded; it lies directly in the data root.
-        members: path below the data root and md5 of every file needed of it; the file itself, or parts of the archive.
+        url, filename, md5: of the download, which is stored directly in the data root.
+        members: path below the data root and md5 of every needed file: members of the archive, or the download itself.
     """
 
     url: str
@@ -34,76 +34,68 @@ class Download:
 
     @property
     def is_archive(self) -> bool:
-        """Tell whether the members have to be unpacked."""
+        """Return whether the members have to be unpacked."""
         return self.filename.endswith(".tar.gz")
 
-    def faults(self, root: Path) -> list["Fault"]:
-        """Return what is missing or wrong, in the order of the members."""
-        checked = (Fault(path=root / name, expected=md5, found=_md5(root / name)) for name, md5 in self.members)
-        return [fault for fault in checked if fault.found != fault.expected]
+    def is_intact(self, root: Path) -> bool:
+        """Return whether all members exist and match their checksums."""
+        return all(_md5(root / name) == md5 for name, md5 in self.members)
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fault:
-    """A file that is missing (`found` is empty) or has another md5 than the original."""
-
-    path: Path
-    expected: str
-    found: str
-
-    def __str__(self) -> str:
-        if not self.found:
-            return f"{self.path} is missing"
-        return f"{self.path} is corrupt: expected md5 {self.expected}, found md5 {self.found}"
+    def missing(self, root: Path) -> list[Path]:
+        """Return the members that do not exist; DataError if one is corrupt."""
+        found = {root / name: (md5, _md5(root / name)) for name, md5 in self.members}
+        for path, (expected, md5) in found.items():
+            if md5 not in ("", expected):
+                raise DataError(
+                    f"{path} is corrupt: expected md5 {expected}, found md5 {md5}; fix: rm {shlex.quote(str(path))} "
+                    "and run again, or replace it with an intact copy"
+                )
+        return [path for path, (_, md5) in found.items() if not md5]
 
 
 def provide(name: str, downloads: Sequence[Download], root: Path, download: bool) -> None:
-    """Leave every file of a data set in place and right, or raise.
+    """Make sure every file of a data set exists and matches its checksum.
 
     Args:
-        name: of the data set: two processes that want the same one take turns.
-        downloads: what it consists of.
-        root: folder of all data sets; made where it is missing.
-        download: fetch what is missing.
+        name: of the data set; names the lock file, so that concurrent processes download it once.
+        downloads: the files it consists of.
+        root: folder of all data sets; created if missing.
+        download: whether missing files may be downloaded.
 
     Raises:
-        DataError: a file is corrupt, or missing and cannot be fetched, or the root cannot be written.
+        DataError: a file is corrupt, or missing and cannot be downloaded, or the root is not writable.
     """
-    if not any(one.faults(root) for one in downloads):
+    if all(one.is_intact(root) for one in downloads):
         return
     from filelock import FileLock
 
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / f".{name}.lock"):  # two processes leave one good copy
+        with FileLock(root / f".{name}.lock"):
             for one in downloads:
-                _mend(one, root, download)
+                _download_missing(one, root, download)
     except OSError as error:
         raise DataError(
-            f"data root {root} cannot be written ({error.strerror}); give another with --data-root"
+            f"data root {root} cannot be written ({error.strerror}); choose another with --data-root"
         ) from error
 
 
-def _mend(one: Download, root: Path, download: bool) -> None:
-    faults = one.faults(root)
-    corrupt = [fault for fault in faults if fault.found]
-    if corrupt:
-        path = shlex.quote(str(corrupt[0].path))
-        raise DataError(f"{corrupt[0]}; mend: rm {path} and run again, or copy a good one there")
-    if faults and not download:
-        raise MissingError(_how_to_get(one, root, str(faults[0])))
-    if faults:
-        print(f"fetching {one.filename} into {root}", file=sys.stderr, flush=True)
+def _download_missing(one: Download, root: Path, download: bool) -> None:
+    missing = one.missing(root)
+    if missing and not download:
+        raise MissingError(_with_command(one, root, f"{missing[0]} is missing"))
+    if missing:
+        print(f"downloading {one.filename} to {root}", file=sys.stderr, flush=True)
         try:
-            _fetch(one, [fault.path for fault in faults], root)
-        except Exception as error:  # whatever the network does, the user needs the same sentence
-            raise DataError(_how_to_get(one, root, f"{faults[0]}; download failed: {error}")) from error
+            _download(one, missing, root)
+        except Exception as error:  # any network failure calls for the same advice
+            raise DataError(_with_command(one, root, f"{missing[0]} is missing; download failed: {error}")) from error
 
 
-def _fetch(one: Download, missing: list[Path], root: Path) -> None:
+def _download(one: Download, missing: list[Path], root: Path) -> None:
     from torchvision.datasets.utils import download_url
 
-    quiet = io.StringIO()  # takes its progress bar
+    quiet = io.StringIO()  # swallows the progress bar
     with contextlib.redirect_stderr(quiet), contextlib.redirect_stdout(quiet):
         download_url(one.url, root, one.filename, one.md5)
     if one.is_archive:
@@ -113,10 +105,10 @@ def _fetch(one: Download, missing: list[Path], root: Path) -> None:
 
 
 def _unpack(archive: tarfile.TarFile, path: Path, root: Path) -> None:
-    """Take one member out, whole or not at all: a process killed here leaves nothing that looks like a corrupt file."""
+    """Extract one member atomically: a process killed here leaves no partial file, which would count as corrupt."""
     source = archive.extractfile(path.relative_to(root).as_posix())
     if source is None:
-        raise DataError(f"{path.name} in the archive is no file")
+        raise DataError(f"{path.name} in the archive is not a file")
     path.parent.mkdir(exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     with source, part.open("wb") as target:
@@ -124,14 +116,14 @@ def _unpack(archive: tarfile.TarFile, path: Path, root: Path) -> None:
     part.replace(path)
 
 
-def _how_to_get(one: Download, root: Path, what: str) -> str:
+def _with_command(one: Download, root: Path, what: str) -> str:
     folder, file = shlex.quote(str(root)), shlex.quote(str(root / one.filename))
     unpack = f" && tar -xzf {file} -C {folder}" if one.is_archive else ""
-    return f"{what}; mend: curl -fL -o {file} {one.url}{unpack} (md5 {one.md5})"
+    return f"{what}; fix: curl -fL -o {file} {one.url}{unpack} (md5 {one.md5})"
 
 
 def _md5(path: Path) -> str:
-    """Return a file's md5, "" where there is none."""
+    """Return a file's md5, or "" if there is no file."""
     if not path.is_file():
         return ""
     with path.open("rb") as file:

@@ -1,1 +1,1 @@
-"""How pictures look."""
+"""The figures of the paper: style, captions, files."""

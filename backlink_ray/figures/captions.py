@@ -1,4 +1,4 @@
-"""Captions: what stands below a figure: network, data set, budget, hardware, seeds."""
+"""Captions of figures: network, data set, budget, hardware, seeds."""
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -10,35 +10,42 @@ from backlink_ray.runs.results import made_with
 
 
 def hardware_of_runs(rows: Sequence[Mapping[str, Any]], *folders: Path) -> str:
-    """Return what the runs of some studies were carried out with, as their own folders say."""
+    """Return the hardware and versions that runs were made with, as recorded in the folders of their studies."""
     found = [line for folder in folders for line in made_with(folder, rows)]
     return f"Hardware: {'; '.join(found) or 'not recorded'}"
 
 
 def is_paper_budget(config: RunConfig) -> bool:
-    """Tell whether a run has the paper's epochs, images and batch size."""
+    """Return whether a run has the paper's epochs, images and batch size."""
     whole = config.dataset != "cifar10-sample" and not config.train_images and not config.test_images
     return whole and config.epochs == 200 and config.batch_size == BATCH_SIZES[config.dataset]
 
 
 def budget(config: RunConfig) -> str:
-    """Return what a run is trained with, and that this is not the paper's budget where it is not."""
+    """Return a run's budget in words, marked if it is not the paper's."""
     epochs = "1 epoch" if config.epochs == 1 else f"{config.epochs} epochs"
     text = f"{epochs} of {config.num_train_images:,} images, batch {config.batch_size}"
     return text if is_paper_budget(config) else f"{text} (not the paper's budget)"
 
 
 def caption_of(config: RunConfig, where: str, seeds: Collection[int], *notes: str) -> str:
-    """Return the caption of a figure of training runs: network, data set, budget, hardware, seeds of the points, notes."""
+    """Return the caption of a figure of training runs.
+
+    Args:
+        config: the runs' common configuration: network, data set, heads and budget.
+        where: the hardware, in words.
+        seeds: numbers of seeds of the points.
+        notes: further sentences, without a full stop; "" is skipped.
+    """
     low, high = min(seeds), max(seeds)
     n = f"n = {low}" if low == high else f"n = {low} to {high}"
-    about = "1 seed a point" if high == 1 else f"Mean and standard deviation of {n} seeds a point"
+    about = "1 seed per point" if high == 1 else f"Mean and standard deviation of {n} seeds per point"
     place = f"{config.network} on {config.dataset}, {config.head} heads"
     return ". ".join([place, budget(config), where, about, *filter(None, notes)])
 
 
 def left_out(missing: Sequence[RunConfig]) -> str:
-    """Return a caption's note on what has no result: how many, and the first of them by name; "" where nothing lacks."""
+    """Return a caption's note on runs without a result: their number and the first names; "" if there are none."""
     names = ", ".join(f"{config.network} {config.label} {config.run_name}" for config in missing[:4])
     more = ", ..." * (len(missing) > 4)
-    return f"Left out, without a result: {len(missing)} ({names}{more})" if missing else ""
+    return f"Left out for lack of a result: {len(missing)} ({names}{more})" if missing else ""

@@ -1,4 +1,4 @@
-"""Data of a figure: the rows it is drawn from, and the plan they belong to."""
+"""Data of a figure: recorded rows and the plan that they belong to."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ from backlink_ray.tuning.plan import Plan
 
 @dataclass(frozen=True, kw_only=True)
 class FigureData:
-    """What a picture is drawn from: finished `rows` of the runs of `plan`, recorded in `folder`, where its files go."""
+    """The data of a figure: finished `rows` of the runs of `plan`, and `folder`, their study's, which gets the files."""
 
     plan: Plan
     rows: list[dict[str, Any]]
@@ -19,7 +19,7 @@ class FigureData:
 
     @property
     def missing(self) -> list[RunConfig]:
-        """Return the runs of a list that have no result."""
+        """Return the plan's runs that have no row."""
         there = {config_of(row).run_id for row in self.rows}
         wanted = {run.run_id: run for run in self.plan.runs}
         return [run for run_id, run in wanted.items() if run_id not in there]

@@ -1,4 +1,4 @@
-"""Save: a figure with its caption and its data, as files."""
+"""Save: write a figure with its caption and its data."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,6 @@ from backlink_ray.files import make_folder
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Size of a caption's letters.
 CAPTION_PT = 8.0
 
 
@@ -26,16 +25,16 @@ def save_figure(
 
     Args:
         figure: laid out by "constrained"; see `new_figure`.
-        rows: the data, one row a point; a column that a row lacks is empty there.
-        name: of the files.
-        folder: where they go; made if missing.
+        rows: the data, one row per point; columns missing in a row are left empty.
+        name: of the files, without suffix.
+        folder: for the files; created if missing.
         caption: network, data set, budget, hardware, n.
 
     Returns:
         The PNG, the CSV and the Parquet file.
 
     Raises:
-        ConfigError: no rows, or a folder that cannot be written.
+        ConfigError: no rows, or the folder is not writable.
     """
     if not rows:
         raise ConfigError(f"figure {name!r} has no data to draw; measure or run something first")
@@ -48,7 +47,7 @@ def save_figure(
         pyarrow.csv.write_csv(table, paths[1])
         pq.write_table(table, paths[2])
     except OSError as error:
-        raise ConfigError(f"folder {str(folder)!r} cannot be written ({error.strerror}); give another") from error
+        raise ConfigError(f"folder {str(folder)!r} cannot be written ({error.strerror}); choose another") from error
     return paths
 
 

@@ -1,1 +1,1 @@
-"""The paper's numbers, cells, recipes, tables and claims."""
+"""The paper's cells, recipes, tables and claims."""

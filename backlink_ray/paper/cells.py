@@ -1,4 +1,4 @@
-"""Paper: the published test errors of Tables II to IV, each cell with its address, and our own columns beside them."""
+"""Cells: the published test errors of Tables II to IV and our additional columns, each cell with an address."""
 
 import difflib
 import fnmatch
@@ -15,19 +15,19 @@ from backlink_ray.local.sizes import check_propagation, module_sizes
 from backlink_ray.nets.names import unit_count
 from backlink_ray.runs.config import RunConfig
 
-# Columns of Table III that are run again here under the one recipe; the paper copied the first two, the others are ours.
+# Methods of Table III's columns that we run under the common recipe; the paper copied the first two, the others are ours.
 RERUN = ("dgl", "infopro", "predsim", "dni", "ddg")
 _BASES = ("dgl", "infopro", "predsim")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """One run of the paper's tables: BP is K = 1, l = 0 and GLL is l = 0; or one of ours beside them.
+    """One entry of the paper's tables (BP is K = 1, l = 0; GLL is l = 0), or of our additional columns.
 
     Attributes:
-        error_pct: published test error in percent, mean of 5 trials; for BackLink the table gives the improvement over
-            GLL in points, so this is GLL's error minus it, rounded to 2 digits. None where the paper has no number.
-        rerun: "" for the paper's own runs, else one of RERUN: the method where l = 0, what BackLink builds on where l > 0.
+        error_pct: published test error in percent, mean of 5 trials. For BackLink the table gives the improvement over GLL
+            in points, so this is GLL's error minus it, rounded to two decimals. None if the paper has no number.
+        rerun: "" for the paper's runs, else one of RERUN: the method if l = 0, the base of BackLink if l > 0.
     """
 
     table: int
@@ -41,26 +41,26 @@ class Cell:
 
     @property
     def row(self) -> str:
-        """Return the row of the table, for example table2/cifar10/resnet110/fc."""
+        """Return the table, data set, network and head, for example table2/cifar10/resnet110/fc."""
         return f"table{self.table}/{self.dataset}/{self.network}/{self.head}"
 
     @property
     def address(self) -> str:
-        """Return the cell's name, for example table2/cifar10/resnet110/fc/K8/l4, .../K8/dgl or .../K8/infopro+l4."""
+        """Return the address, for example table2/cifar10/resnet110/fc/K8/l4, .../K8/dgl or .../K8/infopro+l4."""
         length = f"l{self.propagation_length}"
         last = {"": length}.get(self.rerun, f"{self.rerun}+{length}" if self.propagation_length else self.rerun)
         return f"{self.row}/K{self.num_modules}/{last}"
 
     @property
     def method(self) -> str:
-        """Return RunConfig's method: bp, gll, backlink, or one of RERUN."""
+        """Return the method as in RunConfig: bp, gll, backlink, or one of RERUN."""
         if self.propagation_length:
             return "backlink"
         return self.rerun or ("bp" if self.num_modules == 1 else "gll")
 
     @property
     def copied(self) -> bool:
-        """Return whether the paper took the number from another paper, which has another recipe."""
+        """Return whether the paper copied the number from a paper with another recipe."""
         return bool(self.rerun) and self.error_pct is not None
 
 
@@ -77,7 +77,7 @@ def cells() -> tuple[Cell, ...]:
 
 @cache
 def rerun_cells() -> tuple[Cell, ...]:
-    """Return our own runs beside Table III: RERUN at every K of the table, and BackLink on three of them at its every l."""
+    """Return our additional cells of Table III: RERUN at every K of the table, and BackLink on three of them at every l."""
     return tuple(cell for row in _rows() if "copied" in row for cell in _rerun_cells(row))
 
 
@@ -111,7 +111,7 @@ def _cell(row: dict[str, Any], num_modules: str, length: str, error: float | Non
 
 
 def published_error_pct(config: RunConfig) -> float | None:
-    """Return the paper's test error for a run's network, data set, head, K and l; None where the paper has none."""
+    """Return the paper's test error for a run's network, data set, head, K and l; None if the paper has none."""
     if config.label not in ("bp", "gll", "backlink"):
         return None
     key = (config.dataset, config.network, config.head, config.num_modules, config.propagation_length)
@@ -121,7 +121,7 @@ def published_error_pct(config: RunConfig) -> float | None:
 
 @cache
 def addresses() -> dict[str, Cell]:
-    """Return every cell that can be run by its address: the paper's 177, and our own columns of Table III."""
+    """Return all cells by address: the paper's 177, and our additional ones of Table III."""
     return {cell.address: cell for cell in (*cells(), *rerun_cells())}
 
 
@@ -129,15 +129,15 @@ def find(address: str) -> Cell:
     """Return the cell at an address.
 
     Raises:
-        ConfigError: no address, a cell that cannot exist (K or l does not fit the network), or one that the tables lack;
-            names the rule, and what is there.
+        ConfigError: not an address, or a cell that cannot exist (K or l does not fit the network) or is not in the tables;
+            names the rule and the cells nearby.
     """
     if address in addresses():
         return addresses()[address]
     parts = re.fullmatch(r"(table[234]/[^/]+/([^/]+)/[^/]+)/K(\d{1,9})/(?:(\w+)|(?:\w+\+)?l(\d{1,9}))", address)
     if not parts:
         raise ConfigError(
-            f"cell={address!r} is no address; allowed: table2/cifar10/resnet110/fc/K8/l4 and its like "
+            f"cell={address!r} is not an address; allowed: for example table2/cifar10/resnet110/fc/K8/l4 "
             f"(GLL is l0, BP is K1/l0), and in table 3 .../K8/{{{','.join(RERUN)}}}{_nearest(address)}"
         )
     row, network, k, word, length = parts.groups()
@@ -162,16 +162,16 @@ def _nearest(address: str) -> str:
 
 
 def choose(table: int, chosen: Iterable[str] = (), pattern: str = "") -> tuple[Cell, ...]:
-    """Return cells of one table, in its order.
+    """Return cells of one table in its order.
 
     Args:
         table: 2, 3 or 4.
         chosen: addresses.
-        pattern: a glob over addresses, our own columns among them; "" is none. Without `chosen` and `pattern`: the paper's
-            own cells.
+        pattern: a glob over addresses, including our additional cells. Without `chosen` and `pattern`, all cells of the
+            paper are returned.
 
     Raises:
-        ConfigError: an address of no cell or of another table, or a pattern that matches nothing.
+        ConfigError: an address of no cell or of another table, or a pattern without a match.
     """
     here = {a: cell for a, cell in addresses().items() if cell.table == table}
     wanted = {find(address).address for address in chosen}

@@ -1,7 +1,5 @@
-"""Classes: the test error of each class, for the cells on data sets whose classes are not of one size."""
+"""Classes: test errors per class, for cells on imbalanced data sets."""
 
-import csv
-import io
 import json
 import math
 import statistics
@@ -14,9 +12,9 @@ from backlink_ray.data.originals import CIFAR10_CLASSES, SVHN_CLASSES
 from backlink_ray.paper.cells import Cell
 from backlink_ray.paper.grid import Grid, Rows
 from backlink_ray.paper.scores import Scores, Spread
-from backlink_ray.paper.table import Table, spread_text
+from backlink_ray.paper.table import Table
 from backlink_ray.runs.folder import RESULT
-from backlink_ray.text import markdown_table
+from backlink_ray.text import csv_table, markdown_table
 
 IMBALANCED = ("cifar10-lt", "svhn")
 
@@ -27,8 +25,8 @@ class ClassError:
 
     Attributes:
         cell: its address.
-        train_images: of the class, as a mean over the seeds; nan where runs do not tell.
-        error: test error of the last epoch in percent of the class's test images; None where it has none.
+        train_images: of the class, mean over the seeds; nan if not recorded.
+        error: test error of the last epoch on the class in percent; None if it has no test images.
     """
 
     cell: str
@@ -38,11 +36,13 @@ class ClassError:
 
 
 def class_errors(table: Table, grid: Grid, rows: Rows, folder: Path) -> list[ClassError]:
-    """Return the classes of every cell on an imbalanced data set that has run, in the table's order.
+    """Return the classes of all cells on imbalanced data sets that have run, in the order of the table.
 
     Args:
         table: built from `grid` and `rows`.
-        folder: of the study, whose runs/ID/result.json hold what a record's row cannot: lists.
+        grid: gives budget and alpha.
+        rows: recorded.
+        folder: of the study, with runs/ID/result.json, which has the values per class.
     """
     scores = Scores(grid, rows)
     cells = [entry.cell for entry in table.run if entry.cell.dataset in IMBALANCED]
@@ -72,25 +72,22 @@ def _class(address: str, name: str, index: int, results: Sequence[dict[str, Any]
 
 
 def classes_csv(found: Sequence[ClassError], budget: str) -> str:
-    """Return a line a class of a cell; `budget` stands in each."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["cell", "class", "train_images", "error_pct", "error_std", "seeds", "budget"])
+    """Return CSV with one line per class and cell; `budget` is repeated in each."""
+    lines: list[tuple[object, ...]] = [("cell", "class", "train_images", "error_pct", "error_std", "seeds", "budget")]
     for one in found:
         error = one.error or Spread(math.nan, math.nan, 0)
-        numbers = ["" if math.isnan(value) else round(value, 6) for value in (one.train_images, error.mean, error.std)]
-        writer.writerow([one.cell, one.name, *numbers, error.n, budget])
-    return text.getvalue()
+        lines.append((one.cell, one.name, one.train_images, error.mean, error.std, error.n, budget))
+    return csv_table(lines)
 
 
 def classes_markdown(found: Sequence[ClassError]) -> str:
-    """Return a section with a line a cell and a column a class, the classes' training images first."""
+    """Return a section with one line per cell and one column per class, below the numbers of training images."""
     by_cell: dict[str, list[ClassError]] = {}
     for one in found:
         by_cell.setdefault(one.cell, []).append(one)
     first = next(iter(by_cell.values()))
     counts = ["" if math.isnan(one.train_images) else f"{one.train_images:,.0f}" for one in first]
-    lines = [[cell, *(spread_text(one.error) for one in classes)] for cell, classes in by_cell.items()]
+    lines = [[cell, *(str(one.error or "") for one in classes)] for cell, classes in by_cell.items()]
     head = ["cell", *(one.name for one in first)]
     table = markdown_table([head, ["training images", *counts], *lines])
-    return f"\n## Test error of each class in percent, last epoch\n\n{table}\n"
+    return f"\n## Test error per class in percent, last epoch\n\n{table}\n"

@@ -1,4 +1,4 @@
-"""Evidence: what the records below some storage folders say for a claim, whatever study ran it."""
+"""Evidence: the recorded runs and measurements for the paper's claims, from all studies of some storage folders."""
 
 import fnmatch
 import math
@@ -13,26 +13,25 @@ from backlink_ray.paper.cells import Cell
 from backlink_ray.paper.grid import Grid, Rows
 from backlink_ray.paper.recipes import ALPHAS, Budget, recipe
 from backlink_ray.paper.scores import Scores
-from backlink_ray.paper.table import spread_text
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.results import RESULTS, Results, Row, config_of
 
 
 class Evidence:
-    """All finished training runs of some storage folders, and what the figures measured there.
+    """The finished training runs and the measurements of figures in some storage folders.
 
     Args:
-        folders: storage folders of studies; each study is a folder in one.
+        folders: storage folders, with one folder per study.
 
     Raises:
-        ConfigError: a folder that is not there.
+        ConfigError: a folder that does not exist.
         ValueError: a record that cannot be read; names the file.
     """
 
     def __init__(self, folders: Sequence[Path]) -> None:
         for folder in folders:
             if not folder.is_dir():
-                raise ConfigError(f"storage_path={str(folder)!r} is no folder; give the --storage-path of a study")
+                raise ConfigError(f"storage_path={str(folder)!r} is not a folder; give the --storage-path of a study")
         self._folders = tuple(folders)
         self._studies = _studies(folders)
         rows = _ended(row for study in self._studies.values() for row in study)
@@ -41,74 +40,74 @@ class Evidence:
 
     @property
     def source(self) -> str:
-        """Return what was read."""
+        """Return in words what was read."""
         return f"{len(self._rows)} training runs recorded in {', '.join(map(str, self._folders)) or 'no folder'}"
 
     def smaller(self, better: Cell, worse: Cell) -> str:
-        """Return the gain at budgets below the paper's, in words; "" where there is none."""
+        """Return the gains at budgets below the paper's, in words; "" if there are none."""
         found = []
         for budget in _budgets(self._rows):
             gain = _scores(budget, self._rows).gains(better, worse)
             if gain:
-                found.append(f"{spread_text(gain)} points, {budget.text}")
+                found.append(f"{gain} points, {budget.text}")
         return "; ".join(found)
 
     def undecided(self, *cells: Cell) -> str:
-        """Return which cells ran at the paper's budget with several alphas and none chosen, in words; "" if there are none."""
+        """Return in words which cells ran at the paper's budget with several alphas but none chosen; "" if there are none."""
         found = {
             cell.address: _alphas(cell, Budget(), self._rows) for cell in cells if math.isnan(self.scores.alpha(cell))
         }
         texts = (
-            f"{address} ran with alpha {', '.join(f'{alpha:g}' for alpha in sorted(alphas))}, and no runs on held-out images "
+            f"{address} ran with alpha {', '.join(f'{alpha:g}' for alpha in sorted(alphas))}, but no runs on held-out images "
             "choose one"
             for address, alphas in found.items() if len(alphas) > 1
         )  # fmt: skip
         return "; ".join(texts)
 
     def points(self, claim: Mapping[str, Any]) -> list[Row]:
-        """Return the recorded rows of a claim's figure that are of the claim's networks, data set and hardware.
+        """Return the rows of a claim's figure, preset "paper", for the networks, data set and hardware of the claim.
 
-        They are of the figure's preset for the paper; of several measurements of one thing on one machine, the newest.
+        Of repeated measurements on one machine, the newest counts.
         """
-        return [row for row in _ended(self._studies.get(claim["figure"], ())) if _is_point(row, claim)]
+        return [row for row in _ended(self._studies.get(claim["figure"], ())) if _matches(row, claim)]
 
     def on_gpu(self, claim: Mapping[str, Any]) -> bool:
         """Return whether a claim's memory or time was measured on GPUs."""
         return any(map(_on_gpu, self.points(claim)))
 
     def changes_pct(self, claim: Mapping[str, Any]) -> list[float]:
-        """Return by how much a method costs more than another, in percent, for each network, K and l; < 0 is less.
+        """Return how much more one method costs than another, in percent, for each network, K and l; negative if less.
 
-        On GPUs, or where nothing was measured on one, on CPUs.
+        Measured on GPUs, or on CPUs if there are no GPU measurements.
 
         Args:
-            claim: with figure, column, network (a glob), of, over; maybe hardware (a glob), num_modules and
-                propagation_length of the one, and over_length of the other.
+            claim: with figure, column, network (a glob), of, over; optionally hardware (a glob), num_modules and
+                propagation_length of the first method, and over_length of the second.
         """
         return [100 * (_value(row, claim) / base - 1) for row, base in self._compared(claim)]
 
     def cases(self, claim: Mapping[str, Any]) -> set[tuple[str, int, int]]:
-        """Return the network, K and l of what `changes_pct` compares."""
+        """Return the network, K and l of every case of `changes_pct`."""
         return {(row["network"], row["num_modules"], row["propagation_length"]) for row, _ in self._compared(claim)}
 
     def _compared(self, claim: Mapping[str, Any]) -> list[tuple[Row, float]]:
         found = self.points(claim)
         rows = [row for row in found if _on_gpu(row)] or found
-        mine = [row for row in rows if row["method"] == claim["of"] and _is_asked(row, claim)]
+        mine = [row for row in rows if row["method"] == claim["of"] and _is_case_of(row, claim)]
         return [(row, base) for row in mine for base in _bases(row, rows, claim)]
 
     def best(self, claim: Mapping[str, Any]) -> dict[str, tuple[float, int]]:
-        """Return at which value of a figure's axis each of its lines has the least mean error, and the seeds of a point.
+        """Return for each line of a figure the value with the least mean error, and the smallest number of seeds of a point.
 
-        A run that failed counts as the worst. Lines with a value that has not ended are left out.
+        A failed run counts as infinite error. Lines with a value that has not run are left out.
 
         Args:
-            claim: with figure, column, values of that column, and of the lines num_modules and propagation_length, lists.
+            claim: with figure, column, values of that column, and lists num_modules and propagation_length for the lines.
         """
         rows = self.points(claim)
         found = {}
         for k, length in product(claim["num_modules"], claim["propagation_length"]):
-            lengths = (length, 0) if claim["column"] == "alpha" else (length,)  # GLL is alpha = 1 of every l
+            lengths = (length, 0) if claim["column"] == "alpha" else (length,)  # GLL is alpha = 1 for every l
             line = [row for row in rows if row["num_modules"] == k and row["propagation_length"] in lengths]
             errors = {v: [_error(row) for row in line if row[claim["column"]] == v] for v in claim["values"]}
             if all(errors.values()):
@@ -118,7 +117,7 @@ class Evidence:
 
 
 def _studies(folders: Sequence[Path]) -> dict[str, list[Row]]:
-    """Return the recorded rows by the name of their study, those of several folders together."""
+    """Return the recorded rows by study name, over all folders."""
     found: dict[str, list[Row]] = {}
     for path in (path for folder in folders for path in _with_results(folder)):
         found.setdefault(path.name, []).extend(Results(path).rows())
@@ -126,18 +125,18 @@ def _studies(folders: Sequence[Path]) -> dict[str, list[Row]]:
 
 
 def _with_results(storage: Path) -> list[Path]:
-    """Return the studies of a storage folder; "results" is a folder of 0.1.0, which `Results` refuses by name."""
+    """Return the studies of a storage folder, also those of version 0.1.0 ("results"), which `Results` refuses."""
     return sorted({file.parent for name in (RESULTS, "results") for file in storage.glob(f"*/{name}")})
 
 
 def _ended(rows: Iterable[Row]) -> list[Row]:
-    """Return each run's row once: the newest that finished, or where none did, that failed."""
+    """Return one row per run: the newest finished one, else the newest failed one."""
     ended = [row for row in rows if row.get("status") in ("FAILED", "FINISHED")]
     return list({row["run_id"]: row for row in sorted(ended, key=lambda row: row["status"] == "FINISHED")}.values())
 
 
-def _is_point(row: Row, claim: Mapping[str, Any]) -> bool:
-    """A full run of the claim's networks and hardware; of BackLink, with the tail's graph retained as the paper has it."""
+def _matches(row: Row, claim: Mapping[str, Any]) -> bool:
+    """Return whether a row is a full run that matches a claim; BackLink with the tail's graph retained, as in the paper."""
     named = all(
         fnmatch.fnmatch(str(row.get(name)), claim.get(name, "*")) for name in ("network", "dataset", "hardware")
     )
@@ -151,7 +150,7 @@ def _is_full(row: Row) -> bool:
 _PARTS = ("train_images", "test_images", "validation_fraction")
 
 
-def _is_asked(row: Row, claim: Mapping[str, Any]) -> bool:
+def _is_case_of(row: Row, claim: Mapping[str, Any]) -> bool:
     return all(claim.get(name, row[name]) == row[name] for name in ("num_modules", "propagation_length"))
 
 
@@ -168,7 +167,7 @@ def _value(row: Row, claim: Mapping[str, Any]) -> float:
 
 
 def _bases(row: Row, rows: Sequence[Row], claim: Mapping[str, Any]) -> list[float]:
-    """What a point is compared with: the other method at its K, BP at K = 1; the time of BP is 1 in a ratio to it."""
+    """Return what a point is compared with: the other method at its K, or BP, whose time ratio is 1."""
     if claim["over"] == "bp" and claim["column"] == "time_ratio":
         return [1.0]
     same = ["network", "head", "batch_size", "device", "hardware"]
@@ -183,14 +182,14 @@ def _scores(budget: Budget, rows: Rows) -> Scores:
 
 
 class _AnyAlpha(Grid):
-    """A grid that takes a cell's alpha as it was chosen, or where none was chosen the one alpha that there are runs of."""
+    """A grid with the chosen alpha of each cell, else the only alpha that has runs."""
 
     def alpha(self, cell: Cell, rows: Rows) -> float:
         chosen = Grid.alpha(self, cell, rows)
         if not math.isnan(chosen):
             return chosen
         found = _alphas(cell, self.budget, rows)
-        return found.pop() if len(found) == 1 else math.nan  # of several, the test error would have to choose
+        return found.pop() if len(found) == 1 else math.nan  # choosing among several would use the test error
 
 
 def _alphas(cell: Cell, budget: Budget, rows: Rows) -> set[float]:
@@ -206,7 +205,7 @@ def _is_run_of(row: Row, cell: Cell, budget: Budget) -> bool:
 
 
 def _budgets(rows: Rows) -> Iterator[Budget]:
-    """Yield the budgets below the paper's that runs were given, each once."""
+    """Yield each budget below the paper's that has runs."""
     found = {}
     for row in rows:
         if row["status"] == "FINISHED" and not row["validation_fraction"] and not _is_full(row):

@@ -1,4 +1,4 @@
-"""Grid: the cells of the paper's tables as runs: which cells exist, each one's recipe, and how its alpha is chosen."""
+"""Grid: cells of the paper's tables as runs, including those that choose alpha."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ Rows = Sequence[Row]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grid:
-    """Cells with a budget, their seeds, and the values that alpha may take (one value: it is fixed)."""
+    """Cells with a budget, seeds, and candidate values of alpha (a single value is fixed)."""
 
     cells: tuple[Cell, ...]
     budget: Budget = PAPER
@@ -23,17 +23,17 @@ class Grid:
     alphas: tuple[float, ...] = ALPHAS
 
     def candidates(self, cell: Cell) -> dict[float, RunConfig]:
-        """Return the selection runs of a cell by alpha, on the training set without its held-out tenth; {} if none is needed."""
+        """Return the runs that choose a cell's alpha, on the training set without a held-out tenth; {} if there is no choice."""
         if not cell.propagation_length or len(self.alphas) == 1:
             return {}
         base = recipe(cell, self.budget).replace(validation_fraction=SELECTION_FRACTION, seed=SELECTION_SEED)
         return {alpha: with_alpha(base, alpha) for alpha in self.alphas}
 
     def alpha(self, cell: Cell, rows: Rows) -> float:
-        """Return a cell's alpha: of least held-out error, the smaller of equals. The test error is not looked at.
+        """Return the alpha with the least held-out error, the smallest in a tie. The test error is not used.
 
         Returns:
-            nan while selection runs are missing, or when all of them failed.
+            nan while selection runs are missing, or if all of them failed.
         """
         candidates = self.candidates(cell)
         if not candidates:
@@ -46,7 +46,7 @@ class Grid:
         return min(errors, key=lambda alpha: (errors[alpha], alpha))
 
     def runs(self, cell: Cell, rows: Rows) -> tuple[RunConfig, ...]:
-        """Return a cell's full runs, one a seed, on the whole training set; () while its alpha is not known."""
+        """Return a cell's full runs, one per seed, on the whole training set; () while its alpha is unknown."""
         alpha = self.alpha(cell, rows)
         if math.isnan(alpha):
             return ()
@@ -54,21 +54,21 @@ class Grid:
         return tuple(config.replace(seed=seed) for seed in self.seeds)
 
     def todo(self, rows: Rows) -> tuple[RunConfig, ...]:
-        """Return every run that is known to be wanted, each once: selection runs, and full runs where alpha is known."""
+        """Return all runs of the grid so far, each once: selection runs, and full runs of cells whose alpha is known."""
         wanted = [c for cell in self.cells for c in (*self.candidates(cell).values(), *self.runs(cell, rows))]
         return tuple({config.run_id: config for config in wanted}.values())
 
     def undecided(self, rows: Rows) -> tuple[Cell, ...]:
-        """Return the cells whose alpha is not known."""
+        """Return the cells whose alpha is unknown."""
         return tuple(cell for cell in self.cells if math.isnan(self.alpha(cell, rows)))
 
     def tags(self, rows: Rows) -> dict[str, dict[str, str]]:
-        """Return by run_id which cells a run serves, and whether it is a full run of theirs or one that chooses alpha."""
+        """Return by run_id the cells that a run belongs to, and its kind: "full", or "selection" if it chooses alpha."""
         found: dict[str, dict[str, str]] = {}
         for cell in self.cells:
             kinds = {"selection": self.candidates(cell).values(), "full": self.runs(cell, rows)}
             for kind, runs in kinds.items():
-                for run in runs:  # a run at alpha = 1 serves several cells
+                for run in runs:  # a run at alpha = 1 belongs to several cells
                     cells = f"{found.get(run.run_id, {}).get('cell', '')} {cell.address}".strip()
                     found[run.run_id] = {"cell": cells, "kind": kind}
         return found

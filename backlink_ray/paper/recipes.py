@@ -1,4 +1,4 @@
-"""Recipes: how the paper trains each cell, and the budgets that replace its recipe in smaller runs."""
+"""Recipes: how the paper trains each cell, and budgets that change its recipe for smaller runs."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ CONV_LR, STL10_LR = 0.5, 0.1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """What replaces the paper's recipe in a smaller run; 0 and "" leave the recipe as it is."""
+    """Changes to the paper's recipe for smaller runs; 0 and "" keep the recipe's value."""
 
     dataset: Annotated[str, tyro.conf.Suppress] = ""
     """Instead of the cell's own."""
@@ -30,11 +30,11 @@ class Budget:
     test_images: int = 0
     """Budget: the first N test images; 0 is all."""
     batch_size: int = 0
-    """Budget: images a step; 0 is the recipe's for the data set."""
+    """Budget: images per step; 0 is the recipe's for the data set."""
     lr: float = 0.0
     """Budget: learning rate of every cell; 0 is the recipe's for network and heads."""
     warmup_fraction: float = 0.05
-    """Budget: part of the run in which the learning rate rises; the paper's 10 of 200 epochs is the default."""
+    """Budget: fraction of the run with a rising learning rate; the default is the paper's 10 of 200 epochs."""
 
     def __post_init__(self) -> None:
         for field in ("epochs", "train_images", "test_images", "batch_size", "lr"):
@@ -42,18 +42,18 @@ class Budget:
                 raise ConfigError(f"{field}={getattr(self, field)} is out of range; allowed 0 (the recipe's) or more")
 
     def over(self, other: "Budget") -> "Budget":
-        """Return another budget with what this one asks for beside the recipe."""
+        """Return `other`, overridden by all values of this budget that differ from the defaults."""
         asked = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) != f.default}
         return dataclasses.replace(other, **asked)
 
     @property
     def is_paper(self) -> bool:
-        """Return whether this is the paper's own budget."""
+        """Return whether nothing is changed."""
         return self == Budget()
 
     @property
     def slug(self) -> str:
-        """Return a name for folders, "" for the paper's budget, for example 8epochs-10000images-b128-e0.1."""
+        """Return a name for folders, for example 8epochs-10000images-b128-e0.1; "" for the paper's budget."""
         parts = (
             self.dataset, f"{self.epochs}epochs" * bool(self.epochs), f"{self.train_images}images" * bool(self.train_images),
             f"{self.test_images}test" * bool(self.test_images), f"b{self.batch_size}" * bool(self.batch_size),
@@ -63,7 +63,7 @@ class Budget:
 
     @property
     def text(self) -> str:
-        """Return what is different, for titles."""
+        """Return the changes in words, for titles."""
         parts = (
             f"on {self.dataset}" * bool(self.dataset), f"{self.epochs} epoch{'s' * (self.epochs > 1)}" * bool(self.epochs),
             f"the first {self.train_images:,} training images" * bool(self.train_images),
@@ -75,14 +75,12 @@ class Budget:
 
 
 PAPER = Budget()
-
-
-# Methods that were published with heads of their own. With those of the table DGL would be GLL over again.
+# Methods that were published with their own heads. With the heads of the table, DGL would equal GLL.
 _OWN_HEADS = {"predsim": "pool", "dgl": "mlp-sr"}
 
 
 def recipe(cell: Cell, budget: Budget = PAPER) -> RunConfig:
-    """Return a cell's run at seed 0, without its alpha: the paper's recipe (section IV.B), changed where a budget says so."""
+    """Return a cell's run at seed 0 without its alpha: the paper's recipe (section IV.B), as changed by a budget."""
     return RunConfig(
         network=cell.network,
         dataset=budget.dataset or cell.dataset,
@@ -101,19 +99,19 @@ def recipe(cell: Cell, budget: Budget = PAPER) -> RunConfig:
 
 
 def paper_lr(cell: Cell) -> float:
-    """Return the paper's learning rate: by network with fc heads, and less on STL-10; one for all with conv heads."""
+    """Return the paper's learning rate: by network for fc heads, lower on STL-10; the same for all conv heads."""
     if cell.head == "conv":
         return CONV_LR
     return STL10_LR if cell.dataset == "stl10" else FC_LR[cell.network]
 
 
 def with_alpha(config: RunConfig, alpha: float) -> RunConfig:
-    """Return a run with its alpha. BackLink at alpha = 1 is the method that it builds on, so it is that method's run."""
+    """Return a run with its alpha. BackLink at alpha = 1 equals its base method, so the base's run is returned."""
     if config.method != "backlink":
         return config
     return config.replace(method=config.base) if alpha == 1.0 else config.replace(alpha=alpha)
 
 
 def default_alpha(propagation_length: int) -> float:
-    """Return alpha for a run of BackLink where nothing chooses it: the paper's Fig. 4 prefers small values at large l."""
+    """Return alpha for BackLink runs without a choice of alpha: in the paper's Fig. 4, small values are best at large l."""
     return 0.25 if propagation_length > 2 else 0.5

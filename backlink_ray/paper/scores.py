@@ -1,4 +1,4 @@
-"""Score: a cell's recorded runs as mean, spread and number of seeds, beside the paper's number."""
+"""Scores: the recorded runs of a cell as mean, standard deviation and number of seeds, with the paper's number."""
 
 import math
 import statistics
@@ -12,19 +12,13 @@ from backlink_ray.paper.recipes import recipe, with_alpha
 from backlink_ray.runs.results import config_of
 
 PAPER_TRIALS = 5
-# The paper gives 2 digits, so that a smaller difference says nothing.
+# The paper gives two decimals; smaller differences are meaningless.
 _ROUNDING = 0.005
 
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Seeds in one number.
-
-    Attributes:
-        mean: over seeds.
-        std: of the seeds, with n - 1; nan for one seed.
-        n: seeds.
-    """
+    """The spread of a quantity over n seeds: mean and sample standard deviation, which is nan for one seed."""
 
     mean: float
     std: float
@@ -32,35 +26,39 @@ class Spread:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> "Spread | None":
-        """Return the spread of some values, None if there are none."""
+        """Return the spread of the values; None if there are none."""
         found = list(values)
         if not found:
             return None
         std = statistics.stdev(found) if len(found) > 1 else math.nan
         return cls(statistics.fmean(found), std, len(found))
 
-    def tolerance(self, trials: float = math.inf) -> float:
-        """Return how far the mean may be off a number by chance: twice the standard error of the two's difference.
+    def __str__(self) -> str:
+        """Return for example "10.41 ± 0.12 (5)", or "10.41 (1)" for one seed."""
+        std = "" if math.isnan(self.std) else f" ± {self.std:.2f}"
+        return f"{self.mean:.2f}{std} ({self.n})"
 
-        2 std sqrt(1 / n + 1 / trials), at least the rounding of the paper's numbers; nan for one seed.
+    def tolerance(self, trials: float = math.inf) -> float:
+        """Return by how much the mean may differ from a number by chance: twice the standard error of their difference.
+
+        2 std sqrt(1 / n + 1 / trials), and at least the rounding error of the paper's numbers; nan for one seed.
 
         Args:
-            trials: whose mean the number is. The paper gives no spread, so its trials are taken to spread as ours do; a
-                number that has none, like 0, is one of infinitely many.
+            trials: number of trials that the other number is a mean of. The paper gives no spread, so its trials are assumed
+                to vary as ours do. Infinity for an exact number, for example 0.
         """
         return math.nan if self.n < 2 else max(2 * self.std * math.sqrt(1 / self.n + 1 / trials), _ROUNDING)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """What a table shows of a cell: the test error in percent of BP and GLL, else the improvement over GLL in points.
+    """The content of a table's cell: the test error in percent for BP and GLL, otherwise the improvement over GLL in points.
 
     Attributes:
-        paper, ours: in that quantity; None where there is none. Improvements are taken seed by seed, over the seeds that
-            both the cell and GLL have.
-        error, best: test errors in percent of the last epoch, and of the best one, which chooses nothing.
-        alpha: of the recorded runs; nan where it is not known.
-        judged: whether ours is held against the paper's: at its budget, and where it copied no number from another recipe.
+        paper, ours: that quantity; None if there is none. Our improvement is a mean over the seeds of both the cell and GLL.
+        error, best: test error in percent of the last epoch, and of the best epoch, which is for information only.
+        alpha: of the recorded runs; nan if unknown.
+        judged: whether ours can be compared with the paper's: same budget, and not a number copied from another recipe.
     """
 
     cell: Cell
@@ -73,38 +71,38 @@ class Entry:
 
     @property
     def quantity(self) -> str:
-        """Return what `paper` and `ours` are."""
+        """Return the quantity of `paper` and `ours`, with its unit."""
         return "error, %" if is_baseline(self.cell) else "improvement over GLL, points"
 
     @property
     def difference(self) -> float | None:
-        """Return ours less the paper's."""
+        """Return ours minus the paper's."""
         return None if self.ours is None or self.paper is None else self.ours.mean - self.paper
 
     @property
     def disagrees(self) -> bool:
-        """Return whether ours is off the paper's by more than chance (`Spread.tolerance`); never where it is not judged."""
+        """Return whether ours differs from the paper's by more than chance (`Spread.tolerance`); False if not judged."""
         if self.ours is None or self.difference is None or not self.judged:
             return False
-        return abs(self.difference) > self.ours.tolerance(PAPER_TRIALS)  # False where one seed has no spread
+        return abs(self.difference) > self.ours.tolerance(PAPER_TRIALS)  # False for one seed, whose tolerance is nan
 
 
 def is_baseline(cell: Cell) -> bool:
-    """Return whether the cell is BP or GLL, whose errors the tables give."""
+    """Return whether the cell is BP or GLL, for which the tables give errors instead of improvements."""
     return not cell.rerun and cell.propagation_length == 0
 
 
 def gll_of(cell: Cell) -> Cell:
-    """Return the GLL cell that a cell's improvement counts from."""
+    """Return the GLL cell that a cell's improvement refers to."""
     return next(c for c in cells() if c.row == cell.row and c.num_modules == cell.num_modules and is_baseline(c))
 
 
 class Scores:
-    """The finished full runs of a grid's budget and alpha, whatever their seeds.
+    """The finished full runs with a grid's budget and alpha, for all seeds.
 
     Args:
-        grid: whose recipe counts; rows of other recipes, and selection runs, are left out.
-        rows: of a record.
+        grid: gives the recipes; rows of other recipes and of selection runs are ignored.
+        rows: recorded.
     """
 
     def __init__(self, grid: Grid, rows: Rows) -> None:
@@ -117,22 +115,22 @@ class Scores:
                 self._by_recipe.setdefault(config.replace(seed=0).run_id, {})[config.seed] = row
 
     def alpha(self, cell: Cell) -> float:
-        """Return the alpha of a cell's runs; nan where it is not known."""
+        """Return the alpha of a cell's runs; nan if unknown."""
         if cell not in self._alphas:
             self._alphas[cell] = self._grid.alpha(cell, self._rows)
         return self._alphas[cell]
 
     def by_seed(self, cell: Cell) -> dict[int, Mapping[str, Any]]:
-        """Return a cell's rows by seed; {} where nothing has run."""
+        """Return a cell's rows by seed; {} if nothing has run."""
         if self._grid.budget.dataset and cell not in self._grid.cells:
-            return {}  # on one data set in place of all others, one run would stand for many cells
+            return {}  # with one data set instead of all others, one run would count for many cells
         alpha = self.alpha(cell)
         if math.isnan(alpha):
             return {}
         return self._by_recipe.get(with_alpha(recipe(cell, self._grid.budget), alpha).run_id, {})
 
     def gains(self, cell: Cell, over: Cell) -> Spread | None:
-        """Return by how many points of error `cell` is better than `over`, seed by seed."""
+        """Return the improvement of `cell` on `over` in points of error, over their common seeds."""
         mine, theirs = self.by_seed(cell), self.by_seed(over)
         both = sorted(mine.keys() & theirs.keys())
         return Spread.of(theirs[seed]["test_error_pct"] - mine[seed]["test_error_pct"] for seed in both)
@@ -142,7 +140,7 @@ class Scores:
         return Spread.of(row[column] for row in self.by_seed(cell).values())
 
     def entry(self, cell: Cell) -> Entry:
-        """Return what a table shows of a cell."""
+        """Return a cell's entry in a table."""
         baseline = is_baseline(cell)
         return Entry(
             cell=cell,
@@ -156,7 +154,7 @@ class Scores:
 
 
 def published_gain(cell: Cell, over: Cell) -> float | None:
-    """Return by how many points of error the paper's `cell` is better than its `over`."""
+    """Return the paper's improvement of `cell` on `over` in points of error; None if a number is missing."""
     if cell.error_pct is None or over.error_pct is None:
         return None
     return round(over.error_pct - cell.error_pct, 2)

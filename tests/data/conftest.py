@@ -1,4 +1,4 @@
-"""The full data sets, and tiny ones with their own checksums that stand in where files are broken on purpose."""
+"""Fixtures: the full data sets, and tiny ones with their own checksums for tests that break files."""
 
 from pathlib import Path
 
@@ -34,7 +34,7 @@ def tiny_cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tiny:
 
 def _install(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Tiny:
     made = BUILDERS[name](folder / "tiny")
-    for attribute, value in made.attributes("http://127.0.0.1:9/").items():  # port 9: nobody answers
+    for attribute, value in made.attributes("http://127.0.0.1:9/").items():  # port 9: nothing listens there
         monkeypatch.setattr(made.source(), attribute, value)
     return made
 

@@ -1,4 +1,4 @@
-"""Where tests find the real files of a data set: in BACKLINK_RAY_DATA, in a folder filled once per machine, or nowhere."""
+"""Where tests look for the real files of a data set: BACKLINK_RAY_DATA, or a folder that is filled once per machine."""
 
 import hashlib
 import os
@@ -12,7 +12,7 @@ from filelock import FileLock
 
 REPOSITORY = Path(__file__).parents[2]
 SCRIPT = REPOSITORY.parent / "shared" / "data" / "get_data.py"
-# Never in BACKLINK_RAY_DATA: of SVHN and STL-10 it is a part, which somebody's own folder must not get.
+# Never BACKLINK_RAY_DATA: of SVHN and STL-10 only a part is made, which must not end up in a user's own folder.
 FILLED = Path(tempfile.gettempdir()) / "backlink_ray-test-data"
 TIMEOUT_S = 110  # about 6 s for CIFAR-10 and 20 s for the others; below the tests' own limit
 FILES = {
@@ -24,7 +24,7 @@ FILES = {
 
 
 def original_root(name: str) -> Path:
-    """Return a folder that holds the files of a data set, of SVHN and STL-10 maybe a part; skip the test where there is none."""
+    """Return a folder that holds the files of a data set, possibly a part of SVHN and STL-10; skip the test if there is none."""
     for root in (Path(os.environ.get("BACKLINK_RAY_DATA") or FILLED), FILLED):
         if _holds(root, name):
             return root
@@ -39,9 +39,9 @@ def _holds(root: Path, name: str) -> bool:
 
 
 def _fill(name: str) -> str:
-    """Return what the script says last if it fails."""
+    """Run the script; return the last line of its error output, "" if it succeeds."""
     FILLED.mkdir(parents=True, exist_ok=True)
-    with FileLock(FILLED / ".test-data.lock", timeout=TIMEOUT_S):  # test processes may run side by side
+    with FileLock(FILLED / ".test-data.lock", timeout=TIMEOUT_S):  # test processes may run in parallel
         if _holds(FILLED, name):
             return ""
         command = [sys.executable, str(SCRIPT), name, str(FILLED)]

@@ -1,4 +1,4 @@
-"""Names, budgets, digests and the held-out part."""
+"""Data sets: names, budgets, digests and the held-out part."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -57,7 +57,7 @@ def test_a_budget_is_the_first_images_in_file_order(sample: Dataset) -> None:
 
 
 @pytest.mark.parametrize("budget", [{"train_images": 2001}, {"test_images": 501}, {"train_images": -1}])
-def test_a_budget_that_the_set_does_not_have_is_refused_with_value_and_limit(budget: dict[str, int]) -> None:
+def test_a_budget_larger_than_the_set_is_refused_with_value_and_limit(budget: dict[str, int]) -> None:
     ((field, value),) = budget.items()
     with pytest.raises(ConfigError, match=rf"{field}={value}.*\.\.{2000 if field == 'train_images' else 500}"):
         load_dataset("cifar10-sample", **budget)

@@ -1,4 +1,4 @@
-"""Broken files: each gives one error with the file, what was expected and found, and the mend; none is trained on."""
+"""Broken files: each gives one error with the file, what was expected and found, and the command that fixes it."""
 
 import functools
 import http.server
@@ -33,39 +33,39 @@ def _truncate(path: Path) -> None:
 
 
 @pytest.mark.parametrize("download", [True, False])
-@pytest.mark.parametrize("harm", [_flip_byte, _truncate])
-def test_corrupt_file_is_named_with_both_checksums_and_the_mend(tiny: Tiny, harm, download: bool) -> None:
+@pytest.mark.parametrize("damage", [_flip_byte, _truncate])
+def test_corrupt_file_is_named_with_both_checksums_and_the_fix(tiny: Tiny, damage, download: bool) -> None:
     for name in tiny.files:
         path = tiny.folder / name
         good, expected = path.read_bytes(), md5(path)
-        harm(path)
+        damage(path)
         with pytest.raises(DataError) as caught:
             load_dataset(tiny.name, tiny.folder, download=download)
-        message = f"{path} is corrupt: expected md5 {expected}, found md5 {md5(path)}; mend: rm {path} and run again"
+        message = f"{path} is corrupt: expected md5 {expected}, found md5 {md5(path)}; fix: rm {path} and run again"
         assert str(caught.value).startswith(message)
         path.write_bytes(good)
     assert len(load_dataset(tiny.name, tiny.folder).train) == TRAIN_IMAGES
 
 
-def test_missing_file_with_downloads_off_names_file_and_mend(tiny: Tiny) -> None:
+def test_missing_file_with_downloads_off_names_file_and_fix(tiny: Tiny) -> None:
     for name in tiny.files:
         path = tiny.folder / name
         good = path.read_bytes()
         path.unlink()
         with pytest.raises(DataError) as caught:
             load_dataset(tiny.name, tiny.folder, download=False)
-        assert str(caught.value).startswith(f"{path} is missing; mend: curl -fL -o {tiny.folder}/")
+        assert str(caught.value).startswith(f"{path} is missing; fix: curl -fL -o {tiny.folder}/")
         assert ("&& tar -xzf" in str(caught.value)) == (tiny.name != "svhn")
         path.write_bytes(good)
 
 
-def test_the_mend_that_is_printed_mends(tiny_cifar10: Tiny, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_printed_command_fixes_it(tiny_cifar10: Tiny, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiny_cifar10.source(), "url", address + tiny_cifar10.downloads[0])
     tiny_cifar10.remove_files()
     root = tiny_cifar10.folder.parent / "a root with spaces"
     with pytest.raises(DataError) as caught:
         load_dataset("cifar10", root, download=False)
-    command = str(caught.value).partition("mend: ")[2].rpartition(" (md5")[0]
+    command = str(caught.value).partition("fix: ")[2].rpartition(" (md5")[0]
     subprocess.run(command, shell=True, check=True, capture_output=True, timeout=60)
     assert len(load_dataset("cifar10", root, download=False).train) == TRAIN_IMAGES
 
@@ -76,7 +76,7 @@ def test_archive_in_the_root_needs_no_network(tiny: Tiny) -> None:
     assert {path.name for path in tiny.folder.rglob("*") if path.is_file()} == {
         *(Path(name).name for name in (*tiny.files, *tiny.downloads)),
         *(path.name for path in tiny.folder.glob(".*.lock")),
-    }  # STL-10's images without labels are not unpacked, and nothing half done lies about
+    }  # STL-10's images without labels are not unpacked, and no partial file is left behind
 
 
 def test_failed_download_is_one_clear_error(tiny: Tiny, tmp_path: Path) -> None:
@@ -100,17 +100,17 @@ def test_without_scipy_the_error_says_so(tmp_path: Path, monkeypatch: pytest.Mon
         load_dataset("svhn", made.folder)
 
 
-def test_a_harmed_file_of_the_real_set_is_found(full_root: Path, tmp_path: Path) -> None:
+def test_a_damaged_file_of_the_real_set_is_found(full_root: Path, tmp_path: Path) -> None:
     (tmp_path / FOLDER).mkdir()
     for source in (full_root / FOLDER).iterdir():
         (tmp_path / FOLDER / source.name).symlink_to(source)
-    harmed = tmp_path / FOLDER / "data_batch_2"
-    harmed.unlink()
-    shutil.copyfile(full_root / FOLDER / "data_batch_2", harmed)
-    _flip_byte(harmed)
+    damaged = tmp_path / FOLDER / "data_batch_2"
+    damaged.unlink()
+    shutil.copyfile(full_root / FOLDER / "data_batch_2", damaged)
+    _flip_byte(damaged)
     with pytest.raises(DataError, match="d4bba439e000b95fd0a9bffe97cbabec") as caught:
         load_dataset("cifar10", tmp_path, download=False)
-    assert str(harmed) in str(caught.value)
+    assert str(damaged) in str(caught.value)
 
 
 def test_original_addresses_have_a_checksum() -> None:
@@ -166,7 +166,7 @@ def test_two_processes_at_once_download_once_and_leave_one_good_copy(
     expected = load_dataset("cifar10", tiny_cifar10.folder, download=False).digest
     assert [out.strip() for out, _ in outputs] == [expected, expected]
     said = [line for _, error in outputs for line in error.splitlines()]
-    assert said == [f"fetching {tiny_cifar10.downloads[0]} into {root}"]
+    assert said == [f"downloading {tiny_cifar10.downloads[0]} to {root}"]
     assert md5(root / tiny_cifar10.downloads[0]) == md5(tiny_cifar10.folder / tiny_cifar10.downloads[0])
 
 

@@ -1,6 +1,6 @@
 """Originals: every data set's format, constants and images against torchvision's own reading of its real files.
 
-CIFAR-10's are read in every run; the others' before a release, where tiny sets of the same formats stand in for them until then.
+CIFAR-10's are read in every run; the others' only in slow tests, and in every run tiny sets of the same formats instead.
 """
 
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Data sets of a few images in the publishers' own formats, their archives, and a process that loads one from an address."""
+"""Data sets of a few images in the publishers' own formats, their archives, and a program that loads one from an address."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ TRAIN_IMAGES, TEST_IMAGES = 100, 20
 
 @dataclass(frozen=True)
 class Tiny:
-    """A data set in `folder`: `files` as its loader reads them (below the folder), `downloads` as they are fetched."""
+    """A data set in `folder`: `files` as its loader reads them (below the folder), `downloads` as the publisher offers them."""
 
     name: str
     folder: Path
@@ -31,7 +31,7 @@ class Tiny:
         return getattr(datasets, self.name.upper())
 
     def attributes(self, base_url: str) -> dict[str, Any]:
-        """What torchvision's class must say to accept these files."""
+        """The attributes with which torchvision's class accepts these files."""
         sums = {Path(name).name: _md5(self.folder / name) for name in self.files}
         if self.name == "svhn":
             return {"split_list": {n.split("_")[0]: [base_url + n, n, md5] for n, md5 in sums.items()}}
@@ -43,7 +43,7 @@ class Tiny:
         return {"url": base_url + archive, "tgz_md5": _md5(self.folder / archive), **lists, **meta}
 
     def remove_files(self) -> None:
-        """Leave what is fetched alone, as it lies after a download by hand."""
+        """Remove all but the downloads, as after a download by hand."""
         for name in set(self.files) - set(self.downloads):
             (self.folder / name).unlink()
 

@@ -1,4 +1,4 @@
-"""The trade-off of Fig. 10: who is on the Pareto front, what stands beside BP, and the search that looks for it."""
+"""The trade-off of Fig. 10: Pareto front, comparison with BP, and the search for it."""
 
 import math
 from pathlib import Path
@@ -30,7 +30,7 @@ def row(error: float, step_ms: float, **choice: Any) -> dict[str, Any]:
     return {**fields, "test_error_pct": error, "step_ms": step_ms}
 
 
-def test_what_is_given_up_and_saved_beside_bp_with_seeds_taken_together() -> None:
+def test_comparison_with_bp_over_all_seeds() -> None:
     rows = [
         row(12.0, 60.0, propagation_length=2), row(10.0, 100.0, method="bp"),
         row(14.0, 50.0, seed=0), row(16.0, 70.0, seed=1), row(15.5, 70.0, method="gll"),
@@ -47,7 +47,7 @@ def test_what_is_given_up_and_saved_beside_bp_with_seeds_taken_together() -> Non
     assert [t.on_front for t in (bp, gll, one, two)] == [True, True, False, True]
 
 
-def test_without_bp_there_is_a_front_and_nothing_to_compare_with() -> None:
+def test_without_bp_there_is_a_front_and_no_comparison() -> None:
     one, two = trades([row(12.0, 60.0), row(11.0, 60.0, alpha=0.25)], lambda _config: 1.0)
     assert sorted([(one.error_pct, one.on_front), (two.error_pct, two.on_front)]) == [(11.0, True), (12.0, False)]
     assert all(math.isnan(x) for x in (one.accuracy_drop_pp, one.memory_reduction_pct, one.time_reduction_pct))
@@ -66,7 +66,7 @@ def test_a_search_for_the_trade_off_learns_from_three_numbers(tmp_path: Path) ->
     assert set(opened.suggest("b")) == set(SEARCHED)
     opened.on_trial_complete("a", dict(zip(names, (30.0, 500.0, 9.0), strict=True)))
     opened.on_trial_complete("b", dict(zip(names, (40.0, 400.0, 9.0), strict=True)))
-    search()  # a later start goes on with the same study
+    search()  # a later start continues the same study
     study = optuna.load_study(study_name="s", storage=f"sqlite:///{tmp_path / 'optuna.db'}")
     assert [d.name for d in study.directions] == ["MINIMIZE"] * 3
     assert [t.values for t in study.best_trials] == [[30.0, 500.0, 9.0], [40.0, 400.0, 9.0]]

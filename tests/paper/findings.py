@@ -1,4 +1,4 @@
-"""Findings on records made up for the purpose, for tests of what the paper claims."""
+"""Findings from made-up records, for tests of the paper's claims."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,12 +17,12 @@ def claim(name: str) -> dict[str, Any]:
 
 
 def record(folder: Path, study: str, rows: Sequence[Row]) -> None:
-    """Results rows of a study in a storage folder."""
+    """Record rows of a study in a storage folder."""
     for row in rows:
         Results(folder / study).append(row)
 
 
 def judged(folder: Path, name: str, rows: Sequence[Row], study: str = "table_2") -> Finding:
-    """Results rows, and return what a claim comes to with them."""
+    """Record rows, and return a claim judged by them."""
     record(folder, study, rows)
     return judge(claim(name), Evidence([folder]))

@@ -1,4 +1,4 @@
-"""Rows of a record as studies write them, for tests of what is read from records."""
+"""Rows as studies record them, for tests that read records."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from backlink_ray.runs.results import Row, Value
 
 
 def row_of(config: RunConfig, error: float, **more: Value) -> Row:
-    """Return a finished run's row; its best epoch was half a point better."""
+    """Return the row of a finished run whose best epoch was half a point better."""
     ended: Row = {"status": "FINISHED", "reason": "done", "test_error_pct": error, "best_test_error_pct": error - 0.5}
     return {**dataclasses.asdict(config), "run_id": config.run_id, **ended, **more}
 
@@ -23,7 +23,7 @@ def runs_of(address: str, errors: Sequence[float], budget: Budget | None = None,
 
 
 def selection_of(address: str, errors: Mapping[float, float]) -> list[Row]:
-    """Return the selection runs of a cell with these held-out errors by alpha; their test errors say the opposite."""
+    """Return the selection runs of a cell with these held-out errors by alpha; their test errors are in the opposite order."""
     cell = find(address)
     configs = Grid(cells=(cell,)).candidates(cell)
     return [row_of(configs[alpha], 99 - error, val_error_pct=error) for alpha, error in errors.items()]

@@ -1,4 +1,4 @@
-"""The paper's numbers, held against the transcription beside the repository."""
+"""The paper's numbers, against the transcription beside the repository."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from backlink_ray.runs.config import RunConfig
 TABLES = Path(__file__).parents[3] / "shared" / "paper" / "tables.yaml"
 
 
-def test_177_runs_with_addresses_of_their_own() -> None:
+def test_177_runs_with_distinct_addresses() -> None:
     found = cells()
     assert len(found) == len({c.address for c in found}) == 12 + 47 + 118
     assert sum(c.num_modules == 1 for c in found) == 12

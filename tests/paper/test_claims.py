@@ -1,4 +1,4 @@
-"""The paper's claims: the numbers held against the tables, and verdicts on records made up for the purpose."""
+"""The paper's claims: their numbers against the tables, and verdicts on made-up records."""
 
 from pathlib import Path
 from typing import Any
@@ -78,31 +78,31 @@ def test_a_gain_is_reproduced_within_twice_the_standard_error(tmp_path: Path) ->
     [
         ([], ""),
         ([*runs_of(GLL, [24.0, 24.1])], ""),
-        ([*runs_of(GLL, [24.0]), *runs_of(BACKLINK, [20.0])], "4.00 (1) points; one seed: no spread to judge by"),
+        ([*runs_of(GLL, [24.0]), *runs_of(BACKLINK, [20.0])], "4.00 (1) points; one seed, hence no spread"),
         (
             [*runs_of(GLL, [44.0, 44.0], Budget(epochs=8)), *runs_of(BACKLINK, [40.0, 39.0], Budget(epochs=8))],
             "4.50 ± 0.71 (2) points, not the paper's budget (8 epochs, batch 512, eta 0.5)",
         ),
         (
             [*runs_of(GLL, [24.0, 24.1]), *runs_of(BACKLINK, [20.0, 20.0]), *runs_of(BACKLINK, [9.0, 9.0], alpha=0.25)],
-            f"{BACKLINK} ran with alpha 0.25, 0.5, and no runs on held-out images choose one",
+            f"{BACKLINK} ran with alpha 0.25, 0.5, but no runs on held-out images choose one",
         ),
     ],
-    ids=["nothing", "one of the two cells", "one seed", "a smaller budget", "two alphas and no choice"],
+    ids=["nothing", "one of the two cells", "one seed", "a smaller budget", "two alphas, none chosen"],
 )
 def test_a_gain_that_has_not_run_at_the_papers_budget(tmp_path: Path, rows: list[Row], ours: str) -> None:
     found = judged(tmp_path, "gain-resnet32-cifar10-k16", rows)
     assert (found.verdict, found.ours) == ("not run yet", ours)
 
 
-def test_the_alpha_that_was_chosen_counts(tmp_path: Path) -> None:
+def test_runs_at_the_chosen_alpha_count(tmp_path: Path) -> None:
     rows = [*runs_of(GLL, [24.0, 24.1]), *runs_of(BACKLINK, [20.0, 20.0]), *runs_of(BACKLINK, [9.0, 9.0], alpha=0.25)]
     rows += selection_of(BACKLINK, dict.fromkeys(ALPHAS, 30.0) | {0.5: 29.0})
     found = judged(tmp_path, "gain-resnet32-cifar10-k16", rows)
     assert (found.verdict, found.ours) == ("reproduced", "4.05 ± 0.07 (2) points")
 
 
-def test_a_run_that_failed_in_another_study_takes_nothing_back(tmp_path: Path) -> None:
+def test_a_run_that_failed_in_another_study_changes_nothing(tmp_path: Path) -> None:
     rows = [*runs_of(GLL, [24.0, 24.1, 24.2]), *runs_of(BACKLINK, [20.1, 20.3, 20.2])]
     record(tmp_path, "figure_4_alpha", rows)
     failed = [row | {"status": "FAILED"} for row in rows]
@@ -131,7 +131,7 @@ def test_the_page_lists_everything(tmp_path: Path) -> None:
     assert all(c["text"] in page for c in claims())
     assert all(text in page for text in inconsistencies())
     assert f"0 reproduced, 0 not reproduced, {len(claims())} not run yet" in page
-    with pytest.raises(ConfigError, match="is no folder; give the --storage-path of a study"):
+    with pytest.raises(ConfigError, match="is not a folder; give the --storage-path of a study"):
         Evidence([tmp_path / "none"])
 
 

@@ -1,4 +1,4 @@
-"""Claims that rest on figures: costs, best values and descent, on measurements made up for the purpose."""
+"""Claims that rest on figures: costs, best values and descent, on made-up measurements."""
 
 import dataclasses
 import shutil
@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from backlink_ray.local.sizes import longest_propagation, module_sizes
-from backlink_ray.nets.names import unit_count
+from backlink_ray.benchmarks.jobs import propagation_lengths
 from backlink_ray.paper.claims import claims, judge
 from backlink_ray.paper.evidence import Evidence
 from backlink_ray.paper.recipes import ALPHAS
@@ -19,7 +18,7 @@ from tests.paper.rows import Row, row_of
 
 
 def measured(config: RunConfig, hardware: str = "some GPU", **columns: float) -> Row:
-    """A row of a figure that measures, which names its hardware."""
+    """Return a row of a measured figure."""
     device = "cpu" if "cores" in hardware else "cuda"
     run_id = "-".join((config.run_id, hardware.replace(" ", ""), config.executor))
     ended: Row = {"run_id": run_id, "status": "FINISHED", "device": device, "hardware": hardware}
@@ -29,25 +28,23 @@ def measured(config: RunConfig, hardware: str = "some GPU", **columns: float) ->
 BASE = RunConfig(network="resnet110", dataset="cifar10", head="conv", num_modules=2, propagation_length=1)
 
 
-def lengths(network: str, k: int) -> range:
-    return range(1, min(4, longest_propagation(module_sizes(unit_count(network), k))) + 1)
-
-
 def figure_7(folder: Path, hardware: str, saved: float = 780.0, ks: Sequence[int] = (2, 4, 8, 16)) -> None:
-    """Memory of both networks: BP 1000 MiB, and the same at every K and l."""
+    """Record the memory of both networks: 1000 MiB for BP, and one value for every K and l."""
     rows = []
     for network in ("resnet32", "resnet110"):
         base = BASE.replace(network=network)
         rows.append(measured(base.replace(method="bp"), hardware, memory_mib=1000.0))
         rows += [measured(base.replace(method="gll", num_modules=k), hardware, memory_mib=980.0 - saved) for k in ks]
-        linked = [base.replace(num_modules=k, propagation_length=n) for k in ks for n in lengths(network, k)]
+        linked = [
+            base.replace(num_modules=k, propagation_length=n) for k in ks for n in propagation_lengths(network, k)
+        ]
         rows += [measured(config, hardware, memory_mib=1000.0 - saved) for config in linked]
     record(folder, "figure_7_memory", rows)
 
 
 @pytest.fixture(scope="module")
 def memory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Storage folders: gpu, copy of it, cpu, part of it all, and mixed with a processor and a smoke test beside the GPU."""
+    """Make storage folders: gpu, its copy, cpu, part (of the cases), and mixed (GPU with CPU and a smoke test)."""
     folder = tmp_path_factory.mktemp("memory")
     figure_7(folder / "gpu", "some GPU")
     figure_7(folder / "cpu", "2 cores")
@@ -80,7 +77,7 @@ def test_costs_are_read_from_the_figure_that_measures_them(memory: Path, name: s
 
 
 @COSTS
-def test_a_copy_a_processor_and_a_smoke_test_beside_a_gpu_change_nothing(
+def test_copies_cpu_measurements_and_smoke_tests_change_nothing(
     memory: Path, name: str, verdict: str, ours: str
 ) -> None:
     found = judge(claim(name), Evidence([memory / "copy", memory / "mixed"]))
@@ -93,7 +90,9 @@ def test_memory_waits_for_every_case(memory: Path) -> None:
 
 
 def test_the_cases_of_memory_are_those_that_exist() -> None:
-    exist = [(n, k, length) for n in ("resnet32", "resnet110") for k in (2, 4, 8, 16) for length in lengths(n, k)]
+    exist = [
+        (n, k, length) for n in ("resnet32", "resnet110") for k in (2, 4, 8, 16) for length in propagation_lengths(n, k)
+    ]
     for one in claims():
         if one["id"].startswith("memory-overhead") or one["id"] == "memory-backlink-resnet110":
             assert one["cases"] == sum(one["network"] in ("*", network) for network, _, _ in exist)
@@ -101,7 +100,7 @@ def test_the_cases_of_memory_are_those_that_exist() -> None:
 
 
 def figure_9(folder: Path, hardware: str, ratio: Mapping[tuple[str, int, int], float]) -> None:
-    """Times by method, K and l, BP's being 1."""
+    """Record times by method, K and l, relative to BP's."""
     base = BASE.replace(executor="ray")
     at = {key: base.replace(method=key[0], num_modules=key[1], propagation_length=key[2]) for key in ratio}
     record(folder, "figure_9_runtime", [measured(at[key], hardware, time_ratio=ratio[key]) for key in ratio])
@@ -144,8 +143,8 @@ TIMES = {
         ("tradeoff-time-per-doubling", "reproduced", "22.0 %; at K = 4"),  # from 20 to 42; the paper: 23
         (
             "runtime-v100-devices",
-            "yours to judge",
-            "K = 2: 25.0 %, K = 4: 26.0 %; no number to judge by: look at figure_9_runtime.png",
+            "not judged",
+            "K = 2: 25.0 %, K = 4: 26.0 %; no number to compare with, see figure_9_runtime.png",
         ),
     ],
 )
@@ -170,7 +169,7 @@ def test_memory_of_lengths_and_of_twice_the_modules(tmp_path: Path) -> None:
 
 
 def alphas(best: Mapping[int, float], seeds: int = 1) -> list[Row]:
-    """Figure 4 at l = 4: the error grows with the distance from each K's best alpha; alpha = 1 is GLL."""
+    """Return rows of figure 4 at l = 4, whose error grows with the distance from each K's best alpha; alpha = 1 is GLL."""
     base = RunConfig(network="resnet32", dataset="cifar10", propagation_length=4)
     found = []
     for k, alpha, seed in product(best, ALPHAS, range(seeds)):
@@ -182,16 +181,16 @@ def alphas(best: Mapping[int, float], seeds: int = 1) -> list[Row]:
 def test_the_best_alpha_of_each_k(tmp_path: Path) -> None:
     rows = alphas({2: 0.25, 4: 0.0}, seeds=2)
     found = judged(tmp_path / "both", "best-alpha", rows, "figure_4_alpha")
-    assert (found.verdict, found.ours) == ("reproduced", "2 of 2 lines run, 2 in all; seeds a point: 2")
+    assert (found.verdict, found.ours) == ("reproduced", "holds in 2 of 2 lines run, 2 in all; seeds per point: 2")
     high = judged(tmp_path / "high", "best-alpha", alphas({2: 0.25, 4: 1.0}), "figure_4_alpha")
     assert (high.verdict, high.ours) == (
         "not reproduced",
-        "1 of 2 lines run, 2 in all; seeds a point: 1; K = 4, l = 4: 1",
+        "holds in 1 of 2 lines run, 2 in all; seeds per point: 1; K = 4, l = 4: 1",
     )
     part = judged(tmp_path / "part", "best-alpha", rows[:-1], "figure_4_alpha")
-    assert (part.verdict, part.ours) == ("reproduced", "2 of 2 lines run, 2 in all; seeds a point: 1")
+    assert (part.verdict, part.ours) == ("reproduced", "holds in 2 of 2 lines run, 2 in all; seeds per point: 1")
     one = judged(tmp_path / "one", "best-alpha", rows[:-2], "figure_4_alpha")
-    assert (one.verdict, one.ours) == ("not run yet", "1 of 1 lines run, 2 in all; seeds a point: 2")
+    assert (one.verdict, one.ours) == ("not run yet", "holds in 1 of 1 lines run, 2 in all; seeds per point: 2")
     smaller = [
         row_of(RunConfig(**{f.name: row[f.name] for f in dataclasses.fields(RunConfig)}).replace(epochs=8), 1.0)
         for row in rows
@@ -210,7 +209,7 @@ def test_the_best_learning_rate_of_most_lines_and_a_run_that_diverged(tmp_path: 
     found = judged(tmp_path, "best-lr", rows, "figure_5_lr")
     assert (found.verdict, found.ours) == (
         "reproduced",
-        "9 of 10 lines run, 10 in all; seeds a point: 1; K = 4, l = 4: 0.1",
+        "holds in 9 of 10 lines run, 10 in all; seeds per point: 1; K = 4, l = 4: 0.1",
     )
 
 
@@ -235,4 +234,4 @@ def test_the_gradient_points_downhill_in_every_epoch_of_every_run(
 ) -> None:
     found = judged(tmp_path, "descent", descents(constant, epochs), "figure_3_descent")
     assert found.verdict == verdict
-    assert found.ours == f"constant {constant} or more, norm ratio 1.5 or less; {whole} of 16 runs whole"
+    assert found.ours == f"constant at least {constant}, norm ratio at most 1.5; {whole} of 16 runs complete"

@@ -1,4 +1,4 @@
-"""The grid: which cells exist, each one's recipe, and how alpha is chosen."""
+"""The grid: existing cells, their recipes, and the choice of alpha."""
 
 import math
 from pathlib import Path
@@ -21,7 +21,7 @@ NETWORKS = ("alexnet", "vgg16", "resnet32", "resnet110")
 OWN = "table3/cifar10/resnet32/conv/K4/"
 
 
-def test_the_three_tables_hold_the_177_cells_and_ours_beside_them() -> None:
+def test_the_three_tables_have_the_177_cells_and_our_additional_ones() -> None:
     chosen = [cell for table in (2, 3, 4) for cell in choose(table)]
     assert {cell.address for cell in chosen} == {cell.address for cell in cells()}
     assert len(chosen) == 177
@@ -69,7 +69,7 @@ def test_the_blank_cells_of_the_tables_are_those_the_rule_refuses() -> None:
         ("table2/cifar10/alexnet/fc/K2/l3", "at K=2 this row has l0, l1, l2"),
         ("table2/cifar10/resnet32/fc/K4/dgl", "is not in the paper's tables"),
         (OWN + "infopro+l5", "cannot exist: propagation_length=5 exceeds 4"),
-        ("resnet32", "is no address; allowed: table2/"),
+        ("resnet32", "is not an address; allowed: for example table2/"),
         ("table2/cifar10/resnet110/fc/K8/14", "nearest: table2/cifar10/resnet110/fc/K8/l4"),
     ],
 )
@@ -108,7 +108,7 @@ def test_the_recipe_is_the_papers() -> None:
         assert (config.train_images, config.test_images, config.validation_fraction) == (0, 0, 0.0)
 
 
-def test_every_method_of_table_3_has_its_own_heads() -> None:
+def test_methods_of_table_3_have_their_published_heads() -> None:
     heads = {name: recipe(find(OWN + name)).head for name in ("l0", "dgl", "infopro", "predsim", "predsim+l1")}
     assert heads == {"l0": "conv", "dgl": "mlp-sr", "infopro": "conv", "predsim": "pool", "predsim+l1": "pool"}
     assert recipe(find(OWN + "infopro+l4")).label == "backlink+infopro"
@@ -136,7 +136,7 @@ def test_alpha_is_chosen_by_the_held_out_error_and_never_by_the_test_error() -> 
     assert all(config.validation_fraction == 0.0 for config in GRID.runs(CELL, rows))
 
 
-def test_what_is_to_run_grows_when_alpha_is_known() -> None:
+def test_full_runs_are_added_when_alpha_is_known() -> None:
     first = GRID.todo([])
     assert [c.method for c in first] == ["gll"] * 2 + ["backlink"] * 4 + ["gll"]
     assert GRID.undecided([]) == (CELL,)
@@ -147,7 +147,7 @@ def test_what_is_to_run_grows_when_alpha_is_known() -> None:
     assert [(c.alpha, c.seed) for c in fixed.todo([])] == [(0.5, 0), (0.5, 1), (0.5, 2)]
 
 
-def test_backlink_at_alpha_1_is_the_run_of_what_it_builds_on() -> None:
+def test_backlink_at_alpha_1_is_the_run_of_its_base() -> None:
     gll, own = recipe(GRID.cells[0]), recipe(find(OWN + "infopro+l4"))
     assert with_alpha(recipe(CELL), 1.0).run_id == gll.run_id
     assert with_alpha(own, 1.0).run_id == recipe(find(OWN + "infopro")).run_id

@@ -1,4 +1,4 @@
-"""The paper's tables beside ours: numbers worked out by hand, in every form."""
+"""The paper's tables with our results, against numbers worked out by hand, in all formats."""
 
 import csv
 import io
@@ -53,7 +53,7 @@ def test_a_spread_by_hand() -> None:
     assert Spread.of([]) is None
 
 
-def test_the_table_has_the_papers_form() -> None:
+def test_the_table_has_the_papers_layout() -> None:
     text = markdown(table())
     assert text.startswith("# Table III: convolutional heads\n")
     assert "| Network | Method | K=1 | K=2 | K=4 | K=8 | K=16 |" in text
@@ -68,7 +68,7 @@ def test_improvements_are_taken_seed_by_seed_and_marked_where_they_disagree() ->
     assert line_of(text, "ResNet32", "BackLink, l=2")[4] == "1.94 · 1.90 ± 0.10 (3) · -0.04"
     # 0.1 at every seed: the spread is nothing, and 3.06 far away.
     assert line_of(text, "ResNet32", "BackLink, l=4")[4] == "3.06 · 0.10 ± 0.00 (3) · -2.96 ≠"
-    assert line_of(text, "ResNet32", "BackLink, l=1")[3] == "0.52 · error 8.00 (1), no GLL to compare"
+    assert line_of(text, "ResNet32", "BackLink, l=1")[3] == "0.52 · error 8.00 (1), no GLL to compare with"
 
 
 def test_the_spread_of_the_papers_own_trials_counts() -> None:
@@ -80,7 +80,7 @@ def test_the_spread_of_the_papers_own_trials_counts() -> None:
     assert (near.disagrees, far.disagrees) == (False, True)
 
 
-def test_copied_columns_are_named_so_and_not_judged() -> None:
+def test_copied_columns_are_marked_and_not_judged() -> None:
     text = markdown(table([*ROWS, *runs_of(f"{ROW}/K4/dgl", [30.0, 30.0, 30.0])]))
     dgl = line_of(text, "ResNet32", "DGL")
     assert dgl[1] == "DGL (the paper's copied from another recipe)"
@@ -93,7 +93,7 @@ def test_copied_columns_are_named_so_and_not_judged() -> None:
     assert "160 epochs" in text
 
 
-def test_only_full_runs_at_the_chosen_alpha_enter() -> None:
+def test_only_full_runs_at_the_chosen_alpha_count() -> None:
     address = f"{ROW}/K4/l2"
     errors = dict.fromkeys(ALPHAS, 50.0) | {0.25: 40.0}
     rows = [*selection_of(address, errors), *runs_of(f"{ROW}/K4/l0", [11.0, 12.0])]
@@ -106,7 +106,7 @@ def test_only_full_runs_at_the_chosen_alpha_enter() -> None:
     assert Scores(FIXED, rows).entry(find(address)).ours == Spread(10.5, pytest.approx(math.sqrt(0.5)), 2)
 
 
-def test_another_recipe_a_failed_run_and_a_smaller_budget_do_not_enter() -> None:
+def test_other_recipes_failed_runs_and_smaller_budgets_do_not_count() -> None:
     gll = find(f"{ROW}/K4/l0")
     (row,) = runs_of(gll.address, [11.0])
     others = [
@@ -118,7 +118,7 @@ def test_another_recipe_a_failed_run_and_a_smaller_budget_do_not_enter() -> None
     assert Scores(FIXED, [row]).entry(gll).ours == Spread(11.0, pytest.approx(math.nan, nan_ok=True), 1)
 
 
-def test_a_smaller_budget_is_told_in_every_form() -> None:
+def test_a_smaller_budget_is_stated_in_every_form() -> None:
     budget = Budget(epochs=8, train_images=10_000, batch_size=128, lr=0.1)
     small = table(runs_of(f"{ROW}/K4/l0", [40.0, 40.1], budget), Grid(cells=choose(3), budget=budget))
     for text in (markdown(small), cells_csv(small)):
@@ -127,7 +127,7 @@ def test_a_smaller_budget_is_told_in_every_form() -> None:
     assert "ot the paper's budget" not in markdown(table())
 
 
-def test_one_data_set_in_place_of_all_fills_only_the_cells_that_were_asked_for() -> None:
+def test_a_budget_with_one_data_set_fills_only_the_requested_cells() -> None:
     asked, budget = find("table2/cifar10/resnet32/fc/K4/l0"), Budget(dataset="cifar10-sample", epochs=1)
     rows = runs_of(asked.address, [80.0], budget)
     found = build(2, Grid(cells=(asked,), budget=budget), rows)

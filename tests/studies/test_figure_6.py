@@ -1,32 +1,23 @@
-"""Figure 6 from the outside: its files, its numbers, what MLflow gets, and what it refuses."""
+"""Figure 6 from its command line: files, numbers, MLflow, and refusals."""
 
 import csv
 import math
-import runpy
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from tests.data.tiny import BUILDERS, Tiny
+from tests.studies.recipes import run_recipe
 
-ROOT = Path(__file__).parents[2]
 
-
-def figure(*arguments: str) -> int:
-    """Run the recipe in this process, as its command line does; its exit code."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        patch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
-        patch.setattr("sys.argv", ["figure_6_classes.py", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            runpy.run_path(str(ROOT / "studies" / "figure_6_classes.py"), run_name="__main__")
-    return int(ended.value.code or 0)
+def figure(*flags: str) -> int:
+    return run_recipe("figure_6_classes", *flags)
 
 
 @pytest.fixture(scope="module")
 def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One for all tests: MLflow needs seconds to make a database."""
+    """One storage folder for all tests, since creating MLflow's tables takes seconds."""
     return tmp_path_factory.mktemp("storage")
 
 
@@ -37,7 +28,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 @pytest.fixture
 def originals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Tiny]:
-    """Tiny CIFAR-10 and SVHN, each in a folder of its own; nobody answers where they could be fetched."""
+    """Tiny CIFAR-10 and SVHN in separate folders, with download addresses where nothing listens."""
     made = {name: BUILDERS[name](tmp_path / name) for name in ("cifar10", "svhn")}
     for tiny in made.values():
         for attribute, value in tiny.attributes("http://127.0.0.1:9/").items():
@@ -46,7 +37,7 @@ def originals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Tiny
 
 
 @pytest.mark.timeout(120)
-def test_the_smoke_test_leaves_a_finished_picture_and_its_data(
+def test_the_smoke_test_writes_the_figure_and_its_data(
     storage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from mlflow import MlflowClient
@@ -73,7 +64,7 @@ def test_the_smoke_test_leaves_a_finished_picture_and_its_data(
 
 
 @pytest.mark.timeout(120)
-def test_svhn_is_the_second_panel_where_its_files_are(
+def test_svhn_is_the_second_panel_if_its_files_exist(
     originals: dict[str, Tiny], storage: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cifar10, svhn = originals["cifar10"].folder, originals["svhn"].folder
@@ -119,7 +110,9 @@ def test_bad_input_is_one_line(
     said = capsys.readouterr().err
     assert message in said
     assert "Traceback" not in said
-    assert ("panel (b) is left out" in said) == (case in ("no storage", "bad address"))  # where SVHN is not there
+    assert ("panel (b) is left out" in said) == (
+        case in ("no storage", "bad address")
+    )  # SVHN's files are missing there
 
 
 def test_a_dry_run_draws_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,11 +1,9 @@
-"""Figures from their command line: what a measurement or a record becomes, what runs twice, and what is refused."""
+"""Figures from their command line: files from measurements and records, repeated runs, and refusals."""
 
 import dataclasses
 import io
 import json
 import os
-import runpy
-import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -33,20 +31,16 @@ from backlink_ray.tuning.plan import Plan
 from backlink_ray.tuning.space import Space
 from tests.examples import sample
 from tests.paper.rows import row_of
+from tests.studies.recipes import run_recipe, script, start_recipe
 
 NOBODY = 65534
-ROOT = Path(__file__).parents[2]
 MEASURED = ("figure_3_descent", "figure_7_memory", "figure_9_runtime")
 GRIDS = ("figure_4_alpha", "figure_5_lr", "figure_10_tradeoff")
 
 
-def script(name: str) -> dict[str, Any]:
-    return runpy.run_path(str(ROOT / "studies" / f"{name}.py"))
-
-
 @pytest.fixture(scope="module")
 def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One storage folder, since making MLflow's tables takes seconds."""
+    """One storage folder for all tests, since creating MLflow's tables takes seconds."""
     return tmp_path_factory.mktemp("storage")
 
 
@@ -57,7 +51,7 @@ def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def check_files(folder: Path, name: str, rows: int) -> dict[str, Any]:
-    """A picture, and its data twice; return the caption in the picture's own text, and the columns."""
+    """Check a figure and both its data files; return the columns, and the caption from the PNG's metadata."""
     with Image.open(folder / f"{name}.png") as image:
         assert image.width > 800
         caption = str(image.info["Description"])
@@ -106,7 +100,7 @@ def test_a_figure_that_measures_draws_tracks_and_measures_nothing_twice(
     assert " MiB\n" not in capsys.readouterr().out
 
 
-def test_what_does_not_fit_is_left_out_and_the_rest_is_drawn(
+def test_a_configuration_that_does_not_fit_is_left_out_and_the_rest_is_drawn(
     storage: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     of = script("figure_7_memory")
@@ -121,7 +115,7 @@ def test_what_does_not_fit_is_left_out_and_the_rest_is_drawn(
     assert figure_main("small_gpu", measurement(of, memory_plan()), "", flags) == 1
     assert "BP failed and is left out: CUDA out of memory.\n" in capsys.readouterr().err
     found = check_files(storage / "small_gpu-smoke", "figure_7_memory", 4)
-    assert "Left out, without a result: 1 (resnet8 bp K01" in found["caption"]
+    assert "Left out for lack of a result: 1 (resnet8 bp K01" in found["caption"]
 
 
 def test_the_descent_figure_from_a_real_run(storage: Path) -> None:
@@ -160,7 +154,7 @@ def test_a_run_that_diverges_is_not_measured_on(tmp_path: Path) -> None:
         next(found)
 
 
-def test_data_is_checked_before_a_folder_is_claimed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_is_checked_before_a_folder_is_opened(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     of = script("figure_3_descent")
     (tmp_path / "cifar-10-batches-py").mkdir()
     (tmp_path / "cifar-10-batches-py" / "data_batch_1").write_bytes(b"other")
@@ -192,11 +186,11 @@ def test_the_runtime_figure_on_threads(storage: Path, monkeypatch: pytest.Monkey
     rows = zip(found["time_ratio_min"], found["time_ratio"], found["time_ratio_max"], strict=True)
     assert all(0 < low <= middle <= high for low, middle, high in rows)
     assert found["n"] == [3, 3]
-    assert "2 devices; left out, all or some: K = 4" in found["caption"]
+    assert "2 devices; left out in whole or in part: K = 4" in found["caption"]
 
 
 def record_of(folder: Path, name: str, plan: Plan) -> None:
-    """Carry out a plan's runs here, without Tune, and record them as a study does."""
+    """Run a plan in this process, without Tune, and record its runs as a study does."""
     with open_study_folder(folder, name, plan, "auto"):
         for config in plan.runs:
             result = run(config, sample(), RunOptions(output_dir=folder / "runs" / config.run_id))
@@ -260,11 +254,11 @@ def test_a_report_of_another_users_study_needs_no_right_to_write(capsys: pytest.
 
 
 @pytest.mark.parametrize("name", [*MEASURED, *GRIDS])
-def test_a_figure_asked_for_from_an_empty_record_is_one_line(
+def test_a_report_without_a_record_is_refused_in_one_line(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ("--smoke-test", "--report-only", "--storage-path", str(tmp_path / "s"))
-    assert run_script(name, *flags, monkeypatch=monkeypatch) == 2
+    assert run_recipe(name, *flags) == 2
     said = capsys.readouterr().err.strip().splitlines()
     assert len(said) == 1
     assert "holds no study to report" in said[0]
@@ -303,39 +297,31 @@ def test_a_record_without_a_row_is_refused(storage: Path, capsys: pytest.Capture
 @pytest.mark.parametrize(
     ("devices", "flags", "message"),
     [
-        (1, (), "K=2 stages want as many devices, of which there is 1"),
+        (1, (), "K=2 stages need K devices, and this machine has 1"),
         (2, ("--address", "10.0.0.1:6379"), "address='10.0.0.1:6379' names a cluster"),
         (2, ("--executor", "local"), "invalid choice 'local'"),
     ],
 )
-def test_what_figure_9_cannot_compare_is_refused_before_a_folder_is_claimed(
+def test_what_figure_9_cannot_compare_is_refused_before_a_folder_is_opened(
     devices: int, flags: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.setattr("backlink_ray.commands.figure.number_of_devices", lambda _device: devices)
     given = ["--smoke-test", "--device", "cpu", "--storage-path", str(tmp_path / "s"), *flags]
-    assert run_script("figure_9_runtime", *given, monkeypatch=monkeypatch) == 2
+    assert run_recipe("figure_9_runtime", *given) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "s").exists()
-
-
-def run_script(name: str, *flags: str, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Run a recipe in this process, as its command line does; its exit code."""
-    monkeypatch.setattr("sys.argv", [f"{name}.py", *flags])
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(ROOT / "studies" / f"{name}.py"), run_name="__main__")
-    return int(ended.value.code or 0)
 
 
 @pytest.mark.parametrize("name", [*MEASURED, *GRIDS])
 def test_a_dry_run_lists_the_papers_cells_and_what_they_cost(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(command, "images_per_s", lambda _config, _device: 100.0)  # measured at length elsewhere
+    monkeypatch.setattr(command, "images_per_s", lambda _config, _device: 100.0)  # measured in other tests
     monkeypatch.setattr("backlink_ray.commands.figure.number_of_devices", lambda _device: 8)
     paper = script(name)["PRESETS"]["paper"]
     assert len({run.run_id for run in paper.runs}) == len(paper.runs)
-    assert run_script(name, "--dry-run", monkeypatch=monkeypatch) == 0
+    assert run_recipe(name, "--dry-run") == 0
     said = capsys.readouterr().out.splitlines()
     runs = paper.runs
     listed = said[: len(runs)]
@@ -359,7 +345,7 @@ def test_a_list_is_run_with_as_many_seeds_as_asked_for(
 ) -> None:
     monkeypatch.setattr(command, "images_per_s", lambda _config, _device: 100.0)
     flags = ("--smoke-test", "--dry-run", "--storage-path", str(tmp_path))
-    assert run_script("figure_4_alpha", *flags, "--seed", "5", "--seeds", "3", monkeypatch=monkeypatch) == 0
+    assert run_recipe("figure_4_alpha", *flags, "--seed", "5", "--seeds", "3") == 0
     said = capsys.readouterr().out
     assert "18 trials of 1 epochs" in said
     assert [said.count(f"-s{seed}  ") for seed in (4, 5, 6, 7, 8)] == [0, 6, 6, 6, 0]
@@ -407,7 +393,7 @@ def test_a_figure_without_data_is_refused_and_its_columns_may_differ(tmp_path: P
         save_figure(figure, [{"a": 1}], "two", tmp_path / "file", caption="c")
 
 
-def test_the_papers_budget_is_known_from_any_other() -> None:
+def test_the_papers_budget_is_distinguished_from_others() -> None:
     paper = RunConfig(dataset="cifar10", epochs=200, batch_size=512)
     assert is_paper_budget(paper)
     assert is_paper_budget(paper.replace(dataset="svhn", batch_size=1024))
@@ -427,10 +413,7 @@ def test_series_have_names() -> None:
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("name", [*MEASURED, *GRIDS])
 def test_smoke_tests_as_a_user_runs_them(name: str, tmp_path: Path) -> None:
-    import subprocess
-
-    command = [sys.executable, str(ROOT / "studies" / f"{name}.py"), "--smoke-test", "--storage-path", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = start_recipe(name, "--smoke-test", "--storage-path", str(tmp_path), timeout_s=300)
     assert done.returncode == 0, done.stderr
     rows = len(Results(tmp_path / f"{name}-smoke").rows())
     check_files(tmp_path / f"{name}-smoke", name, rows)

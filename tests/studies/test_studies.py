@@ -1,4 +1,4 @@
-"""Studies from the outside, on the embedded real images: the main job, twice, and what it refuses."""
+"""Studies from their command line, on the embedded real images: complete runs, resumed runs, and refusals."""
 
 import contextlib
 import re
@@ -72,7 +72,7 @@ ASHA = """Plan(base=BASE.replace(epochs=6), space=Space(num_modules=(2,), lr=(1e
 
 
 def recipe(folder: Path, plan: str) -> list[str]:
-    """Return the command of a study of one's own."""
+    """Return the command of a user's study."""
     file = folder / "tiny.py"
     file.write_text(RECIPE.replace("PLAN", plan))
     return [sys.executable, str(file), "--smoke-test", "--storage-path", str(folder / "s"), "--executor", "local"]
@@ -88,7 +88,7 @@ def started_until_epoch(epoch: int, command: list[str]) -> subprocess.Popen[str]
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-def test_asha_stops_what_ranks_low_and_keeps_what_it_had(tmp_path: Path) -> None:
+def test_asha_stops_the_worse_trial_and_keeps_its_results(tmp_path: Path) -> None:
     from backlink_ray.runs.results import Results
 
     command = recipe(tmp_path, ASHA)
@@ -104,14 +104,14 @@ def test_asha_stops_what_ranks_low_and_keeps_what_it_had(tmp_path: Path) -> None
 
 
 def tracked(storage: Path) -> tuple[list[str], Counter[tuple[str, int]]]:
-    """Return the status of each trial's run in MLflow, and how often each point of a curve is there."""
+    """Return the status of each trial's run in MLflow, and how often each point of a curve is recorded."""
     store = Store(storage / "mlflow.db")
     points = Counter((key, step) for run, key, step, _ in store.points().elements() if "/" in key)
     return [status for run, status in store.runs() if run != "tiny-smoke"], points
 
 
 def kill_with_children(child: subprocess.Popen[str]) -> None:
-    """End a driver as `kill -9` does, and then the processes of its Ray, which would live on for a while."""
+    """Kill a driver as `kill -9` does, and then its Ray processes, which would otherwise live on for a while."""
     children = psutil.Process(child.pid).children(recursive=True)
     child.kill()
     child.wait()
@@ -166,7 +166,7 @@ def test_a_study_continues_after_a_killed_trial_a_diverging_one_ctrl_c_and_a_kil
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-def test_a_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
+def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
     command = recipe(tmp_path, SEARCH)
     child = started_until_epoch(2, command)
     child.send_signal(signal.SIGINT)

@@ -1,13 +1,12 @@
-"""Table studies from the outside: the dry runs, one table from its cells to its files, and what is refused."""
+"""Table studies from their command line: dry runs, one table from its cells to its files, and refusals."""
 
 import csv
 import re
-import runpy
 from pathlib import Path
 
 import pytest
 
-from backlink_ray.commands import table as sweep
+from backlink_ray.commands import table as table_command
 from backlink_ray.paper.cells import cells
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.results import Results
@@ -15,7 +14,7 @@ from backlink_ray.tracking.tracker import NoTracker
 from backlink_ray.tuning.plan import Plan
 from backlink_ray.tuning.study import Study
 from tests.paper.rows import Row, row_of
-from tests.studies.recipes import ROOT, run_recipe, start_recipe
+from tests.studies.recipes import run_recipe, script, start_recipe
 
 CELL = "table4/cifar10-lt/resnet32/fc/K4/l1"
 
@@ -27,7 +26,9 @@ def listed(out: str) -> list[str]:
 def test_the_dry_runs_list_exactly_the_177_cells(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sweep, "images_per_s", lambda config, device: 100.0)  # measuring four networks takes a minute
+    monkeypatch.setattr(
+        table_command, "images_per_s", lambda config, device: 100.0
+    )  # measuring four networks takes a minute
     found = []
     for number in (2, 3, 4):
         assert run_recipe(f"table_{number}", "--dry-run") == 0
@@ -43,7 +44,7 @@ def test_the_dry_runs_list_exactly_the_177_cells(
 def test_a_dry_run_of_our_own_columns_at_a_smaller_budget(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sweep, "images_per_s", lambda config, device: 100.0)
+    monkeypatch.setattr(table_command, "images_per_s", lambda config, device: 100.0)
     flags = ["--dry-run", "--only", "table3/cifar10/resnet32/conv/K4/[di]*", "--epochs", "8", "--seeds", "2"]
     assert run_recipe("table_3", *flags, "--train-images", "10000", "--alpha", "0.5") == 0
     out = capsys.readouterr().out
@@ -86,9 +87,11 @@ def test_a_table_from_its_cells_to_its_files(tmp_path: Path, capsys: pytest.Capt
 @pytest.mark.parametrize("number", [2, 3, 4])
 def test_smoke_tests_as_a_user_runs_them(number: int, tmp_path: Path) -> None:
     name = f"table_{number}"
-    done = start_recipe(name, "--smoke-test", "--storage-path", str(tmp_path), timeout_s=120)  # what README promises
+    done = start_recipe(
+        name, "--smoke-test", "--storage-path", str(tmp_path), timeout_s=120
+    )  # the time that the README states
     assert done.returncode == 0, done.stderr
-    cells = runpy.run_path(str(ROOT / "studies" / f"{name}.py"))["SMOKE"]
+    cells = script(name)["SMOKE"]
     with (tmp_path / f"{name}-smoke" / "cells.csv").open() as file:
         assert {line["cell"] for line in csv.DictReader(file) if line["error_pct"]} == set(cells)
 
@@ -144,7 +147,7 @@ def test_refusals_are_one_line_and_leave_nothing(
     assert not (tmp_path / "s").exists()
 
 
-def test_what_failed_runs_again_only_where_that_is_asked_for(tmp_path: Path) -> None:
+def test_failed_runs_are_repeated_only_on_request(tmp_path: Path) -> None:
     base = RunConfig(network="resnet8", num_modules=2, propagation_length=1)
     Results(tmp_path).append(row_of(base, 50.0) | {"status": "FAILED"})
     runs = (base, base.replace(seed=1))

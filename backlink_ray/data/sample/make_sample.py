@@ -26,7 +26,7 @@ def choose(labels: Tensor, per_class: int, split: str, seed: int = 0) -> Tensor:
 
 
 def rows(images: ImageSet, split: str) -> list[dict[str, object]]:
-    """Return one row an image: split, index in the original set, label, and the pixels as lossless WebP."""
+    """Return one row per image: split, index in the original set, label, and the pixels as lossless WebP."""
     from PIL import Image
 
     found: list[dict[str, object]] = []
@@ -39,7 +39,7 @@ def rows(images: ImageSet, split: str) -> list[dict[str, object]]:
 
 
 def main() -> int:
-    """Write the sample and print its sha256, which embedded.py holds."""
+    """Write the sample and print its sha256, to be copied into embedded.py."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--data-root", default="", help="folder with cifar-10-batches-py")
     parser.add_argument("--output", type=Path, default=SAMPLE_FILE)
