@@ -47,7 +47,7 @@ class Command(ABC):
             try:
                 self.carry_out(tracker)
                 files = self.write()
-                track_files(tracker, self.folder, {}, files)
+                track_files(tracker, self.folder, files)
             finally:
                 tracker.close()
             self._last_lines((self.results.export(), *files), tracker)

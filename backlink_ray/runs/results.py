@@ -17,8 +17,8 @@ from backlink_ray.runs.folder import ENVIRONMENT
 Value = str | int | float | bool
 Row = dict[str, Any]
 
-# What a run that was stopped early still tells.
-KEPT = ("test_error_pct", "val_error_pct", "images_per_s", "epoch_s", "peak_memory_mib", "executor")
+# Of the last epoch's metrics: the result of a run that was stopped early.
+_EARLY_RESULT = ("test_error_pct", "val_error_pct", "images_per_s", "epoch_s", "peak_memory_mib", "executor")
 RESULTS, EXPORT = "results.jsonl", "results.parquet"
 
 
@@ -105,6 +105,11 @@ def _check(row: Mapping[str, Value]) -> None:
 def numbers(result: Mapping[str, Any]) -> dict[str, int | float]:
     """Return the numbers of a result, without its texts, lists and booleans."""
     return {k: v for k, v in result.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+
+
+def early_result(last: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the result of a run that was stopped early, from the metrics of its last epoch."""
+    return {name: last[name] for name in _EARLY_RESULT if name in last}
 
 
 def config_of(row: Mapping[str, Any]) -> RunConfig:

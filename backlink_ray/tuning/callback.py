@@ -14,10 +14,9 @@ from backlink_ray.data.images import Dataset
 from backlink_ray.paper.cells import published_error_pct
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.data import data_key
-from backlink_ray.runs.results import Value
+from backlink_ray.runs.outcome import Outcome, outcome_of
+from backlink_ray.runs.results import Value, numbers
 from backlink_ray.runs.tracked import end_tracking, start_tracking, track
-from backlink_ray.tracking.tracker import Status
-from backlink_ray.tuning.outcome import TrialOutcome, outcome_of
 from backlink_ray.tuning.resources import ClusterResources
 
 if TYPE_CHECKING:
@@ -96,7 +95,7 @@ class StudyCallback(tune.Callback):
         if config.run_id not in self._started:  # its process never came up, so Tune did not announce it
             self.on_trial_start(0, [], trial)
         outcome = outcome_of(self._folder(trial), config.epochs, trial.last_result or {}, error)
-        end_tracking(self._folder(trial), _MLFLOW_STATUS[outcome.status], outcome.reason)
+        end_tracking(self._folder(trial), outcome)
         track(self._study.tracker, self._folder(trial))
         if outcome.status == "LOST":
             print(f"trial {config.run_name} was lost: {outcome.reason}", file=sys.stderr, flush=True)
@@ -113,15 +112,12 @@ class StudyCallback(tune.Callback):
         return self._study.plan.run_of(trial.config)
 
 
-_MLFLOW_STATUS: dict[str, Status] = {
-    "FINISHED": "FINISHED", "STOPPED": "FINISHED", "FAILED": "FAILED", "LOST": "KILLED",
-}  # fmt: skip
-
-
-def _row(config: RunConfig, outcome: TrialOutcome) -> dict[str, Value]:
-    words: dict[str, Value] = {name: str(outcome.result[name]) for name in ("executor", "memory_source") if name in outcome.result}
+def _row(config: RunConfig, outcome: Outcome) -> dict[str, Value]:
+    words: dict[str, Value] = {
+        name: str(outcome.result[name]) for name in ("executor", "memory_source") if name in outcome.result
+    }
     ended: dict[str, Value] = {"run_id": config.run_id, "status": outcome.status, "reason": outcome.reason}
-    return {**dataclasses.asdict(config), **ended, **words, **outcome.headline}
+    return {**dataclasses.asdict(config), **ended, **words, **numbers(outcome.result)}
 
 
 def run_params(config: RunConfig) -> dict[str, str | int | float]:
