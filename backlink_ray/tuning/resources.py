@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-import ray
-
 from backlink_ray.pipeline.resources import STAGE, StageResources
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.executors import choose_executor
@@ -33,10 +31,3 @@ class ClusterResources:
         """Refuse a trial that can never be placed."""
         if self.resolve(config).executor == "ray":
             self.stage.where_gpus_are(self.num_gpus).check(config.num_modules, self.num_cpus, self.num_gpus)
-
-
-def connected_cluster(max_concurrent: int = 0, stage: StageResources = STAGE) -> ClusterResources:
-    """Return what the connected Ray cluster has."""
-    found = ray.cluster_resources()
-    num_gpus, num_cpus = found.get("GPU", 0.0), found.get("CPU", 0.0)
-    return ClusterResources(num_gpus=num_gpus, num_cpus=num_cpus, max_concurrent=max_concurrent, stage=stage)

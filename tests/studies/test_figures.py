@@ -18,7 +18,7 @@ from PIL import Image
 
 from backlink_ray import RunConfig
 from backlink_ray.benchmarks.descent import directions
-from backlink_ray.commands import search as command
+from backlink_ray.commands import trials
 from backlink_ray.commands.figure import FigureFlags, Measurement, MeasurementContext, figure_main
 from backlink_ray.commands.search import main
 from backlink_ray.errors import ConfigError, NonFiniteLossError
@@ -255,7 +255,7 @@ def test_a_report_of_another_users_study_needs_no_right_to_write(capsys: pytest.
             os.seteuid(0)
         said = capsys.readouterr()
         assert "50.00" in said.out
-        assert "cannot be written, so no table and no picture is made anew" in said.err
+        assert "is not writable, so its tables and figures are not updated" in said.err
         assert (folder / "table.md").read_bytes() == table
 
 
@@ -331,7 +331,7 @@ def run_script(name: str, *flags: str, monkeypatch: pytest.MonkeyPatch) -> int:
 def test_a_dry_run_lists_the_papers_cells_and_what_they_cost(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(command, "images_per_s", lambda _config, _device: 100.0)  # measured at length elsewhere
+    monkeypatch.setattr(trials, "images_per_s", lambda _config, _device: 100.0)  # measured at length elsewhere
     monkeypatch.setattr("backlink_ray.commands.figure.number_of_devices", lambda _device: 8)
     paper = script(name)["PRESETS"]["paper"]
     assert len({run.run_id for run in paper.runs}) == len(paper.runs)
@@ -357,7 +357,7 @@ def test_a_dry_run_lists_the_papers_cells_and_what_they_cost(
 def test_a_list_is_run_with_as_many_seeds_as_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(command, "images_per_s", lambda _config, _device: 100.0)
+    monkeypatch.setattr(trials, "images_per_s", lambda _config, _device: 100.0)
     flags = ("--smoke-test", "--dry-run", "--storage-path", str(tmp_path))
     assert run_script("figure_4_alpha", *flags, "--seed", "5", "--seeds", "3", monkeypatch=monkeypatch) == 0
     said = capsys.readouterr().out
@@ -372,7 +372,7 @@ def test_a_list_is_run_with_as_many_seeds_as_asked_for(
 def test_runs_of_another_study_are_not_run_again_and_are_enough_for_a_picture(
     storage: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(command, "images_per_s", lambda _config, _device: 100.0)
+    monkeypatch.setattr(trials, "images_per_s", lambda _config, _device: 100.0)
     of, base = script("figure_10_tradeoff"), SMALL.replace(head="conv", dataset="cifar10")
     runs = (base.replace(method="bp"), base, base.replace(num_modules=4))
     plans = {"paper": Plan(base=base, runs=runs, metric="test_error_pct")}

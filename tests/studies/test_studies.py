@@ -198,7 +198,7 @@ def test_dry_run_says_what_would_run() -> None:
     assert lines[0].startswith("bp/K01-l0")
     assert "paper 7.51 %" in lines[0]
     assert "5 trials of 8 epochs" in lines[-2]
-    assert re.fullmatch(r"estimated: [\d.]+ device-hours .* and 10000 images an epoch", lines[-1])
+    assert re.fullmatch(r"estimated: [\d.]+ device-hours of training, at the images/s .*: resnet\d+ \d+", lines[-1])
 
 
 @pytest.mark.parametrize(
