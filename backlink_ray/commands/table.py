@@ -85,7 +85,7 @@ class TableCommand(Command):
     """One table, and the requested part of its grid."""
 
     flags: TableFlags
-    # One line per cell, the mean of its seeds: an average over data sets or networks would say nothing.
+    # One line per cell, the mean of its seeds: an average over data sets or networks would be meaningless.
     group_by, only = "tags.cell", "tags.kind = 'full'"
 
     def __init__(self, number: int, smoke: Sequence[str], flags: TableFlags) -> None:

@@ -1,4 +1,4 @@
-"""Trials on a cluster: what the flags say about it, a study's trials run on it, and what a dry run says of them."""
+"""Trials on a cluster: running those of a study, and what a dry run prints about them."""
 
 import math
 import os
@@ -22,8 +22,8 @@ def run_trials(study: Study, flags: TrialFlags, examples: Iterable[RunConfig], d
     """Run the trials that are left of a study's plan, at least one; return how many an interruption left.
 
     Args:
-        study: the folder's.
-        flags: name the cluster.
+        study: with trials left to run.
+        flags: address and size of the cluster.
         examples: runs of the plan, at least one of every size.
         datasets: by `data_key`.
 

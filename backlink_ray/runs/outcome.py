@@ -1,4 +1,4 @@
-"""Outcome: how a run ended, as its folder records it, or as Ray Tune saw it where the folder says nothing."""
+"""Outcome: how a run ended, as its folder records it, or as Ray Tune reported it if the folder has no record."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +15,7 @@ class Outcome:
 
     Attributes:
         status: FINISHED, STOPPED (early, by the study), FAILED (it would fail again), or LOST (its process or machine died,
-            which says nothing about the run: it resumes from its checkpoint when the study does).
+            although the run itself may be fine: it resumes from its checkpoint when the study does).
         reason: for people.
         result: the content of result.json, or what a stopped run last reported.
     """

@@ -18,7 +18,7 @@ TRACKING = "tracking.json"
 class TrackingFile:
     """What MLflow shows of a folder, other than the run's own metrics and result.
 
-    The file may come from somebody else, so every field is checked: names cannot lead out of the folder.
+    The file may come from another user, so every field is checked; file names cannot point outside the folder.
 
     Attributes:
         artifacts: names of files in the folder; those that exist are uploaded.

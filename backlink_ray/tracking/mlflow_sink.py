@@ -105,7 +105,7 @@ class MlflowSink:
             self._create_experiment(name, info)
             found = self._client.get_experiment_by_name(name)
         if not found or found.lifecycle_stage != "active":
-            raise MlflowException(f"experiment {name!r} was deleted; restore it in MLflow or take another name")
+            raise MlflowException(f"experiment {name!r} was deleted; restore it in MLflow or use another name")
         return found
 
     def _create_experiment(self, name: str, info: ExperimentInfo) -> None:

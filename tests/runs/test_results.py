@@ -1,4 +1,4 @@
-"""Results of a study: one row a run in an appended log, and what is made from it."""
+"""Results of a study: one row per run in a log, and the reports from it."""
 
 from pathlib import Path
 
@@ -53,7 +53,7 @@ def test_a_torn_last_line_is_no_result_and_a_damaged_one_is_named(tmp_path: Path
 
 def test_bad_rows_are_refused(tmp_path: Path) -> None:
     found = results(tmp_path, [])
-    with pytest.raises(ValueError, match="needs its run_id"):
+    with pytest.raises(ValueError, match="needs a run_id"):
         found.append({"status": "FINISHED"})
     with pytest.raises(ValueError, match="column 'big' has 9223372036854775808"):
         found.append({"run_id": "a", "big": 2**63})

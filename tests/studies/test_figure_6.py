@@ -112,7 +112,7 @@ def test_bad_input_is_one_line(
         "corrupt svhn": (good, f"{originals['svhn'].files[0]} is corrupt: expected md5"),
         "no svhn": ((*good, "--svhn"), "train_32x32.mat is missing; download failed"),
         "no storage": ((*good, "--storage-path", str(tmp_path / "file" / "s")), cannot),
-        "bad address": ((*good, "--tracking-uri", "/some/folder"), "MLflow 3 no longer takes"),
+        "bad address": ((*good, "--tracking-uri", "/some/folder"), "MLflow 3 no longer accepts"),
         "unknown flag": (("--smoke",), "nrecognized"),
     }[case]
     assert figure(*flags) == 2

@@ -276,7 +276,7 @@ def test_a_figure_asked_for_from_an_empty_record_is_one_line(
     [
         (("--device", "cuda:77"), "device='cuda:77' cannot be used"),
         (("--preset", "huge"), "preset='huge' is not known; allowed: paper, smoke"),
-        (("--tracking-uri", "/some/folder"), "MLflow 3 no longer takes"),
+        (("--tracking-uri", "/some/folder"), "MLflow 3 no longer accepts"),
     ],
 )
 def test_refusals_are_one_line(

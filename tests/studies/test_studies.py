@@ -204,9 +204,9 @@ def test_dry_run_says_what_would_run() -> None:
 @pytest.mark.parametrize(
     ("prepare", "flags", "message"),
     [
-        ("alien", (), "holds no manifest of ours"),
+        ("alien", (), "holds no study of backlink_ray"),
         ("nothing", ("--resume", "must"), "holds no study to resume"),
-        ("open", (), "anybody may write to it"),
+        ("open", (), "is writable for everybody"),
         ("file", (), "cannot be written"),
         ("nothing", ("--preset", "huge"), "preset='huge' is not known; allowed: paper, cpu, smoke"),
         (
@@ -215,10 +215,10 @@ def test_dry_run_says_what_would_run() -> None:
             "--smoke-test is the preset 'smoke'; leave out --preset 'cpu'",
         ),
         ("nothing", ("--num-samples", "-1"), "num_samples=-1 is out of range; allowed 0"),
-        ("nothing", ("--gpus", "4"), "gpus=4 is for a cluster that grows"),
+        ("nothing", ("--gpus", "4"), "gpus=4 is for an autoscaling cluster"),
         ("nothing", ("--gpus-per-stage", "-1"), "gpus_per_stage=-1.0 is out of range"),
         ("nothing", ("--preset", "cpu", "--asha"), "preset 'cpu' is a list of runs"),
-        ("nothing", ("--tracking-uri", "/some/folder"), "MLflow 3 no longer takes"),
+        ("nothing", ("--tracking-uri", "/some/folder"), "MLflow 3 no longer accepts"),
     ],
 )
 def test_refusals_are_one_line(

@@ -50,9 +50,9 @@ def test_no_password_survives(password: str) -> None:
     for written in (password, urllib.parse.quote(password, safe="")):
         uri = f"http://user:{written}@host:5000"
         assert written not in redact(uri)
-        told = hide_secrets(f"request to {uri} failed for {password}", uri)
-        assert password not in told
-        assert written not in told
+        hidden = hide_secrets(f"request to {uri} failed for {password}", uri)
+        assert password not in hidden
+        assert written not in hidden
 
 
 def test_uris_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,7 +63,7 @@ def test_uris_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     for bad in ("", "mlruns", "/abs/mlruns", "file:///abs"):
         with pytest.raises(ValueError, match="is a folder"):
             checked_uri(bad)
-    with pytest.raises(ConfigError, match=r"'ftp://u:\*\*\*@x/y' is of a kind that MLflow does not take"):
+    with pytest.raises(ConfigError, match=r"'ftp://u:\*\*\*@x/y' is of a kind that MLflow does not accept"):
         checked_uri("ftp://u:s3cret@x/y")
     for bad in ("sqlite://", "sqlite:///", "sqlite:///:memory:", "sqlite:////a%20b.db", "sqlite:////a.db?mode=ro"):
         with pytest.raises(ValueError, match="names no usable file"):
