@@ -18,6 +18,7 @@ from backlink_ray.pipeline.resources import STAGE, StageResources
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.data import dataset_of
 from backlink_ray.runs.options import RunOptions
+from backlink_ray.runs.results import epoch_line
 from backlink_ray.runs.runner import run
 
 
@@ -57,13 +58,9 @@ class Train:
 
 
 def _print_epoch(config: RunConfig) -> Callable[[dict[str, Any]], None]:
-    def show(m: dict[str, Any]) -> None:
-        losses = " ".join(f"{loss:.3f}" for loss in m["local_loss"])
-        print(
-            f"epoch {m['epoch']}/{config.epochs}  test error {m['test_error_pct']:.2f} %  local losses {losses}  "
-            f"{m['images_per_s']:.0f} images/s  step {m['step_ms']:.1f} ms (link {m['link_ms']:.1f})",
-            flush=True,
-        )
+    def show(metrics: dict[str, Any]) -> None:
+        step = f"step {metrics['step_ms']:.1f} ms (link {metrics['link_ms']:.1f})"
+        print(f"{epoch_line(metrics, config.epochs)}  {step}", flush=True)
 
     return show
 

@@ -31,12 +31,9 @@ def guarded(run: Callable[[], int], resume: Callable[[], str]) -> int:
     """
     try:
         return run()
-    except BacklinkError as error:
-        if error.exit_code == 2:
-            return _end(f"error: {error}", 2)
-        return _end(f"failed: {first_line(error)}; {resume()}", error.exit_code)
-    except torch.OutOfMemoryError as error:
-        return _end(f"failed: {first_line(error)}; {resume()}", 1)
+    except (BacklinkError, torch.OutOfMemoryError) as error:
+        code = error.exit_code if isinstance(error, BacklinkError) else 1
+        return _end(f"error: {error}" if code == 2 else f"failed: {first_line(error)}; {resume()}", code)
     except KeyboardInterrupt as error:
         return _end(f"interrupted; {resume()}", 130 if isinstance(error, SecondInterruptError) else 3)
 

@@ -71,11 +71,17 @@ def _open_ray(job: Job, options: RunOptions) -> Executor:
     return RayExecutor(job, options.resources, options.placement_group)
 
 
-def start_ray(address: str = "") -> None:
-    """Connect to the cluster at `address` or $RAY_ADDRESS, or start a private one on this machine, on the loopback address."""
+def start_once(address: str = "") -> None:
+    """Connect this process to Ray, unless it is connected.
+
+    Args:
+        address: of the cluster; default $RAY_ADDRESS, else a private cluster is started on this machine's loopback address.
+    """
     import ray
 
     address = address or os.environ.get("RAY_ADDRESS", "")
+    if ray.is_initialized():
+        return
     if address:
         _check_reachable(address)
         ray.init(address=address, log_to_driver=False)
@@ -99,11 +105,3 @@ def _check_reachable(address: str) -> None:
         raise ConfigError(
             f"address={address!r} does not answer ({error}); start Ray there, or give another address"
         ) from error
-
-
-def start_once(address: str = "") -> None:
-    """Connect to Ray as `start_ray` does, unless this process is connected."""
-    import ray
-
-    if not ray.is_initialized():
-        start_ray(address)

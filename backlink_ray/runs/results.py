@@ -112,6 +112,15 @@ def early_result(last: Mapping[str, Any]) -> dict[str, Any]:
     return {name: last[name] for name in _EARLY_RESULT if name in last}
 
 
+def epoch_line(metrics: Mapping[str, Any], epochs: int) -> str:
+    """Return the progress line of an epoch: test error, local losses and speed."""
+    losses = " ".join(f"{loss:.3f}" for loss in metrics["local_loss"])
+    return (
+        f"epoch {metrics['epoch']}/{epochs}  test error {metrics['test_error_pct']:.2f} %  local losses {losses}  "
+        f"{metrics['images_per_s']:.0f} images/s"
+    )
+
+
 def config_of(row: Mapping[str, Any]) -> RunConfig:
     """Return the configuration of a row's run."""
     return RunConfig(**{name: row[name] for name in RunConfig.__dataclass_fields__ if name in row})

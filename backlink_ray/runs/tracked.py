@@ -16,7 +16,7 @@ from backlink_ray.files import is_held, read_lines
 from backlink_ray.runs.folder import CONFIG, ENVIRONMENT, METRICS, RESULT
 from backlink_ray.runs.outcome import Outcome, recorded_outcome
 from backlink_ray.runs.results import early_result, numbers
-from backlink_ray.runs.tracking_file import TRACKING, TrackingFile
+from backlink_ray.runs.tracking_file import DAMAGE, TRACKING, TrackingFile
 from backlink_ray.text import slug
 from backlink_ray.tracking.tracker import ExperimentInfo, NoTracker, Point, Scalar, Status, TrackedRun, Tracker
 
@@ -36,7 +36,7 @@ def start_tracking(
     """Record that a run starts or resumes; `folder` is named by its run_id, and is created if necessary."""
     TrackingFile(
         run_id=folder.name, name=name, experiment=experiment, params=params, tags=tags, dataset=dataset,
-        artifacts=[CONFIG, ENVIRONMENT, RESULT], **_kept(TrackingFile.find(folder)),
+        artifacts=[folder / name for name in (CONFIG, ENVIRONMENT, RESULT)], **_kept(TrackingFile.find(folder)),
     ).write(folder)  # fmt: skip
 
 
@@ -80,10 +80,10 @@ def derive(folder: Path, values: Mapping[str, float]) -> bool:
 def track_files(tracker: NoTracker, folder: Path, files: Iterable[Path]) -> None:
     """Attach files in a study's folder, such as its table and figures, to the study's own run in MLflow."""
     earlier = TrackingFile.find(folder)
-    artifacts = {*(earlier.artifacts if earlier else ()), *(file.name for file in files)}
+    artifacts = sorted({*(earlier.artifacts if earlier else ()), *files})
     tags = {"study": folder.name, "kind": "study", "commit": provenance.commit()}
     TrackingFile(
-        run_id=slug(folder.name), name=folder.name, experiment=tracker.experiment, tags=tags, artifacts=sorted(artifacts),
+        run_id=slug(folder.name), name=folder.name, experiment=tracker.experiment, tags=tags, artifacts=artifacts,
         status="FINISHED", end_reason="written", ended_ms=_now_ms(), **_kept(earlier),
     ).write(folder)  # fmt: skip
     track(tracker, folder)
@@ -137,7 +137,7 @@ def tracked_run(folder: Path) -> TrackedRun:
     found = TrackingFile.read(folder)
     try:
         return _tracked_run(folder, found, read_lines(folder / METRICS, _WAY_OUT))
-    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+    except DAMAGE as error:
         reason = f"{type(error).__name__}: {error}"
         raise StorageError(f"a file in {folder}/ is damaged ({reason}); {_WAY_OUT}") from error
 
@@ -147,20 +147,14 @@ def _tracked_run(folder: Path, found: TrackingFile, epochs: Sequence[Mapping[str
     if status == "RUNNING" and not is_held(folder.parent.parent / DRIVER_LOCK):  # folder is STUDY/runs/RUN_ID
         outcome = _outcome(folder, "the process that ran the study died")
         status, reason = _MLFLOW_STATUS[outcome.status], outcome.reason
-    return TrackedRun(
-        run_id=found.run_id,
-        experiment=found.experiment,
-        name=found.name,
-        started_ms=found.started_ms,
-        params=found.params,
-        tags=found.tags,
-        dataset=found.dataset,
+    return replace(
+        found,
         curve=[_point(metrics) for metrics in epochs],
         summary=_summary(folder, found, epochs[-1], status) if epochs else (),
         status=status,
         end_reason=reason,
         ended_ms=found.ended_ms or (int(epochs[-1]["time_ms"]) if epochs else found.started_ms),
-        artifacts=_artifacts(folder, found.artifacts),
+        artifacts=_existing(found.artifacts),
     )
 
 
@@ -186,12 +180,12 @@ def _summary(folder: Path, found: TrackingFile, last: Mapping[str, Any], status:
     return [Point(step=step, time_ms=int(last["time_ms"]), values=numbers(result)), *derived]
 
 
-def _artifacts(folder: Path, names: Sequence[str]) -> list[Path]:
+def _existing(files: Sequence[Path]) -> list[Path]:
     """Return the files that exist; a link is refused, since it could point at any file of this machine."""
-    for name in names:
-        if (folder / name).is_symlink():
-            raise ValueError(f"artifact {name!r} is a link; only files of the folder itself are uploaded")
-    return [folder / name for name in names if (folder / name).is_file()]
+    for file in files:
+        if file.is_symlink():
+            raise ValueError(f"artifact {file.name!r} is a link; only files of the folder itself are uploaded")
+    return [file for file in files if file.is_file()]
 
 
 def _now_ms() -> int:

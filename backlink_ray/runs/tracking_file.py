@@ -1,55 +1,29 @@
 """Tracking file: tracking.json, which a study's driver writes into a folder to have it tracked in MLflow."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from backlink_ray.errors import StorageError
 from backlink_ray.files import write_whole
 from backlink_ray.text import slug
-from backlink_ray.tracking.tracker import ExperimentInfo, Scalar, Status
+from backlink_ray.tracking.tracker import ExperimentInfo, Status, TrackedRun
 
 TRACKING = "tracking.json"
+DAMAGE = (AttributeError, KeyError, OverflowError, TypeError, ValueError)  # raised by content of an unexpected shape
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrackingFile:
-    """What MLflow shows of a folder, other than the run's own metrics and result.
-
-    The file may come from another user, so every field is checked; file names cannot point outside the folder.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrackingFile(TrackedRun):
+    """A tracked run as its driver records it: without curve and summary, which the run's own log holds.
 
     Attributes:
-        artifacts: names of files in the folder; those that exist are uploaded.
         derived: metrics that follow from other runs: {name: {"value": ..., "time_ms": of its last change}}.
-        started_ms, ended_ms: milliseconds since 1970; ended_ms is 0 until the run has ended.
     """
 
-    run_id: str
-    name: str
-    experiment: ExperimentInfo
-    tags: Mapping[str, str]
-    artifacts: Sequence[str]
-    started_ms: int
-    params: Mapping[str, Scalar] = field(default_factory=dict)
-    dataset: Mapping[str, str] = field(default_factory=dict)
     derived: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    status: Status = "RUNNING"
-    end_reason: str = ""
-    ended_ms: int = 0
-
-    def __post_init__(self) -> None:
-        _check_types(self.params.values(), str, int, float)
-        texts = (asdict(self.experiment), self.tags, self.dataset, {"name": self.name, "end_reason": self.end_reason})
-        _check_types([value for text in texts for value in text.values()], str)
-        _check_types([self.started_ms, self.ended_ms, *(at["time_ms"] for at in self.derived.values())], int)
-        _check_types([at["value"] for at in self.derived.values()], int, float)
-        for name in (self.run_id, *self.artifacts):
-            if not isinstance(name, str) or slug(name) != name:
-                raise ValueError(f"name {name!r} is unusable; allowed: 1 to 100 characters out of A-Za-z0-9._=+-")
-        if self.status not in get_args(Status):
-            raise ValueError(f"status={self.status!r} is unknown; allowed: {', '.join(get_args(Status))}")
 
     @classmethod
     def read(cls, folder: Path) -> "TrackingFile":
@@ -57,13 +31,15 @@ class TrackingFile:
 
         Raises:
             FileNotFoundError: the folder is not tracked.
-            StorageError: the file is damaged.
+            StorageError: the file is damaged, or names a file outside the folder.
         """
         try:
             found = json.loads((folder / TRACKING).read_bytes())
-            known = {name: found[name] for name in cls.__dataclass_fields__ if name in found}
-            return cls(**{**known, "experiment": ExperimentInfo(**found["experiment"])})
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            _check(found)
+            stored = {name: found[name] for name in _stored() if name in found}
+            objects = {"experiment": ExperimentInfo(**found["experiment"])}
+            return cls(**{**stored, **objects, "artifacts": [folder / name for name in found["artifacts"]]})
+        except DAMAGE as error:
             reason = f"{type(error).__name__}: {error}"
             raise StorageError(f"{folder / TRACKING} is damaged ({reason}); everything else is tracked") from error
 
@@ -78,7 +54,30 @@ class TrackingFile:
     def write(self, folder: Path) -> None:
         """Write the file into a folder, which is created if necessary."""
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / TRACKING, json.dumps(asdict(self), indent=2))
+        content = {name: value for name, value in asdict(self).items() if name in _stored()}
+        write_whole(
+            folder / TRACKING, json.dumps({**content, "artifacts": [path.name for path in self.artifacts]}, indent=2)
+        )
+
+
+def _stored() -> set[str]:
+    return {each.name for each in fields(TrackingFile)} - {"curve", "summary"}
+
+
+def _check(found: Mapping[str, Any]) -> None:
+    """Check every field, since the file may come from another user; file names cannot point outside the folder."""
+    for name in ("experiment", "tags", "dataset"):
+        _check_types(found[name].values(), str)
+    _check_types(found["params"].values(), str, int, float)
+    _check_types([found["name"], found.get("end_reason", "")], str)
+    derived = found["derived"].values()
+    _check_types([found["started_ms"], found.get("ended_ms", 0), *(at["time_ms"] for at in derived)], int)
+    _check_types([at["value"] for at in derived], int, float)
+    for name in (found["run_id"], *found["artifacts"]):
+        if not isinstance(name, str) or slug(name) != name:
+            raise ValueError(f"name {name!r} is unusable; allowed: 1 to 100 characters out of A-Za-z0-9._=+-")
+    if found["status"] not in get_args(Status):
+        raise ValueError(f"status={found['status']!r} is unknown; allowed: {', '.join(get_args(Status))}")
 
 
 def _check_types(values: Iterable[object], *allowed: type) -> None:

@@ -123,14 +123,6 @@ def sync_command(storage: Path, uri: str) -> str:
     return f"{command} --tracking-uri {shlex.quote(uri)}"
 
 
-def browser_base(uri: str) -> str:
-    """Return the address for a browser, without user, password or query."""
-    if not uri.startswith(("http://", "https://")):
-        return LOCAL_SERVER
-    hidden = redact(uri).split("?")[0].split("#")[0]
-    return re.sub(r"://.*@", "://", hidden).rstrip("/")
-
-
 def view_key(group_by: str) -> str:
     """Return the key of the shared view for a grouping; there is one view per grouping, so a new one replaces it."""
     return f"backlink-{slug(group_by)}"
@@ -162,9 +154,16 @@ def view_state(group_by: str, primary_metric: str, only: str = "") -> str:
 
 def chart_link(uri: str, experiment_id: str = "", view: str = "") -> str:
     """Return the link to the comparison chart: with a view of `view_key`, or to all experiments without an id."""
-    page = f"{browser_base(uri)}/#/experiments"
+    page = f"{_browser_address(uri)}/#/experiments"
     if not experiment_id:
         return page
     # Without workflowType MLflow 3.17 opens its GenAI page and shows ten runs.
     link = f"{page}/{experiment_id}/runs?workflowType=machine_learning&compareRunsMode=CHART"
     return f"{link}&viewStateShareKey={quote(view)}" if view else link
+
+
+def _browser_address(uri: str) -> str:
+    """Return the server's address without user, password and query."""
+    if not uri.startswith(("http://", "https://")):
+        return LOCAL_SERVER
+    return re.sub(r"://.*@", "://", re.split("[?#]", redact(uri))[0]).rstrip("/")

@@ -15,7 +15,7 @@ from backlink_ray.paper.cells import published_error_pct
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.data import data_key
 from backlink_ray.runs.outcome import Outcome, outcome_of
-from backlink_ray.runs.results import Value, numbers
+from backlink_ray.runs.results import Value, epoch_line, numbers
 from backlink_ray.runs.tracked import end_tracking, start_tracking, track
 from backlink_ray.tuning.resources import ClusterResources
 
@@ -65,12 +65,9 @@ class StudyCallback(tune.Callback):
         """Print one epoch and have it tracked; its metrics are already on disk."""
         config = self._config(trial)
         track(self._study.tracker, self._folder(trial))
-        losses = " ".join(f"{loss:.3f}" for loss in result["local_loss"])
-        left = (config.epochs - int(result["epoch"])) * result["epoch_s"]
+        left_s = (config.epochs - int(result["epoch"])) * result["epoch_s"]
         print(
-            f"{self._label(config)} {result['executor']}  epoch {result['epoch']}/{config.epochs}  "
-            f"test error {result['test_error_pct']:.2f} %  losses {losses}  {result['images_per_s']:.0f} images/s  "
-            f"{left / 60:.1f} min left",
+            f"{self._label(config)} {result['executor']}  {epoch_line(result, config.epochs)}  {left_s / 60:.1f} min left",
             flush=True,
         )
 
