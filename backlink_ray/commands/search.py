@@ -63,18 +63,15 @@ def main(
     picture: Picture = _no_picture,
     elsewhere: Elsewhere = _nowhere,
 ) -> int:
-    """Run a search or a list of runs from its command line.
+    """Run a search or a list of runs from its command line; return the exit code as `guarded` does.
 
     Args:
         name: of the study and of its folder.
         presets: "paper" and "smoke", and any others.
         description: shown by --help.
-        arguments: default: those of the process.
+        arguments: of the command line; default: those of the process.
         picture: draws the study's figure, writes its files and returns them.
         elsewhere: finds runs of other studies, which are not repeated; in a list, a run that differs only in alpha counts too.
-
-    Returns:
-        As `guarded`; with 130 no table is written.
     """
     return run_command(
         lambda flags: SearchCommand(name, presets, flags, picture, elsewhere), SearchFlags, name, description, arguments

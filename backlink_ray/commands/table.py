@@ -64,16 +64,13 @@ SMOKE_ALPHAS = (0.25, 0.75)
 
 
 def main(number: int, smoke: Sequence[str], description: str, arguments: Sequence[str] | None = None) -> int:
-    """Run a table study from its command line.
+    """Run a table study from its command line; return the exit code as `guarded` does.
 
     Args:
         number: of the paper's table: 2, 3 or 4.
         smoke: addresses of the cells that its smoke test runs, at the budget SMOKE.
         description: shown by --help, followed by what all tables have in common.
         arguments: default: those of the process.
-
-    Returns:
-        As `guarded`.
     """
     about = f"{description.strip()}\n\n{ABOUT}"
     return run_command(

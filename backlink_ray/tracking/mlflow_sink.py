@@ -13,10 +13,11 @@ import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 
 from backlink_ray.text import short_hash, slug
 from backlink_ray.tracking.tracker import ExperimentInfo, Point, Scalar, TrackedRun
-from backlink_ray.tracking.uri import artifact_location, hide_secrets, sqlite_lock, view_key, view_state
+from backlink_ray.tracking.uri import artifact_location, hide_secrets, sqlite_lock, view_state
 
 for _name, _value in {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
@@ -52,7 +53,6 @@ class MlflowSink:
 
     def __init__(self, uri: str) -> None:
         self._uri = uri
-        self._clients: list[MlflowClient] = []  # none or one: opened on first use
 
     def log(self, run: TrackedRun) -> None:
         """Bring MLflow up to date with a run.
@@ -85,18 +85,17 @@ class MlflowSink:
 
     def share_view(self, info: ExperimentInfo, group_by: str, only: str) -> str:
         """Store the view that a link opens; return its key."""
-        key, state = view_key(group_by), view_state(group_by, info.primary_metric, only)
+        key = f"backlink-{slug(group_by)}"  # one view per grouping: a new one replaces the old one
+        state = view_state(group_by, info.primary_metric, only)
         self._client.set_experiment_tag(self.experiment_id(info), f"mlflow.sharedViewState.{key}", state)
         return key
 
-    @property
+    @cached_property
     def _client(self) -> MlflowClient:
-        if not self._clients:
-            with sqlite_lock(self._uri):  # two processes must not create the tables at once
-                client = MlflowClient(self._uri)
-                client.search_experiments(max_results=1)
-            self._clients.append(client)
-        return self._clients[0]
+        with sqlite_lock(self._uri):  # two processes must not create the tables at once
+            client = MlflowClient(self._uri)
+            client.search_experiments(max_results=1)
+        return client
 
     def _find_or_create(self, info: ExperimentInfo) -> Experiment:
         name = slug(info.name)

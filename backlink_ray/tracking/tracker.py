@@ -126,7 +126,7 @@ class Tracker(NoTracker):
         self._num_settled = 0
         self._reported: set[str] = set()
         self._is_down = self._closing = self._stopped = False
-        self._changed = threading.Condition()
+        self._condition = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="mlflow-tracker", daemon=True)
         self._thread.start()
 
@@ -138,9 +138,9 @@ class Tracker(NoTracker):
             read: Reads the run from its log.
         """
         assert not self._stopped, "the tracker is closed"
-        with self._changed:
+        with self._condition:
             self._waiting[key] = (next(self._changes), read)
-            self._changed.notify_all()
+            self._condition.notify_all()
 
     def close(self, timeout_s: float = 30.0) -> int:
         """Wait until MLflow is up to date; give up if it accepts no run for `timeout_s`.
@@ -148,15 +148,15 @@ class Tracker(NoTracker):
         Returns:
             How many runs are missing or out of date in MLflow; their logs remain on disk.
         """
-        with self._changed:
+        with self._condition:
             self._closing = True
-            self._changed.notify_all()
+            self._condition.notify_all()
             settled = -1
             while self._waiting and not self._stopped and settled != self._num_settled:
                 settled = self._num_settled
-                self._changed.wait_for(lambda before=settled: self._num_settled > before, timeout_s)  # type: ignore[misc]
+                self._condition.wait_for(lambda before=settled: self._num_settled > before, timeout_s)  # type: ignore[misc]
             self._stopped = True
-            self._changed.notify_all()
+            self._condition.notify_all()
         if left := len(self._waiting):
             where, command = redact(self._uri), sync_command(self._storage, self._uri)
             _log.warning("%d runs are not in MLflow at %s yet; to sync them later: %s", left, where, command)
@@ -199,8 +199,8 @@ class Tracker(NoTracker):
                 self._postpone(key, delay_s)
 
     def _next(self) -> tuple[str, int, Read] | None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._stopped)
+        with self._condition:
+            self._condition.wait_for(lambda: self._waiting or self._stopped)
             if self._stopped:
                 return None
             key = next(iter(self._waiting))
@@ -224,7 +224,7 @@ class Tracker(NoTracker):
 
     def _settle(self, key: str, change: int) -> bool:
         """Remove a run from the queue, unless it has changed meanwhile; return whether any run is queued."""
-        with self._changed:
+        with self._condition:
             newest = self._waiting.pop(key)
             if newest[0] != change:
                 self._waiting[key] = newest
@@ -232,17 +232,17 @@ class Tracker(NoTracker):
             if self._is_down and not self._waiting:
                 _log.warning("MLflow at %s answers again and is up to date", redact(self._uri))
                 self._is_down = False
-            self._changed.notify_all()
+            self._condition.notify_all()
             return bool(self._waiting)
 
     def _postpone(self, key: str, delay_s: float) -> None:
         """Move a run to the end of the queue, since it may be the cause, and wait."""
         deadline = time.monotonic() + delay_s
-        with self._changed:
+        with self._condition:
             self._waiting[key] = self._waiting.pop(key)
-            self._changed.wait_for(lambda: self._closing, delay_s)
+            self._condition.wait_for(lambda: self._closing, delay_s)
             left_s = min(deadline - time.monotonic(), _CLOSING_DELAY_S)
-            self._changed.wait_for(lambda: self._stopped, max(0.0, left_s))
+            self._condition.wait_for(lambda: self._stopped, max(0.0, left_s))
 
     def _refuse(self, reason: str) -> None:
         if reason not in self._reported:

@@ -11,7 +11,7 @@ from urllib.parse import quote, unquote
 
 from backlink_ray.errors import ConfigError
 from backlink_ray.files import exclusive
-from backlink_ray.text import slug, typed_program
+from backlink_ray.text import typed_program
 
 LOCAL_SERVER = "http://127.0.0.1:5000"  # what `ui_command` starts
 
@@ -123,11 +123,6 @@ def sync_command(storage: Path, uri: str) -> str:
     return f"{command} --tracking-uri {shlex.quote(uri)}"
 
 
-def view_key(group_by: str) -> str:
-    """Return the key of the shared view for a grouping; there is one view per grouping, so a new one replaces it."""
-    return f"backlink-{slug(group_by)}"
-
-
 def view_state(group_by: str, primary_metric: str, only: str = "") -> str:
     """Return MLflow's state of a shared view: runs grouped by one parameter or tag, all visible, best first.
 
@@ -153,7 +148,7 @@ def view_state(group_by: str, primary_metric: str, only: str = "") -> str:
 
 
 def chart_link(uri: str, experiment_id: str = "", view: str = "") -> str:
-    """Return the link to the comparison chart: with a view of `view_key`, or to all experiments without an id."""
+    """Return the link to the comparison chart: with a stored view if one is named, or to all experiments without an id."""
     page = f"{_browser_address(uri)}/#/experiments"
     if not experiment_id:
         return page

@@ -38,11 +38,6 @@ class StudyCallback(tune.Callback):
         """Return nothing: Tune pickles its callbacks for Tuner.restore, which is not used here."""
         return {}
 
-    def setup(
-        self, stop: Any = None, num_samples: int | None = None, total_num_samples: int | None = None, **info: Any
-    ) -> None:
-        """Do nothing: Tune calls this, and there is nothing to prepare."""
-
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Start tracking the run."""
         config = self._config(trial)

@@ -21,7 +21,6 @@ from backlink_ray.tracking.uri import (
     sqlite_lock,
     sync_command,
     ui_command,
-    view_key,
     view_state,
 )
 
@@ -87,7 +86,7 @@ def test_commands_listen_on_loopback_and_hold_no_secret() -> None:
 
 
 def test_the_link_opens_the_chart() -> None:
-    link = chart_link("http://u:p@host:5000/base/", "7", view_key("K"))
+    link = chart_link("http://u:p@host:5000/base/", "7", "backlink-K")
     assert link == (
         "http://host:5000/base/#/experiments/7/runs?workflowType=machine_learning&compareRunsMode=CHART"
         "&viewStateShareKey=backlink-K"
