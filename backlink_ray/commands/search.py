@@ -148,12 +148,8 @@ class SearchCommand(Command):
         plan, cluster = self.plan, local_cluster(self.flags)
         listed = (*plan.runs, *plan.first)
         for i, run in enumerate(plan.examples):
-            name = (
-                f"{run.label}/{run.run_name}"
-                if i < len(listed)
-                else f"any K={run.num_modules}: {run.label}/{run.run_name}"
-            )
-            print(describe(name, run, cluster, published_error_pct(run)))
+            prefix = "" if i < len(listed) else f"any K={run.num_modules}: "
+            print(describe(f"{prefix}{run.label}/{run.run_name}", run, cluster, published_error_pct(run)))
         if plan.space:
             print(f"and {plan.num_samples - len(plan.first)} trials that Optuna chooses: {plan.space.text}")
         base, earlier = plan.base, f"; {len(self._earlier)} finished runs of other studies count too"

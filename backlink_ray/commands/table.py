@@ -138,16 +138,13 @@ class TableCommand(Command):
 
     def carry_out(self, tracker: NoTracker) -> None:
         """Run first what needs no choice of alpha, and the runs that choose it; then the runs at the chosen alpha."""
-        datasets, retry = self._datasets, self.flags.retry_failed
-        left = self._left(retry)
-        if not left:
+        retry, datasets = self.flags.retry_failed, self._datasets
+        if not self._left(retry):
             print("nothing left to run: every requested run has ended", file=sys.stderr, flush=True)
-        while left and not self.missing:
+        while not self.missing and (left := self._left(retry)):
             study = Study(self.name, self._plan(retry), self.folder, tracker)
-            self.missing = run_trials(study, self.flags, left, datasets)
-            retry = False
-            left = self._left(retry)
-            datasets = self._load(left)
+            self.missing = run_trials(study, self.flags, left, datasets or self._load(left))
+            retry, datasets = False, {}  # failed runs are repeated once, and later runs may need other data
         for run_id, found in differences(self.grid, self._rows).items():
             if derive(self.folder / "runs" / run_id, found):
                 track(tracker, self.folder / "runs" / run_id)
@@ -159,9 +156,7 @@ class TableCommand(Command):
         return Plan(base=self.plan.base, runs=runs, metric=self.plan.metric, retry_failed=retry_failed, tags=tags)
 
     def _left(self, retry_failed: bool) -> list[RunConfig]:
-        """Return the runs that can start now and have not ended."""
-        ended = {row["run_id"] for row in self._rows if row["status"] == "FINISHED" or not retry_failed}
-        return [run for run in self._plan(retry_failed).runs if run.run_id not in ended]
+        return self._plan(retry_failed).runs_left(self._rows)
 
     @property
     def _rows(self) -> list[Row]:

@@ -1,10 +1,11 @@
 """Plan: what a study runs, as plain data."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from backlink_ray.runs.config import RunConfig
+from backlink_ray.runs.results import Row
 from backlink_ray.tuning.space import Space
 
 
@@ -47,6 +48,12 @@ class Plan:
         ks = self.space.num_modules if self.space else ()
         at_each_k = (self.base.replace(num_modules=k, propagation_length=1) for k in ks)
         return (*self.runs, *self.first, *at_each_k)
+
+    def runs_left(self, rows: Iterable[Row]) -> list[RunConfig]:
+        """Return the runs of a list that have no row in the results, or a failed one if failed runs are retried."""
+        ended = {row["run_id"] for row in rows if row["status"] == "FINISHED" or not self.retry_failed}
+        by_id = {run.run_id: run for run in self.runs}  # two cells can be the same run: BP is, at any K
+        return [run for run_id, run in by_id.items() if run_id not in ended]
 
     def run_of(self, choice: Mapping[str, Any]) -> RunConfig:
         """Return the run of a trial: by its run_id in a list, from the chosen fields in a search."""

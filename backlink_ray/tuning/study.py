@@ -51,10 +51,8 @@ class Study:
         return len({run.run_id for run in self.plan.runs} - ended)
 
     def runs_left(self) -> list[RunConfig]:
-        """Return the runs of a list that are not done; the plan decides whether failed ones are included."""
-        done = self.results.done() if self.plan.retry_failed else {row["run_id"] for row in self.results.rows()}
-        by_id = {run.run_id: run for run in self.plan.runs}  # two cells can be the same run: BP is, at any K
-        return [run for run_id, run in by_id.items() if run_id not in done]
+        """Return the runs of a list that are left, see `Plan.runs_left`."""
+        return self.plan.runs_left(self.results.rows())
 
     def run(self, datasets: Mapping[str, Dataset], cluster: ClusterResources) -> None:
         """Run the trials that are left, at least one; `datasets` holds their data by `data_key`."""

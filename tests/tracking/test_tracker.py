@@ -104,7 +104,7 @@ def test_newer_values_replace_older_ones_except_parameters(
     assert database.query("select value from latest_metrics where key = 'vs_gll_pct'") == [(1.5,)]
     assert {"time": "3", "end_reason": "1.5"}.items() <= database.tags("r").items()
     assert sorted(database.query("select key, value from params")) == [("K", "4"), ("eta", "0.5"), ("l", "2")]
-    assert "run r: MLflow has other values of K, and keeps them" in caplog.text
+    assert "run r: MLflow has other values of K, and keeps those" in caplog.text
 
 
 def test_a_backlog_and_wide_runs_are_split_into_batches_that_mlflow_accepts(uri: str, database: Store) -> None:
