@@ -105,7 +105,7 @@ def test_bad_input_is_one_line(
     if case == "corrupt svhn":
         for file in originals["svhn"].files:
             (cifar10.folder / file).write_bytes(b"other")
-    cannot = "cannot be written (Not a directory); give another --storage-path"
+    cannot = "cannot be written (Not a directory); give another folder"
     flags, message = {
         "no data": ((*good, "--data-root", str(tmp_path / "empty")), "download failed"),
         "corrupt": (good, f"{cifar10.files[0]} is corrupt: expected md5"),

@@ -1,4 +1,4 @@
-"""A real MLflow server on the loopback address, writers beside it, and what a store holds, read past MLflow."""
+"""A real MLflow server on the loopback address, concurrent writers, and a store read without MLflow."""
 
 import os
 import signal
@@ -62,7 +62,7 @@ class Server:
         raise TimeoutError((self.folder / "server.log").read_text()[-2000:])
 
     def signal(self, number: int) -> None:
-        """Send a signal to the server's own session, by the id recorded when it started."""
+        """Send a signal to the server's own session, by the id of its process."""
         for process in self._process:
             os.killpg(process.pid, number)
 
@@ -78,7 +78,7 @@ Points = Counter[tuple[str, str, int, float]]
 
 
 class Store:
-    """What a SQLite store holds."""
+    """The content of a SQLite store."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -185,5 +185,5 @@ def fork_writers(prefix: str, count: int, epochs: int, uri: str) -> str:
 
 
 def written(prefix: str, count: int, epochs: int) -> Points:
-    """What the store holds when every writer's points are there exactly once."""
+    """The points of all writers in a store, each exactly once."""
     return sum((points_of(f"{prefix}{writer:02d}", epochs) for writer in range(count)), Counter())

@@ -71,7 +71,7 @@ def test_uris_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.fixture
 def activated(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The environment of these tests, as one that the shell finds programs in."""
+    """The environment of these tests, activated, so that the shell finds its programs."""
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
 
 
@@ -114,12 +114,12 @@ def test_the_view_may_be_of_some_runs_grouped_by_a_tag() -> None:
     assert (state["selectedColumns"], state["searchFilter"]) == (["tags.`cell`"], "tags.kind = 'full'")
 
 
-def test_artifacts_go_beside_the_database_or_where_the_server_wants() -> None:
+def test_artifacts_are_beside_the_database_or_left_to_the_server() -> None:
     assert artifact_location(SQLITE, "e") == "file:///data/mlartifacts/e"
     assert artifact_location("http://host", "e") is None
 
 
-def test_a_database_is_held_by_one_and_a_bad_one_is_found_at_once(tmp_path: Path) -> None:
+def test_a_database_is_locked_by_one_process_and_a_bad_one_fails_at_once(tmp_path: Path) -> None:
     assert database_path("http://host") is None
     with sqlite_lock(f"sqlite:///{tmp_path}/new/x.db"):
         lock = tmp_path / "new" / "x.db.lock"
