@@ -61,7 +61,7 @@ class MlflowSink:
             Exception: Anything that MLflow, its database driver or the network raises; see `is_refusal`.
         """
         found = self._find_run(run) or self._create_run(run)
-        self._log_about(run, found)
+        self._log_description(run, found)
         self._log_points(run, found)
         self._log_artifacts(run, found)
         self._log_status(run, found)
@@ -129,7 +129,7 @@ class MlflowSink:
         experiment = self.experiment_id(run.experiment)
         return self._client.create_run(experiment, start_time=run.started_ms, tags=tags, run_name=slug(run.name))
 
-    def _log_about(self, run: TrackedRun, found: Run) -> None:
+    def _log_description(self, run: TrackedRun, found: Run) -> None:
         logged = found.data.params
         params = {_key(key): _text(value, _MAX_PARAM) for key, value in run.params.items()}
         changed = {key for key, value in params.items() if logged.get(key, value) != value}
@@ -160,14 +160,14 @@ class MlflowSink:
     def _log_artifacts(self, run: TrackedRun, found: Run) -> None:
         if not run.artifacts:
             return
-        total = hashlib.sha256()
+        digest = hashlib.sha256()
         for path in run.artifacts:
-            total.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
-        if found.data.tags.get(_ARTIFACTS) == total.hexdigest():
+            digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+        if found.data.tags.get(_ARTIFACTS) == digest.hexdigest():
             return
         for path in run.artifacts:
             self._client.log_artifact(found.info.run_id, str(path))
-        self._client.set_tag(found.info.run_id, _ARTIFACTS, total.hexdigest())
+        self._client.set_tag(found.info.run_id, _ARTIFACTS, digest.hexdigest())
 
     def _log_status(self, run: TrackedRun, found: Run) -> None:
         info, name = found.info, slug(run.name)
