@@ -18,12 +18,13 @@ from backlink_ray.pipeline.resources import STAGE, StageResources
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.data import dataset_of
 from backlink_ray.runs.options import RunOptions
+from backlink_ray.runs.results import epoch_line
 from backlink_ray.runs.runner import run
 
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """Train one configuration into a run folder; the same command again goes on where it stopped."""
+    """Train one configuration into a run folder; the same command again resumes where it stopped."""
 
     config: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig)
     output_dir: Path
@@ -31,16 +32,16 @@ class Train:
     data_root: str = ""
     """Folder of the data sets; default $BACKLINK_RAY_DATA, else ~/.cache/backlink_ray."""
     timeline: str = ""
-    """PNG file: when each stage forwards, waits, runs backward, exchanges and updates."""
+    """PNG file for a chart of when each stage runs forward, backward and its update, waits and exchanges."""
     stage_timeout_s: float = 120.0
-    """Longest wait of a stage for its neighbour, in seconds."""
+    """Longest time that a stage waits for its neighbour, in seconds."""
     resources: Annotated[StageResources, tyro.conf.arg(name="")] = STAGE
 
     def main(self) -> int:
-        """Run it, an epoch a line."""
+        """Train, and print one line per epoch."""
         config = self.config
         if self.timeline and not self.timeline.endswith(".png"):
-            raise ConfigError(f"timeline={self.timeline!r} is no PNG file; give a name that ends in .png")
+            raise ConfigError(f"timeline={self.timeline!r} is not a PNG file; give a name that ends in .png")
         dataset = dataset_of(config, data_root(self.data_root))
         options = RunOptions(
             output_dir=self.output_dir,
@@ -57,50 +58,46 @@ class Train:
 
 
 def _print_epoch(config: RunConfig) -> Callable[[dict[str, Any]], None]:
-    def show(m: dict[str, Any]) -> None:
-        losses = " ".join(f"{loss:.3f}" for loss in m["local_loss"])
-        print(
-            f"epoch {m['epoch']}/{config.epochs}  test error {m['test_error_pct']:.2f} %  local losses {losses}  "
-            f"{m['images_per_s']:.0f} images/s  step {m['step_ms']:.1f} ms (link {m['link_ms']:.1f})",
-            flush=True,
-        )
+    def show(metrics: dict[str, Any]) -> None:
+        step = f"step {metrics['step_ms']:.1f} ms (link {metrics['link_ms']:.1f})"
+        print(f"{epoch_line(metrics, config.epochs)}  {step}", flush=True)
 
     return show
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sync:
-    """Bring MLflow up to what was run, for example after its server was down; nothing is doubled."""
+    """Bring MLflow up to date with recorded runs, for example after its server was down; nothing is logged twice."""
 
     storage: tyro.conf.Positional[Path]
-    """The storage path of studies and figures, or the folder of one of them."""
+    """The storage path of studies and figures, or the folder of one study."""
     tracking_uri: str = ""
-    """Where to: sqlite:////ABSOLUTE/mlflow.db or http://HOST:PORT; default $MLFLOW_TRACKING_URI, else sqlite in the storage."""
+    """sqlite:////ABSOLUTE/mlflow.db or http://HOST:PORT; default $MLFLOW_TRACKING_URI, else SQLite in the storage path."""
 
     def main(self) -> int:
-        """Sync and say how much."""
+        """Sync, and print how many runs are in MLflow."""
         from backlink_ray.runs.tracked import sync  # pyarrow and mlflow take seconds to import
         from backlink_ray.tracking.uri import default_tracking_uri, redact
 
         uri = self.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "") or default_tracking_uri(self.storage)
-        there, refused = sync(self.storage, uri)
-        print(f"in MLflow at {redact(uri)}: {there} of {there + refused} runs" + ", see above" * bool(refused))
+        logged, refused = sync(self.storage, uri)
+        print(f"in MLflow at {redact(uri)}: {logged} of {logged + refused} runs" + ", see above" * bool(refused))
         return 1 if refused else 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Say what the recorded studies come to."""
+    """Summarise the recorded studies."""
 
     claims: bool = False
-    """The paper's claims: what each rests on, its number, ours where that ran at the paper's budget, and the verdict."""
+    """The paper's claims: the evidence for each, its number, ours if it ran at the paper's budget, and the verdict."""
     storage_path: tuple[Path, ...] = (Path("results"),)
-    """Folders of studies and figures: their --storage-path; several may follow."""
+    """One or more folders of studies and figures, as given to their --storage-path."""
     output: str = ""
-    """Markdown file for the same."""
+    """Markdown file to write the report to as well."""
 
     def main(self) -> int:
-        """Print it, and write it where asked."""
+        """Print the report, and write it to a file if requested."""
         from rich.console import Console
         from rich.markdown import Markdown as RichMarkdown
 
@@ -108,9 +105,11 @@ class Report:
         from backlink_ray.paper.evidence import Evidence
 
         if not self.claims:
-            raise ConfigError("report says nothing yet: give --claims; a table is studies/table_2.py --report-only")
-        usual = self.storage_path == (Path("results"),) and not self.storage_path[0].exists()
-        page = markdown(Evidence(() if usual else self.storage_path))
+            raise ConfigError(
+                "report has nothing to print without --claims; for a table run studies/table_2.py --report-only"
+            )
+        is_default = self.storage_path == (Path("results"),) and not self.storage_path[0].exists()
+        page = markdown(Evidence(() if is_default else self.storage_path))
         if self.output:
             write_whole(Path(self.output), page)
         if sys.stdout.isatty():
@@ -121,7 +120,7 @@ class Report:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse and run; returns as `guarded`."""
+    """Parse the command line and run it; return the exit code as `guarded` does."""
 
     def run_command() -> int:
         commands: dict[str, Callable[..., Any]] = {"train": Train, "bench": Bench, "report": Report, "sync": Sync}
@@ -130,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return command.main()
 
-    return guarded(run_command, lambda: "the same command goes on from where it stopped")
+    return guarded(run_command, lambda: "run the same command again to resume")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, on disk before anybody is told so; logs of lines; locks that die with their process."""
+"""Files: atomic and synced writes, logs of JSON lines, and locks that are released when their process dies."""
 
 import errno
 import fcntl
@@ -15,10 +15,10 @@ from backlink_ray.errors import BusyError, ConfigError, StorageError
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file so that a reader, or the next start after a kill or a power cut, finds the old or the new content.
+    """Write a file atomically: a reader, also after a kill or a power cut, finds either the old or the new content.
 
     Raises:
-        StorageError: the disk did not take it; `path` is as it was.
+        StorageError: it cannot be written; `path` is unchanged.
     """
     working = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
@@ -32,7 +32,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 
 def write_synced(path: Path, content: str | bytes) -> None:
-    """Write a new file and wait until the disk has its content."""
+    """Write a new file and wait until its content is on disk."""
     with path.open("wb") as file:
         file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
@@ -40,7 +40,7 @@ def write_synced(path: Path, content: str | bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Wait until the disk knows the names in `folder`: a new file survives a power cut only after this."""
+    """Wait until the entries of `folder` are on disk: a new file survives a power cut only after this."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -49,12 +49,12 @@ def sync_folder(folder: Path) -> None:
 
 
 def append_line(path: Path, row: Mapping[str, Any]) -> None:
-    """Append a row to a log, one line of JSON, and wait until the disk has it. One process at a time writes a log.
+    """Append a row to a log, as one line of JSON, and wait until it is on disk. Only one process may write a log at a time.
 
-    A kill or a full disk can leave a torn last line: it is cut off first, since a row glued to it would be lost as well.
+    A kill or a full disk can leave a torn last line: it is removed first, since a row joined to it would be lost too.
 
     Raises:
-        StorageError: the disk did not take the line.
+        StorageError: the line cannot be written.
     """
     line = json.dumps(dict(row)).encode() + b"\n"
     try:
@@ -72,12 +72,12 @@ def append_line(path: Path, row: Mapping[str, Any]) -> None:
 
 def _not_written(path: Path, num_bytes: int, error: OSError) -> StorageError:
     return StorageError(
-        f"{path} ({num_bytes} bytes) cannot be written: {error.strerror}; make room or give another folder"
+        f"{path} ({num_bytes} bytes) cannot be written: {error.strerror}; free some space or give another folder"
     )
 
 
 def make_folder(path: Path, flag: str) -> None:
-    """Make a folder that a flag names, if need be; ConfigError where that, or writing there, is impossible."""
+    """Create the folder that a flag names if it does not exist; ConfigError if it cannot be created or written to."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         if not os.access(path, os.W_OK):
@@ -88,11 +88,11 @@ def make_folder(path: Path, flag: str) -> None:
 
 
 def read_json(path: Path, way_out: str) -> dict[str, Any]:
-    """Return the object of a JSON file, {} where there is none.
+    """Return the object in a JSON file, {} if the file does not exist.
 
     Args:
         path: of the file.
-        way_out: what the user can do about a damaged file; ends the message of the error.
+        way_out: what the user can do about a damaged file; ends the error message.
 
     Raises:
         StorageError: the file is damaged or cannot be read.
@@ -108,14 +108,14 @@ def read_json(path: Path, way_out: str) -> dict[str, Any]:
 
 
 def read_lines(path: Path, way_out: str) -> list[dict[str, Any]]:
-    """Return the rows of a log, oldest first; a torn last line does not count, and a log that is not there has none.
+    """Return the rows of a log, oldest first, without a torn last line; [] if the log does not exist.
 
     Args:
         path: of the log.
-        way_out: what the user can do about a damaged line; ends the message of the error.
+        way_out: what the user can do about a damaged line; ends the error message.
 
     Raises:
-        StorageError: a line is damaged: names the file and the line.
+        StorageError: a line is damaged; the message names the file and the line.
     """
     try:
         lines = path.read_bytes().split(b"\n")[:-1]
@@ -124,19 +124,19 @@ def read_lines(path: Path, way_out: str) -> list[dict[str, Any]]:
     return [_row(line, f"{path}, line {number}", way_out) for number, line in enumerate(lines, 1)]
 
 
-def _row(line: bytes, place: str, way_out: str) -> dict[str, Any]:
+def _row(line: bytes, source: str, way_out: str) -> dict[str, Any]:
     try:
         found = json.loads(line)
     except ValueError as error:
-        raise StorageError(f"{place} is damaged ({error}); {way_out}") from error
+        raise StorageError(f"{source} is damaged ({error}); {way_out}") from error
     if not isinstance(found, dict):
-        raise StorageError(f"{place} is damaged (no object of JSON); {way_out}")
+        raise StorageError(f"{source} is damaged (not a JSON object); {way_out}")
     return found
 
 
 @contextmanager
 def exclusive(path: Path, timeout_s: float) -> Iterator[None]:
-    """Hold the lock file `path`; the system lets go of it when the process dies.
+    """Hold the lock on the file `path`; the system releases it when the process dies.
 
     Raises:
         BusyError: Another process still held it after `timeout_s` seconds.
@@ -154,7 +154,7 @@ def exclusive(path: Path, timeout_s: float) -> Iterator[None]:
 
 
 def try_lock(handle: int, mode: int) -> bool:
-    """Take the lock on an open file if it is free."""
+    """Lock an open file if it is free; return whether that succeeded."""
     try:
         fcntl.flock(handle, mode | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -163,7 +163,7 @@ def try_lock(handle: int, mode: int) -> bool:
 
 
 def is_held(path: Path) -> bool:
-    """Tell whether a living process holds the lock file `path` by `exclusive`; this one counts as well."""
+    """Return whether a living process, including this one, holds the lock on `path` by `exclusive`."""
     try:
         handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:

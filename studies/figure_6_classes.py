@@ -10,11 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
-
 from backlink_ray import RunConfig
-from backlink_ray.commands.command import Command
-from backlink_ray.commands.exit_codes import guarded, resume_line
+from backlink_ray.commands.command import Command, run_command
 from backlink_ray.commands.flags import CommonFlags
 from backlink_ray.data.choice import LONG_TAIL_RATIO
 from backlink_ray.data.datasets import data_root, load_dataset
@@ -154,9 +151,6 @@ class ClassesFigure(Command):
         for panel in self._panels:
             print(f"{panel.title}: {panel.dataset.train_counts}")
 
-    def ending(self) -> int:
-        return 0
-
     def dry_run(self) -> None:
         flags, root = self.flags, data_root(self.flags.data_root)
         print(
@@ -168,7 +162,7 @@ class ClassesFigure(Command):
 
 
 def main() -> int:
-    return guarded(lambda: ClassesFigure(tyro.cli(Flags, prog=f"{NAME}.py", description=__doc__)).run(), resume_line)
+    return run_command(ClassesFigure, Flags, NAME, __doc__)
 
 
 if __name__ == "__main__":

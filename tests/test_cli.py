@@ -1,4 +1,4 @@
-"""backlink-ray from the outside: exit codes, one clear line, and what it leaves behind."""
+"""backlink-ray from the outside: exit codes, one clear line per error, and the files it writes."""
 
 import json
 import re
@@ -50,8 +50,16 @@ def check_run(folder: Path, executor: str, out: str, picture: Path) -> None:
     [
         (["--num-modules", "5"], 2, r"num_modules=5 .*resnet8 .*1\.\.4"),
         (["--propagation-length", "3"], 2, "propagation_length=3 .*2"),
-        (["--alpha", "1.5"], 2, r"alpha=1\.5 is out of range; allowed 0\.\.1"),  # the words of all ranges, once
-        (["--network", "resnet9"], 2, "network='resnet9' is not known; allowed: "),  # the words of all names, once
+        (
+            ["--alpha", "1.5"],
+            2,
+            r"alpha=1\.5 is out of range; allowed 0\.\.1",
+        ),  # the wording of all ranges is tested once
+        (
+            ["--network", "resnet9"],
+            2,
+            "network='resnet9' is not known; allowed: ",
+        ),  # the wording of all names is tested once
         (["--dataset", "imagenet"], 2, "dataset='imagenet' .*cifar10-sample"),
         (["--head", "mlp"], 2, "head='mlp' .*fc, conv, pool, mlp-sr"),
         (["--method", "sgd"], 2, "method='sgd' .*backlink"),
@@ -76,20 +84,20 @@ def test_a_cluster_too_small_is_one_line(tmp_path: Path, capsys: pytest.CaptureF
 
 def check_refused(arguments: list[str], code: int, values: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == code
-    said = capsys.readouterr().err.splitlines()
-    assert re.search(values, said[-1])
-    assert not [line for line in said if line.startswith("Traceback")]
+    lines = capsys.readouterr().err.splitlines()
+    assert re.search(values, lines[-1])
+    assert not [line for line in lines if line.startswith("Traceback")]
 
 
-def test_help_says_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_the_flags(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         main(["train", "--help"])
-    said = capsys.readouterr().out
+    out = capsys.readouterr().out
     for flag in ("--alpha", "--timeline", "--data-root", "--tail-memory", "--executor"):
-        assert flag in said
+        assert flag in out
 
 
-def test_sync_brings_a_storage_to_mlflow_and_refuses_what_is_none(
+def test_sync_brings_a_storage_path_to_mlflow_and_refuses_others(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mlflow import MlflowClient
@@ -108,7 +116,7 @@ def test_sync_brings_a_storage_to_mlflow_and_refuses_what_is_none(
     assert (run.info.status, run.data.metrics["curve/epoch"]) == ("FINISHED", 1.0)
     (tmp_path / "empty").mkdir()
     for path, uri, message in (
-        ("none", "", "is no folder; give the --storage-path of a study"),
+        ("none", "", "is not a folder; give the --storage-path of a study"),
         ("empty", "", "has nothing to sync"),
         ("storage", "/folder", "'/folder' is a folder"),
     ):

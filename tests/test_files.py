@@ -1,4 +1,4 @@
-"""Files: a reader finds the old or the new content whatever happens, and a lock ends with its process."""
+"""Files: a reader always finds the old or the new content, and a lock ends with its process."""
 
 import errno
 import itertools
@@ -16,17 +16,17 @@ from backlink_ray.files import append_line, exclusive, is_held, read_json, read_
 from tests.children import started
 
 
-def write_for_ever(telling: Connection, file: Path) -> None:
+def write_forever(sender: Connection, file: Path) -> None:
     for count in itertools.count(1):
         write_whole(file, str(count % 10) * 3_000_000)
-        telling.send(count)
+        sender.send(count)
 
 
 @pytest.mark.timeout(60)
 def test_a_kill_while_writing_leaves_whole_content(tmp_path: Path) -> None:
     chance = random.Random(0)
     for _ in range(5):
-        with started(write_for_ever, tmp_path / "file") as child:
+        with started(write_forever, tmp_path / "file") as child:
             for _ in range(chance.randrange(1, 12)):
                 child.receive()
         found = (tmp_path / "file").read_text()
@@ -34,7 +34,7 @@ def test_a_kill_while_writing_leaves_whole_content(tmp_path: Path) -> None:
         assert set(found) == {found[0]}
 
 
-def test_what_the_disk_refuses_leaves_the_old_content_and_no_stray(
+def test_a_failed_write_leaves_the_old_content_and_no_other_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_whole(tmp_path / "file", "old")
@@ -49,16 +49,16 @@ def test_what_the_disk_refuses_leaves_the_old_content_and_no_stray(
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("file", "old")]
 
 
-def hold_for_ever(telling: Connection, lock: Path) -> None:
+def hold_forever(sender: Connection, lock: Path) -> None:
     with exclusive(lock, 0.0):
-        telling.send("held")
+        sender.send("held")
         time.sleep(60)
 
 
 @pytest.mark.timeout(60)
 def test_a_lock_is_held_by_one_process_and_ends_with_it(tmp_path: Path) -> None:
     lock = tmp_path / "lock"
-    with started(hold_for_ever, lock) as child:
+    with started(hold_forever, lock) as child:
         assert child.receive() == "held"
         assert is_held(lock)
         with pytest.raises(BusyError, match=r"lock .* 0 s"), exclusive(lock, 0.0):
@@ -69,7 +69,7 @@ def test_a_lock_is_held_by_one_process_and_ends_with_it(tmp_path: Path) -> None:
         assert is_held(lock)  # this process counts as well
 
 
-def test_a_row_is_never_glued_to_a_torn_line(tmp_path: Path) -> None:
+def test_a_row_is_never_joined_to_a_torn_line(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     assert read_lines(log, "") == []
     for torn in (b"", b'{"a": 0, "b', b"\0\0\0", b'{"a": 0}'):
@@ -90,27 +90,25 @@ def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path, damage: bytes) ->
     assert "\n" not in str(caught.value)
 
 
-def append_for_ever(telling: Connection, log: Path) -> None:
+def append_forever(sender: Connection, log: Path) -> None:
     for i in itertools.count():
         append_line(log, {"i": i, "text": "x" * 5000})
-        telling.send(i)
+        sender.send(i)
 
 
 @pytest.mark.timeout(60)
-def test_a_killed_writer_loses_no_row_that_it_said_it_had_written(tmp_path: Path) -> None:
-    log, said = tmp_path / "log.jsonl", 40
-    with started(append_for_ever, log) as child:
-        for _ in range(said):
+def test_a_killed_writer_loses_no_row_that_it_reported(tmp_path: Path) -> None:
+    log, count = tmp_path / "log.jsonl", 40
+    with started(append_forever, log) as child:
+        for _ in range(count):
             child.receive()
     append_line(log, {"i": -1})
     rows = [row["i"] for row in read_lines(log, "")]
     assert rows == [*range(len(rows) - 1), -1]
-    assert len(rows) > said
+    assert len(rows) > count
 
 
-def test_a_disk_that_takes_nothing_names_the_path_and_the_bytes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_is_reported_with_the_path_and_the_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(handle: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -118,7 +116,7 @@ def test_a_disk_that_takes_nothing_names_the_path_and_the_bytes(
     monkeypatch.setattr("os.fsync", full)
     for write in (lambda: write_whole(tmp_path / "file", "new!"), lambda: append_line(tmp_path / "file", {})):
         with pytest.raises(
-            StorageError, match=r"file \(\d bytes\) cannot be written: No space left on device; make room"
+            StorageError, match=r"file \(\d bytes\) cannot be written: No space left on device; free some space"
         ):
             write()
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

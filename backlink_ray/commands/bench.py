@@ -1,4 +1,4 @@
-"""Bench: what is measured on one machine, one item a call, as rows that can be compared."""
+"""Bench: measurements on one machine, one item per call, written as rows that can be compared."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -38,9 +38,9 @@ class Bench:
     item: tyro.conf.Positional[Literal["correctness", "memory", "speed", "overlap", "headline"]]
     """What is measured."""
     smoke_test: bool = False
-    """The same in miniature, in seconds, on any machine."""
+    """The same at a small size, in seconds, on any machine."""
     device: str = ""
-    """cuda, cuda:1 or cpu; default: the GPU where there is one. overlap is measured on CPU cores."""
+    """cuda, cuda:1 or cpu; default: the GPU if there is one. overlap is measured on CPU cores."""
     network: str = ""
     """Network; default: resnet32, and resnet110 too for memory and speed."""
     batch_size: int = 0
@@ -48,19 +48,19 @@ class Bench:
     steps: int = 0
     """Steps per round of speed and overlap; default 20 and 5."""
     rounds: int = 0
-    """Rounds that count, of speed and overlap, after one that is thrown away; default 5 and 7."""
+    """Rounds of speed and overlap, after one that is discarded; default 5 and 7."""
     seeds: int = 1
     """headline: seeds per cell."""
     data_root: str = ""
     """headline: folder of the data sets; default $BACKLINK_RAY_DATA, else ~/.cache/backlink_ray."""
     output_dir: Path = Path("results/bench")
-    """Where rows are appended; run folders of headline go below it."""
+    """Folder that rows are appended in; the run folders of headline are below it."""
 
     def main(self) -> int:
         """Measure one item."""
         if self.chosen_device == "cpu" and self.item in ("memory", "speed", "headline") and not self.smoke_test:
             raise ConfigError(
-                f"{self.item} at full size needs a GPU, and there is none; give --smoke-test, or --device"
+                f"{self.item} at full size needs a GPU, which this machine lacks; give --smoke-test, or --device"
             )
         rows = _ITEMS[self.item](self)
         write_rows(rows, self.output_dir / f"{self.item}.jsonl", self.item, self.chosen_device)
@@ -72,13 +72,13 @@ class Bench:
         automatic = "cuda" if torch.cuda.is_available() and self.item != "overlap" else "cpu"
         return self.device or automatic
 
-    def networks(self, *usual: str) -> tuple[str, ...]:
-        """Return the networks to measure: what was asked for, else the usual ones."""
-        return (self.network,) if self.network else ("resnet8",) if self.smoke_test else usual
+    def networks(self, *default: str) -> tuple[str, ...]:
+        """Return the networks to measure: --network, else the defaults."""
+        return (self.network,) if self.network else ("resnet8",) if self.smoke_test else default
 
-    def number(self, name: str, usual: int, miniature: int) -> int:
-        """Return a number: what was asked for, else the usual one."""
-        return int(getattr(self, name)) or (miniature if self.smoke_test else usual)
+    def number(self, name: str, default: int, smoke: int) -> int:
+        """Return the value of a flag, else its default here."""
+        return int(getattr(self, name)) or (smoke if self.smoke_test else default)
 
 
 def _correctness(bench: Bench) -> Iterator[Row]:
@@ -123,7 +123,7 @@ def _overlap(bench: Bench) -> Iterator[Row]:
 
 
 def headline_cells(smoke: bool) -> list[RunConfig]:
-    """Return the runs that headline trains, at seed 0."""
+    """Return the runs of headline at seed 0."""
     base = RunConfig(network="resnet32", dataset="cifar10", executor="local")
     if smoke:
         base = RunConfig(network="resnet14", executor="local", train_images=64, test_images=32, batch_size=16, epochs=1)

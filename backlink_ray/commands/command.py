@@ -3,10 +3,13 @@
 import os
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
-from backlink_ray.commands.exit_codes import resume_line
+import tyro
+
+from backlink_ray.commands.exit_codes import guarded, resume_line
 from backlink_ray.commands.flags import CommonFlags
 from backlink_ray.errors import ConfigError
 from backlink_ray.runs.results import Results
@@ -16,18 +19,22 @@ from backlink_ray.tracking.uri import default_tracking_uri, redact
 from backlink_ray.tuning.folder import check_study_folder, open_study_folder
 from backlink_ray.tuning.plan import Plan
 
+Flags = TypeVar("Flags", bound=CommonFlags)
+
 
 class Command(ABC):
-    """One study from its command line. A subclass says what is prepared, carried out and written.
+    """One study, run from its command line. A subclass says what is prepared, run and written.
 
     Attributes:
-        flags: as given.
+        flags: of the command line.
         name: of the study and of its folder.
-        plan: what it runs; its base and metric tell two studies apart.
-        folder: in the storage path.
-        group_by, only: how the link to MLflow groups its runs, and which it shows.
+        plan: what the study runs; its base and metric distinguish one study from another.
+        folder: the study's, below the storage path.
+        missing: how many trials an interruption left.
+        group_by, only: how the link to MLflow groups runs, and which of them it shows.
     """
 
+    missing = 0
     group_by, only = "K", ""
 
     def __init__(self, flags: CommonFlags, name: str, plan: Plan) -> None:
@@ -47,11 +54,11 @@ class Command(ABC):
             try:
                 self.carry_out(tracker)
                 files = self.write()
-                track_files(tracker, self.folder, {}, files)
+                track_files(tracker, self.folder, files)
             finally:
                 tracker.close()
             self._last_lines((self.results.export(), *files), tracker)
-        return self.ending()
+        return self._exit_code()
 
     def _report(self) -> int:
         self.check_report()
@@ -59,12 +66,12 @@ class Command(ABC):
         if os.access(self.folder, os.W_OK, effective_ids=True):
             files = (self.results.export(), *self.write())
         else:
-            print(f"{self.folder} cannot be written, so no table and no picture is made anew", file=sys.stderr)
+            print(f"{self.folder} is not writable, so its tables and figures are not updated", file=sys.stderr)
         self._last_lines(files, NoTracker())
         return 0
 
     def check_report(self) -> None:
-        """Refuse to report where nothing is recorded; ConfigError names the folder."""
+        """Check that something is recorded to report on; ConfigError names the folder."""
         check_study_folder(self.folder, self.name, self.plan)
         if not self.results.done():
             raise ConfigError(
@@ -77,7 +84,7 @@ class Command(ABC):
 
     @abstractmethod
     def prepare(self) -> None:
-        """Check and load what the work needs, before anything is claimed."""
+        """Check and load what the work needs, before the study's folder is opened."""
 
     @abstractmethod
     def carry_out(self, tracker: NoTracker) -> None:
@@ -85,19 +92,19 @@ class Command(ABC):
 
     @abstractmethod
     def write(self) -> Sequence[Path]:
-        """Write tables and pictures from what is recorded; return the files."""
+        """Write tables and figures from what is recorded; return the files."""
 
     @abstractmethod
     def show(self) -> None:
-        """Print what is recorded, and what it comes to."""
-
-    @abstractmethod
-    def ending(self) -> int:
-        """Return the exit code, and say why it is not 0."""
+        """Print what is recorded, and a summary."""
 
     @abstractmethod
     def note(self) -> str:
-        """Return what MLflow's page says of the experiment."""
+        """Return the description of the experiment in MLflow."""
+
+    def failed(self) -> int:
+        """Return how many runs or measurements failed; the place to print how to repeat them."""
+        return 0
 
     def experiment(self) -> str:
         """Return the name of the experiment in MLflow."""
@@ -107,6 +114,12 @@ class Command(ABC):
     def results(self) -> Results:
         """Return the study's results."""
         return Results(self.folder)
+
+    def _exit_code(self) -> int:
+        if self.missing:
+            print(f"interrupted with {self.missing} trials left", file=sys.stderr)
+            return 3
+        return 1 if self.failed() else 0
 
     def _open_tracker(self) -> Tracker:
         flag, env = self.flags.tracking_uri, os.environ.get("MLFLOW_TRACKING_URI", "")
@@ -123,3 +136,26 @@ class Command(ABC):
         if link:
             print(f"MLflow: {start + '  then open ' if start else ''}{link}")
         print(resume_line(), flush=True)
+
+
+def run_command(
+    make: Callable[[Flags], Command],
+    flags: type[Flags],
+    name: str,
+    description: str | None,
+    arguments: Sequence[str] | None = None,
+) -> int:
+    """Parse a study's command line, run its command, and return the exit code as `guarded` does.
+
+    Args:
+        make: makes the command from its flags.
+        flags: their class.
+        name: of the script, without .py.
+        description: shown by --help.
+        arguments: default: those of the process.
+    """
+
+    def run() -> int:
+        return make(tyro.cli(flags, prog=f"{name}.py", description=description, args=arguments)).run()
+
+    return guarded(run, resume_line)

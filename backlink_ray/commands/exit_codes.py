@@ -1,4 +1,4 @@
-"""Exit codes: how a command ends, and what it says last."""
+"""Exit codes: what a command returns and prints when it ends."""
 
 import re
 import shlex
@@ -10,49 +10,46 @@ import torch
 from backlink_ray.errors import BacklinkError, NonFiniteLossError, StageError
 from backlink_ray.tracking.uri import redact
 
-# What ends one run or measurement, and says nothing about the next.
+# These end one run or measurement; the next one can still succeed.
 RUN_ERRORS = (NonFiniteLossError, StageError, torch.OutOfMemoryError)
 
 
 class SecondInterruptError(KeyboardInterrupt):
-    """Ctrl-C while the trials were already being ended after an earlier one."""
+    """Ctrl-C while trials were already being ended because of an earlier one."""
 
 
-def guarded(run: Callable[[], int], go_on: Callable[[], str]) -> int:
-    """Return run()'s exit code; an error that is its user's to know becomes one line on stderr, a fault of ours stays one.
+def guarded(run: Callable[[], int], resume: Callable[[], str]) -> int:
+    """Return run()'s exit code; our own errors become one line on stderr, any other exception keeps its traceback.
 
     Args:
         run: the command.
-        go_on: says how to go on with it.
+        resume: returns how to resume it.
 
     Returns:
-        0 done; 1 done, but some of it failed, or a failure ended it all; 2 bad arguments, configuration or data; 3
-        interrupted and resumable; 130 the same at a second Ctrl-C.
+        0 done; 1 some or all of it failed; 2 bad arguments, configuration or data; 3
+        interrupted and resumable; 130 the same after a second Ctrl-C.
     """
     try:
         return run()
-    except BacklinkError as error:
-        if error.exit_code == 2:
-            return _say(f"error: {error}", 2)
-        return _say(f"failed: {first_line(error)}; {go_on()}", error.exit_code)
-    except torch.OutOfMemoryError as error:
-        return _say(f"failed: {first_line(error)}; {go_on()}", 1)
+    except (BacklinkError, torch.OutOfMemoryError) as error:
+        code = error.exit_code if isinstance(error, BacklinkError) else 1
+        return _end(f"error: {error}" if code == 2 else f"failed: {first_line(error)}; {resume()}", code)
     except KeyboardInterrupt as error:
-        return _say(f"interrupted; {go_on()}", 130 if isinstance(error, SecondInterruptError) else 3)
+        return _end(f"interrupted; {resume()}", 130 if isinstance(error, SecondInterruptError) else 3)
 
 
 def first_line(error: BaseException) -> str:
-    """Return what an error says first; CUDA's go on with advice on its allocator."""
+    """Return the first line of an error's message: those of CUDA continue with advice on its allocator."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-def _say(text: str, code: int) -> int:
+def _end(text: str, code: int) -> int:
     print(text, file=sys.stderr, flush=True)
     return code
 
 
 def resume_line() -> str:
-    """Return the command that goes on with what this process was asked for, as the user typed it, but for secrets."""
+    """Return the command that resumes this one, as the user typed it but without secrets."""
     arguments = _without_secret(sys.argv)
     line = shlex.join([sys.orig_argv[0], *arguments])  # the Python as the user typed it
     note = "" if arguments == sys.argv else "  (with MLFLOW_TRACKING_URI set)"
@@ -60,7 +57,7 @@ def resume_line() -> str:
 
 
 def _without_secret(arguments: list[str]) -> list[str]:
-    """Leave out a tracking URI that holds a password or token: what is printed ends in logs."""
+    """Leave out a tracking URI that contains a password or token, since output is kept in logs."""
     for i, argument in enumerate(arguments):
         flag, equals, value = argument.partition("=")
         if flag in ("--tracking-uri", "--tracking_uri"):

@@ -1,4 +1,4 @@
-"""Figure: the command of a figure that measures by itself."""
+"""Figure: the command of a figure that makes its own measurements."""
 
 import dataclasses
 import os
@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import tyro
 
 from backlink_ray import provenance
-from backlink_ray.commands.command import Command
-from backlink_ray.commands.exit_codes import RUN_ERRORS, first_line, guarded, resume_line
+from backlink_ray.commands.command import Command, run_command
+from backlink_ray.commands.exit_codes import RUN_ERRORS, first_line
 from backlink_ray.commands.flags import CommonFlags, choose_preset
-from backlink_ray.commands.search import Picture, estimate
+from backlink_ray.commands.search import Picture
+from backlink_ray.commands.trials import estimate
 from backlink_ray.errors import ConfigError
 from backlink_ray.figures.data import FigureData
 from backlink_ray.figures.style import name_of
@@ -31,12 +31,12 @@ from backlink_ray.tuning.plan import Plan
 
 @dataclass(frozen=True, kw_only=True)
 class FigureFlags(CommonFlags):
-    """Flags of a figure that measures by itself."""
+    """Flags of a figure that makes its own measurements."""
 
     device: str = ""
     """Where to measure: cuda, cuda:1 or cpu; default: the GPU where there is one."""
     executor: Literal["auto", "threads", "ray"] = "auto"
-    """Where the stages of figure 9 run; auto: as threads, and then as Ray actors."""
+    """Where the stages of figure 9 run; auto: both, one after the other."""
 
     @property
     def chosen_device(self) -> str:
@@ -46,7 +46,7 @@ class FigureFlags(CommonFlags):
 
 @dataclass(frozen=True, kw_only=True)
 class MeasurementContext:
-    """Where a figure measures: under which flags, in which folder, on which hardware; and what failed there."""
+    """What a measurement needs to know: flags, folder and hardware; and what has failed so far."""
 
     flags: FigureFlags
     folder: Path
@@ -56,7 +56,7 @@ class MeasurementContext:
 
     @contextmanager
     def attempt(self, config: RunConfig) -> Iterator[None]:
-        """Measure a configuration; one that diverges or does not fit into memory is noted, and the next one has its turn."""
+        """Measure one configuration; if it diverges or does not fit into memory, that is recorded, and the next one follows."""
         try:
             yield
         except RUN_ERRORS as error:
@@ -64,11 +64,11 @@ class MeasurementContext:
             print(f"{name_of(config)} failed and is left out: {first_line(error)}", file=sys.stderr, flush=True)
 
     def row_id(self, config: RunConfig, suffix: str = "") -> str:
-        """Return the name of a measurement: of the run, and of what it is measured on."""
+        """Return the id of a measurement: of a run on this hardware."""
         return slug(f"{config.run_id}-{derive_seed(0, self.hardware) % 10**8}{suffix}")
 
     def row(self, config: RunConfig, suffix: str = "", **measured: Value) -> Row:
-        """Return a row of results: the configuration, what was measured, and with what."""
+        """Return a row of results: the configuration, what was measured, and on what."""
         return {
             **dataclasses.asdict(config), "run_id": self.row_id(config, suffix), "status": "FINISHED",
             "reason": "done", **measured, "hardware": self.hardware, "device": self.device.split(":")[0],
@@ -76,7 +76,7 @@ class MeasurementContext:
         }  # fmt: skip
 
     def measured(self) -> set[str]:
-        """Return the names of what is recorded: it is not measured again."""
+        """Return the ids of the recorded measurements, which are not repeated."""
         return Results(self.folder).done()
 
 
@@ -85,11 +85,11 @@ class Measurement:
     """What a figure measures, and how.
 
     Attributes:
-        presets: "paper" and "smoke"; their runs are what is measured.
-        measure: checks what the runs need before anything is claimed; then yields a row per measurement.
-        picture: draws it from the rows of one kind of hardware.
-        refuse: says why a run cannot be measured on a device, "" where it can.
-        images: how many images a run's measuring trains on, for a dry run's estimate; where it is 0 for all, there is none.
+        presets: "paper" and "smoke"; their runs are measured.
+        measure: checks what the runs need when called, before the folder is opened; then yields one row per measurement.
+        picture: draws the figure from rows of one kind of hardware.
+        refuse: returns why a run cannot be measured on a device, "" if it can.
+        images: how many images are trained on to measure a run, for a dry run's estimate; none is printed if all are 0.
     """
 
     presets: dict[str, Plan]
@@ -100,69 +100,58 @@ class Measurement:
 
 
 def figure_main(name: str, measurement: Measurement, description: str, arguments: Sequence[str] | None = None) -> int:
-    """Run a figure that measures from its command line: measure what is not recorded yet, then draw.
+    """Run a figure from its command line: measure what is not recorded yet, then draw. Exit codes as in `guarded`.
 
     Args:
-        name: of the figure, its folder and its files.
-        measurement: what and how.
+        name: of the figure, of its folder and of its files.
+        measurement: what is measured, and how.
         description: shown by --help.
-        arguments: the command line's if not given.
-
-    Returns:
-        As `guarded`.
+        arguments: default: those of the process.
     """
-
-    def run() -> int:
-        flags = tyro.cli(FigureFlags, prog=f"{name}.py", description=description, args=arguments)
-        return FigureCommand(name, measurement, flags).run()
-
-    return guarded(run, resume_line)
+    return run_command(lambda flags: FigureCommand(name, measurement, flags), FigureFlags, name, description, arguments)
 
 
 class FigureCommand(Command):
-    """A figure that measures by itself."""
+    """A figure that makes its own measurements."""
 
     flags: FigureFlags
 
     def __init__(self, name: str, measurement: Measurement, flags: FigureFlags) -> None:
         self._measurement, self._preset = measurement, choose_preset(measurement.presets, flags)
         plan = measurement.presets[self._preset]
-
-        def given(run: RunConfig) -> RunConfig:
-            return run.replace(seed=flags.seed + run.seed)
-
-        plan = dataclasses.replace(plan, base=given(plan.base), runs=tuple(map(given, plan.runs)))
+        base, *runs = (run.replace(seed=flags.seed + run.seed) for run in (plan.base, *plan.runs))
+        plan = dataclasses.replace(plan, base=base, runs=tuple(runs))
         super().__init__(flags, name if self._preset == "paper" else f"{name}-{self._preset}", plan)
         self._runs = list({run.run_id: run for run in plan.runs}.values())
         self._hardware, self._failed = "", list[str]()
 
     def note(self) -> str:
-        return f"{self.name}: a figure of the paper, measured anew."
+        return f"{self.name}: a figure of the paper, measured again."
 
     def prepare(self) -> None:
-        """Check device, runs and what measuring needs."""
+        """Check the device, the runs and what measuring them needs."""
         device = self.flags.chosen_device
         _check_device(device)
         refused = {run.run_id: self._measurement.refuse(run, device) for run in self._runs}
         left = [run for run in self._runs if not refused[run.run_id]]
         if not left:
             raise ConfigError(
-                f"device={device!r} can measure nothing of this figure ({next(iter(refused.values()))}); give another "
+                f"device={device!r} can measure no run of this figure ({next(iter(refused.values()))}); give another "
                 "--device, or use another machine"
             )
         self._hardware = provenance.hardware(device)
         context = MeasurementContext(
             flags=self.flags, folder=self.folder, device=device, hardware=self._hardware, failed=self._failed
         )
-        self._rows_to_come = self._measurement.measure(left, context)
+        self._new_rows = self._measurement.measure(left, context)
 
     def carry_out(self, tracker: NoTracker) -> None:
         results = self.results
-        for row in self._rows_to_come:
+        for row in self._new_rows:
             results.append(row)
 
     def write(self) -> Sequence[Path]:
-        """Draw the rows of one kind of hardware: this one's, or in a report the newest row's."""
+        """Draw the rows of one kind of hardware: of this machine, or in a report of the newest row."""
         rows = self.results.rows()
         hardware = self._hardware or rows[-1]["hardware"]
         rows = [row for row in rows if row["hardware"] == hardware]
@@ -171,20 +160,20 @@ class FigureCommand(Command):
     def show(self) -> None:
         print(f"{self.name}: {len(self.results.done())} measurements recorded")
 
-    def ending(self) -> int:
-        return 1 if self._failed else 0
+    def failed(self) -> int:
+        return len(self._failed)
 
     def dry_run(self) -> None:
         device, refuse = self.flags.chosen_device, self._measurement.refuse
         for run in self._runs:
-            why = refuse(run, device)
-            ending = f"  left out: {why}" if why else ""
-            print(f"{run.network}/{run.label}/{run.run_name}  tail {run.tail_memory}{ending}")
+            reason = refuse(run, device)
+            left_out = f"  left out: {reason}" if reason else ""
+            print(f"{run.network}/{run.label}/{run.run_name}  tail {run.tail_memory}{left_out}")
         left = [run for run in self._runs if not refuse(run, device)]
         print(f"{len(left)} to measure on {device}, preset {self._preset}, batch {self.plan.base.batch_size}")
-        total = sum(map(self._measurement.images, left))
-        if total:
-            print(estimate(left[0], total))
+        work = [(run, self._measurement.images(run)) for run in left]
+        if any(images for _, images in work):
+            print(estimate(work))
 
 
 def _check_device(device: str) -> None:
@@ -195,7 +184,7 @@ def _check_device(device: str) -> None:
 
 
 def number_of_devices(device: str) -> int:
-    """Return how many devices of this kind there are: GPUs, or the cores that this process may use."""
+    """Return the number of devices of this kind: GPUs, or the cores that this process may use."""
     if device.startswith("cuda"):
         return torch.cuda.device_count()
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1

@@ -19,21 +19,21 @@ class CommonFlags:
     """Flags of searches, tables and figures."""
 
     smoke_test: bool = False
-    """Under 2 minutes on 2 CPU cores, on the embedded real sample, no download."""
+    """Run a small version: under 2 minutes on 2 CPU cores, on the embedded real sample, without a download."""
     dry_run: bool = False
     """Print what would run, what each part needs, and stop."""
     report_only: bool = False
-    """Run nothing: make the table and the picture from what is recorded already."""
+    """Run nothing: write tables and figures from what is already recorded."""
     preset: str = ""
-    """One of the presets by name; default: the paper's budget with a GPU, the smoke test without."""
+    """Name of a preset; default: paper if there is a GPU, else smoke."""
     storage_path: str = "results"
     """Folder of studies and figures: results, checkpoints, Optuna's and MLflow's databases."""
     resume: Literal["auto", "never", "must"] = "auto"
-    """Go on with what the storage path holds: auto if there is something, never, or must."""
+    """Resume what the storage path holds: auto (if there is anything), never, or must."""
     tracking_uri: str = ""
-    """MLflow; default $MLFLOW_TRACKING_URI, else sqlite in the storage path."""
+    """MLflow's URI; default $MLFLOW_TRACKING_URI, else SQLite in the storage path."""
     seed: int = 0
-    """Of weights, data order, augmentation and search."""
+    """Seed of weights, data order, augmentation and search."""
     address: str = ""
     """Ray cluster; default $RAY_ADDRESS, else a private one on this machine."""
     data_root: str = ""
@@ -47,37 +47,37 @@ class CommonFlags:
 
 @dataclass(frozen=True, kw_only=True)
 class TrialFlags(CommonFlags):
-    """Flags of what runs trials on a cluster: searches and tables."""
+    """Flags of commands that run trials on a cluster: searches and tables."""
 
     max_concurrent: int = 0
-    """Trials at once; 0: as many as the GPUs allow, one on a CPU machine."""
+    """Concurrent trials; 0: as many as the GPUs allow, one without a GPU."""
     gpus: float = 0.0
-    """GPUs the cluster at --address can grow to, where it starts machines on demand; 0: those it has now."""
+    """GPUs that an autoscaling cluster at --address can grow to; 0: those it has now."""
     stage: Annotated[StageResources, tyro.conf.arg(name="")] = STAGE
     executor: Literal["auto", "local", "threads", "ray"] = "auto"
-    """Where a trial's local modules run; auto: one Ray actor each where the cluster has the places."""
+    """Where a trial's local modules run; auto: one Ray actor each if the cluster has room for them."""
 
     def check(self) -> None:
-        """Refuse numbers out of range, by name; ConfigError says what is allowed."""
+        """Raise ConfigError if a number is out of range."""
         not_negative(self, "max_concurrent", "gpus")
         if self.gpus and not (self.address or os.environ.get("RAY_ADDRESS")):
             raise ConfigError(
-                f"gpus={self.gpus:g} is for a cluster that grows; give its --address, or leave --gpus out"
+                f"gpus={self.gpus:g} is for an autoscaling cluster; give its --address, or leave out --gpus"
             )
 
 
 def not_negative(flags: object, *names: str) -> None:
-    """Refuse numbers below 0, where 0 stands for a default, by name."""
+    """Raise ConfigError if one of the named numbers is below 0; 0 stands for the default."""
     for name in names:
         if not getattr(flags, name) >= 0:
             raise ConfigError(f"{name}={getattr(flags, name)} is out of range; allowed 0 (the default) or more")
 
 
 def choose_preset(presets: Iterable[str], flags: CommonFlags) -> str:
-    """Return the preset that the flags and this machine ask for: "paper" where there is a GPU, else "smoke", which is said.
+    """Return the name of the preset: the one of the flags, else "paper" with a GPU or a cluster, else "smoke", with a message.
 
     Raises:
-        ConfigError: a preset that does not exist, or one beside --smoke-test.
+        ConfigError: the preset does not exist, or contradicts --smoke-test.
     """
     if flags.smoke_test:
         if flags.preset not in ("", "smoke"):
@@ -90,7 +90,7 @@ def choose_preset(presets: Iterable[str], flags: CommonFlags) -> str:
     if torch.cuda.is_available() or flags.address or os.environ.get("RAY_ADDRESS") or flags.dry_run:
         return "paper"
     print(
-        "no GPU here: the paper's budget needs one, so this runs the smoke preset (--preset paper insists)",
+        "no GPU here, and the paper's budget needs one: running the smoke preset (--preset paper overrides this)",
         file=sys.stderr,
     )
     return "smoke"

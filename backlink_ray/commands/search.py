@@ -1,19 +1,14 @@
-"""Search: the command of a study that Optuna searches, or that runs a list."""
+"""Search: the command of a study that Optuna searches, or that runs a list of runs."""
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-import tyro
-
-from backlink_ray.benchmarks.speed import images_per_s
-from backlink_ray.commands.cluster import carry_out, cluster_here, describe
-from backlink_ray.commands.command import Command
-from backlink_ray.commands.exit_codes import guarded, resume_line
+from backlink_ray.commands.command import Command, run_command
 from backlink_ray.commands.flags import TrialFlags, choose_preset, not_negative
-from backlink_ray.commands.results_table import best_line, markdown, print_table
+from backlink_ray.commands.results_table import COLUMNS, best_line, markdown, print_table, table_rows
+from backlink_ray.commands.trials import describe, estimate, local_cluster, run_trials, training_images
 from backlink_ray.data.datasets import data_root
 from backlink_ray.errors import ConfigError
 from backlink_ray.figures.data import FigureData
@@ -29,23 +24,23 @@ from backlink_ray.tuning.study import Study
 
 @dataclass(frozen=True, kw_only=True)
 class SearchFlags(TrialFlags):
-    """Flags of searches, and of figures that train."""
+    """Flags of searches, and of figures made from trained runs."""
 
     num_samples: int = 0
     """Trials of a search; 0 takes the preset's."""
     asha: bool = False
-    """Stop the trials of a search early that rank low at an epoch (ASHA); best with several trials at once."""
+    """Stop trials of a search early if they rank low at an epoch (ASHA); best with several trials at once."""
     trade_off: bool = False
     """Search for the trade-off of error, memory and step time (NSGA-II) instead of the error alone (TPE)."""
     seeds: int = 1
-    """Seeds of every run of a list, from --seed up; a later start may ask for more."""
+    """Seeds per run of a list, from --seed up; a later start may ask for more."""
 
     def check(self) -> None:
         super().check()
         not_negative(self, "num_samples")
 
 
-# Minimised beside a search's own metric where its trade-off is asked for; on a CPU, memory is the process's.
+# Minimised together with a search's own metric by --trade-off; on a CPU, memory is that of the process.
 TRADE_OFF = ("peak_memory_mib", "step_ms")
 Picture = Callable[[FigureData], Sequence[Path]]
 # Finds finished runs of other studies in a storage path that count as runs of a study with this base.
@@ -68,34 +63,18 @@ def main(
     picture: Picture = _no_picture,
     elsewhere: Elsewhere = _nowhere,
 ) -> int:
-    """Run a search or a list of runs from its command line.
+    """Run a search or a list of runs from its command line; return the exit code as `guarded` does.
 
     Args:
-        name: of the study, and of its folders.
+        name: of the study and of its folder.
         presets: "paper" and "smoke", and any others.
         description: shown by --help.
-        arguments: the command line's if not given.
+        arguments: of the command line; default: those of the process.
         picture: draws the study's figure, writes its files and returns them.
-        elsewhere: finds runs that need not be run again; of a list, a run that differs in alpha alone counts as done.
-
-    Returns:
-        As `guarded`; 130 leaves no time for a table.
+        elsewhere: finds runs of other studies, which are not repeated; in a list, a run that differs only in alpha counts too.
     """
-
-    def run() -> int:
-        flags = tyro.cli(SearchFlags, prog=f"{name}.py", description=description, args=arguments)
-        return SearchCommand(name, presets, flags, picture, elsewhere).run()
-
-    return guarded(run, resume_line)
-
-
-def estimate(config: RunConfig, images: float) -> str:
-    """Return what training on some images costs at the speed of a run, which is measured here and now; takes seconds."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    rate = images_per_s(config, device)
-    return (
-        f"estimated: {images / rate / 3600:.3g} device-hours of training, at {rate:.0f} images/s "
-        f"({config.label} {config.run_name}, measured now on one {device} device)"
+    return run_command(
+        lambda flags: SearchCommand(name, presets, flags, picture, elsewhere), SearchFlags, name, description, arguments
     )
 
 
@@ -103,7 +82,7 @@ class SearchCommand(Command):
     """A search, or a list of runs."""
 
     flags: SearchFlags
-    only = "params.`K` != ''"  # not the run that has the study's files
+    only = "params.`K` != ''"  # leaves out the run that holds the study's files
 
     def __init__(
         self, name: str, presets: dict[str, Plan], flags: SearchFlags, picture: Picture, elsewhere: Elsewhere
@@ -138,10 +117,9 @@ class SearchCommand(Command):
     def carry_out(self, tracker: NoTracker) -> None:
         study = Study(self.name, self.plan, self.folder, tracker)
         if study.left():
-            carry_out(study, self.flags, self.plan.examples, self._datasets)
+            self.missing = run_trials(study, self.flags, self.plan.examples, self._datasets)
         else:
-            print("nothing left to run: every trial has its result", file=sys.stderr, flush=True)
-        self._missing = study.missing()
+            print("nothing left to run: every trial has a result", file=sys.stderr, flush=True)
 
     @property
     def _rows(self) -> list[Row]:
@@ -160,61 +138,50 @@ class SearchCommand(Command):
         return (table, *(self._picture(data) if finished else ()))
 
     def show(self) -> None:
-        print_table(self._rows, self.plan.metric, self._title)
+        print_table(COLUMNS, table_rows(self._rows, self.plan.metric), self._title)
         print(best_line(self._rows, self.plan.metric))
 
-    def ending(self) -> int:
-        if self._missing:
-            print(f"interrupted with {self._missing} trials left", file=sys.stderr)
-            return 3
-        return 1 if any(row["status"] == "FAILED" for row in self._rows) else 0
+    def failed(self) -> int:
+        return sum(row["status"] == "FAILED" for row in self._rows)
 
     def dry_run(self) -> None:
-        plan, cluster = self.plan, cluster_here(self.flags)
-        for run in (*plan.runs, *plan.first):
-            print(describe(f"{run.label}/{run.run_name}", run, cluster, published_error_pct(run)))
-        for run in plan.examples[len(plan.runs) + len(plan.first) :]:
-            name = f"any K={run.num_modules}: {run.label}/{run.run_name}"
-            print(describe(name, run, cluster, published_error_pct(run)))
+        plan, cluster = self.plan, local_cluster(self.flags)
+        listed = (*plan.runs, *plan.first)
+        for i, run in enumerate(plan.examples):
+            prefix = "" if i < len(listed) else f"any K={run.num_modules}: "
+            print(describe(f"{prefix}{run.label}/{run.run_name}", run, cluster, published_error_pct(run)))
         if plan.space:
             print(f"and {plan.num_samples - len(plan.first)} trials that Optuna chooses: {plan.space.text}")
-        base, more = plan.base, f"; {len(self._earlier)} finished runs of other studies count too"
+        base, earlier = plan.base, f"; {len(self._earlier)} finished runs of other studies count too"
         print(
             f"{plan.size} trials of {base.epochs} epochs, {base.network} on {base.dataset}, preset {self._preset}"
-            + more * bool(self._earlier)
+            + earlier * bool(self._earlier)
         )
-        print(self._cost())
-
-    def _cost(self) -> str:
-        if self.flags.gpus and not torch.cuda.is_available():
-            return "estimated: nothing, since there is no GPU here to measure on"
-        plan = self.plan
-        first = next(iter((*plan.runs, *plan.first)), plan.base)
-        images = round(plan.base.num_train_images * (1 - first.validation_fraction))
-        return f"{estimate(first, plan.size * plan.base.epochs * images)} and {images} images an epoch"
+        runs = plan.runs or (*listed, base)[:1] * plan.size
+        print(estimate([(run, training_images(run)) for run in runs], self.flags.gpus))
 
 
 def _with_flags(plan: Plan, flags: SearchFlags, preset: str) -> Plan:
-    """Return a preset's plan as the flags want it."""
+    """Return a preset's plan, changed by the flags."""
     if (flags.asha or flags.trade_off) and not plan.space:
         raise ConfigError(
-            f"--asha and --trade-off are for a search; preset {preset!r} is a list of runs, each wanted whole"
+            f"--asha and --trade-off are for a search; preset {preset!r} is a list of runs, each trained to its end"
         )
     objectives = (plan.metric, *TRADE_OFF) if flags.trade_off else plan.objectives
     if flags.asha and objectives:
-        raise ConfigError("--asha ranks trials by one number, and --trade-off has three; leave one of them out")
+        raise ConfigError("--asha ranks trials by one number, and --trade-off has three; leave one of the two out")
     if flags.seeds < 1 or (plan.space and flags.seeds > 1):
         raise ConfigError(f"seeds={flags.seeds} cannot be run; allowed: 1 or more for a list of runs, 1 for a search")
 
-    def given(run: RunConfig, seed: int = 0) -> RunConfig:
+    def adapted(run: RunConfig, seed: int = 0) -> RunConfig:
         executor = run.executor if flags.executor == "auto" else flags.executor
         return run.replace(seed=flags.seed + run.seed + seed, executor=executor)
 
     return replace(
         plan,
-        base=given(plan.base),
-        runs=tuple(given(run, seed) for seed in range(flags.seeds) for run in plan.runs),
-        first=tuple(map(given, plan.first)),
+        base=adapted(plan.base),
+        runs=tuple(adapted(run, seed) for seed in range(flags.seeds) for run in plan.runs),
+        first=tuple(map(adapted, plan.first)),
         num_samples=flags.num_samples or plan.num_samples,
         asha=flags.asha,
         objectives=objectives,
@@ -222,7 +189,7 @@ def _with_flags(plan: Plan, flags: SearchFlags, preset: str) -> Plan:
 
 
 def _not_among(done: Iterable[RunConfig], runs: Iterable[RunConfig]) -> tuple[RunConfig, ...]:
-    """Return the runs that are not done; alpha does not count, since whoever ran them chose it."""
+    """Return the runs that are not done; alpha is ignored, since the study that ran them chose it."""
     known = {_any_alpha(run) for run in done}
     return tuple(run for run in runs if _any_alpha(run) not in known)
 

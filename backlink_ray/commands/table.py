@@ -1,22 +1,18 @@
-"""Table: the command of a table study: its cells run on the cluster, over several data sets, and the table comes out."""
+"""Table: the command of a table study, which runs the table's cells on a cluster and writes the table."""
 
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import tyro
-from rich.console import Console
-from rich.table import Table as Screen
 
-from backlink_ray.benchmarks.speed import images_per_s
-from backlink_ray.commands.cluster import carry_out, cluster_here, describe
-from backlink_ray.commands.command import Command
-from backlink_ray.commands.exit_codes import guarded, resume_line
+from backlink_ray.commands.command import Command, run_command
 from backlink_ray.commands.flags import TrialFlags, choose_preset, not_negative
+from backlink_ray.commands.results_table import print_table
+from backlink_ray.commands.trials import describe, estimate, local_cluster, run_trials, training_images
 from backlink_ray.data.datasets import data_root
 from backlink_ray.data.images import Dataset
 from backlink_ray.errors import ConfigError
@@ -42,15 +38,15 @@ class TableFlags(TrialFlags):
     """Flags of table studies."""
 
     cell: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """A cell by its address, for example table2/cifar10/resnet110/fc/K8/l4 (GLL is l0, BP is K1/l0); may be repeated."""
+    """Address of a cell, for example table2/cifar10/resnet110/fc/K8/l4 (GLL is l0, BP is K1/l0); may be repeated."""
     only: str = ""
     """Cells by a glob over addresses, for example 'table2/*/K4/l*'; in table 3 it may pick our own columns ('*/dgl')."""
     seeds: int = 0
-    """Seeds a cell, from --seed up; 0: 5, in the smoke test 1."""
+    """Seeds per cell, from --seed up; 0: 5, or 1 in the smoke test."""
     alpha: str = "select"
-    """select: for every BackLink cell by the error on a held-out tenth of the training images; or a number, 0..1."""
+    """select: chosen for each BackLink cell by the error on a held-out tenth of the training images; or a number, 0..1."""
     retry_failed: bool = False
-    """Run again what has failed."""
+    """Run failed runs again."""
     budget: Annotated[Budget, tyro.conf.arg(name="")] = PAPER
 
     def check(self) -> None:
@@ -59,62 +55,56 @@ class TableFlags(TrialFlags):
 
 
 ABOUT = (
-    "Every cell is a run with an address; --dry-run lists them. The paper preset is its recipe (200 epochs, 5 seeds) and "
-    "needs GPUs; the smoke preset runs a few cells on a few hundred real images; --epochs, --train-images and their like "
-    "make a budget between."
+    "Every cell is a run with an address; --dry-run lists them. The paper preset uses the paper's recipe (200 epochs, 5 "
+    "seeds) and needs GPUs; the smoke preset runs a few cells on a few hundred real images; --epochs, --train-images and "
+    "similar flags set a budget between the two."
 )
 SMOKE = Budget(dataset="cifar10-sample", epochs=1, train_images=160, test_images=100, batch_size=16, lr=0.05)
 SMOKE_ALPHAS = (0.25, 0.75)
 
 
 def main(number: int, smoke: Sequence[str], description: str, arguments: Sequence[str] | None = None) -> int:
-    """Run a table study from its command line.
+    """Run a table study from its command line; return the exit code as `guarded` does.
 
     Args:
         number: of the paper's table: 2, 3 or 4.
         smoke: addresses of the cells that its smoke test runs, at the budget SMOKE.
-        description: shown by --help, and after it what the tables have in common.
-        arguments: the command line's if not given.
-
-    Returns:
-        As `guarded`.
+        description: shown by --help, followed by what all tables have in common.
+        arguments: default: those of the process.
     """
     about = f"{description.strip()}\n\n{ABOUT}"
-
-    def run() -> int:
-        flags = tyro.cli(TableFlags, prog=f"table_{number}.py", description=about, args=arguments)
-        return TableCommand(number, smoke, flags).run()
-
-    return guarded(run, resume_line)
+    return run_command(
+        lambda flags: TableCommand(number, smoke, flags), TableFlags, f"table_{number}", about, arguments
+    )
 
 
 class TableCommand(Command):
-    """One table, and the part of its grid that is asked for."""
+    """One table, and the requested part of its grid."""
 
     flags: TableFlags
-    # One line per cell, the mean of its seeds: an average over data sets or networks would say nothing.
+    # One line per cell, the mean of its seeds: an average over data sets or networks would be meaningless.
     group_by, only = "tags.cell", "tags.kind = 'full'"
 
     def __init__(self, number: int, smoke: Sequence[str], flags: TableFlags) -> None:
         flags.check()
         self._number = number
-        tiny = _preset(flags) == "smoke"
-        wanted = flags.cell or (() if flags.only or not tiny else smoke)
-        count = flags.seeds or (1 if tiny else 5)
+        is_smoke = _preset(flags) == "smoke"
+        addresses = flags.cell or (smoke if is_smoke and not flags.only else ())
+        count = flags.seeds or (1 if is_smoke else 5)
         self.grid = Grid(
-            cells=choose(number, wanted, flags.only),
-            budget=flags.budget.over(SMOKE if tiny else PAPER),
+            cells=choose(number, addresses, flags.only),
+            budget=flags.budget.over(SMOKE if is_smoke else PAPER),
             seeds=tuple(range(flags.seed, flags.seed + count)),
-            alphas=_alphas(flags.alpha, SMOKE_ALPHAS if tiny else ALPHAS),
+            alphas=_alphas(flags.alpha, SMOKE_ALPHAS if is_smoke else ALPHAS),
         )
         alpha = "" if flags.alpha == "select" else f"alpha{self.grid.alphas[0]:g}"
-        parts = (f"table_{number}", "smoke" if tiny else "", flags.budget.slug, alpha)
+        parts = (f"table_{number}", "smoke" if is_smoke else "", flags.budget.slug, alpha)
         super().__init__(
             flags, "-".join(part for part in parts if part), Plan(base=self._base(), metric="test_error_pct")
         )
 
     def _base(self) -> RunConfig:
-        """Return what the cells have in common: their budget."""
+        """Return what all cells have in common: their budget."""
         budget = self.grid.budget
         return RunConfig(
             epochs=budget.epochs or 200, train_images=budget.train_images, test_images=budget.test_images,
@@ -123,8 +113,8 @@ class TableCommand(Command):
 
     def note(self) -> str:
         return (
-            f"{self._title}. Lower `test_error_pct` is better; `vs_gll_pct` and `vs_paper_pct` are what it is above GLL's at "
-            "the same seed and the paper's. Group the runs of kind `full` by `cell`; those of kind `selection` choose alpha."
+            f"{self._title}. Lower `test_error_pct` is better; `vs_gll_pct` and `vs_paper_pct` are its difference from GLL's at "
+            "the same seed and from the paper's. Group the runs of kind `full` by `cell`; those of kind `selection` choose alpha."
         )
 
     @property
@@ -137,27 +127,24 @@ class TableCommand(Command):
         if not self._table().run:
             raise ConfigError(
                 f"storage folder {str(self.folder)!r} has no finished run of table {self._number} to report; "
-                "run this without --report-only first, or give the --storage-path and budget it ran with"
+                "run this without --report-only first, or give the --storage-path and budget of that run"
             )
 
     def prepare(self) -> None:
-        self._datasets = self._load(self._wanted(self.flags.retry_failed))
+        self._datasets = self._load(self._left(self.flags.retry_failed))
 
-    def _load(self, runs: Iterable[RunConfig]) -> dict[str, Dataset]:
+    def _load(self, runs: Sequence[RunConfig]) -> dict[str, Dataset]:
         return load_for(runs, data_root(self.flags.data_root))
 
     def carry_out(self, tracker: NoTracker) -> None:
-        """First what needs no choice of alpha, and the runs that choose it; then the runs at the alpha chosen."""
-        retry, ran, self._missing = self.flags.retry_failed, False, 0
-        while left := self._wanted(retry):
+        """Run first what needs no choice of alpha, and the runs that choose it; then the runs at the chosen alpha."""
+        retry, datasets = self.flags.retry_failed, self._datasets
+        if not self._left(retry):
+            print("nothing left to run: every requested run has ended", file=sys.stderr, flush=True)
+        while not self.missing and (left := self._left(retry)):
             study = Study(self.name, self._plan(retry), self.folder, tracker)
-            carry_out(study, self.flags, left, self._load(left) if ran else self._datasets)
-            self._missing = study.missing()
-            if self._missing:
-                break
-            retry, ran = False, True
-        if not ran:
-            print("nothing left to run: every run that was asked for has ended", file=sys.stderr, flush=True)
+            self.missing = run_trials(study, self.flags, left, datasets or self._load(left))
+            retry, datasets = False, {}  # failed runs are repeated once, and later runs may need other data
         for run_id, found in differences(self.grid, self._rows).items():
             if derive(self.folder / "runs" / run_id, found):
                 track(tracker, self.folder / "runs" / run_id)
@@ -168,10 +155,8 @@ class TableCommand(Command):
         tags = self.grid.tags(rows)
         return Plan(base=self.plan.base, runs=runs, metric=self.plan.metric, retry_failed=retry_failed, tags=tags)
 
-    def _wanted(self, retry_failed: bool) -> list[RunConfig]:
-        """Return the runs that are wanted now and have not ended."""
-        ended = {row["run_id"] for row in self._rows if row["status"] == "FINISHED" or not retry_failed}
-        return [run for run in self._plan(retry_failed).runs if run.run_id not in ended]
+    def _left(self, retry_failed: bool) -> list[RunConfig]:
+        return self._plan(retry_failed).runs_left(self._rows)
 
     @property
     def _rows(self) -> list[Row]:
@@ -190,31 +175,24 @@ class TableCommand(Command):
 
     def show(self) -> None:
         table = self._table()
-        screen = Screen(*RUN_COLUMNS, title=table.title, title_justify="left")
-        for entry in table.run:
-            screen.add_row(*run_cells(entry))
-        console = Console()
-        console.print(screen) if console.width >= 110 else Console(width=150).print(screen)
+        print_table(RUN_COLUMNS, map(run_cells, table.run), table.title)
         total = len(choose(self._number))
         ran, off = len([e for e in table.run if not e.cell.rerun]), sum(e.disagrees for e in table.run)
         judged = f", {off} off its number by more than twice the standard error"
         print(f"{self._title}: {ran} of the paper's {total} cells have run{judged * self.grid.budget.is_paper}")
 
-    def ending(self) -> int:
-        if self._missing:
-            print(f"interrupted with {self._missing} trials left", file=sys.stderr)
-            return 3
+    def failed(self) -> int:
         rows = self._rows
-        wanted = {run.run_id for run in self.grid.todo(rows)}
-        failed = sum(row["status"] == "FAILED" and row["run_id"] in wanted for row in rows)
+        requested = {run.run_id for run in self.grid.todo(rows)}
+        failed = len([row for row in rows if row["status"] == "FAILED" and row["run_id"] in requested])
         if failed:
-            lost = ", ".join(cell.address for cell in self.grid.undecided(rows))
-            cells = f"; no alpha for {lost}" if lost else ""
+            undecided = ", ".join(cell.address for cell in self.grid.undecided(rows))
+            cells = f"; no alpha for {undecided}" if undecided else ""
             print(f"{failed} runs failed{cells}; --retry-failed runs them again", file=sys.stderr)
-        return 1 if failed else 0
+        return failed
 
     def dry_run(self) -> None:
-        cluster, grid = cluster_here(self.flags), self.grid
+        cluster, grid = local_cluster(self.flags), self.grid
         for cell in grid.cells:
             run = recipe(cell, grid.budget).replace(executor=self.flags.executor)
             line = describe(cell.address, run, cluster, cell.error_pct)
@@ -225,26 +203,12 @@ class TableCommand(Command):
             f"{count} cells of {seeds} seed{'s' * (seeds > 1)}, {count * seeds} runs, and {len(chosen)} that choose alpha: "
             f"{self._title}"
         )
-        print(self._cost([*chosen, *(recipe(cell, grid.budget) for cell in grid.cells for _ in range(seeds))]))
-
-    def _cost(self, runs: Sequence[RunConfig]) -> str:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        if self.flags.gpus and device == "cpu":
-            return "estimated: nothing, since there is no GPU here to measure on"
-        rates = {run.network: images_per_s(run, device) for run in {run.network: run for run in runs}.values()}
-        hours = math.fsum(_images(run) / rates[run.network] / 3600 for run in runs)
-        measured = ", ".join(f"{network} {rate:.0f}" for network, rate in rates.items())
-        return f"estimated: {hours:.3g} device-hours of training, at images/s of 32 x 32 measured now on one {device}: {measured}"
-
-
-def _images(run: RunConfig) -> float:
-    """Return the 32 x 32 images that a run trains on, in all epochs; one of STL-10 is as much work as nine."""
-    area = 9 if run.dataset == "stl10" else 1
-    return run.epochs * run.num_train_images * (1 - run.validation_fraction) * area
+        runs = [*chosen, *(recipe(cell, grid.budget) for cell in grid.cells for _ in range(seeds))]
+        print(estimate([(run, training_images(run)) for run in runs], self.flags.gpus))
 
 
 def contents(table: Table, classes: Sequence[ClassError]) -> dict[str, str]:
-    """Return a table's files by name: for people, and a line a cell; and a line a class, where there are classes to tell of."""
+    """Return a table's files by name: the table, one line per cell and, if they were measured, one line per class."""
     found = {"table.md": markdown(table), "cells.csv": cells_csv(table)}
     if classes:
         found["table.md"] += classes_markdown(classes)
@@ -253,9 +217,10 @@ def contents(table: Table, classes: Sequence[ClassError]) -> dict[str, str]:
 
 
 def differences(grid: Grid, rows: Sequence[Row]) -> dict[str, dict[str, float]]:
-    """Return for the full runs of cells, by run_id, their test error less that of GLL at their seed, and less the paper's.
+    """Return how much the test error of each full run, by run_id, differs from GLL's at the same seed and from the paper's.
 
-    The metrics vs_gll_pct and vs_paper_pct are in points, below 0 is better; the paper's number counts at its budget alone.
+    The metrics vs_gll_pct and vs_paper_pct are in percentage points, negative is better; the second exists only at the
+    paper's budget.
     """
     scores, found = Scores(grid, rows), {}
     for cell in grid.cells:
@@ -270,9 +235,9 @@ def differences(grid: Grid, rows: Sequence[Row]) -> dict[str, dict[str, float]]:
 
 
 def _preset(flags: TableFlags) -> str:
-    # A budget of one's own is a decision: it needs no GPU and no other preset.
-    own = not (flags.budget.is_paper or flags.preset or flags.smoke_test)
-    return "paper" if own else choose_preset(("paper", "smoke"), flags)
+    # A budget on the command line is a decision: it overrides the choice of a preset, GPU or not.
+    has_own_budget = not (flags.budget.is_paper or flags.preset or flags.smoke_test)
+    return "paper" if has_own_budget else choose_preset(("paper", "smoke"), flags)
 
 
 def _alphas(flag: str, choices: tuple[float, ...]) -> tuple[float, ...]:

@@ -1,4 +1,4 @@
-"""Executors of runs: which one a run gets here, and Ray, which some need."""
+"""Executors of runs: the choice of one for this machine or cluster, and the connection to Ray."""
 
 import logging
 import os
@@ -19,32 +19,32 @@ from backlink_ray.train.executor import Executor, Job, LocalExecutor
 def choose_executor(
     config: RunConfig, num_gpus: float, num_cpus: float, resources: StageResources = STAGE
 ) -> tuple[str, str]:
-    """Decide what executor "auto" means here; return it and why.
+    """Return the executor that a run gets, and why.
 
     Args:
-        config: asks for local, threads, ray or auto.
-        num_gpus, num_cpus: of the cluster, or of this machine where there is none.
+        config: its executor is local, threads, ray or auto.
+        num_gpus, num_cpus: of the cluster, or of this machine without one.
         resources: what one stage takes.
     """
     stages = config.num_modules
     if config.executor != "auto":
-        return config.executor, "asked for"
+        return config.executor, "as configured"
     if stages == 1:
-        return "local", "K=1 has nothing to spread"
+        return "local", "K=1 is a single stage"
     devices, kind = (resources.stages_on(num_gpus), "GPU") if num_gpus else (num_cpus, "CPU")
     if devices >= stages:
-        return "ray", f"{devices:g} {kind} places for K={stages} stages"
-    return "local", f"{devices:g} {kind} places are too few for K={stages} stages"
+        return "ray", f"{devices:g} {kind} slots for K={stages} stages"
+    return "local", f"{devices:g} {kind} slots are too few for K={stages} stages"
 
 
 def open_executor(config: RunConfig, job: Job, options: RunOptions) -> Executor:
-    """Return the executor that a run asks for, or "auto" means here, and say which and why."""
-    gpus, cpus = _within_reach() if config.executor == "auto" else (0.0, 0.0)
+    """Open the executor of a run, and print which it is and why; see `choose_executor`."""
+    gpus, cpus = _available() if config.executor == "auto" else (0.0, 0.0)
     name, why = choose_executor(config, gpus, cpus, options.resources)
     print(f"executor {name}: {why}", file=sys.stderr, flush=True)
     if name == "local" and options.timeline:
         raise ConfigError(
-            f"timeline={options.timeline!r} shows stages at work at once, and executor local has one; "
+            f"timeline={options.timeline!r} shows concurrent stages, and executor local runs one at a time; "
             "use executor threads or ray"
         )
     if name == "ray":
@@ -53,8 +53,8 @@ def open_executor(config: RunConfig, job: Job, options: RunOptions) -> Executor:
     return {"local": local, "threads": ThreadsExecutor}[name](job)
 
 
-def _within_reach() -> tuple[float, float]:
-    """Return GPUs and CPUs of the Ray cluster that $RAY_ADDRESS names, else of this machine."""
+def _available() -> tuple[float, float]:
+    """Return the GPUs and CPUs of the Ray cluster at $RAY_ADDRESS, else of this machine."""
     if not os.environ.get("RAY_ADDRESS"):
         return torch.cuda.device_count(), os.cpu_count() or 1
     import ray
@@ -71,37 +71,37 @@ def _open_ray(job: Job, options: RunOptions) -> Executor:
     return RayExecutor(job, options.resources, options.placement_group)
 
 
-def start_ray(address: str = "") -> None:
-    """Join the cluster at `address` or $RAY_ADDRESS, or start a private one on this machine, listening on loopback."""
+def start_once(address: str = "") -> None:
+    """Connect this process to Ray, unless it is connected.
+
+    Args:
+        address: of the cluster; default $RAY_ADDRESS, else a private cluster is started on this machine's loopback address.
+    """
     import ray
 
     address = address or os.environ.get("RAY_ADDRESS", "")
+    if ray.is_initialized():
+        return
     if address:
         _check_reachable(address)
         ray.init(address=address, log_to_driver=False)
         return
     os.environ.setdefault("RAY_DISABLE_IMPORT_WARNING", "1")
     ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
-    # Ray writes its token readable for everybody.
+    # Ray makes its token readable for everybody.
     token = Path.home() / ".ray" / "auth_token"
     if token.exists():
         token.chmod(0o600)
 
 
 def _check_reachable(address: str) -> None:
-    """Ask a HOST:PORT for a sign of life: Ray itself tries for three minutes before it says that nobody is there."""
+    """Raise ConfigError if nothing listens at HOST:PORT: Ray itself tries for three minutes before it gives up."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit() or "/" in host:
         return
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
     except (OSError, OverflowError) as error:
-        raise ConfigError(f"address={address!r} does not answer ({error}); start Ray there, or give another") from error
-
-
-def start_once(address: str = "") -> None:
-    """Join the cluster or start a private one, unless this process has done so."""
-    import ray
-
-    if not ray.is_initialized():
-        start_ray(address)
+        raise ConfigError(
+            f"address={address!r} does not answer ({error}); start Ray there, or give another address"
+        ) from error

@@ -1,4 +1,4 @@
-"""The run folder: everything that a run leaves on disk, and the one log that results and tracking are made from."""
+"""The run folder: all files of a run, and the one log that results and tracking are derived from."""
 
 import dataclasses
 import json
@@ -18,13 +18,13 @@ CONFIG, ENVIRONMENT, METRICS, FAILURE, RESULT = (
 FORMAT = 2  # of run folders, written into config.yaml; 0.1.0 wrote none
 
 
-RUN_AGAIN = "delete it, and start again: the run continues from its checkpoint"
+RUN_AGAIN = "delete it and start again: the run resumes from its checkpoint"
 
 
 class RunFolder:
     """The run folder: config.yaml, environment.json, metrics.jsonl, checkpoints/, result.json or failure.json.
 
-    A folder that holds the result of this very run is left exactly as it is.
+    A folder that already holds the result of this run is not changed.
 
     Raises:
         ConfigError: the folder belongs to another run, is of another format, or cannot be written.
@@ -35,15 +35,15 @@ class RunFolder:
         self._check(config.run_id)
         if not self.result():
             make_folder(path, "output_dir")
-            self._claim(config)
+            self._open(config)
 
     @property
-    def _named(self) -> str:
+    def _label(self) -> str:
         return f"output_dir={str(self._path)!r}"
 
-    def _claim(self, config: RunConfig) -> None:
-        wanted = {"format": FORMAT, "run_id": config.run_id, **dataclasses.asdict(config)}
-        write_whole(self._path / CONFIG, yaml.safe_dump(wanted, sort_keys=False))
+    def _open(self, config: RunConfig) -> None:
+        content = {"format": FORMAT, "run_id": config.run_id, **dataclasses.asdict(config)}
+        write_whole(self._path / CONFIG, yaml.safe_dump(content, sort_keys=False))
         (self._path / FAILURE).unlink(missing_ok=True)
 
     def _check(self, run_id: str) -> None:
@@ -51,11 +51,11 @@ class RunFolder:
         if found is None:
             return
         if found.get("run_id") != run_id:
-            raise ConfigError(f"{self._named} holds run {found.get('run_id')}, not {run_id}; give another folder")
+            raise ConfigError(f"{self._label} holds run {found.get('run_id')}, not {run_id}; give another folder")
         if found.get("format") != FORMAT:
             by = "backlink_ray 0.1.0" if "format" not in found else f"another version (format {found['format']})"
             raise ConfigError(
-                f"{self._named} was written by {by}, which this one cannot go on from; give another folder"
+                f"{self._label} was written by {by}, which this version cannot resume; give another folder"
             )
 
     def _config(self) -> dict[str, Any] | None:
@@ -70,16 +70,16 @@ class RunFolder:
             raise StorageError(f"{file} is damaged or cannot be read ({reason}); give another folder") from error
 
     def result(self) -> dict[str, Any]:
-        """Return the finished run's result, {} if it is not finished."""
+        """Return the result of a finished run, else {}."""
         return read_json(self._path / RESULT, RUN_AGAIN)
 
     def describe(self, executor: str, first_epoch: int, stages: Sequence[dict[str, Any]]) -> None:
-        """Add to environment.json with what this attempt at the run is made; what earlier ones said stays.
+        """Add this attempt at the run to environment.json.
 
         Args:
             executor: its name.
-            first_epoch: that this attempt trains.
-            stages: what each stage says of its own process, see `Executor.environments`.
+            first_epoch: the first epoch that this attempt trains.
+            stages: the environment of each stage, see `Executor.environments`.
         """
         file = self._path / ENVIRONMENT
         earlier = read_json(file, "delete it").get("attempts", [])
@@ -87,19 +87,19 @@ class RunFolder:
         write_whole(file, json.dumps({"attempts": [*earlier, attempt]}, indent=2))
 
     def fail(self, reason: str, *, lost: bool) -> None:
-        """Write into failure.json why the run failed, and whether a process or machine was lost, so that it may go on."""
+        """Write failure.json: why the run failed, and whether a process or machine was lost, so that it can be resumed."""
         write_whole(self._path / FAILURE, json.dumps({"status": "LOST" if lost else "FAILED", "reason": reason}))
 
     def append(self, metrics: dict[str, Any]) -> None:
-        """Add one epoch to metrics.jsonl, where each epoch stands once."""
+        """Append one epoch to metrics.jsonl, which has one line per epoch."""
         append_line(self._path / METRICS, metrics)
 
     def resume(self, last: dict[str, Any]) -> list[dict[str, Any]]:
-        """Make metrics.jsonl end at the checkpoint that the run goes on from; return its epochs.
+        """Make metrics.jsonl end at the checkpoint that the run resumes from; return its epochs.
 
         Args:
-            last: metrics of the checkpoint's own epoch, {} where there is no checkpoint. A kill may have come before its
-                line; epochs beyond it, where an older checkpoint had to be taken, run again.
+            last: metrics of the checkpoint's epoch, {} without a checkpoint. Its line is missing if the run was killed
+                before writing it. Later epochs exist if an older checkpoint had to be used; they run again.
 
         Raises:
             StorageError: the file is damaged, or lacks an epoch before the checkpoint's.
@@ -107,10 +107,8 @@ class RunFolder:
         file, way_out = self._path / METRICS, f"delete {str(self._path)!r} to train from the beginning"
         epochs = read_lines(file, way_out)
         curve = [*epochs[: last["epoch"] - 1], last] if last else []
-        if [metrics.get("epoch") for metrics in curve] != list(range(1, len(curve) + 1)) or len(curve) != last.get(
-            "epoch", 0
-        ):
-            raise StorageError(f"{file} lacks epochs before {last['epoch']}, where its checkpoint stands; {way_out}")
+        if [metrics.get("epoch") for metrics in curve] != list(range(1, last.get("epoch", 0) + 1)):
+            raise StorageError(f"{file} lacks epochs before {last['epoch']}, the epoch of its checkpoint; {way_out}")
         content = "".join(json.dumps(metrics) + "\n" for metrics in curve).encode()
         if (file.exists() and file.read_bytes() != content) or curve != epochs:
             write_whole(file, content)

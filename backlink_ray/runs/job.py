@@ -1,4 +1,4 @@
-"""Jobs: the network, method and data that a configuration names, ready for an executor."""
+"""Job: the network, method and data of a configuration, ready for an executor."""
 
 import torch
 
@@ -16,7 +16,7 @@ from backlink_ray.train.optim import CosineSchedule, Recipe
 
 
 def build_method(config: RunConfig, mean: tuple[float, ...] = (0.5,), std: tuple[float, ...] = (0.25,)) -> Method:
-    """Return the method a run asks for, with its options; mean and std are the images' normalisation, per channel."""
+    """Return the method of a run with its options; mean and std are those of the images, per channel."""
     return make_method(config.method, config.base, {**vars(config), "mean": mean, "std": std})
 
 

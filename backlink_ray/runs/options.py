@@ -1,4 +1,4 @@
-"""Options of a run that do not change its result: where it is carried out and what it tells."""
+"""Options of a run that do not change its result: where it runs, and what it reports."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,15 +12,15 @@ EpochCallback = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
-    """How a run is carried out: nothing here changes its result.
+    """Where a run runs and what it reports; nothing here changes its result.
 
     Attributes:
         output_dir: the run folder.
-        timeline: PNG of when each stage does what; "" draws none.
-        stage_timeout_s: longest wait of a stage for its neighbour.
+        timeline: PNG file for a chart of what each stage does when; "" draws none.
+        stage_timeout_s: longest time that a stage waits for its neighbour.
         resources: what Ray reserves for a stage.
-        placement_group: an existing one (a Tune trial's), or None.
-        on_epoch: called with the metrics of every finished epoch.
+        placement_group: an existing one, such as that of a Tune trial, or None.
+        on_epoch: called with the metrics of each finished epoch.
     """
 
     output_dir: Path

@@ -1,4 +1,4 @@
-"""Runner: one RunConfig becomes one run folder, on any executor, from the beginning or from its last checkpoint."""
+"""Runner: trains one RunConfig into one run folder, on any executor, from the beginning or from the last checkpoint."""
 
 import time
 from pathlib import Path
@@ -18,12 +18,12 @@ from backlink_ray.train.executor import ChunkReport, Executor, Job
 
 
 def run(config: RunConfig, dataset: Dataset, options: RunOptions) -> dict[str, Any]:
-    """Train one configuration to its end, writing the run folder; return what result.json holds.
+    """Train one configuration to its end and write its run folder; return the content of result.json.
 
-    A folder that holds this run's result is not trained again; one that holds its checkpoint goes on from there.
+    A folder that holds this run's result is left as it is; one that holds its checkpoint is resumed from there.
 
     Raises:
-        ConfigError: the folder belongs to another run, or the configuration does not fit data or machine.
+        ConfigError: the folder belongs to another run, or the configuration does not fit the data or the machine.
         NonFiniteLossError, StageError: the run failed; its folder keeps the last checkpoint.
     """
     folder = RunFolder(options.output_dir, config)
@@ -55,13 +55,13 @@ def _train(
         metrics = _metrics(config, epoch, report, executor)
         curve.append(metrics)
         spans = report.spans
-        # In this order a kill in between costs nothing: the checkpoint holds the metrics of its own epoch.
+        # In this order a kill in between loses nothing: the checkpoint holds the metrics of its own epoch.
         checkpoints.save(executor.state(), {"run_id": config.run_id, "metrics": metrics})
         folder.append(metrics)
         if epoch < config.epochs:
             options.on_epoch(metrics)
     result = folder.finish(_result(config, digest, curve, executor, job))
-    options.on_epoch(curve[-1])  # after the result is on disk: whoever hears of the last epoch may end this process
+    options.on_epoch(curve[-1])  # after writing the result, since the callback of the last epoch may end this process
     return result, spans
 
 
@@ -91,7 +91,7 @@ def _metrics(config: RunConfig, epoch: int, report: ChunkReport, executor: Execu
         "peak_memory_mib": max(report.peak_memory_mib),
         "local_loss": losses,
     }
-    if epoch == config.epochs:  # one list a run: CIFAR-100's over 200 epochs would be most of its result
+    if epoch == config.epochs:  # once per run: for CIFAR-100, 200 such lists would be most of the result
         found["class_error_pct"] = test.class_error_pct
     if config.validation_fraction:
         found["val_error_pct"] = executor.evaluate("val").error_pct

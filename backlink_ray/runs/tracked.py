@@ -1,91 +1,101 @@
-"""Tracked folders: a run folder, or a study's, read as what MLflow is to know of it.
+"""Tracked folders: the run folders of studies, and the studies' own, kept up to date in MLflow.
 
-tracking.json (written whole by the study's driver) + metrics.jsonl + result.json or failure.json --> TrackedRun
+tracking.json (written by the study's driver) + metrics.jsonl + result.json or failure.json --> TrackedRun
 """
 
-import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from backlink_ray import provenance
 from backlink_ray.errors import ConfigError, StorageError
-from backlink_ray.files import is_held, read_lines, write_whole
-from backlink_ray.runs.folder import CONFIG, ENVIRONMENT, FAILURE, METRICS, RESULT
-from backlink_ray.runs.results import KEPT, numbers
+from backlink_ray.files import is_held, read_lines
+from backlink_ray.runs.folder import CONFIG, ENVIRONMENT, METRICS, RESULT
+from backlink_ray.runs.outcome import Outcome, recorded_outcome
+from backlink_ray.runs.results import early_result, numbers
+from backlink_ray.runs.tracking_file import DAMAGE, TRACKING, TrackingFile
 from backlink_ray.text import slug
 from backlink_ray.tracking.tracker import ExperimentInfo, NoTracker, Point, Scalar, Status, TrackedRun, Tracker
 
-TRACKING = "tracking.json"
-DRIVER_LOCK = ".driver.lock"  # in a study's folder, held by the process that is at work there
+DRIVER_LOCK = ".driver.lock"  # in a study's folder, held by the study's driver
 
 _CURVES = ("test_error_pct", "val_error_pct", "train_loss", "images_per_s", "epoch_s", "link_ms")
 _WAY_OUT = "everything else is tracked"
+_MLFLOW_STATUS: dict[str, Status] = {
+    "FINISHED": "FINISHED", "STOPPED": "FINISHED", "FAILED": "FAILED", "LOST": "KILLED",
+}  # fmt: skip
 
 
 def start_tracking(
     folder: Path, experiment: ExperimentInfo, name: str, *, params: Mapping[str, Scalar], tags: Mapping[str, str],
     dataset: Mapping[str, str],
 ) -> None:  # fmt: skip
-    """Write that a run starts, or starts again; `folder` is named by its run_id, and is made if need be."""
-    folder.mkdir(parents=True, exist_ok=True)
-    earlier = _read_or_nothing(folder)
-    _write(folder, {
-        "run_id": folder.name, "name": name, "params": dict(params), "tags": dict(tags), "dataset": dict(dataset),
-        "experiment": _as_json(experiment), "artifacts": [CONFIG, ENVIRONMENT, RESULT],
-        "started_ms": earlier.get("started_ms", _now_ms()), "derived": earlier.get("derived", {}), "status": "RUNNING",
-    })  # fmt: skip
+    """Record that a run starts or resumes; `folder` is named by its run_id, and is created if necessary."""
+    TrackingFile(
+        run_id=folder.name, name=name, experiment=experiment, params=params, tags=tags, dataset=dataset,
+        artifacts=[folder / name for name in (CONFIG, ENVIRONMENT, RESULT)], **_kept(TrackingFile.find(folder)),
+    ).write(folder)  # fmt: skip
 
 
-def end_tracking(folder: Path, status: Status, reason: str) -> None:
-    """Write how a run ended."""
-    _write(folder, {**_read_or_nothing(folder), "status": status, "end_reason": reason, "ended_ms": _now_ms()})
+def _kept(earlier: TrackingFile | None) -> dict[str, Any]:
+    """Return what a new start keeps of an earlier one."""
+    return {"started_ms": earlier.started_ms, "derived": earlier.derived} if earlier else {"started_ms": _now_ms()}
+
+
+def end_tracking(folder: Path, outcome: Outcome) -> None:
+    """Record how a run ended."""
+    if found := TrackingFile.find(folder):
+        status = _MLFLOW_STATUS[outcome.status]
+        replace(found, status=status, end_reason=outcome.reason, ended_ms=_now_ms()).write(folder)
 
 
 def end_open_runs(runs: Path, reason: str) -> None:
-    """End all runs in a folder of runs that nobody is at work on: for the driver, before it starts any and when it ends."""
+    """Record the end of every run below `runs` that is still open: the driver calls this when no trial is running.
+
+    Args:
+        runs: the study's folder of run folders.
+        reason: why runs ended that recorded no outcome themselves.
+    """
     for file in sorted(runs.glob(f"*/{TRACKING}")):
-        if _read_or_nothing(file.parent).get("status") == "RUNNING":
-            end_tracking(file.parent, *(_outcome(file.parent) or ("KILLED", reason)))
+        found = TrackingFile.find(file.parent)
+        if found and found.status == "RUNNING":
+            end_tracking(file.parent, _outcome(file.parent, reason))
 
 
 def derive(folder: Path, values: Mapping[str, float]) -> bool:
-    """Add to a run, if it is tracked, what is only known beside others; tell whether anything changed.
-
-    A value's time is that of its last change.
-    """
-    about = _read_or_nothing(folder)
-    if not about:
+    """Add metrics that follow from other runs to a run, if it is tracked; return whether any value changed."""
+    found = TrackingFile.find(folder)
+    if not found:
         return False
-    old = about["derived"]
-    new = {key: {"value": v, "time_ms": _now_ms()} for key, v in values.items() if old.get(key, {}).get("value") != v}
-    if new:
-        _write(folder, {**about, "derived": {**old, **new}})
-    return bool(new)
+    old = {name: at["value"] for name, at in found.derived.items()}
+    changed = {n: {"value": v, "time_ms": _now_ms()} for n, v in values.items() if old.get(n) != v}
+    if changed:
+        replace(found, derived={**found.derived, **changed}).write(folder)
+    return bool(changed)
 
 
-def track_files(tracker: NoTracker, folder: Path, tags: Mapping[str, str], files: Iterable[Path]) -> None:
-    """Attach files in a study's folder, such as its table and pictures, to the study's own run in MLflow."""
-    earlier = {"tags": {}, "artifacts": [], "started_ms": _now_ms(), **_read_or_nothing(folder)}
-    about = {"study": folder.name, "kind": "study", "commit": provenance.commit()}
-    _write(folder, {
-        "run_id": slug(folder.name), "name": folder.name, "experiment": _as_json(tracker.experiment), "params": {},
-        "tags": {**earlier["tags"], **about, **tags}, "dataset": {}, "derived": {},
-        "artifacts": sorted({*earlier["artifacts"], *(file.name for file in files)}), "started_ms": earlier["started_ms"],
-        "status": "FINISHED", "end_reason": "written", "ended_ms": _now_ms(),
-    })  # fmt: skip
+def track_files(tracker: NoTracker, folder: Path, files: Iterable[Path]) -> None:
+    """Attach files in a study's folder, such as its table and figures, to the study's own run in MLflow."""
+    earlier = TrackingFile.find(folder)
+    artifacts = sorted({*(earlier.artifacts if earlier else ()), *files})
+    tags = {"study": folder.name, "kind": "study", "commit": provenance.commit()}
+    TrackingFile(
+        run_id=slug(folder.name), name=folder.name, experiment=tracker.experiment, tags=tags, artifacts=artifacts,
+        status="FINISHED", end_reason="written", ended_ms=_now_ms(), **_kept(earlier),
+    ).write(folder)  # fmt: skip
     track(tracker, folder)
 
 
 def track(tracker: NoTracker, folder: Path) -> None:
-    """Bring MLflow up to what a tracked folder says, soon; nobody waits."""
+    """Have MLflow brought up to date with a tracked folder, without waiting for it."""
     tracker.log(str(folder), partial(tracked_run, folder))
 
 
 def track_all(tracker: NoTracker, storage: Path) -> int:
-    """Bring MLflow up to everything that is tracked below a folder; return how many runs that is."""
+    """Have MLflow brought up to date with every tracked folder below `storage`; return how many there are."""
     folders = [file.parent for file in sorted(storage.rglob(TRACKING))]
     for folder in folders:
         track(tracker, folder)
@@ -93,63 +103,67 @@ def track_all(tracker: NoTracker, storage: Path) -> int:
 
 
 def sync(storage: Path, tracking_uri: str, timeout_s: float = 30.0) -> tuple[int, int]:
-    """Bring MLflow up to every run that was tracked below a folder; what it has stays as it is.
+    """Bring MLflow up to date with every tracked folder below `storage`; nothing is logged twice.
 
     Returns:
-        How many runs are in MLflow now, and how many never will be, which are named in warnings.
+        How many runs are in MLflow now, and how many cannot be logged; each of those is named in a warning.
 
     Raises:
-        ConfigError: There is nothing to sync, or the URI is of no kind that MLflow takes.
-        ConnectionError: MLflow did not take a run for `timeout_s`; the next sync goes on.
+        ConfigError: there is nothing to sync, or MLflow does not accept such a URI.
+        ConnectionError: MLflow accepted no run for `timeout_s`; the next sync continues.
     """
     if not storage.is_dir():
-        raise ConfigError(f"storage={str(storage)!r} is no folder; give the --storage-path of a study")
+        raise ConfigError(f"storage={str(storage)!r} is not a folder; give the --storage-path of a study")
     tracker = Tracker(tracking_uri, ExperimentInfo(), storage)
     count = track_all(tracker, storage)
     left = tracker.close(timeout_s)
     if not count:
         raise ConfigError(
-            f"storage={str(storage)!r} has nothing to sync: no {TRACKING} below it; give a --storage-path"
+            f"storage={str(storage)!r} has nothing to sync: it contains no {TRACKING}; give a --storage-path"
         )
     if left:
-        raise ConnectionError(f"{left} of {count} runs are not there yet; run the same command again")
+        raise ConnectionError(f"{left} of {count} runs are not in MLflow yet; run the same command again")
     return count - tracker.failed, tracker.failed
 
 
 def tracked_run(folder: Path) -> TrackedRun:
-    """Return what MLflow is to know of a tracked folder.
+    """Return what MLflow shows of a tracked folder.
 
-    A run without an outcome is RUNNING while a living process holds its study's lock, else KILLED.
+    A run without an outcome is RUNNING while a living process holds its study's lock, otherwise KILLED.
 
     Raises:
-        StorageError: A file is damaged, or names what it must not: names the file.
+        StorageError: a file is damaged, or names a file outside the folder; the message names the folder.
     """
+    found = TrackingFile.read(folder)
     try:
-        return _tracked_run(folder, _read(folder))
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        return _tracked_run(folder, found, read_lines(folder / METRICS, _WAY_OUT))
+    except DAMAGE as error:
         reason = f"{type(error).__name__}: {error}"
-        raise StorageError(f"{folder / TRACKING} or a file beside it is damaged ({reason}); {_WAY_OUT}") from error
+        raise StorageError(f"a file in {folder}/ is damaged ({reason}); {_WAY_OUT}") from error
 
 
-def _tracked_run(folder: Path, about: Mapping[str, Any]) -> TrackedRun:
-    epochs = read_lines(folder / METRICS, _WAY_OUT)
-    ended_ms = int(about.get("ended_ms", 0)) or (epochs[-1]["time_ms"] if epochs else about["started_ms"])
-    status, reason = _status(folder, about)
-    return TrackedRun(
-        run_id=_safe(about["run_id"]),
-        experiment=ExperimentInfo(**_texts(about["experiment"])),
-        name=str(about["name"]),
-        started_ms=int(about["started_ms"]),
-        params={str(key): _scalar(value) for key, value in about["params"].items()},
-        tags=_texts(about["tags"]),
-        dataset=_texts(about["dataset"]),
+def _tracked_run(folder: Path, found: TrackingFile, epochs: Sequence[Mapping[str, Any]]) -> TrackedRun:
+    status, reason = found.status, found.end_reason
+    if status == "RUNNING" and not is_held(folder.parent.parent / DRIVER_LOCK):  # folder is STUDY/runs/RUN_ID
+        outcome = _outcome(folder, "the process that ran the study died")
+        status, reason = _MLFLOW_STATUS[outcome.status], outcome.reason
+    return replace(
+        found,
         curve=[_point(metrics) for metrics in epochs],
-        summary=_summary(folder, about["derived"], epochs, is_stopped=status == "FINISHED"),
+        summary=_summary(folder, found, epochs[-1], status) if epochs else (),
         status=status,
         end_reason=reason,
-        ended_ms=ended_ms,
-        artifacts=_artifacts(folder, about["artifacts"]),
+        ended_ms=found.ended_ms or (int(epochs[-1]["time_ms"]) if epochs else found.started_ms),
+        artifacts=_existing(found.artifacts),
     )
+
+
+def _outcome(folder: Path, reason: str) -> Outcome:
+    """Return the outcome of a run that no process works on: the recorded one, else LOST."""
+    try:
+        return recorded_outcome(folder) or Outcome("LOST", reason)
+    except StorageError as error:
+        return Outcome("LOST", str(error))
 
 
 def _point(metrics: Mapping[str, Any]) -> Point:
@@ -158,87 +172,20 @@ def _point(metrics: Mapping[str, Any]) -> Point:
     return Point(step=int(metrics["epoch"]), time_ms=int(metrics["time_ms"]), values=values)
 
 
-def _summary(
-    folder: Path, derived: Mapping[str, Any], epochs: Sequence[Mapping[str, Any]], *, is_stopped: bool
-) -> list[Point]:
-    """The numbers of the result, or of the last epoch of a run that was stopped early; and those derived from it."""
-    if not epochs:
-        return []
-    last = epochs[-1]
-    kept = {name: last[name] for name in KEPT if name in last} if is_stopped else {}
-    result = json.loads((folder / RESULT).read_bytes()) if (folder / RESULT).exists() else kept
-    step = int(last["epoch"])
-    later = [Point(step=step, time_ms=int(at["time_ms"]), values={k: float(at["value"])}) for k, at in derived.items()]
-    return [Point(step=step, time_ms=int(last["time_ms"]), values=numbers(result)), *later]
+def _summary(folder: Path, found: TrackingFile, last: Mapping[str, Any], status: Status) -> list[Point]:
+    """Return the numbers of the result, or of the last epoch if the run was stopped early, and the derived ones."""
+    outcome, step = recorded_outcome(folder), int(last["epoch"])
+    result = outcome.result if outcome else early_result(last) if status == "FINISHED" else {}
+    derived = [Point(step=step, time_ms=int(at["time_ms"]), values={n: at["value"]}) for n, at in found.derived.items()]
+    return [Point(step=step, time_ms=int(last["time_ms"]), values=numbers(result)), *derived]
 
 
-def _status(folder: Path, about: Mapping[str, Any]) -> tuple[Status, str]:
-    status: Status = about["status"]
-    if status not in get_args(Status):
-        raise ValueError(f"status={status!r} is unknown; allowed: {', '.join(get_args(Status))}")
-    # folder is STUDY/runs/RUN_ID
-    if status != "RUNNING" or is_held(folder.parent.parent / DRIVER_LOCK):
-        return status, str(about.get("end_reason", ""))
-    return _outcome(folder) or ("KILLED", "the process that ran the study died")
-
-
-def _outcome(folder: Path) -> tuple[Status, str] | None:
-    """How a run ended by what itself says of that."""
-    if (folder / RESULT).exists():
-        return "FINISHED", "done"
-    if (folder / FAILURE).exists():
-        found = json.loads((folder / FAILURE).read_bytes())
-        return "KILLED" if found["status"] == "LOST" else "FAILED", str(found["reason"])
-    return None
-
-
-def _artifacts(folder: Path, names: Sequence[str]) -> list[Path]:
-    """The files that exist. A tracking file may be someone else's: it names plain files beside it and nothing more."""
-    for name in names:
-        if (folder / _safe(name)).is_symlink():
-            raise ValueError(f"artifact {name!r} is a link, and could be any file of this machine")
-    return [folder / name for name in names if (folder / name).is_file()]
-
-
-def _safe(name: object) -> str:
-    if not isinstance(name, str) or slug(name) != name:
-        raise ValueError(f"name {name!r} is unusable; allowed: 1 to 100 characters out of A-Za-z0-9._=+-")
-    return name
-
-
-def _scalar(value: object) -> Scalar:
-    if not isinstance(value, str | int | float):
-        raise TypeError(f"parameter {value!r} is no text and no number")
-    return value
-
-
-def _texts(found: Mapping[str, Any]) -> dict[str, str]:
-    if not all(isinstance(value, str) for value in found.values()):
-        raise TypeError(f"{found!r} has values that are no texts")
-    return dict(found)
-
-
-def _as_json(info: ExperimentInfo) -> dict[str, str]:
-    return {"name": info.name, "note": info.note, "primary_metric": info.primary_metric}
-
-
-def _read(folder: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads((folder / TRACKING).read_bytes()))
-    except (TypeError, ValueError) as error:
-        raise StorageError(f"{folder / TRACKING} is damaged ({error}); {_WAY_OUT}") from error
-
-
-def _read_or_nothing(folder: Path) -> dict[str, Any]:
-    """The tracking file, {} where there is none or it is damaged: whoever tracks the folder says so, and work goes on."""
-    try:
-        return _read(folder)
-    except (FileNotFoundError, StorageError):
-        return {}
-
-
-def _write(folder: Path, about: Mapping[str, Any]) -> None:
-    write_whole(folder / TRACKING, json.dumps(about, indent=2))
+def _existing(files: Sequence[Path]) -> list[Path]:
+    """Return the files that exist; a link is refused, since it could point at any file of this machine."""
+    for file in files:
+        if file.is_symlink():
+            raise ValueError(f"artifact {file.name!r} is a link; only files of the folder itself are uploaded")
+    return [file for file in files if file.is_file()]
 
 
 def _now_ms() -> int:

@@ -1,1 +1,1 @@
-"""MLflow, which may be down; knows nothing of studies."""
+"""Tracking in MLflow, which may be down."""

@@ -1,9 +1,9 @@
-"""MLflow sink: brings MLflow up to what a run's log says, any number of times. The only file that imports mlflow.
+"""MLflow sink: brings MLflow up to date with a run, any number of times. The only file that imports mlflow.
 
-It keeps nothing in mind: what MLflow already has is asked of MLflow. A run is found by its tag `backlink_ray.run_id` before
-it is created; the metric `curve/epoch`, written in one transaction with the points of its epoch, says how many epochs of the
-curve are there; `backlink_ray.artifacts` says which files. MLflow takes a point that it has (same key, step, time, value) for
-the same point, so a request that is sent twice changes nothing either.
+It has no state: it asks MLflow what is already there. A run is looked up by its tag `backlink_ray.run_id` before it is
+created; the metric `curve/epoch`, written in one transaction with the points of its epoch, is the number of epochs that are
+there; the tag `backlink_ray.artifacts` is a hash of the files that are there. MLflow recognises a point that it has (same
+key, step, time and value), so sending a request twice changes nothing.
 """
 
 import hashlib
@@ -13,16 +13,17 @@ import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 
 from backlink_ray.text import short_hash, slug
 from backlink_ray.tracking.tracker import ExperimentInfo, Point, Scalar, TrackedRun
-from backlink_ray.tracking.uri import artifact_location, hide_secrets, sqlite_lock, view_key, view_state
+from backlink_ray.tracking.uri import artifact_location, hide_secrets, sqlite_lock, view_state
 
 for _name, _value in {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "GIT_PYTHON_REFRESH": "quiet",
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    # MLflow's own 120 s and 7 retries block 247 s a call when a server is dead; the tracker has its own back-off.
+    # With MLflow's defaults of 120 s and 7 retries, a dead server blocks each call for 247 s; the tracker retries itself.
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
 }.items():
@@ -38,13 +39,13 @@ _log = logging.getLogger(__name__)
 
 _RUN_ID, _ARTIFACTS, _EPOCH = "backlink_ray.run_id", "backlink_ray.artifacts", "curve/epoch"
 _BAD_KEY = re.compile(r"[^A-Za-z0-9_. :/-]+")
-# MLflow's limits: characters of keys, of values of parameters and tags; entries of one log_batch.
+# MLflow's limits: characters of a key, a parameter and a tag; metrics and tags of one log_batch.
 _MAX_KEY, _MAX_PARAM, _MAX_TAG = 250, 6000, 8000
 _MAX_METRICS, _MAX_TAGS = 1000, 100
 
 
 class MlflowSink:
-    """Brings one MLflow up to date.
+    """Writes runs to one MLflow.
 
     Args:
         uri: The tracking URI, checked.
@@ -52,31 +53,30 @@ class MlflowSink:
 
     def __init__(self, uri: str) -> None:
         self._uri = uri
-        self._clients: list[MlflowClient] = []  # none or one: nothing is opened before it is needed
 
     def log(self, run: TrackedRun) -> None:
-        """Bring MLflow up to a run.
+        """Bring MLflow up to date with a run.
 
         Raises:
-            Exception: Whatever MLflow, its database driver or the network raises; see `is_refusal`.
+            Exception: Anything that MLflow, its database driver or the network raises; see `is_refusal`.
         """
         found = self._find_run(run) or self._create_run(run)
-        self._log_about(run, found)
+        self._log_description(run, found)
         self._log_points(run, found)
         self._log_artifacts(run, found)
         self._log_status(run, found)
 
     def is_refusal(self, error: Exception) -> bool:
-        """Whether the same request would be refused again. MLflow says BAD_REQUEST where two requests raced, so not that."""
+        """Return whether MLflow would refuse the same request again. BAD_REQUEST does not count: two racing requests cause it."""
         return isinstance(error, MlflowException) and error.error_code == "INVALID_PARAMETER_VALUE"
 
     def explain(self, error: Exception) -> str:
-        """The first line of an error, without secrets."""
+        """Return the first line of an error, without secrets."""
         lines = hide_secrets(str(error), self._uri).strip().splitlines() or [""]
         return f"{type(error).__name__}: {lines[0][:300]}"
 
     def experiment_id(self, info: ExperimentInfo) -> str:
-        """MLflow's id of an experiment, which is made if need be and says of itself what `info` says."""
+        """Return MLflow's id of an experiment, which is created or updated if necessary."""
         found = self._find_or_create(info)
         for key, value in _experiment_tags(info).items():
             if found.tags.get(key) != value:
@@ -84,19 +84,18 @@ class MlflowSink:
         return str(found.experiment_id)
 
     def share_view(self, info: ExperimentInfo, group_by: str, only: str) -> str:
-        """Store the view that a link opens with; returns its key."""
-        key, state = view_key(group_by), view_state(group_by, info.primary_metric, only)
+        """Store the view that a link opens; return its key."""
+        key = f"backlink-{slug(group_by)}"  # one view per grouping: a new one replaces the old one
+        state = view_state(group_by, info.primary_metric, only)
         self._client.set_experiment_tag(self.experiment_id(info), f"mlflow.sharedViewState.{key}", state)
         return key
 
-    @property
+    @cached_property
     def _client(self) -> MlflowClient:
-        if not self._clients:
-            with sqlite_lock(self._uri):  # a server makes its tables alone
-                client = MlflowClient(self._uri)
-                client.search_experiments(max_results=1)
-            self._clients.append(client)
-        return self._clients[0]
+        with sqlite_lock(self._uri):  # two processes must not create the tables at once
+            client = MlflowClient(self._uri)
+            client.search_experiments(max_results=1)
+        return client
 
     def _find_or_create(self, info: ExperimentInfo) -> Experiment:
         name = slug(info.name)
@@ -105,7 +104,7 @@ class MlflowSink:
             self._create_experiment(name, info)
             found = self._client.get_experiment_by_name(name)
         if not found or found.lifecycle_stage != "active":
-            raise MlflowException(f"experiment {name!r} was deleted; restore it in MLflow or take another name")
+            raise MlflowException(f"experiment {name!r} was deleted; restore it in MLflow or use another name")
         return found
 
     def _create_experiment(self, name: str, info: ExperimentInfo) -> None:
@@ -116,13 +115,13 @@ class MlflowSink:
                 raise
 
     def _find_run(self, run: TrackedRun) -> Run | None:
-        """The run in MLflow. A request that timed out may have made an empty twin of it, which is deleted."""
+        """Return the run in MLflow. A create request that timed out may have left an empty duplicate, which is deleted."""
         query = f"tags.`{_RUN_ID}` = '{slug(run.run_id)}'"
         found = list(self._client.search_runs([self.experiment_id(run.experiment)], query, max_results=10))
-        found.sort(key=lambda twin: (not twin.data.metrics, twin.info.start_time, twin.info.run_id))
-        for twin in found[1:]:
-            if not twin.data.metrics:
-                self._client.delete_run(twin.info.run_id)
+        found.sort(key=lambda duplicate: (not duplicate.data.metrics, duplicate.info.start_time, duplicate.info.run_id))
+        for duplicate in found[1:]:
+            if not duplicate.data.metrics:
+                self._client.delete_run(duplicate.info.run_id)
         return found[0] if found else None
 
     def _create_run(self, run: TrackedRun) -> Run:
@@ -130,15 +129,15 @@ class MlflowSink:
         experiment = self.experiment_id(run.experiment)
         return self._client.create_run(experiment, start_time=run.started_ms, tags=tags, run_name=slug(run.name))
 
-    def _log_about(self, run: TrackedRun, found: Run) -> None:
-        known = found.data.params
+    def _log_description(self, run: TrackedRun, found: Run) -> None:
+        logged = found.data.params
         params = {_key(key): _text(value, _MAX_PARAM) for key, value in run.params.items()}
-        changed = {key for key, value in params.items() if known.get(key, value) != value}
+        changed = {key for key, value in params.items() if logged.get(key, value) != value}
         if changed:
             _log.warning(
-                "run %s: MLflow has other values of %s, and keeps them", run.run_id, ", ".join(sorted(changed))
+                "run %s: MLflow has other values of %s, and keeps those", run.run_id, ", ".join(sorted(changed))
             )
-        new = [Param(key, value) for key, value in params.items() if key not in known]
+        new = [Param(key, value) for key, value in params.items() if key not in logged]
         tags = {**_tags(run.tags), **_nonfinite(run), **_tags({"end_reason": run.end_reason})}
         newer = [RunTag(key, value) for key, value in tags.items() if found.data.tags.get(key, "") != value]
         for i in range(0, max(len(new), len(newer)), _MAX_TAGS):
@@ -148,7 +147,7 @@ class MlflowSink:
             self._client.log_inputs(found.info.run_id, datasets=[_dataset(run.dataset)])
 
     def _log_points(self, run: TrackedRun, found: Run) -> None:
-        """Log what is missing, whole epochs in one transaction each, so that `curve/epoch` is true at any time."""
+        """Log what is missing, each epoch in one transaction, so that `curve/epoch` is always right."""
         logged = int(found.data.metrics.get(_EPOCH, 0))
         epochs = [
             [*_metrics(p), Metric(_EPOCH, i, p.time_ms, p.step)] for i, p in enumerate(run.curve, 1) if i > logged
@@ -161,14 +160,14 @@ class MlflowSink:
     def _log_artifacts(self, run: TrackedRun, found: Run) -> None:
         if not run.artifacts:
             return
-        total = hashlib.sha256()
+        digest = hashlib.sha256()
         for path in run.artifacts:
-            total.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
-        if found.data.tags.get(_ARTIFACTS) == total.hexdigest():
+            digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+        if found.data.tags.get(_ARTIFACTS) == digest.hexdigest():
             return
         for path in run.artifacts:
             self._client.log_artifact(found.info.run_id, str(path))
-        self._client.set_tag(found.info.run_id, _ARTIFACTS, total.hexdigest())
+        self._client.set_tag(found.info.run_id, _ARTIFACTS, digest.hexdigest())
 
     def _log_status(self, run: TrackedRun, found: Run) -> None:
         info, name = found.info, slug(run.name)
@@ -182,7 +181,7 @@ class MlflowSink:
 def _experiment_tags(info: ExperimentInfo) -> dict[str, str]:
     return {
         "mlflow.note.content": info.note,
-        "mlflow.experimentKind": "custom_model_development",  # else the page opens in its GenAI mode
+        "mlflow.experimentKind": "custom_model_development",  # otherwise the page opens in its GenAI mode
         "mlflow.experiment.primaryMetric.name": _key(info.primary_metric),
     }
 
@@ -193,13 +192,13 @@ def _metrics(point: Point) -> list[Metric]:
 
 
 def _nonfinite(run: TrackedRun) -> dict[str, str]:
-    """A value that is not finite would ruin the axis of its chart, so it becomes a tag."""
+    """Return values that are not finite as tags: as metrics they would ruin the axis of their chart."""
     points = [(p.step, key, float(value)) for p in (*run.curve, *run.summary) for key, value in p.values.items()]
     return {_key(f"nonfinite.{k}"): f"{v} at step {step}" for step, k, v in points if not math.isfinite(v)}
 
 
 def _batches(groups: Sequence[list[Metric]], limit: int) -> Iterator[list[Metric]]:
-    """Yield the groups in as few batches of at most `limit` as possible, a group whole if it fits into one."""
+    """Yield the groups in as few batches of at most `limit` as possible; a group is split only if it exceeds the limit."""
     batch: list[Metric] = []
     for group in groups:
         if batch and len(batch) + len(group) > limit:
@@ -214,9 +213,9 @@ def _batches(groups: Sequence[list[Metric]], limit: int) -> Iterator[list[Metric
 
 
 def _key(key: str) -> str:
-    """The key under MLflow's rules: letters, digits, `_ - . : /` and spaces, at most 250 characters, a plain path.
+    """Return a key that MLflow accepts: letters, digits, `_ - . : /` and spaces, at most 250 characters, a plain path.
 
-    A key that already fits comes back as it is; another one is changed and, as in `slug`, marked by a short hash.
+    A key that fits is returned unchanged; any other is changed and, as in `slug`, marked with a short hash.
     """
     parts = [part for part in _BAD_KEY.sub("_", key).split("/") if part not in ("", ".", "..")]
     cleaned = "/".join(parts)
@@ -230,12 +229,12 @@ def _tags(tags: Mapping[str, str]) -> dict[str, str]:
 
 
 def _text(value: Scalar, max_characters: int) -> str:
-    """The value as text that every database takes: no NUL, no half characters, not too long."""
+    """Return the value as text that every database accepts: no NUL, no lone surrogates, not too long."""
     return str(value).replace("\0", "").encode("utf-8", "replace").decode()[:max_characters]
 
 
 def _dataset(about: Mapping[str, str]) -> DatasetInput:
-    """The data set as MLflow knows it: its md5 tells two data sets of one name apart, the rest describes it."""
+    """Return the data set for MLflow, which distinguishes data sets of one name by their md5."""
     described = json.dumps(dict(about), sort_keys=True)
     name, digest = about.get("name", "dataset"), about.get("md5", "unknown")
     return DatasetInput(Dataset(name[:500], digest[:36], "local", described, profile=described))

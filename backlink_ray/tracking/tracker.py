@@ -1,9 +1,9 @@
-"""Tracker: keeps MLflow, which may be down, up to date with runs whose log is on disk; nobody ever waits for it.
+"""Tracker: keeps MLflow, which may be down, up to date with runs whose log is on disk; training never waits for it.
 
-    log(key, read) --> which runs changed --> a thread: read() the run's log, bring MLflow up to it --> MLflow
+    log(key, read) --> queue of changed runs --> a thread: read() the run's log, bring MLflow up to date --> MLflow
 
-What waits are names, not numbers: the log is read when its turn comes, so the queue is as long as there are runs and holds
-nothing that could get lost.
+The queue holds runs, not their metrics: a log is read when its turn comes. So the queue is at most as long as there are
+runs, and holds nothing that could be lost.
 """
 
 import itertools
@@ -24,13 +24,13 @@ Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 Scalar = str | int | float
 
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.25, 15.0
-_CLOSING_DELAY_S = 0.5  # whoever closes waits, so it is tried more often
+_CLOSING_DELAY_S = 0.5  # the caller of `close` waits, so retries are more frequent
 _LINK_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExperimentInfo:
-    """What an experiment is called and says about itself on its page, which sorts runs by the metric, smallest first."""
+    """Name and description of an experiment in MLflow; its page sorts runs by the metric, smallest first."""
 
     name: str = "backlink"
     note: str = ""
@@ -39,7 +39,7 @@ class ExperimentInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """Values measured at one time (milliseconds since 1970) and step (the x of curves, an epoch say)."""
+    """Values measured at one time (milliseconds since 1970) and step (the x of curves, such as the epoch)."""
 
     step: int
     time_ms: int
@@ -48,18 +48,18 @@ class Point:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrackedRun:
-    """A run as its log on disk tells it: all that MLflow is to know.
+    """Everything that MLflow shows of a run, read from the run's log on disk.
 
     Attributes:
         run_id: Our stable id; one run_id is one run in MLflow.
-        name: What the page shows.
-        params: Written once: a later other value is not taken.
-        tags: The newest value counts.
-        dataset: Empty, or `name`, `md5` and whatever else describes it.
-        curve: One point an epoch, in order; only ever appended to.
+        name: Shown on the page.
+        params: Written once: MLflow keeps the first value.
+        tags: A newer value replaces the older one.
+        dataset: Empty, or `name`, `md5` and anything else that describes it.
+        curve: One point per epoch, in order; it only grows.
         summary: Values of the run as a whole; a newer value of a key replaces the older one.
-        ended_ms: When it ended, where status is not RUNNING.
-        artifacts: Files.
+        ended_ms: When it ended, if status is not RUNNING.
+        artifacts: Files to upload.
     """
 
     run_id: str
@@ -81,7 +81,7 @@ Read = Callable[[], TrackedRun]
 
 
 class NoTracker:
-    """A tracker that tracks nothing: for runs without MLflow."""
+    """A tracker that does nothing, for runs without MLflow."""
 
     experiment = ExperimentInfo()
 
@@ -89,15 +89,15 @@ class NoTracker:
         """Do nothing."""
 
     def close(self, timeout_s: float = 30.0) -> int:
-        """Do nothing; no run is left."""
+        """Return 0: no run is left."""
         return 0
 
     def link(self, group_by: str = "K", only: str = "") -> str:
-        """There is no page: an empty text."""
+        """Return "": there is no page."""
         return ""
 
     def command(self) -> str:
-        """There is no server to start: an empty text."""
+        """Return "": there is no server to start."""
         return ""
 
 
@@ -106,87 +106,87 @@ class Tracker(NoTracker):
 
     Args:
         tracking_uri: `sqlite:////absolute/mlflow.db`, `http(s)://host:port` or a database URI.
-        experiment: What new runs belong to, and what `link` shows.
-        storage: The folder that the runs' logs are below, named in the command that is printed when MLflow stays away.
+        experiment: Shown by `link`.
+        storage: The folder of the runs' logs, for the printed sync command if MLflow stays down.
 
     Raises:
-        ConfigError: The tracking URI is of no kind that MLflow takes.
+        ConfigError: MLflow does not accept such a URI.
     """
 
     def __init__(self, tracking_uri: str, experiment: ExperimentInfo, storage: Path) -> None:
         from backlink_ray.tracking.mlflow_sink import MlflowSink  # mlflow takes seconds to import
 
         self.experiment = experiment
-        self.failed = 0  # runs that could not be read, or that MLflow will never take
+        self.failed = 0  # runs whose log cannot be read, or that MLflow refuses
         self._uri, self._storage = checked_uri(tracking_uri), storage
         self._new_sink = partial(MlflowSink, self._uri)
         self._sink = self._new_sink()
         self._waiting: dict[str, tuple[int, Read]] = {}
         self._changes = itertools.count()
-        self._done = 0  # runs brought up to date so far
-        self._said: set[str] = set()
+        self._num_settled = 0
+        self._reported: set[str] = set()
         self._is_down = self._closing = self._stopped = False
-        self._news = threading.Condition()
+        self._condition = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="mlflow-tracker", daemon=True)
         self._thread.start()
 
     def log(self, key: str, read: Read) -> None:
-        """Say that a run is new or has changed; `read` returns it when its turn comes, in another thread.
+        """Report that a run is new or has changed; `read` is called later, in another thread.
 
         Args:
-            key: Of the run: its folder, say. A run that waits already is not put on the list twice.
-            read: Reads the run's log.
+            key: Of the run, such as its folder; a run is queued once.
+            read: Reads the run from its log.
         """
         assert not self._stopped, "the tracker is closed"
-        with self._news:
+        with self._condition:
             self._waiting[key] = (next(self._changes), read)
-            self._news.notify_all()
+            self._condition.notify_all()
 
     def close(self, timeout_s: float = 30.0) -> int:
-        """Wait until every run is in MLflow, and give up when none has arrived for `timeout_s`.
+        """Wait until MLflow is up to date; give up if it accepts no run for `timeout_s`.
 
         Returns:
-            How many runs are not there, or not up to date; their logs stay where they are.
+            How many runs are missing or out of date in MLflow; their logs remain on disk.
         """
-        with self._news:
+        with self._condition:
             self._closing = True
-            self._news.notify_all()
-            while self._waiting and not self._stopped:
-                done = self._done
-                if not self._news.wait_for(lambda done=done: self._done > done, timeout_s):  # type: ignore[misc]
-                    break
+            self._condition.notify_all()
+            settled = -1
+            while self._waiting and not self._stopped and settled != self._num_settled:
+                settled = self._num_settled
+                self._condition.wait_for(lambda before=settled: self._num_settled > before, timeout_s)  # type: ignore[misc]
             self._stopped = True
-            self._news.notify_all()
+            self._condition.notify_all()
         if left := len(self._waiting):
             where, command = redact(self._uri), sync_command(self._storage, self._uri)
-            _log.warning("%d runs are not in MLflow at %s yet; later: %s", left, where, command)
+            _log.warning("%d runs are not in MLflow at %s yet; to sync them later: %s", left, where, command)
         return left
 
     def link(self, group_by: str = "K", only: str = "") -> str:
-        """The browser link to the comparison chart of all or `only` some runs, grouped by a parameter or tag (`view_state`).
+        """Return the browser link to the comparison chart of all or `only` some runs, grouped as in `view_state`.
 
-        For a store without a server it is the link for the server that `command` starts. Where MLflow cannot be
-        reached within 10 s it is a plainer link.
+        For a store without a server, it is for the server that `command` starts. If MLflow does not answer within 10 s,
+        the link is a simpler one.
         """
         links = [chart_link(self._uri)]
-        # A thread, because a database server that is away blocks MLflow for 102 s.
+        # In a thread, because MLflow blocks for 102 s if a database server is down.
         thread = threading.Thread(target=self._share_link, args=(group_by, only, links), daemon=True)
         thread.start()
         thread.join(_LINK_TIMEOUT_S)
         return links[-1]
 
     def command(self) -> str:
-        """The command that starts MLflow's page on http://127.0.0.1:5000; empty where a server already runs."""
+        """Return the command that starts MLflow's page on http://127.0.0.1:5000, "" if a server already runs."""
         return ui_command(self._uri)
 
     def _share_link(self, group_by: str, only: str, links: list[str]) -> None:
-        sink = self._new_sink()  # its own: the other one belongs to the other thread
+        sink = self._new_sink()  # not self._sink, which belongs to the other thread
         try:
             experiment_id = sink.experiment_id(self.experiment)
             links.append(chart_link(self._uri, experiment_id))
             links.append(chart_link(self._uri, experiment_id, sink.share_view(self.experiment, group_by, only)))
         except Exception as error:
-            _log.warning("the chart's view could not be shared: %s", sink.explain(error))
+            _log.warning("the view of the chart could not be stored: %s", sink.explain(error))
 
     def _work(self) -> None:
         delay_s = 0.0
@@ -199,58 +199,60 @@ class Tracker(NoTracker):
                 self._postpone(key, delay_s)
 
     def _next(self) -> tuple[str, int, Read] | None:
-        with self._news:
-            self._news.wait_for(lambda: self._waiting or self._stopped)
+        with self._condition:
+            self._condition.wait_for(lambda: self._waiting or self._stopped)
             if self._stopped:
                 return None
             key = next(iter(self._waiting))
             return key, *self._waiting[key]
 
     def _attempt(self, read: Read) -> bool:
-        """Bring MLflow up to one run; tell whether it is settled, for good or because it can never be."""
+        """Bring MLflow up to date with one run; return False if that must be retried."""
         try:
             run = read()
-        except Exception as error:  # a damaged log, a disk that is away: it costs this run alone
+        except Exception as error:  # a damaged log or a missing disk affects this run only
             self._refuse(str(error))
             return True
         try:
             self._sink.log(run)
-        except Exception as error:  # whatever MLflow, its database driver or the network raises: training goes on
+        except Exception as error:  # anything that MLflow, its database driver or the network raises
             if not self._sink.is_refusal(error):
-                self._say_down(self._sink.explain(error))
+                self._report_down(self._sink.explain(error))
                 return False
             self._refuse(f"run {run.run_id}: MLflow refuses it: {self._sink.explain(error)}")
         return True
 
     def _settle(self, key: str, change: int) -> bool:
-        """Take a run off the list, unless it has changed meanwhile; tell whether others wait."""
-        with self._news:
+        """Remove a run from the queue, unless it has changed meanwhile; return whether any run is queued."""
+        with self._condition:
             newest = self._waiting.pop(key)
             if newest[0] != change:
                 self._waiting[key] = newest
-            self._done += 1
+            self._num_settled += 1
             if self._is_down and not self._waiting:
-                _log.warning("MLflow at %s answers again, the runs that waited are there", redact(self._uri))
+                _log.warning("MLflow at %s answers again and is up to date", redact(self._uri))
                 self._is_down = False
-            self._news.notify_all()
+            self._condition.notify_all()
             return bool(self._waiting)
 
     def _postpone(self, key: str, delay_s: float) -> None:
-        """Put a run at the end of the list, since the fault may be its own, and wait."""
+        """Move a run to the end of the queue, since it may be the cause, and wait."""
         deadline = time.monotonic() + delay_s
-        with self._news:
+        with self._condition:
             self._waiting[key] = self._waiting.pop(key)
-            self._news.wait_for(lambda: self._closing, delay_s)
+            self._condition.wait_for(lambda: self._closing, delay_s)
             left_s = min(deadline - time.monotonic(), _CLOSING_DELAY_S)
-            self._news.wait_for(lambda: self._stopped, max(0.0, left_s))
+            self._condition.wait_for(lambda: self._stopped, max(0.0, left_s))
 
     def _refuse(self, reason: str) -> None:
-        if reason not in self._said:
+        if reason not in self._reported:
             _log.warning("%s; it is not tracked, everything else is", reason)
             self.failed += 1
-        self._said.add(reason)
+        self._reported.add(reason)
 
-    def _say_down(self, reason: str) -> None:
+    def _report_down(self, reason: str) -> None:
         if not (self._is_down or self._stopped):
-            _log.warning("MLflow at %s fails (%s); training goes on, runs wait on disk", redact(self._uri), reason)
+            _log.warning(
+                "MLflow at %s fails (%s); training continues, and runs are logged later", redact(self._uri), reason
+            )
         self._is_down = True

@@ -1,4 +1,4 @@
-"""Where MLflow is: addresses, the links and commands that are printed, and secrets that are not."""
+"""MLflow's address: checks, links and commands to print, and the removal of secrets from them."""
 
 import contextlib
 import json
@@ -11,28 +11,28 @@ from urllib.parse import quote, unquote
 
 from backlink_ray.errors import ConfigError
 from backlink_ray.files import exclusive
-from backlink_ray.text import slug, typed_program
+from backlink_ray.text import typed_program
 
 LOCAL_SERVER = "http://127.0.0.1:5000"  # what `ui_command` starts
 
-_FIRST_START_TIMEOUT_S = 60.0  # making the tables takes 2 to 5 s, and 20 processes may queue
+_FIRST_START_TIMEOUT_S = 60.0  # creating the tables takes 2 to 5 s, and 20 processes may queue
 _PROBE_TIMEOUT_S = 5.0
 
 _KINDS = re.compile(r"(https?|(sqlite|postgresql|mysql|mssql)(\+\w+)?|databricks)://")
-_PASSWORD = re.compile(r"(://[^:/?#@]*:)(.+)@")  # to the last @: a password may hold an unescaped @ or /
+_PASSWORD = re.compile(r"(://[^:/?#@]*:)(.+)@")  # up to the last @: a password may contain an unescaped @ or /
 _TOKEN_AS_USER = re.compile(r"(://)([^:/?#@]+)@")
 _SECRET_IN_QUERY = re.compile(r"([?&][^=&#]*(?:password|passwd|pwd|token|secret|key)[^=&#]*=)([^&#]+)", re.IGNORECASE)
 
 
 def redact(uri: str) -> str:
-    """Return the URI as it may be printed, logged and stored: passwords and tokens are `***`."""
+    """Return the URI for printing, logging and storing: passwords and tokens become `***`."""
     shown = _PASSWORD.sub(r"\1***@", uri)
     shown = _TOKEN_AS_USER.sub(r"\1***@", shown)
     return _SECRET_IN_QUERY.sub(r"\1***", shown)
 
 
 def hide_secrets(text: str, uri: str) -> str:
-    """Return text of someone else (an exception, say) without the secrets of `uri`, escaped or not."""
+    """Return text from elsewhere, such as an error message, without the secrets of `uri`, escaped or not."""
     found = [m[2] for pattern in (_PASSWORD, _TOKEN_AS_USER, _SECRET_IN_QUERY) for m in pattern.finditer(uri)]
     for secret in sorted({*found, *map(unquote, found), *map(quote, found)} - {"***"}, key=len, reverse=True):
         text = text.replace(secret, "***")
@@ -40,22 +40,24 @@ def hide_secrets(text: str, uri: str) -> str:
 
 
 def default_tracking_uri(storage: Path) -> str:
-    """Return the SQLite store of a storage folder, `sqlite:////absolute/mlflow.db`; artifacts: `mlartifacts` beside it."""
+    """Return the SQLite store of a storage folder, `sqlite:////absolute/mlflow.db`; artifacts are in `mlartifacts` beside it."""
     return checked_uri(f"sqlite:///{(storage / 'mlflow.db').absolute()}")
 
 
 def checked_uri(uri: str) -> str:
-    """Return the tracking URI, a relative SQLite path made absolute.
+    """Return the tracking URI, with a relative SQLite path made absolute.
 
     Raises:
-        ConfigError: It is a folder (MLflow 3 refuses its old file store), of a kind that MLflow does not take, or a SQLite
+        ConfigError: It is a folder (MLflow 3 refuses its old file store), of a kind that MLflow does not accept, or a SQLite
             store without a usable path.
     """
     if path := database_path(uri):
         return f"sqlite:///{path}"
     if not _KINDS.match(uri):
         is_folder = "://" not in uri or uri.startswith("file:")
-        fault = "is a folder, which MLflow 3 no longer takes" if is_folder else "is of a kind that MLflow does not take"
+        fault = (
+            "is a folder, which MLflow 3 no longer accepts" if is_folder else "is of a kind that MLflow does not accept"
+        )
         raise ConfigError(
             f"tracking URI {redact(uri)!r} {fault}; allowed: sqlite:////absolute/mlflow.db, http(s)://host:port, "
             "or a database URI"
@@ -64,15 +66,15 @@ def checked_uri(uri: str) -> str:
 
 
 def database_path(uri: str) -> Path | None:
-    """Return the file of a SQLite store, absolute; None for every other kind of store.
+    """Return the absolute path of a SQLite store, None for any other kind of store.
 
     Raises:
-        ConfigError: A SQLite store without a file, or with a name that MLflow reads as something else.
+        ConfigError: A SQLite store without a file, or with a name that MLflow misreads.
     """
     if not uri.startswith("sqlite:"):
         return None
     path = uri.removeprefix("sqlite:///")
-    if path == uri or not path or any(taboo in path for taboo in (":memory:", "?", "%")):
+    if path == uri or not path or any(part in path for part in (":memory:", "?", "%")):
         raise ConfigError(
             f"tracking URI {uri!r} names no usable file; allowed: sqlite:////absolute/path.db without ? or %"
         )
@@ -81,13 +83,13 @@ def database_path(uri: str) -> Path | None:
 
 @contextlib.contextmanager
 def sqlite_lock(uri: str) -> Iterator[None]:
-    """Hold a SQLite store for the time of a first start; does nothing for other stores.
+    """Lock a SQLite store while it is opened for the first time; do nothing for other stores.
 
-    MLflow makes the tables without a lock: of 8 processes that opened one fresh file, 8 failed.
+    MLflow creates the tables without a lock: of 8 processes that opened one new file, 8 failed.
 
     Raises:
-        BusyError: Another process held it for 60 s.
-        sqlite3.Error: The file cannot be written; found here at once, where MLflow would block for 102 s.
+        BusyError: Another process held the lock for 60 s.
+        sqlite3.Error: The file cannot be written. MLflow itself would block for 102 s before it fails.
     """
     path = database_path(uri)
     if not path:
@@ -101,48 +103,35 @@ def sqlite_lock(uri: str) -> Iterator[None]:
 
 
 def artifact_location(uri: str, experiment: str) -> str | None:
-    """Return where a new experiment's artifacts go: beside a SQLite store, elsewhere None: it is the server's to decide."""
+    """Return the location of a new experiment's artifacts: beside a SQLite store, else None, which lets the server decide."""
     database = database_path(uri)
     return f"{database.with_name('mlartifacts').as_uri()}/{experiment}" if database else None
 
 
 def ui_command(uri: str) -> str:
-    """Return the shell command that shows the store on the loopback address; empty where a server already does."""
+    """Return the shell command that serves the store on the loopback address, "" if a server already does."""
     if uri.startswith(("http://", "https://")):
         return ""
     return f"{typed_program('mlflow')} ui --backend-store-uri {shlex.quote(redact(uri))} --host 127.0.0.1 --port 5000"
 
 
 def sync_command(storage: Path, uri: str) -> str:
-    """Return the shell command that brings a storage folder to MLflow later; a secret is left to the environment."""
+    """Return the shell command that syncs a storage folder later; a URI with a secret is left to the environment."""
     command = f"{typed_program('backlink-ray')} sync {shlex.quote(str(storage))}"
     if redact(uri) != uri:
         return f"{command}  (with MLFLOW_TRACKING_URI set)"
     return f"{command} --tracking-uri {shlex.quote(uri)}"
 
 
-def browser_base(uri: str) -> str:
-    """Return the address a browser opens, without user, password or query."""
-    if not uri.startswith(("http://", "https://")):
-        return LOCAL_SERVER
-    hidden = redact(uri).split("?")[0].split("#")[0]
-    return re.sub(r"://.*@", "://", hidden).rstrip("/")
-
-
-def view_key(group_by: str) -> str:
-    """Return the key under which the shared view grouped by a parameter or tag is kept: one each, so it is overwritten."""
-    return f"backlink-{slug(group_by)}"
-
-
 def view_state(group_by: str, primary_metric: str, only: str = "") -> str:
-    """Return MLflow's shared view state: runs grouped by one parameter or tag, all shown, best first.
+    """Return MLflow's state of a shared view: runs grouped by one parameter or tag, all visible, best first.
 
-    An internal format of MLflow 3.17's page, so it is made here and nowhere else.
+    This is an internal format of MLflow 3.17's page.
 
     Args:
         group_by: A parameter, or a tag as `tags.NAME`.
-        primary_metric: Orders the runs, smallest first.
-        only: Which runs, in MLflow's search language; all if empty.
+        primary_metric: Sorts the runs, smallest first.
+        only: Filter in MLflow's search syntax; empty for all runs.
     """
     name = group_by.removeprefix("tags.")
     mode = "param" if name == group_by else "tag"
@@ -159,10 +148,17 @@ def view_state(group_by: str, primary_metric: str, only: str = "") -> str:
 
 
 def chart_link(uri: str, experiment_id: str = "", view: str = "") -> str:
-    """Return the link to the comparison chart; to the plain runs without a view, to all experiments without an id."""
-    page = f"{browser_base(uri)}/#/experiments"
+    """Return the link to the comparison chart: with a stored view if one is named, or to all experiments without an id."""
+    page = f"{_browser_address(uri)}/#/experiments"
     if not experiment_id:
         return page
     # Without workflowType MLflow 3.17 opens its GenAI page and shows ten runs.
     link = f"{page}/{experiment_id}/runs?workflowType=machine_learning&compareRunsMode=CHART"
     return f"{link}&viewStateShareKey={quote(view)}" if view else link
+
+
+def _browser_address(uri: str) -> str:
+    """Return the server's address without user, password and query."""
+    if not uri.startswith(("http://", "https://")):
+        return LOCAL_SERVER
+    return re.sub(r"://.*@", "://", re.split("[?#]", redact(uri))[0]).rstrip("/")

@@ -1,4 +1,4 @@
-"""Callback of Tune in the study's driver: writes results and tracking files, wakes the tracker, and prints an epoch a line."""
+"""Callback: what the study's driver does when a trial starts, reports and ends."""
 
 import dataclasses
 import json
@@ -14,10 +14,9 @@ from backlink_ray.data.images import Dataset
 from backlink_ray.paper.cells import published_error_pct
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.data import data_key
-from backlink_ray.runs.results import Value
+from backlink_ray.runs.outcome import Outcome, outcome_of
+from backlink_ray.runs.results import Value, epoch_line, numbers
 from backlink_ray.runs.tracked import end_tracking, start_tracking, track
-from backlink_ray.tracking.tracker import Status
-from backlink_ray.tuning.outcome import TrialOutcome, outcome_of
 from backlink_ray.tuning.resources import ClusterResources
 
 if TYPE_CHECKING:
@@ -25,27 +24,22 @@ if TYPE_CHECKING:
 
 
 class StudyCallback(tune.Callback):
-    """Writes how trials end into the results, has MLflow brought up to their folders, and prints one line per epoch."""
+    """Records how trials end, has MLflow brought up to date, and prints one line per epoch."""
 
     def __init__(self, study: "Study", cluster: ClusterResources, datasets: Mapping[str, Dataset]) -> None:
         self._study, self._cluster = study, cluster
         self._datasets = {key: about(dataset) for key, dataset in datasets.items()}
-        self._size, self._ended = study.plan.size, study.plan.size - study.left()
+        self._size, self._num_done = study.plan.size, study.plan.size - study.left()
         version = provenance.describe()["backlink_ray"]
         self._tags = {"study": study.name, "version": version, "commit": provenance.commit()}
         self._started: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Tune pickles its callbacks into a file for Tuner.restore, which is never used here."""
+        """Return nothing: Tune pickles its callbacks for Tuner.restore, which is not used here."""
         return {}
 
-    def setup(
-        self, stop: Any = None, num_samples: int | None = None, total_num_samples: int | None = None, **info: Any
-    ) -> None:
-        """Ray asks for it; nothing to prepare."""
-
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Open the run."""
+        """Start tracking the run."""
         config = self._config(trial)
         print(f"{self._label(config)} starts", flush=True)
         published = published_error_pct(config)
@@ -63,15 +57,12 @@ class StudyCallback(tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """Track one epoch, which is on disk already, and print it."""
+        """Print one epoch and have it tracked; its metrics are already on disk."""
         config = self._config(trial)
         track(self._study.tracker, self._folder(trial))
-        losses = " ".join(f"{loss:.3f}" for loss in result["local_loss"])
-        left = (config.epochs - int(result["epoch"])) * result["epoch_s"]
+        left_s = (config.epochs - int(result["epoch"])) * result["epoch_s"]
         print(
-            f"{self._label(config)} {result['executor']}  epoch {result['epoch']}/{config.epochs}  "
-            f"test error {result['test_error_pct']:.2f} %  losses {losses}  {result['images_per_s']:.0f} images/s  "
-            f"{left / 60:.1f} min left",
+            f"{self._label(config)} {result['executor']}  {epoch_line(result, config.epochs)}  {left_s / 60:.1f} min left",
             flush=True,
         )
 
@@ -79,29 +70,29 @@ class StudyCallback(tune.Callback):
         tags = self._study.plan.tags.get(config.run_id, {})
         name = f"{tags['cell'].split()[0]} {tags['kind']} s{config.seed}" if tags else config.label
         return (
-            f"[{self._ended}/{self._size} done] {name} K={config.num_modules} l={config.propagation_length} "
+            f"[{self._num_done}/{self._size} done] {name} K={config.num_modules} l={config.propagation_length} "
             f"alpha={config.alpha:g} eta={config.lr:.3g}"
         )
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Results the result, or what there is of it where the trial was stopped early."""
+        """Record the result, or the last metrics if the trial was stopped early."""
         self._end(trial, None)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Results the failure with its reason."""
+        """Record the failure and its reason."""
         self._end(trial, str(trial.get_error() or ""))
 
     def _end(self, trial: Any, error: str | None) -> None:
         config = self._config(trial)
-        if config.run_id not in self._started:  # its process never came up, so Tune did not announce it
+        if config.run_id not in self._started:  # its process never started, so Tune did not call on_trial_start
             self.on_trial_start(0, [], trial)
         outcome = outcome_of(self._folder(trial), config.epochs, trial.last_result or {}, error)
-        end_tracking(self._folder(trial), _MLFLOW_STATUS[outcome.status], outcome.reason)
+        end_tracking(self._folder(trial), outcome)
         track(self._study.tracker, self._folder(trial))
         if outcome.status == "LOST":
             print(f"trial {config.run_name} was lost: {outcome.reason}", file=sys.stderr, flush=True)
-            return  # no result: the study asks for it again when it is resumed
-        self._ended += 1
+            return  # without a result it runs again when the study is resumed
+        self._num_done += 1
         self._study.results.append(_row(config, outcome))
         if outcome.status == "FAILED":
             print(f"trial {config.run_name} failed: {outcome.reason}", file=sys.stderr, flush=True)
@@ -113,21 +104,16 @@ class StudyCallback(tune.Callback):
         return self._study.plan.run_of(trial.config)
 
 
-_MLFLOW_STATUS: dict[str, Status] = {
-    "FINISHED": "FINISHED", "STOPPED": "FINISHED", "FAILED": "FAILED", "LOST": "KILLED",
-}  # fmt: skip
-
-
-def _row(config: RunConfig, outcome: TrialOutcome) -> dict[str, Value]:
-    words: dict[str, Value] = {
+def _row(config: RunConfig, outcome: Outcome) -> dict[str, Value]:
+    texts: dict[str, Value] = {
         name: str(outcome.result[name]) for name in ("executor", "memory_source") if name in outcome.result
     }
-    ended: dict[str, Value] = {"run_id": config.run_id, "status": outcome.status, "reason": outcome.reason}
-    return {**dataclasses.asdict(config), **ended, **words, **outcome.headline}
+    known: dict[str, Value] = {"run_id": config.run_id, "status": outcome.status, "reason": outcome.reason}
+    return {**dataclasses.asdict(config), **known, **texts, **numbers(outcome.result)}
 
 
 def run_params(config: RunConfig) -> dict[str, str | int | float]:
-    """Return the few parameters that MLflow's table shows; everything is in config.yaml."""
+    """Return the parameters for MLflow's table; config.yaml has all of them."""
     return {
         "K": config.num_modules, "l": config.propagation_length, "alpha": config.alpha, "eta": round(config.lr, 6),
         "seed": config.seed, "dataset": config.dataset, "network": config.network, "head": config.head,
@@ -136,6 +122,6 @@ def run_params(config: RunConfig) -> dict[str, str | int | float]:
 
 
 def about(dataset: Dataset) -> dict[str, str]:
-    """Return what MLflow is told of a data set: its name, the digest of what is used of it, and the sizes."""
+    """Return what MLflow shows of a data set: its name, the digest of the images in use, and its sizes."""
     sizes = {"train_images": len(dataset.train), "test_images": len(dataset.test)}
     return {"name": dataset.name, "md5": dataset.digest, "source": json.dumps(sizes)}

@@ -1,4 +1,4 @@
-"""The study folder: whose it is, and which process is at work in it."""
+"""The study folder: which study it belongs to, and which process works in it."""
 
 import json
 import os
@@ -13,27 +13,27 @@ from backlink_ray.runs.tracked import DRIVER_LOCK
 from backlink_ray.tuning.plan import Plan
 
 MANIFEST = "study.json"
-_LOOK_TIMEOUT_S = 0.5  # `backlink-ray sync` looks whether a driver lives, which takes the lock for an instant
-# Of what a study leaves on disk: folders of another format are refused rather than misread.
+_LOOK_TIMEOUT_S = 0.5  # `backlink-ray sync` checks for a living driver by taking the lock for an instant
+# Format of study folders; another one is refused rather than misread.
 FORMAT = 2
 
 
 @contextmanager
 def open_study_folder(folder: Path, name: str, plan: Plan, resume: str) -> Iterator[None]:
-    """Hold a study's folder for this process; made where it is missing.
+    """Lock a study's folder for this process, and create it if necessary.
 
     Args:
         folder: of the study.
         name: of the study.
-        plan: its base and metric are recorded, so that a folder never mixes two studies; runs and trials may be added.
-        resume: auto (go on if there is something), never (there must be nothing), must (there must be something).
+        plan: its base and metric are recorded, so that a folder never mixes two studies; runs and trials can be added later.
+        resume: auto (resume if the folder holds the study), never (it must be empty), must (it must hold the study).
 
     Raises:
-        ConfigError: the folder is another study's or another user's, in use, not writable, or against `resume`.
+        ConfigError: the folder belongs to another study or user, is in use, is not writable, or contradicts `resume`.
     """
-    # Hidden: what a start that was killed at once left.
-    used = folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
-    if used:
+    # Hidden files may be left by a start that was killed at once.
+    is_used = folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
+    if is_used:
         _check_owner(folder)
         if resume == "never":
             raise ConfigError(
@@ -54,39 +54,39 @@ def open_study_folder(folder: Path, name: str, plan: Plan, resume: str) -> Itera
 
 
 def check_study_folder(folder: Path, name: str, plan: Plan) -> None:
-    """Refuse to report from a folder that is not this study's; it may be another user's, and in use."""
+    """Raise ConfigError if a folder does not hold this study; it may belong to another user, and be in use."""
     if not (folder / MANIFEST).exists():
         raise ConfigError(f"{_folder(folder)} holds no study to report; run this without --report-only first")
     _check_manifest(folder, name, plan)
 
 
 def _manifest(name: str, plan: Plan) -> dict[str, Any]:
-    # Fields at their defaults are left out, so that a field that is added later refuses no older study.
+    # Without fields at their defaults, so that a later version with more fields still accepts the study.
     return {
         "format": FORMAT, "study": name, "base": plan.base.identity, "metric": plan.metric, "objectives": list(plan.objectives),
     }  # fmt: skip
 
 
 def _check_manifest(folder: Path, name: str, plan: Plan) -> None:
-    file, mine = folder / MANIFEST, _manifest(name, plan)
+    file, expected = folder / MANIFEST, _manifest(name, plan)
     found = read_json(file, "restore it, or give another --storage-path")
-    if found == mine:
+    if found == expected:
         return
     if not found:
-        problem = "holds no manifest of ours; give another --storage-path"
+        problem = "holds no study of backlink_ray; give another --storage-path"
     elif found.get("format") != FORMAT:
         problem = (
-            f"was written by another version of backlink_ray (format {found.get('format', 1)}, here {FORMAT}), which alone "
-            "can read it; give another --storage-path"
+            f"was written by another version of backlink_ray (format {found.get('format', 1)}, here {FORMAT}), which this "
+            "version cannot read; give another --storage-path"
         )
     else:
-        problem = f"holds another study ({_difference(found, mine)}); give another --storage-path, or the flags it had"
+        problem = f"holds another study ({_difference(found, expected)}); give another --storage-path, or the flags of that study"
     raise ConfigError(f"{_folder(folder)} {problem}")
 
 
-def _difference(found: dict[str, Any], mine: dict[str, Any]) -> str:
-    """Name what differs, for example "lr is 0.3 there and 0.5 here"."""
-    there, here = ({**m, **m["base"]} for m in (found, mine))
+def _difference(found: dict[str, Any], expected: dict[str, Any]) -> str:
+    """Return what differs, for example "lr is 0.3 there and 0.5 here"."""
+    there, here = ({**m, **m["base"]} for m in (found, expected))
     names = sorted(name for name in there.keys() | here.keys() if name != "base" and there.get(name) != here.get(name))
     return ", ".join(
         f"{name} is {there.get(name, 'the default')} there and {here.get(name, 'the default')} here" for name in names
@@ -97,7 +97,7 @@ def _check_owner(folder: Path) -> None:
     found = folder.stat()
     if found.st_uid != os.getuid() or found.st_mode & 0o002:
         raise ConfigError(
-            f"{_folder(folder)} belongs to another user or anybody may write to it; give another --storage-path"
+            f"{_folder(folder)} belongs to another user, or is writable for everybody; give another --storage-path"
         )
 
 

@@ -1,10 +1,11 @@
 """Plan: what a study runs, as plain data."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from backlink_ray.runs.config import RunConfig
+from backlink_ray.runs.results import Row
 from backlink_ray.tuning.space import Space
 
 
@@ -13,16 +14,16 @@ class Plan:
     """What a study runs: a list of runs, or a search of a space.
 
     Attributes:
-        base: what a search varies; of a list, what stands for its runs in titles and tells two studies apart.
-        runs: the list.
-        space: searched by Optuna, where there is no list.
-        first: runs of a search that come before any suggestion.
+        base: varied by a search; for a list, stands for its runs in titles. It distinguishes one study from another.
+        runs: the list of runs.
+        space: searched by Optuna if there is no list.
+        first: runs of a search before its first suggestion.
         num_samples: trials of a search.
-        metric: minimised, and what orders the table.
-        objectives: metrics that a search minimises together instead, by NSGA-II; none: the metric alone.
-        asha: stop trials of a search early that rank low.
-        retry_failed: run what has failed in a list again.
-        tags: more tags of runs in MLflow, by run_id.
+        metric: minimised; the table is sorted by it.
+        objectives: metrics that a search minimises together by NSGA-II; if empty, it minimises the metric alone.
+        asha: whether a search stops trials early that rank low.
+        retry_failed: whether failed runs of a list run again.
+        tags: additional tags of runs in MLflow, by run_id.
     """
 
     base: RunConfig
@@ -43,13 +44,19 @@ class Plan:
 
     @property
     def examples(self) -> tuple[RunConfig, ...]:
-        """Return the runs of a list; of a search what comes first, and one run at each K."""
+        """Return the runs of a list, or the first runs of a search and one run for each K."""
         ks = self.space.num_modules if self.space else ()
         at_each_k = (self.base.replace(num_modules=k, propagation_length=1) for k in ks)
         return (*self.runs, *self.first, *at_each_k)
 
+    def runs_left(self, rows: Iterable[Row]) -> list[RunConfig]:
+        """Return the runs of a list that have no row in the results, or a failed one if failed runs are retried."""
+        ended = {row["run_id"] for row in rows if row["status"] == "FINISHED" or not self.retry_failed}
+        by_id = {run.run_id: run for run in self.runs}  # two cells can be the same run: BP is, at any K
+        return [run for run_id, run in by_id.items() if run_id not in ended]
+
     def run_of(self, choice: Mapping[str, Any]) -> RunConfig:
-        """Return the run of a trial, which a list names by its run_id and a search by the fields that it chose."""
+        """Return the run of a trial: by its run_id in a list, from the chosen fields in a search."""
         if "run_id" in choice:
             return next(run for run in self.runs if run.run_id == choice["run_id"])
         return self.base.replace(**choice)

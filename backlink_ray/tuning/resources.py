@@ -1,8 +1,6 @@
-"""Resources: what the cluster has, and what a trial reserves of it."""
+"""Resources: what a cluster has, and what a trial reserves of it."""
 
 from dataclasses import dataclass
-
-import ray
 
 from backlink_ray.pipeline.resources import STAGE, StageResources
 from backlink_ray.runs.config import RunConfig
@@ -11,7 +9,7 @@ from backlink_ray.runs.executors import choose_executor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterResources:
-    """The cluster as trials see it, what a stage takes of it, and how many trials run at once (0: as many as fit)."""
+    """A cluster's GPUs and CPUs, what a stage takes of them, and how many trials run at once (0: as many as fit)."""
 
     num_gpus: float
     num_cpus: float
@@ -24,19 +22,12 @@ class ClusterResources:
         return config.replace(executor=name)
 
     def bundles(self, config: RunConfig) -> list[dict[str, float]]:
-        """Return a trial's bundles: its own, and one for each stage where the stages are actors."""
+        """Return the bundles of a trial: its own, and one per stage if the stages are actors."""
         if self.resolve(config).executor == "ray":
             return self.stage.where_gpus_are(self.num_gpus).bundles(config.num_modules)
         return [{"CPU": 1.0} | ({"GPU": 1.0} if self.num_gpus else {})]
 
     def check(self, config: RunConfig) -> None:
-        """Refuse a trial that can never be placed."""
+        """Raise ConfigError if the cluster can never hold a trial."""
         if self.resolve(config).executor == "ray":
             self.stage.where_gpus_are(self.num_gpus).check(config.num_modules, self.num_cpus, self.num_gpus)
-
-
-def connected_cluster(max_concurrent: int = 0, stage: StageResources = STAGE) -> ClusterResources:
-    """Return what the connected Ray cluster has."""
-    found = ray.cluster_resources()
-    num_gpus, num_cpus = found.get("GPU", 0.0), found.get("CPU", 0.0)
-    return ClusterResources(num_gpus=num_gpus, num_cpus=num_cpus, max_concurrent=max_concurrent, stage=stage)

@@ -1,4 +1,4 @@
-"""Searcher: Optuna as Ray Tune asks it, on a database that outlives its driver."""
+"""Searcher: Ray Tune's interface to Optuna, on a database that outlives the driver."""
 
 from collections.abc import Callable
 from functools import partial
@@ -14,24 +14,24 @@ from backlink_ray.tuning.space import SEARCHED
 
 
 class Searcher(OptunaSearch):
-    """OptunaSearch, but a trial that failed counts as failed even if it had reported before."""
+    """OptunaSearch, except that a failed trial counts as failed even if it had reported before."""
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tell Optuna how a trial ended."""
+        """Pass the end of a trial on to Optuna."""
         super().on_trial_complete(trial_id, None if error else result, error)
 
 
 def open_searcher(plan: Plan, folder: Path, name: str, has_result: Callable[[RunConfig], bool]) -> Searcher:
     """Open a study's Optuna database and return Ray's searcher on it.
 
-    A trial that a killed driver left running is marked failed. What Optuna chose and the study has no result of, because
-    the driver, the trial or a machine was lost, is asked again first, so that its run goes on from its own checkpoint.
+    A trial that a killed driver left running is marked failed. Choices without a result, because the driver, the trial or
+    a machine was lost, are suggested again first, so that their runs resume from their checkpoints.
 
     Args:
-        plan: of a search: its metric is minimised by TPE, its objectives together by NSGA-II.
+        plan: of a search; TPE minimises its metric, or NSGA-II its objectives.
         folder: of the study; the database is optuna.db in it.
         name: of the study in the database.
-        has_result: tells whether the study has a result of a run.
+        has_result: whether the study has a result of a run.
     """
     assert plan.space is not None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -46,7 +46,7 @@ def open_searcher(plan: Plan, folder: Path, name: str, has_result: Callable[[Run
         space=partial(plan.space.suggest, plan.base),  # not a closure: Tune pickles its searcher
         metric=list(plan.objectives) or plan.metric,
         mode=["min"] * len(plan.objectives) or "min",
-        # Another seed at every start: the same one would repeat the suggestions that are already there.
+        # A different seed at every start: the same one would repeat the earlier suggestions.
         sampler=_sampler(bool(plan.objectives), plan.base.seed + known),
         study_name=name,
         storage=storage,
@@ -55,13 +55,13 @@ def open_searcher(plan: Plan, folder: Path, name: str, has_result: Callable[[Run
 
 def _sampler(several: bool, seed: int) -> optuna.samplers.BaseSampler:
     if several:
-        # Optuna's own population of 50 would make all of a study of some tens of trials its first, random generation.
+        # With Optuna's default population of 50, a study of a few tens of trials would end in its first, random generation.
         return optuna.samplers.NSGAIISampler(population_size=10, seed=seed)
     return optuna.samplers.TPESampler(seed=seed)
 
 
 def _without_result(study: optuna.Study, has_result: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
-    """Fail the trials that a dead driver left running; return the choices of all trials that are to be asked again."""
+    """Fail the trials that a dead driver left running; return the choices that must be suggested again."""
     for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
         study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
     tried = [dict(trial.params) for trial in study.trials if trial.params]

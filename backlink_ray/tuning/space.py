@@ -1,4 +1,4 @@
-"""Space: which values of K, l, alpha and eta a search may choose."""
+"""Space: the values of K, l, alpha and eta that a search chooses from."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,12 +12,12 @@ SEARCHED = ("num_modules", "propagation_length", "alpha", "lr")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Space:
-    """What a search may choose. Only runs that exist are ever suggested: l is bounded by the smallest module at K.
+    """The values that a search chooses from. Every suggestion is a valid run: l is bounded by the smallest module at K.
 
     Attributes:
         num_modules: values of K, each 2 or more.
-        longest: largest propagation length tried, even where K would allow more.
-        alphas: values of alpha; the paper's grid is the default.
+        longest: largest propagation length, even if K allows more.
+        alphas: values of alpha; default: the paper's grid.
         lr: lowest and highest eta, searched on a logarithmic scale.
     """
 
@@ -30,8 +30,8 @@ class Space:
         """Choose K, then l within its bound, alpha and eta.
 
         Args:
-            base: gives network and remainder, which bound l.
-            trial: an optuna.Trial, or Ray's stand-in for one.
+            base: its network and remainder bound l.
+            trial: an optuna.Trial, or Ray's substitute for one.
 
         Returns:
             The fields of RunConfig that SEARCHED names.
@@ -47,7 +47,7 @@ class Space:
 
     @property
     def text(self) -> str:
-        """Return what may be chosen, in words."""
+        """Return the space in words."""
         return (
             f"K in {self.num_modules}, l in 1..{self.longest} within the smallest module, alpha in {self.alphas}, "
             f"eta in {self.lr[0]}..{self.lr[1]}"

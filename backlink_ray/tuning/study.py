@@ -1,4 +1,4 @@
-"""Study: a plan carried out by Ray Tune, one trial a run, its stages in the trial's own placement group."""
+"""Study: a plan run by Ray Tune, one trial per run, with its stages in the trial's own placement group."""
 
 import logging
 import os
@@ -23,41 +23,39 @@ from backlink_ray.tuning.resources import ClusterResources
 from backlink_ray.tuning.searcher import open_searcher
 from backlink_ray.tuning.trial import trial, trial_resources
 
-# A failed trial is told by our callback in one line; Tune would add two tracebacks.
+# Our callback reports a failed trial in one line; Tune would add two tracebacks.
 logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-# Tune's own table shows none of our columns and repaints itself; our callback prints a line an epoch instead.
+# Tune's own table has none of our columns and redraws itself; our callback prints one line per epoch instead.
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 
 
 class Study:
-    """A study's folder with its results, ready to run what is left of a plan; the folder is open for this process."""
+    """A study's folder, opened by this process, and its results; ready to run what is left of a plan."""
 
     def __init__(self, name: str, plan: Plan, folder: Path, tracker: NoTracker) -> None:
         self.name, self.plan, self.folder, self.tracker = name, plan, folder, tracker
         self.results = Results(folder)
-        track_all(tracker, folder)  # what an earlier driver could not bring to MLflow
+        track_all(tracker, folder)  # an earlier driver may have ended before MLflow was up to date
 
     def left(self) -> int:
-        """Return how many trials of the plan are to be run: a search's failed ones stay failed, a list's may run again."""
+        """Return how many trials of the plan are left: failed ones are done in a search, and may run again in a list."""
         if self.plan.space:
             return max(0, self.plan.num_samples - len(self.results.rows()))
         return len(self.runs_left())
 
     def missing(self) -> int:
-        """Return how many trials of the plan have not ended in any way: those an interruption left."""
+        """Return how many trials of the plan have no outcome, not even a failure: those that an interruption left."""
         if self.plan.space:
             return self.left()
         ended = {row["run_id"] for row in self.results.rows()}
         return len({run.run_id for run in self.plan.runs} - ended)
 
     def runs_left(self) -> list[RunConfig]:
-        """Return the runs of a list that are not done; failed ones are among them where the plan says so."""
-        done = self.results.done() if self.plan.retry_failed else {row["run_id"] for row in self.results.rows()}
-        by_id = {run.run_id: run for run in self.plan.runs}  # two cells may be one run, as BP at any K
-        return [run for run_id, run in by_id.items() if run_id not in done]
+        """Return the runs of a list that are left, see `Plan.runs_left`."""
+        return self.plan.runs_left(self.results.rows())
 
     def run(self, datasets: Mapping[str, Dataset], cluster: ClusterResources) -> None:
-        """Run what is left, at least one trial; `datasets` has theirs by `data_key`."""
+        """Run the trials that are left, at least one; `datasets` holds their data by `data_key`."""
         end_open_runs(self.folder / "runs", "the process that ran the study died")
         references = {key: ray.put(dataset) for key, dataset in datasets.items()}
         trainable = tune.with_parameters(
@@ -74,7 +72,7 @@ class Study:
         except tune.TuneError as error:
             raise StudyError(str(error).strip().splitlines()[-1]) from error
         finally:
-            end_open_runs(self.folder / "runs", "the study was ended before the run")
+            end_open_runs(self.folder / "runs", "the study ended before the run did")
             track_all(self.tracker, self.folder)
 
     def _param_space(self) -> dict[str, Any]:
@@ -86,18 +84,18 @@ class Study:
             return tune.TuneConfig(num_samples=1, max_concurrent_trials=limit)
         recorded = {row["run_id"] for row in self.results.rows()}
         searcher = open_searcher(self.plan, self.folder, self.name, lambda run: run.run_id in recorded)
-        alone = not self.plan.objectives  # of several metrics only the searcher knows
+        has_one_metric = not self.plan.objectives  # several are known to the searcher alone
         return tune.TuneConfig(
             num_samples=self.left(),
             search_alg=searcher,
             scheduler=_asha(self.plan.base.epochs) if self.plan.asha else None,
             max_concurrent_trials=limit,
-            metric=self.plan.metric if alone else None,
-            mode="min" if alone else None,
+            metric=self.plan.metric if has_one_metric else None,
+            mode="min" if has_one_metric else None,
         )
 
     def _run_config(self, datasets: Mapping[str, Dataset], cluster: ClusterResources) -> tune.RunConfig:
-        # Tune's own folder is new at every start and never restored: it holds pickles. What we resume from is ours.
+        # Tune's folder is new at every start and never restored, since it holds pickles; we resume from our own files.
         attempt = f"attempt-{len(list((self.folder / 'tune').glob('attempt-*'))):03d}"
         callback = StudyCallback(self, cluster, datasets)
         return tune.RunConfig(name=attempt, storage_path=str(self.folder / "tune"), callbacks=[callback], verbose=0)

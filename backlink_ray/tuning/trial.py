@@ -1,4 +1,4 @@
-"""Trial: what a study's process does for one run, and what it reserves of the cluster for that."""
+"""Trial: one run of a study in a process of its own, and the resources that it reserves."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,9 +29,14 @@ def trial(
     datasets: Mapping[str, "ray.ObjectRef[Dataset]"],
     runs: Path,
 ) -> None:
-    """One trial, in a process of its own: bundle 0 of its placement group; stage k lives in bundle 1 + k.
+    """Run one trial, in bundle 0 of its placement group; stage k runs in bundle 1 + k.
 
-    It fetches its own data set alone: `datasets` has them by `data_key`.
+    Args:
+        choice: Tune's configuration of the trial, see `Plan.run_of`.
+        plan: the study's.
+        cluster: decides the executor.
+        datasets: by `data_key`; only the trial's own is fetched.
+        runs: the study's folder of run folders.
     """
     config = cluster.resolve(plan.run_of(choice))
     reported: list[int] = []
@@ -45,5 +50,5 @@ def trial(
         output_dir=runs / config.run_id, placement_group=group, on_epoch=report, resources=cluster.stage
     )
     result = run(config, ray.get(datasets[data_key(config)]), options)
-    if not reported:  # the run had ended before its driver heard of it
+    if not reported:  # the run had finished before an earlier driver recorded it
         report(result["curve"][-1])

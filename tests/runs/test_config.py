@@ -1,4 +1,4 @@
-"""RunConfig: what it refuses, and what it is known by."""
+"""RunConfig: what it refuses, and its identity."""
 
 import ast
 import dataclasses
@@ -106,7 +106,7 @@ def test_run_id_depends_on_the_result_alone() -> None:
 
 
 def test_defaults_never_change() -> None:
-    """An identity names only what differs from the defaults, so another default would give old runs another meaning."""
+    """An identity holds only what differs from the defaults, so a new default would change the meaning of old runs."""
     assert {f.name: f.default for f in dataclasses.fields(RunConfig)} == DEFAULTS
 
 
@@ -123,7 +123,7 @@ DEFAULTS = {
 
 
 def test_identities_never_change() -> None:
-    """Those of commit d29e88c: without them old run folders are no longer found."""
+    """Identities of commit d29e88c: if they change, old run folders are no longer found."""
     found = {
         RunConfig(num_modules=2).run_id: "4e208e06dd36aae9",
         RunConfig().run_id: "44136fa355b3678a",
@@ -137,8 +137,8 @@ def test_identities_never_change() -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_method_has_one_identity_whichever_stand_ins_are_given(method: str) -> None:
-    """What stands for the absence of an option may be given, so that a stored configuration can be read again."""
+def test_a_method_has_one_identity_for_all_values_that_mean_absence(method: str) -> None:
+    """The value that means the absence of an option is accepted, so that a stored configuration can be read again."""
     config = RunConfig(method=method)
     assert RunConfig(**dataclasses.asdict(config)) == config
     if method == "gll":
@@ -148,7 +148,7 @@ def test_a_method_has_one_identity_whichever_stand_ins_are_given(method: str) ->
         assert config.num_modules == 1
 
 
-def test_replace_resets_what_the_new_run_does_not_have_unless_it_is_given() -> None:
+def test_replace_resets_options_that_the_new_run_lacks_unless_they_are_passed() -> None:
     linked = RunConfig(base="predsim", beta=0.5, alpha=0.25, num_modules=2, mode="stale")
     free = RunConfig(method="dgl", num_modules=2, mode="async", buffer_size=3)
     assert linked.replace(method="gll") == RunConfig(method="gll", num_modules=2)
@@ -165,28 +165,28 @@ def test_replace_resets_what_the_new_run_does_not_have_unless_it_is_given() -> N
 
 
 def test_numbers_of_numpy_are_pythons() -> None:
-    asked = {"num_modules": np.int64(2), "alpha": np.float32(0.25), "epochs": np.uint8(3), "augment": np.bool_(False)}
-    found, plain = RunConfig(**asked), RunConfig(num_modules=2, alpha=0.25, epochs=3, augment=False)
+    fields = {"num_modules": np.int64(2), "alpha": np.float32(0.25), "epochs": np.uint8(3), "augment": np.bool_(False)}
+    found, plain = RunConfig(**fields), RunConfig(num_modules=2, alpha=0.25, epochs=3, augment=False)
     assert found.run_id == plain.run_id
     assert yaml.safe_dump(dataclasses.asdict(found)) == yaml.safe_dump(dataclasses.asdict(plain))
-    assert {type(getattr(found, name)) for name in asked} == {int, float, bool}
+    assert {type(getattr(found, name)) for name in fields} == {int, float, bool}
 
 
-def test_every_field_says_what_it_is_and_what_is_allowed() -> None:
-    said = set()
+def test_every_field_has_a_docstring_and_a_range() -> None:
+    documented = set()
     for part in RunConfig.__mro__[:-1]:
         body = ast.parse(inspect.getsource(part)).body[0].body  # type: ignore[attr-defined]
-        said |= {
+        documented |= {
             field.target.id
             for field, text in itertools.pairwise(body)
             if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
         }
-    assert said == set(options_of(RunConfig)) == {f.name for f in dataclasses.fields(RunConfig)}
+    assert documented == set(options_of(RunConfig)) == {f.name for f in dataclasses.fields(RunConfig)}
 
 
-@pytest.mark.skipif(not TABLES.exists(), reason="the paper's tables are not beside the repository")
+@pytest.mark.skipif(not TABLES.exists(), reason="the paper's tables are not in the checkout")
 def test_the_papers_cells() -> None:
-    """Every filled (K, l) is accepted, every blank one of the ResNets refused by name."""
+    """Every filled (K, l) is accepted, every blank one of the ResNets refused."""
     accepted = refused = 0
     for row in yaml.safe_load(TABLES.read_text())["tables_raw"]:
         network = row["network"].lower()

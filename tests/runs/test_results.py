@@ -1,4 +1,4 @@
-"""Results of a study: one row a run in an appended log, and what is made from it."""
+"""Results of a study: one row per run in a log, and the reports from it."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ def results(folder: Path, rows: list[dict[str, Value]]) -> Results:
     return found
 
 
-def test_rows_come_back_as_they_were_and_nothing_is_made_by_looking(tmp_path: Path) -> None:
+def test_rows_are_read_as_written_and_reading_creates_nothing(tmp_path: Path) -> None:
     assert Results(tmp_path / "study").rows() == []
     assert list(tmp_path.iterdir()) == []
     rows: list[dict[str, Value]] = [
@@ -29,7 +29,9 @@ def test_rows_come_back_as_they_were_and_nothing_is_made_by_looking(tmp_path: Pa
     assert found.done() == {"b"}
 
 
-def test_the_last_row_of_a_run_counts_whatever_the_clock_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_last_row_of_a_run_counts_even_if_the_clock_runs_backward(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("time.time_ns", iter(range(10, 0, -1)).__next__)
     found = results(tmp_path, [{"run_id": "a", "status": "FAILED"}, {"run_id": "b", "status": "FINISHED"}])
     found.append({"run_id": "a", "status": "FINISHED", "n": 1})
@@ -53,7 +55,7 @@ def test_a_torn_last_line_is_no_result_and_a_damaged_one_is_named(tmp_path: Path
 
 def test_bad_rows_are_refused(tmp_path: Path) -> None:
     found = results(tmp_path, [])
-    with pytest.raises(ValueError, match="needs its run_id"):
+    with pytest.raises(ValueError, match="needs a run_id"):
         found.append({"status": "FINISHED"})
     with pytest.raises(ValueError, match="column 'big' has 9223372036854775808"):
         found.append({"run_id": "a", "big": 2**63})
@@ -75,7 +77,7 @@ def test_the_export_is_one_table_for_other_readers(tmp_path: Path) -> None:
     assert pq.read_table(found.export()).to_pydict()["run_id"] == ["b", "c", "a"]
 
 
-def test_results_of_the_first_version_are_refused_by_name(tmp_path: Path) -> None:
+def test_results_of_the_first_version_are_refused_with_their_version(tmp_path: Path) -> None:
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "part-1-x.parquet").write_bytes(b"")
     with pytest.raises(ConfigError, match=r"holds results of backlink_ray 0\.1\.0.*; give another --storage-path"):

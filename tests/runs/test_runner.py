@@ -1,4 +1,4 @@
-"""A run: its folder, its end, going on, and what it refuses; on the embedded real images."""
+"""A run: its folder, its result, resuming, and what it refuses; on the embedded real images."""
 
 import contextlib
 import itertools
@@ -49,7 +49,7 @@ def test_executors_give_one_result_and_a_finished_run_is_not_run_again(tmp_path:
     assert run(CONFIG, DATA, RunOptions(output_dir=tmp_path / "b"))["executor"] == "threads"
 
 
-def test_an_interrupted_run_goes_on_to_the_same_end(tmp_path: Path) -> None:
+def test_an_interrupted_run_resumes_to_the_same_result(tmp_path: Path) -> None:
     whole = run(CONFIG, DATA, RunOptions(output_dir=tmp_path / "whole"))
 
     def interrupt(metrics: dict[str, object]) -> None:
@@ -72,7 +72,7 @@ def epochs_of(folder: Path) -> list[int]:
 
 
 def stop_at(patch: pytest.MonkeyPatch, owner: type, name: str, call: int) -> None:
-    """End a run at the n-th call of a method, as a kill just before it would."""
+    """End a run at the n-th call of a method, like a kill just before it."""
     real, calls = getattr(owner, name), itertools.count(1)
 
     def stop(*args: object) -> object:
@@ -104,7 +104,7 @@ def test_a_kill_between_any_two_writes_leaves_each_epoch_once(
     assert result["weights_sha256"] == WHOLE.setdefault("weights", result["weights_sha256"])
 
 
-WHOLE: dict[str, str] = {}  # whatever the kill, the weights are the same
+WHOLE: dict[str, str] = {}  # the weights are the same after any of the kills
 
 
 def test_a_checkpoint_holds_its_own_epoch_alone_and_an_older_one_cuts_the_curve(tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_a_checkpoint_holds_its_own_epoch_alone_and_an_older_one_cuts_the_curve(
 
 
 @pytest.mark.parametrize("damage", ["", '{"epoch": 2}\n', '{"epoch": 1\n{"epoch": 2}\n'])
-def test_a_curve_that_lacks_epochs_is_named_and_never_made_up(tmp_path: Path, damage: str) -> None:
+def test_a_curve_that_lacks_epochs_is_refused_and_never_invented(tmp_path: Path, damage: str) -> None:
     folder = RunFolder(tmp_path, CONFIG)
     (tmp_path / "metrics.jsonl").write_text(damage)
     with pytest.raises(StorageError, match=r"metrics\.jsonl.*; delete '.*' to train from the beginning"):
@@ -146,7 +146,7 @@ def test_a_finished_folder_is_left_as_it_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("executor", "stages"), [("local", 1), ("threads", 2), ("ray", 2)])
-def test_every_stage_says_itself_what_it_runs_on(
+def test_every_stage_reports_its_own_environment(
     tmp_path: Path, ray_here: None, monkeypatch: pytest.MonkeyPatch, executor: str, stages: int
 ) -> None:
     monkeypatch.setattr("socket.gethostname", lambda: "the driver's machine")  # actors are processes of their own
@@ -161,7 +161,7 @@ def test_every_stage_says_itself_what_it_runs_on(
     assert line.endswith(f", commit {stage['commit']}, executor {executor}: 1 run")
 
 
-def test_a_folder_of_the_first_version_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_folder_of_the_first_version_is_refused_with_its_version(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(f"run_id: {CONFIG.run_id}\n")
     with pytest.raises(ConfigError, match=r"was written by backlink_ray 0\.1\.0, .*; give another folder") as caught:
         run(CONFIG, DATA, RunOptions(output_dir=tmp_path))
@@ -178,7 +178,7 @@ def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
         run(CONFIG, DATA, RunOptions(output_dir=tmp_path / "file" / "x"))
 
 
-def test_a_held_out_part_is_ranked_by_and_not_trained_on(tmp_path: Path) -> None:
+def test_held_out_images_are_evaluated_and_not_trained_on(tmp_path: Path) -> None:
     config, options = CONFIG.replace(validation_fraction=0.25), RunOptions(output_dir=tmp_path)
     job = runner.make_job(config, DATA, options)
     train, held = ({x.numpy().tobytes() for x in s.pixels} for s in (job.train, job.evaluations["val"]))
@@ -201,13 +201,13 @@ def test_auto(k: int, gpus: float, cpus: float, expected: str) -> None:
     assert choose_executor(config.replace(executor="threads"), gpus, cpus)[0] == "threads"
 
 
-def test_the_cluster_named_by_the_environment_counts_not_this_machine(
+def test_auto_looks_at_the_cluster_of_the_environment_not_at_this_machine(
     ray_here: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 64)
-    assert executors._within_reach()[1] == 64
-    monkeypatch.setenv("RAY_ADDRESS", "the one that is joined already")
-    assert executors._within_reach() == (0.0, 2.0)
+    assert executors._available()[1] == 64
+    monkeypatch.setenv("RAY_ADDRESS", "connected already")
+    assert executors._available() == (0.0, 2.0)
 
 
 def test_four_stages_may_share_two_gpus() -> None:

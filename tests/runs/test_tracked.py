@@ -1,4 +1,4 @@
-"""Tracked folders: what MLflow is told of them, and what they cannot make it do."""
+"""Tracked folders: what MLflow shows of them, and which attacks on it fail."""
 
 import json
 import logging
@@ -10,6 +10,7 @@ import pytest
 
 from backlink_ray.errors import ConfigError, StorageError
 from backlink_ray.files import exclusive
+from backlink_ray.runs.outcome import Outcome
 from backlink_ray.runs.tracked import (
     DRIVER_LOCK,
     derive,
@@ -32,7 +33,7 @@ INFO = ExperimentInfo(name="e", note="Lower is better.")
 
 
 def a_folder(storage: Path, run_id: str = "r", epochs: int = 2, **files: object) -> Path:
-    """A run folder in a study, as runner and driver leave it; other files by their name without .json."""
+    """A run folder in a study, as runner and driver write it; `files` are JSON files by name without .json."""
     folder = storage / "study" / "runs" / run_id
     start_tracking(
         folder, INFO, f"K02-{run_id}", params={"K": 2, "eta": 0.5}, tags={"study": "s"}, dataset={"name": "c"}
@@ -43,7 +44,7 @@ def a_folder(storage: Path, run_id: str = "r", epochs: int = 2, **files: object)
     return folder
 
 
-def test_a_run_folder_says_what_the_run_was(tmp_path: Path) -> None:
+def test_a_run_folder_becomes_a_tracked_run(tmp_path: Path) -> None:
     folder = a_folder(tmp_path, result={"test_error_pct": 45.0, "executor": "ray", "fits": True, "curve": EPOCHS})
     derive(folder, {"vs_gll_pct": -1.5})
     run = tracked_run(folder)
@@ -75,7 +76,7 @@ def test_the_time_of_a_derived_value_is_that_of_its_last_change(tmp_path: Path) 
     assert tracked_run(folder).summary[1].time_ms == times[3]
 
 
-def test_a_run_without_outcome_lives_as_long_as_its_driver(tmp_path: Path) -> None:
+def test_a_run_without_an_outcome_is_running_while_its_driver_lives(tmp_path: Path) -> None:
     folder = a_folder(tmp_path)
     lock = tmp_path / "study" / DRIVER_LOCK
     with exclusive(lock, 0.0):
@@ -93,11 +94,11 @@ def test_a_run_without_outcome_lives_as_long_as_its_driver(tmp_path: Path) -> No
         ({"failure": {"status": "LOST", "reason": "stage died"}}, "KILLED", "stage died"),
     ],
 )
-def test_open_runs_are_ended_by_what_they_say_themselves(
+def test_open_runs_end_with_their_recorded_outcome(
     tmp_path: Path, files: dict[str, object], status: str, reason: str
 ) -> None:
     folder, ended = a_folder(tmp_path, **files), a_folder(tmp_path, "ended")
-    end_tracking(ended, "FINISHED", "stopped early")
+    end_tracking(ended, Outcome("STOPPED", "stopped early"))
     end_open_runs(tmp_path / "study" / "runs", "driver gone")
     with exclusive(tmp_path / "study" / DRIVER_LOCK, 0.0):
         assert (tracked_run(folder).status, tracked_run(folder).end_reason) == (status, reason)
@@ -170,23 +171,21 @@ def test_sync_gives_the_same_database_again(tmp_path: Path, storage: Path) -> No
     assert len(database.points()) == 2 * 4 + 1 + 4
     with pytest.raises(ConfigError, match="has nothing to sync"):
         sync(tmp_path / "storage" / "mlartifacts", uri)
-    with pytest.raises(ConnectionError, match="2 of 2 runs are not there yet"):
+    with pytest.raises(ConnectionError, match="2 of 2 runs are not in MLflow yet"):
         sync(storage, "http://127.0.0.1:9", timeout_s=0.5)
 
 
 def test_a_study_has_a_run_of_its_own_for_its_files(storage: Path) -> None:
     uri, folder = default_tracking_uri(storage), storage / "table_2-smoke"
     folder.mkdir()
-    for name, tags in (("table.md", {}), ("figure.png", {"caption.figure": "n = 1"}), ("table.md", {})):
+    for name in ("table.md", "figure.png", "table.md"):
         (folder / name).write_text(name)
         tracker = Tracker(uri, INFO, storage)
-        track_files(tracker, folder, tags, [folder / name])
+        track_files(tracker, folder, [folder / name])
         assert tracker.close() == 0
     database = Store(storage / "mlflow.db")
     assert database.runs() == [("table_2-smoke", "FINISHED")]
-    assert {"study": "table_2-smoke", "kind": "study", "caption.figure": "n = 1"}.items() <= database.tags(
-        "table_2-smoke"
-    ).items()
+    assert {"study": "table_2-smoke", "kind": "study"}.items() <= database.tags("table_2-smoke").items()
     assert {path.name for path in (storage / "mlartifacts").rglob("*.*")} == {"table.md", "figure.png"}
 
 

@@ -96,14 +96,14 @@ def test_bad_input_is_one_line(
     if case == "corrupt svhn":
         for file in originals["svhn"].files:
             (cifar10.folder / file).write_bytes(b"other")
-    cannot = "cannot be written (Not a directory); give another --storage-path"
+    cannot = "cannot be written (Not a directory); give another folder"
     flags, message = {
         "no data": ((*good, "--data-root", str(tmp_path / "empty")), "download failed"),
         "corrupt": (good, f"{cifar10.files[0]} is corrupt: expected md5"),
         "corrupt svhn": (good, f"{originals['svhn'].files[0]} is corrupt: expected md5"),
         "no svhn": ((*good, "--svhn"), "train_32x32.mat is missing; download failed"),
         "no storage": ((*good, "--storage-path", str(tmp_path / "file" / "s")), cannot),
-        "bad address": ((*good, "--tracking-uri", "/some/folder"), "MLflow 3 no longer takes"),
+        "bad address": ((*good, "--tracking-uri", "/some/folder"), "MLflow 3 no longer accepts"),
         "unknown flag": (("--smoke",), "nrecognized"),
     }[case]
     assert figure(*flags) == 2

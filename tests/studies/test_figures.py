@@ -16,7 +16,7 @@ from PIL import Image
 
 from backlink_ray import RunConfig
 from backlink_ray.benchmarks.descent import directions
-from backlink_ray.commands import search as command
+from backlink_ray.commands import trials
 from backlink_ray.commands.figure import FigureFlags, Measurement, MeasurementContext, figure_main
 from backlink_ray.commands.search import main
 from backlink_ray.errors import ConfigError, NonFiniteLossError
@@ -249,7 +249,7 @@ def test_a_report_of_another_users_study_needs_no_right_to_write(capsys: pytest.
             os.seteuid(0)
         said = capsys.readouterr()
         assert "50.00" in said.out
-        assert "cannot be written, so no table and no picture is made anew" in said.err
+        assert "is not writable, so its tables and figures are not updated" in said.err
         assert (folder / "table.md").read_bytes() == table
 
 
@@ -270,7 +270,7 @@ def test_a_report_without_a_record_is_refused_in_one_line(
     [
         (("--device", "cuda:77"), "device='cuda:77' cannot be used"),
         (("--preset", "huge"), "preset='huge' is not known; allowed: paper, smoke"),
-        (("--tracking-uri", "/some/folder"), "MLflow 3 no longer takes"),
+        (("--tracking-uri", "/some/folder"), "MLflow 3 no longer accepts"),
     ],
 )
 def test_refusals_are_one_line(
@@ -317,7 +317,7 @@ def test_what_figure_9_cannot_compare_is_refused_before_a_folder_is_opened(
 def test_a_dry_run_lists_the_papers_cells_and_what_they_cost(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(command, "images_per_s", lambda _config, _device: 100.0)  # measured in other tests
+    monkeypatch.setattr(trials, "images_per_s", lambda _config, _device: 100.0)  # measured in other tests
     monkeypatch.setattr("backlink_ray.commands.figure.number_of_devices", lambda _device: 8)
     paper = script(name)["PRESETS"]["paper"]
     assert len({run.run_id for run in paper.runs}) == len(paper.runs)
@@ -343,7 +343,7 @@ def test_a_dry_run_lists_the_papers_cells_and_what_they_cost(
 def test_a_list_is_run_with_as_many_seeds_as_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(command, "images_per_s", lambda _config, _device: 100.0)
+    monkeypatch.setattr(trials, "images_per_s", lambda _config, _device: 100.0)
     flags = ("--smoke-test", "--dry-run", "--storage-path", str(tmp_path))
     assert run_recipe("figure_4_alpha", *flags, "--seed", "5", "--seeds", "3") == 0
     said = capsys.readouterr().out
@@ -358,7 +358,7 @@ def test_a_list_is_run_with_as_many_seeds_as_asked_for(
 def test_runs_of_another_study_are_not_run_again_and_are_enough_for_a_picture(
     storage: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(command, "images_per_s", lambda _config, _device: 100.0)
+    monkeypatch.setattr(trials, "images_per_s", lambda _config, _device: 100.0)
     of, base = script("figure_10_tradeoff"), SMALL.replace(head="conv", dataset="cifar10")
     runs = (base.replace(method="bp"), base, base.replace(num_modules=4))
     plans = {"paper": Plan(base=base, runs=runs, metric="test_error_pct")}

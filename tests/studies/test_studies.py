@@ -186,15 +186,15 @@ def test_dry_run_says_what_would_run(capsys: pytest.CaptureFixture[str]) -> None
     assert lines[0].startswith("bp/K01-l0")
     assert "paper 7.51 %" in lines[0]
     assert "5 trials of 8 epochs" in lines[-2]
-    assert re.fullmatch(r"estimated: [\d.]+ device-hours .* and 10000 images an epoch", lines[-1])
+    assert re.fullmatch(r"estimated: [\d.]+ device-hours of training, at the images/s .*: resnet\d+ \d+", lines[-1])
 
 
 @pytest.mark.parametrize(
     ("prepare", "flags", "message"),
     [
-        ("alien", (), "holds no manifest of ours"),
+        ("alien", (), "holds no study of backlink_ray"),
         ("nothing", ("--resume", "must"), "holds no study to resume"),
-        ("open", (), "anybody may write to it"),
+        ("open", (), "is writable for everybody"),
         ("file", (), "cannot be written"),
         ("nothing", ("--preset", "huge"), "preset='huge' is not known; allowed: paper, cpu, smoke"),
         (
@@ -203,10 +203,10 @@ def test_dry_run_says_what_would_run(capsys: pytest.CaptureFixture[str]) -> None
             "--smoke-test is the preset 'smoke'; leave out --preset 'cpu'",
         ),
         ("nothing", ("--num-samples", "-1"), "num_samples=-1 is out of range; allowed 0"),
-        ("nothing", ("--gpus", "4"), "gpus=4 is for a cluster that grows"),
+        ("nothing", ("--gpus", "4"), "gpus=4 is for an autoscaling cluster"),
         ("nothing", ("--gpus-per-stage", "-1"), "gpus_per_stage=-1.0 is out of range"),
         ("nothing", ("--preset", "cpu", "--asha"), "preset 'cpu' is a list of runs"),
-        ("nothing", ("--tracking-uri", "/some/folder"), "MLflow 3 no longer takes"),
+        ("nothing", ("--tracking-uri", "/some/folder"), "MLflow 3 no longer accepts"),
     ],
 )
 def test_refusals_are_one_line(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from backlink_ray.commands import table as table_command
+from backlink_ray.commands import trials
 from backlink_ray.paper.cells import cells
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.results import Results
@@ -26,9 +26,7 @@ def listed(out: str) -> list[str]:
 def test_the_dry_runs_list_exactly_the_177_cells(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(
-        table_command, "images_per_s", lambda config, device: 100.0
-    )  # measuring four networks takes a minute
+    monkeypatch.setattr(trials, "images_per_s", lambda config, device: 100.0)  # measuring four networks takes a minute
     found = []
     for number in (2, 3, 4):
         assert run_recipe(f"table_{number}", "--dry-run") == 0
@@ -44,7 +42,7 @@ def test_the_dry_runs_list_exactly_the_177_cells(
 def test_a_dry_run_of_our_own_columns_at_a_smaller_budget(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(table_command, "images_per_s", lambda config, device: 100.0)
+    monkeypatch.setattr(trials, "images_per_s", lambda config, device: 100.0)
     flags = ["--dry-run", "--only", "table3/cifar10/resnet32/conv/K4/[di]*", "--epochs", "8", "--seeds", "2"]
     assert run_recipe("table_3", *flags, "--train-images", "10000", "--alpha", "0.5") == 0
     out = capsys.readouterr().out
@@ -75,7 +73,7 @@ def test_a_table_from_its_cells_to_its_files(tmp_path: Path, capsys: pytest.Capt
     assert f"[0/2 done] {CELL} selection s0 K=4 l=1 alpha=0.25 eta=0.05 starts" in done.stdout
 
     assert run_recipe("table_4", *flags) == 0
-    assert "nothing left to run: every run that was asked for has ended" in capsys.readouterr().err
+    assert "nothing left to run: every requested run has ended" in capsys.readouterr().err
     (tmp_path / "table_4-smoke" / "table.html").unlink()
     assert run_recipe("table_4", *flags, "--report-only") == 0
     assert (tmp_path / "table_4-smoke" / "table.html").exists()

@@ -1,4 +1,4 @@
-"""A real MLflow server on the loopback address, writers beside it, and what a store holds, read past MLflow."""
+"""A real MLflow server on the loopback address, concurrent writers, and a store read without MLflow."""
 
 import os
 import signal
@@ -29,7 +29,7 @@ class Server:
         self._process: list[subprocess.Popen[bytes]] = []  # none or one
 
     def ensure(self) -> None:
-        """Have it running and answering."""
+        """Start it if necessary, and wait until it answers."""
         if not self._process:
             self.launch()
         self.wait()
@@ -62,7 +62,7 @@ class Server:
         raise TimeoutError((self.folder / "server.log").read_text()[-2000:])
 
     def signal(self, number: int) -> None:
-        """Send a signal to the server's own session, by the id recorded when it started."""
+        """Send a signal to the server's own session, by the id of its process."""
         for process in self._process:
             os.killpg(process.pid, number)
 
@@ -78,7 +78,7 @@ Points = Counter[tuple[str, str, int, float]]
 
 
 class Store:
-    """What a SQLite store holds."""
+    """The content of a SQLite store."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -88,7 +88,7 @@ class Store:
             return database.execute(sql).fetchall()
 
     def points(self, prefix: str = "") -> Points:
-        """(our run id, key, step, value) with how often it is there; several times is a duplicate."""
+        """(our run id, key, step, value) with its count; more than 1 is a duplicate."""
         rows = self.query(
             "select t.value, m.key, m.step, m.value from metrics m join tags t on t.run_uuid = m.run_uuid "
             "where t.key = 'backlink_ray.run_id'"
@@ -120,7 +120,7 @@ class Store:
 
 
 def a_run(run_id: str = "r", epochs: int = 3, **fields: object) -> TrackedRun:
-    """A run as its log would tell it: two curves, a result, its end."""
+    """A run as read from its log: two curves, a result, its outcome."""
     curve = [Point(step=i, time_ms=1000 + i, values=values(i)) for i in range(1, epochs + 1)]
     about: dict[str, object] = {
         "run_id": run_id, "experiment": ExperimentInfo(name="e"), "name": f"K04-{run_id}", "started_ms": 1000,
@@ -136,7 +136,7 @@ def values(epoch: int) -> dict[str, float]:
 
 
 def points_of(run_id: str, epochs: int) -> Points:
-    """What a store holds of `a_run` when everything is there exactly once."""
+    """The points of `a_run` in a store, each exactly once."""
     logged = ({**values(i), "curve/epoch": float(i)} for i in range(1, epochs + 1))
     curve = Counter((run_id, key, i, v) for i, at in enumerate(logged, 1) for key, v in at.items())
     return curve + Counter({(run_id, "test_error_pct", epochs, 90 / epochs): 1})
@@ -178,7 +178,7 @@ print([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
 
 def fork_writers(prefix: str, count: int, epochs: int, uri: str) -> str:
-    """Processes <prefix>00, <prefix>01, ... each track a run; tells how many runs each left untracked.
+    """Processes <prefix>00, <prefix>01, ... each track a run; returns how many runs each left untracked.
 
     One process imports MLflow and forks the others: they start within milliseconds of each other.
     """
@@ -188,5 +188,5 @@ def fork_writers(prefix: str, count: int, epochs: int, uri: str) -> str:
 
 
 def written(prefix: str, count: int, epochs: int) -> Points:
-    """What the store holds when every writer's points are there exactly once."""
+    """The points of all writers in a store, each exactly once."""
     return sum((points_of(f"{prefix}{writer:02d}", epochs) for writer in range(count)), Counter())

@@ -27,10 +27,10 @@ def train(tracker: Tracker, run_id: str, first: int, last: int) -> None:
 @pytest.mark.parametrize("down", ["at the start", "in the middle"])
 def test_a_server_that_was_down_gets_each_point_once(tmp_path: Path, server: Server, down: str) -> None:
     server.ensure() if down == "in the middle" else server.kill()
-    run_id = slug_of(down)
+    run_id = run_id_of(down)
     tracker = open_tracker(server.uri, tmp_path)
     train(tracker, run_id, 1, 200)
-    time.sleep(0.5)  # some are there, where it is up
+    time.sleep(0.5)  # if it is up, some epochs are logged
     server.kill()
     begin = time.monotonic()
     train(tracker, run_id, 201, 400)
@@ -44,13 +44,13 @@ def test_a_server_that_was_down_gets_each_point_once(tmp_path: Path, server: Ser
     assert store.runs(run_id) == [(run_id, "FINISHED")]
 
 
-def slug_of(text: str) -> str:
+def run_id_of(text: str) -> str:
     return text.replace(" ", "-")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(120)
-def test_a_server_that_hangs_makes_no_twins(tmp_path: Path, server: Server) -> None:
+def test_a_server_that_hangs_makes_no_duplicates(tmp_path: Path, server: Server) -> None:
     server.ensure()
     for attempt in range(3):
         run_id = f"h{attempt}"
@@ -75,7 +75,7 @@ def test_a_server_that_hangs_makes_no_twins(tmp_path: Path, server: Server) -> N
 def test_concurrent_first_starts_and_writers_lose_and_repeat_nothing(server: Server, writers: int, epochs: int) -> None:
     server.ensure()
     store, prefix = Store(server.database), f"b{writers}-{epochs}-"
-    for _ in range(2):  # the second time everything is there
+    for _ in range(2):  # the second time everything is logged already
         assert fork_writers(prefix, writers, epochs, server.uri) == str([0] * writers)
         assert store.points(prefix) == written(prefix, writers, epochs)
     assert store.query("select count(*) from experiments where name = 'e'") == [(1,)]

@@ -70,7 +70,7 @@ def test_the_experiment_describes_itself_and_a_new_note_replaces_the_old(uri: st
     ]
 
 
-def test_what_is_there_is_not_logged_again(tmp_path: Path, uri: str, database: Store) -> None:
+def test_nothing_is_logged_twice(tmp_path: Path, uri: str, database: Store) -> None:
     file = tmp_path / "table.md"
     file.write_text("one")
     run = a_run(epochs=4, artifacts=[file])
@@ -78,7 +78,7 @@ def test_what_is_there_is_not_logged_again(tmp_path: Path, uri: str, database: S
     before = [database.query(f"select * from {table}") for table in EVERYTHING]
     track(uri, run)
     assert [database.query(f"select * from {table}") for table in EVERYTHING] == before
-    # A run that went back to an older checkpoint has trained its epochs again, in other times.
+    # A run that resumed from an older checkpoint has trained its epochs again, at other times.
     again = [replace(point, time_ms=point.time_ms + 5000, values={"curve/epoch_s": 7.0}) for point in run.curve]
     more = replace(a_run(epochs=5).curve[4], time_ms=9000)
     track(uri, replace(run, curve=[*again, more], summary=a_run(epochs=5).summary))
@@ -88,7 +88,7 @@ def test_what_is_there_is_not_logged_again(tmp_path: Path, uri: str, database: S
     assert [path.read_text() for path in (tmp_path / "storage" / "mlartifacts").rglob("table.md")] == ["two"]
 
 
-def test_what_changes_is_the_newest_but_parameters_stay(
+def test_newer_values_replace_older_ones_except_parameters(
     uri: str, database: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     def derived(value: float, time_ms: int) -> TrackedRun:
@@ -104,10 +104,10 @@ def test_what_changes_is_the_newest_but_parameters_stay(
     assert database.query("select value from latest_metrics where key = 'vs_gll_pct'") == [(1.5,)]
     assert {"time": "3", "end_reason": "1.5"}.items() <= database.tags("r").items()
     assert sorted(database.query("select key, value from params")) == [("K", "4"), ("eta", "0.5"), ("l", "2")]
-    assert "run r: MLflow has other values of K, and keeps them" in caplog.text
+    assert "run r: MLflow has other values of K, and keeps those" in caplog.text
 
 
-def test_a_backlog_and_wide_runs_are_split_as_mlflow_demands(uri: str, database: Store) -> None:
+def test_a_backlog_and_wide_runs_are_split_into_batches_that_mlflow_accepts(uri: str, database: Store) -> None:
     wide = [
         Point(step=i, time_ms=i, values={f"m{j}": j / 7 for j in range(n)}) for i, n in enumerate([300] * 6 + [2500])
     ]
@@ -122,7 +122,7 @@ def test_a_backlog_and_wide_runs_are_split_as_mlflow_demands(uri: str, database:
 def test_a_kill_between_any_two_requests_leaves_one_run_and_no_point_twice(
     tmp_path: Path, uri: str, database: Store, before: bool
 ) -> None:
-    """A process dies at each request, before MLflow has got it or after; its epochs train again, which takes other times."""
+    """A process dies before or after MLflow has received a request; its epochs are trained again, at other times."""
     (tmp_path / "config.yaml").write_text("K: 4")
     MlflowSink(uri).experiment_id(ExperimentInfo(name="e"))
     for deaths in itertools.count():
@@ -137,7 +137,7 @@ def test_a_kill_between_any_two_requests_leaves_one_run_and_no_point_twice(
 
 
 def killed_at(count: int, before: bool, work: Callable[[], None]) -> bool:
-    """Do the work in a process that dies at its request `count`; tell whether it got so far."""
+    """Do the work in a process that dies at its request `count`; return whether it died."""
     child = os.fork()
     if child == 0:
         requests = itertools.count()
@@ -169,14 +169,14 @@ def dying(request: Callable[..., object], is_time: Callable[[], bool], before: b
     return send
 
 
-def test_an_empty_twin_of_a_request_that_timed_out_is_deleted(uri: str, database: Store) -> None:
+def test_an_empty_duplicate_of_a_request_that_timed_out_is_deleted(uri: str, database: Store) -> None:
     track(uri, a_run())
     MlflowClient(uri).create_run("1", start_time=0, tags={"backlink_ray.run_id": "r"})
     track(uri, a_run())
     assert database.runs() == [("r", "FINISHED")]
 
 
-def test_what_cannot_be_read_or_is_refused_costs_that_run_alone_and_is_said_once(
+def test_an_unreadable_or_refused_run_affects_no_other_and_is_reported_once(
     uri: str, database: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     def unreadable() -> TrackedRun:
@@ -198,7 +198,7 @@ def test_a_request_that_lost_a_race_is_sent_again(uri: str, database: Store, mon
     log_inputs, lost = MlflowClient.log_inputs, iter([True])
 
     def lose_once(*args: object, **kwargs: object) -> None:
-        if next(lost, False):  # two runs that log one new data set at once: MLflow's own word for it
+        if next(lost, False):  # MLflow's own error for two runs that log one new data set at once
             raise MlflowException("UNIQUE constraint failed", error_code=3)
         log_inputs(*args, **kwargs)
 
@@ -242,7 +242,7 @@ def test_the_link_shares_a_view(uri: str, database: Store) -> None:
 
 
 @pytest.mark.parametrize("fault", ["refused", "hangs", "no file"])
-def test_mlflow_that_is_never_there_delays_nothing_and_no_secret_is_told(
+def test_mlflow_that_is_never_there_delays_nothing_and_no_secret_is_printed(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, fault: str
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -261,18 +261,18 @@ def test_mlflow_that_is_never_there_delays_nothing_and_no_secret_is_told(
             tracker.log(run_id, lambda run_id=run_id, epoch=epoch: a_run(run_id, epoch))
             took_s.append(time.monotonic() - begin)
             time.sleep(0.01)
-        assert sorted(took_s)[-3] < 0.05  # two may fall into the turn of another process of this machine
+        assert sorted(took_s)[-3] < 0.05  # two may be delayed by other processes of this machine
         begin = time.monotonic()
         assert tracker.close(timeout_s=1.0) == 2  # runs, not points: what waits is bounded
         assert time.monotonic() - begin < 2
     where = "http://user:***@127.0.0.1" if fault != "no file" else uri
     assert f"2 runs are not in MLflow at {where}" in caplog.text
     assert f"backlink-ray sync {tmp_path}" in caplog.text
-    assert caplog.text.count("training goes on") == 1 - (fault == "hangs")  # a request that hangs has not failed yet
+    assert caplog.text.count("training continues") == 1 - (fault == "hangs")  # a request that hangs has not failed yet
     assert "s3cret" not in caplog.text
 
 
-def test_it_is_said_once_that_mlflow_is_down_and_once_that_it_is_back(
+def test_an_outage_and_its_end_are_each_reported_once(
     tmp_path: Path, template: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     file = tmp_path / "mlflow.db"
@@ -284,7 +284,7 @@ def test_it_is_said_once_that_mlflow_is_down_and_once_that_it_is_back(
     file.rmdir()
     file.write_bytes(template.read_bytes())
     assert tracker.close() == 0
-    assert caplog.text.count("training goes on, runs wait on disk") == 1
+    assert caplog.text.count("training continues, and runs are logged later") == 1
     assert caplog.text.count("answers again") == 1
     assert Store(file).points() == points_of("a", 3) + points_of("b", 3)
 
@@ -295,7 +295,7 @@ def test_the_environment_is_quiet_and_impatient() -> None:
     assert int(os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"]) * int(os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]) < 30
 
 
-def test_no_tracker_has_the_face_of_a_tracker() -> None:
+def test_no_tracker_has_the_interface_of_a_tracker() -> None:
     for name in (name for name in vars(Tracker) if not name.startswith("_")):
         assert inspect.signature(getattr(NoTracker, name)) == inspect.signature(getattr(Tracker, name))
     nothing = NoTracker()

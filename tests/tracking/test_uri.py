@@ -21,7 +21,6 @@ from backlink_ray.tracking.uri import (
     sqlite_lock,
     sync_command,
     ui_command,
-    view_key,
     view_state,
 )
 
@@ -50,9 +49,9 @@ def test_no_password_survives(password: str) -> None:
     for written in (password, urllib.parse.quote(password, safe="")):
         uri = f"http://user:{written}@host:5000"
         assert written not in redact(uri)
-        told = hide_secrets(f"request to {uri} failed for {password}", uri)
-        assert password not in told
-        assert written not in told
+        hidden = hide_secrets(f"request to {uri} failed for {password}", uri)
+        assert password not in hidden
+        assert written not in hidden
 
 
 def test_uris_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,7 +62,7 @@ def test_uris_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     for bad in ("", "mlruns", "/abs/mlruns", "file:///abs"):
         with pytest.raises(ValueError, match="is a folder"):
             checked_uri(bad)
-    with pytest.raises(ConfigError, match=r"'ftp://u:\*\*\*@x/y' is of a kind that MLflow does not take"):
+    with pytest.raises(ConfigError, match=r"'ftp://u:\*\*\*@x/y' is of a kind that MLflow does not accept"):
         checked_uri("ftp://u:s3cret@x/y")
     for bad in ("sqlite://", "sqlite:///", "sqlite:///:memory:", "sqlite:////a%20b.db", "sqlite:////a.db?mode=ro"):
         with pytest.raises(ValueError, match="names no usable file"):
@@ -72,7 +71,7 @@ def test_uris_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.fixture
 def activated(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The environment of these tests, as one that the shell finds programs in."""
+    """The environment of these tests, activated, so that the shell finds its programs."""
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
 
 
@@ -87,7 +86,7 @@ def test_commands_listen_on_loopback_and_hold_no_secret() -> None:
 
 
 def test_the_link_opens_the_chart() -> None:
-    link = chart_link("http://u:p@host:5000/base/", "7", view_key("K"))
+    link = chart_link("http://u:p@host:5000/base/", "7", "backlink-K")
     assert link == (
         "http://host:5000/base/#/experiments/7/runs?workflowType=machine_learning&compareRunsMode=CHART"
         "&viewStateShareKey=backlink-K"
@@ -115,12 +114,12 @@ def test_the_view_may_be_of_some_runs_grouped_by_a_tag() -> None:
     assert (state["selectedColumns"], state["searchFilter"]) == (["tags.`cell`"], "tags.kind = 'full'")
 
 
-def test_artifacts_go_beside_the_database_or_where_the_server_wants() -> None:
+def test_artifacts_are_beside_the_database_or_left_to_the_server() -> None:
     assert artifact_location(SQLITE, "e") == "file:///data/mlartifacts/e"
     assert artifact_location("http://host", "e") is None
 
 
-def test_a_database_is_held_by_one_and_a_bad_one_is_found_at_once(tmp_path: Path) -> None:
+def test_a_database_is_locked_by_one_process_and_a_bad_one_fails_at_once(tmp_path: Path) -> None:
     assert database_path("http://host") is None
     with sqlite_lock(f"sqlite:///{tmp_path}/new/x.db"):
         lock = tmp_path / "new" / "x.db.lock"

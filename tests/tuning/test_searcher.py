@@ -1,4 +1,4 @@
-"""Searcher: only runs that exist are suggested, and a search goes on after its driver was killed."""
+"""Searcher: only valid runs are suggested, and a search resumes after its driver was killed."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def test_a_hundred_suggestions_are_all_valid_runs() -> None:
     seen = set()
     for _ in range(100):
         trial = study.ask()
-        config = BASE.replace(**SPACE.suggest(BASE, trial))  # RunConfig refuses what does not exist
+        config = BASE.replace(**SPACE.suggest(BASE, trial))  # RunConfig refuses invalid runs
         seen.add((config.num_modules, config.propagation_length))
         study.tell(trial, 1.0)
     assert {k for k, _ in seen} == {2, 4, 8, 16}
@@ -30,7 +30,7 @@ def test_a_hundred_suggestions_are_all_valid_runs() -> None:
     assert max(length for k, length in seen if k == 2) == 4
 
 
-def test_what_a_killed_driver_left_running_is_asked_again(tmp_path: Path) -> None:
+def test_choices_of_a_killed_driver_are_suggested_again(tmp_path: Path) -> None:
     plan = Plan(base=BASE, space=SPACE, first=(FIRST,))
     first = {name: getattr(FIRST, name) for name in SEARCHED}
     one = open_searcher(plan, tmp_path, "s", lambda run: run == FIRST)
@@ -44,13 +44,13 @@ def test_what_a_killed_driver_left_running_is_asked_again(tmp_path: Path) -> Non
     assert [t.state.name for t in study.trials] == ["COMPLETE", "FAIL", "RUNNING", "RUNNING"]
 
 
-def test_what_ended_without_a_result_is_asked_again_once(tmp_path: Path) -> None:
+def test_a_choice_without_a_result_is_suggested_again_once(tmp_path: Path) -> None:
     one = open_searcher(PLAN, tmp_path, "s", lambda _: False)
     lost = one.suggest("a")
     one.on_trial_complete("a", {"val_error_pct": 50.0, "training_iteration": 1}, error=True)
     ended = one.suggest("b")
     one.on_trial_complete("b", {"val_error_pct": 50.0, "training_iteration": 1})
-    for _ in range(2):  # a second start that runs nothing asks for nothing twice
+    for _ in range(2):  # a second start that runs nothing adds no duplicate
         two = open_searcher(PLAN, tmp_path, "s", lambda _: False)
     assert [two.suggest("c"), two.suggest("d")] == [lost, ended]
     assert two.suggest("e") not in (lost, ended)

@@ -1,4 +1,4 @@
-"""A study folder: held by one study, and by one process at a time."""
+"""A study folder: one study, one process at a time; and the cluster that a trial needs."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from backlink_ray.tuning.resources import ClusterResources
 PLAN = Plan(base=RunConfig(lr=0.3), num_samples=1)
 
 
-def test_a_folder_is_driven_by_one_process_at_a_time(tmp_path: Path) -> None:
+def test_a_folder_is_used_by_one_process_at_a_time(tmp_path: Path) -> None:
     folder = tmp_path / "study"
     with (
         open_study_folder(folder, "study", PLAN, "auto"),
@@ -27,19 +27,19 @@ def test_a_folder_is_driven_by_one_process_at_a_time(tmp_path: Path) -> None:
         pass
 
 
-def test_a_field_that_a_later_version_adds_refuses_no_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_field_of_a_later_version_refuses_no_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with open_study_folder(tmp_path, "study", PLAN, "auto"):
         pass
     identity = RunConfig.identity.fget  # type: ignore[attr-defined]
     fields = RunConfig.__dataclass_fields__
-    assert set(json.loads((tmp_path / MANIFEST).read_text())["base"]) == {"lr"}  # of all fields, what is no default
+    assert set(json.loads((tmp_path / MANIFEST).read_text())["base"]) == {"lr"}  # only what is not a default
     assert len(fields) > 30
-    assert identity(PLAN.base.replace(executor="ray")) == {"lr": 0.3}  # nor what changes no result
+    assert identity(PLAN.base.replace(executor="ray")) == {"lr": 0.3}  # without what changes no result
     with open_study_folder(tmp_path, "study", Plan(base=PLAN.base.replace(executor="ray")), "must"):
         pass
 
 
-def test_another_study_is_told_by_what_differs(tmp_path: Path) -> None:
+def test_another_study_is_refused_with_the_differences(tmp_path: Path) -> None:
     with open_study_folder(tmp_path, "study", PLAN, "auto"):
         pass
     other = Plan(base=RunConfig(epochs=3))
@@ -52,7 +52,7 @@ def test_another_study_is_told_by_what_differs(tmp_path: Path) -> None:
         pass
 
 
-def test_a_folder_of_another_format_is_refused_by_one_line(tmp_path: Path) -> None:
+def test_a_folder_of_another_format_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / MANIFEST).write_text(json.dumps({"study": "study", "base": {"lr": 0.3}, "metric": "val_error_pct"}))
     with (
         pytest.raises(ConfigError, match=r"another version of backlink_ray \(format 1, here 2\).*; give another"),

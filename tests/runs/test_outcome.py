@@ -1,11 +1,11 @@
-"""How a trial ended, from its folder and what Tune heard of it."""
+"""The outcome of a run, from its folder and from what Tune saw."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from backlink_ray.tuning.outcome import outcome_of
+from backlink_ray.runs.outcome import outcome_of
 
 LAST = {"epoch": 2, "test_error_pct": 50.0, "local_loss": [1.0], "executor": "ray"}
 
@@ -15,15 +15,15 @@ def write(folder: Path, name: str, **content: object) -> None:
 
 
 @pytest.mark.parametrize("error", [None, "the actor died"])
-def test_a_result_on_disk_is_a_result_whatever_came_after(tmp_path: Path, error: str | None) -> None:
+def test_a_result_on_disk_counts_even_if_the_trial_failed_later(tmp_path: Path, error: str | None) -> None:
     write(tmp_path, "result.json", test_error_pct=40.0, executor="ray", status="FINISHED")
     found = outcome_of(tmp_path, 5, LAST, error)
-    assert (found.status, found.epochs, found.headline) == ("FINISHED", 5, {"test_error_pct": 40.0})
+    assert (found.status, found.reason, found.result["test_error_pct"]) == ("FINISHED", "done", 40.0)
 
 
-def test_stopped_early_keeps_what_it_had(tmp_path: Path) -> None:
+def test_a_run_that_was_stopped_early_keeps_its_last_metrics(tmp_path: Path) -> None:
     found = outcome_of(tmp_path, 5, LAST, None)
-    assert (found.status, found.reason, found.epochs) == ("STOPPED", "stopped early, after epoch 2", 2)
+    assert (found.status, found.reason) == ("STOPPED", "stopped early, after epoch 2")
     assert found.result == {"test_error_pct": 50.0, "executor": "ray"}
 
 
@@ -33,7 +33,7 @@ def test_a_folder_that_the_driver_cannot_see_is_no_early_stop(tmp_path: Path) ->
     assert "--storage-path that all machines share" in found.reason
 
 
-def test_what_failed_by_itself_and_what_was_lost_are_told_apart(tmp_path: Path) -> None:
+def test_a_failed_run_is_distinguished_from_a_lost_one(tmp_path: Path) -> None:
     lost = outcome_of(tmp_path, 5, LAST, "The actor died.\n  Worker exit type: SYSTEM_ERROR\n")
     assert (lost.status, lost.reason) == ("LOST", "Worker exit type: SYSTEM_ERROR")
     assert outcome_of(tmp_path, 5, {}, "").reason == "the trial's process died"

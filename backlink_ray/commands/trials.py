@@ -1,0 +1,90 @@
+"""Trials on a cluster: running those of a study, and what a dry run prints about them."""
+
+import math
+import os
+from collections.abc import Iterable, Mapping
+
+import ray
+import torch
+
+from backlink_ray.benchmarks.speed import images_per_s
+from backlink_ray.commands.exit_codes import SecondInterruptError
+from backlink_ray.commands.flags import TrialFlags
+from backlink_ray.data.images import Dataset
+from backlink_ray.errors import ConfigError
+from backlink_ray.runs.config import RunConfig
+from backlink_ray.runs.executors import start_once
+from backlink_ray.tuning.resources import ClusterResources
+from backlink_ray.tuning.study import Study
+
+
+def run_trials(study: Study, flags: TrialFlags, examples: Iterable[RunConfig], datasets: Mapping[str, Dataset]) -> int:
+    """Run the trials that are left of a study's plan, at least one; return how many an interruption left.
+
+    Args:
+        study: with trials left to run.
+        flags: address and size of the cluster.
+        examples: runs of the plan, at least one of every size.
+        datasets: by `data_key`.
+
+    Raises:
+        ConfigError: the cluster can never hold a run.
+        SecondInterruptError: Ctrl-C was pressed a second time.
+    """
+    start_once(flags.address)
+    found = ray.cluster_resources()
+    cluster = _cluster(found.get("GPU", 0.0), found.get("CPU", 0.0), flags)
+    for run in examples:
+        cluster.check(run)
+    try:
+        study.run(datasets, cluster)
+    except KeyboardInterrupt as error:  # Tune handles the first Ctrl-C itself, by ending its trials in order
+        raise SecondInterruptError from error
+    return study.missing()
+
+
+def local_cluster(flags: TrialFlags) -> ClusterResources:
+    """Return this machine as a cluster, for a dry run."""
+    return _cluster(torch.cuda.device_count(), os.cpu_count() or 1, flags)
+
+
+def _cluster(num_gpus: float, num_cpus: float, flags: TrialFlags) -> ClusterResources:
+    return ClusterResources(
+        num_gpus=max(num_gpus, flags.gpus), num_cpus=num_cpus, max_concurrent=flags.max_concurrent, stage=flags.stage
+    )
+
+
+def describe(name: str, run: RunConfig, cluster: ClusterResources, published: float | None) -> str:
+    """Return a dry run's line on a run: its executor, what it reserves and the paper's error, or why it is refused."""
+    try:
+        cluster.check(run)
+    except ConfigError as error:
+        return f"{name}  refused: {error}"
+    need = {kind: sum(bundle.get(kind, 0.0) for bundle in cluster.bundles(run)) for kind in ("CPU", "GPU")}
+    paper = f"  paper {published:.2f} %" if published is not None else ""
+    return f"{name}  executor {cluster.resolve(run).executor}  needs {need['CPU']:g} CPU, {need['GPU']:g} GPU{paper}"
+
+
+def training_images(run: RunConfig) -> float:
+    """Return how many images of 32 x 32 pixels a run trains on, in all epochs; one of STL-10 is as much work as nine."""
+    area = 9 if run.dataset == "stl10" else 1
+    return run.epochs * run.num_train_images * (1 - run.validation_fraction) * area
+
+
+def estimate(work: Iterable[tuple[RunConfig, float]], gpus: float = 0.0) -> str:
+    """Return a dry run's line on the cost of training, from one step of each network on this machine; takes seconds.
+
+    Args:
+        work: runs, each with the number of images that it trains on.
+        gpus: expected of the cluster; without a GPU on this machine there is then no estimate.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if gpus and device == "cpu":
+        return "no estimate: there is no GPU here to measure on"
+    work, rates = list(work), dict[str, float]()
+    for run, _ in work:
+        if run.network not in rates:
+            rates[run.network] = images_per_s(run, device)
+    hours = math.fsum(images / rates[run.network] / 3600 for run, images in work)
+    measured = ", ".join(f"{network} {rate:.0f}" for network, rate in rates.items())
+    return f"estimated: {hours:.3g} device-hours of training, at the images/s measured now on one {device}: {measured}"
