@@ -103,7 +103,7 @@ def test_sync_brings_a_storage_path_to_mlflow_and_refuses_others(
     from mlflow import MlflowClient
 
     from backlink_ray.runs.tracked import start_tracking
-    from backlink_ray.tracking.tracker import ExperimentInfo
+    from backlink_ray.tracking.run import ExperimentInfo
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     folder = tmp_path / "storage" / "study" / "runs" / "r"

@@ -14,7 +14,8 @@ from backlink_ray.commands.flags import CommonFlags
 from backlink_ray.errors import ConfigError
 from backlink_ray.runs.results import Results
 from backlink_ray.runs.tracked import track_files
-from backlink_ray.tracking.tracker import ExperimentInfo, NoTracker, Tracker
+from backlink_ray.tracking.run import ExperimentInfo
+from backlink_ray.tracking.tracker import NoTracker, Tracker
 from backlink_ray.tracking.uri import default_tracking_uri, redact
 from backlink_ray.tuning.folder import check_study_folder, open_study_folder
 from backlink_ray.tuning.plan import Plan

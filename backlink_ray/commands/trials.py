@@ -16,6 +16,7 @@ from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.executors import start_once
 from backlink_ray.tuning.resources import ClusterResources
 from backlink_ray.tuning.study import Study
+from backlink_ray.tuning.tuner import run_study
 
 
 def run_trials(study: Study, flags: TrialFlags, examples: Iterable[RunConfig], datasets: Mapping[str, Dataset]) -> int:
@@ -37,7 +38,7 @@ def run_trials(study: Study, flags: TrialFlags, examples: Iterable[RunConfig], d
     for run in examples:
         cluster.check(run)
     try:
-        study.run(datasets, cluster)
+        run_study(study, datasets, cluster)
     except KeyboardInterrupt as error:  # Tune handles the first Ctrl-C itself, by ending its trials in order
         raise SecondInterruptError from error
     return study.missing()

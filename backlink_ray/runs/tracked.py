@@ -18,7 +18,8 @@ from backlink_ray.runs.outcome import Outcome, recorded_outcome
 from backlink_ray.runs.results import early_result, numbers
 from backlink_ray.runs.tracking_file import DAMAGE, TRACKING, TrackingFile
 from backlink_ray.text import slug
-from backlink_ray.tracking.tracker import ExperimentInfo, NoTracker, Point, Scalar, Status, TrackedRun, Tracker
+from backlink_ray.tracking.run import ExperimentInfo, Point, Scalar, Status, TrackedRun
+from backlink_ray.tracking.tracker import NoTracker, Tracker
 
 DRIVER_LOCK = ".driver.lock"  # in a study's folder, held by the study's driver
 

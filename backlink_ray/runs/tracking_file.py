@@ -9,7 +9,7 @@ from typing import Any, get_args
 from backlink_ray.errors import StorageError
 from backlink_ray.files import write_whole
 from backlink_ray.text import slug
-from backlink_ray.tracking.tracker import ExperimentInfo, Status, TrackedRun
+from backlink_ray.tracking.run import ExperimentInfo, Status, TrackedRun
 
 TRACKING = "tracking.json"
 DAMAGE = (AttributeError, KeyError, OverflowError, TypeError, ValueError)  # raised by content of an unexpected shape

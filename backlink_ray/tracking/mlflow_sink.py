@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 
 from backlink_ray.text import short_hash, slug
-from backlink_ray.tracking.tracker import ExperimentInfo, Point, Scalar, TrackedRun
+from backlink_ray.tracking.run import ExperimentInfo, Point, Scalar, TrackedRun
 from backlink_ray.tracking.uri import artifact_location, hide_secrets, sqlite_lock, view_state
 
 for _name, _value in {

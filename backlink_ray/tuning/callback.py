@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ray import tune
 
@@ -18,15 +18,13 @@ from backlink_ray.runs.outcome import Outcome, outcome_of
 from backlink_ray.runs.results import Value, epoch_line, numbers
 from backlink_ray.runs.tracked import end_tracking, start_tracking, track
 from backlink_ray.tuning.resources import ClusterResources
-
-if TYPE_CHECKING:
-    from backlink_ray.tuning.study import Study
+from backlink_ray.tuning.study import Study
 
 
 class StudyCallback(tune.Callback):
     """Records how trials end, has MLflow brought up to date, and prints one line per epoch."""
 
-    def __init__(self, study: "Study", cluster: ClusterResources, datasets: Mapping[str, Dataset]) -> None:
+    def __init__(self, study: Study, cluster: ClusterResources, datasets: Mapping[str, Dataset]) -> None:
         self._study, self._cluster = study, cluster
         self._datasets = {key: about(dataset) for key, dataset in datasets.items()}
         self._size, self._num_done = study.plan.size, study.plan.size - study.left()

@@ -21,7 +21,8 @@ from backlink_ray.runs.tracked import (
     track_files,
     tracked_run,
 )
-from backlink_ray.tracking.tracker import ExperimentInfo, Tracker
+from backlink_ray.tracking.run import ExperimentInfo
+from backlink_ray.tracking.tracker import Tracker
 from backlink_ray.tracking.uri import default_tracking_uri
 from tests.tracking.mlflow_store import Store
 

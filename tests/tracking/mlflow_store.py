@@ -12,7 +12,7 @@ from collections import Counter
 from contextlib import closing, suppress
 from pathlib import Path
 
-from backlink_ray.tracking.tracker import ExperimentInfo, Point, TrackedRun
+from backlink_ray.tracking.run import ExperimentInfo, Point, TrackedRun
 
 ROOT = Path(__file__).parents[2]
 _START_TIMEOUT_S = 60.0  # importing MLflow takes 5 s on an idle core

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from backlink_ray.tracking.tracker import ExperimentInfo, Point, Tracker
+from backlink_ray.tracking.run import ExperimentInfo, Point
+from backlink_ray.tracking.tracker import Tracker
 from tests.tracking.mlflow_store import Server, Store, a_run, fork_writers, points_of, written
 
 SLOW = pytest.mark.slow

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from backlink_ray.tracking.mlflow_sink import MlflowClient, MlflowException, MlflowSink
-from backlink_ray.tracking.tracker import ExperimentInfo, NoTracker, Point, TrackedRun, Tracker
+from backlink_ray.tracking.run import ExperimentInfo, Point, TrackedRun
+from backlink_ray.tracking.tracker import NoTracker, Tracker
 from backlink_ray.tracking.uri import default_tracking_uri
 from tests.tracking.mlflow_store import Store, a_run, fork_writers, points_of, written
 

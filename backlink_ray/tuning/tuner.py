@@ -1,0 +1,79 @@
+"""Tuner: a study run by Ray Tune, one trial per run, with its stages in the trial's own placement group."""
+
+import logging
+import os
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler
+
+from backlink_ray.data.images import Dataset
+from backlink_ray.errors import StudyError
+from backlink_ray.runs.tracked import end_open_runs, track_all
+from backlink_ray.tuning.callback import StudyCallback
+from backlink_ray.tuning.resources import ClusterResources
+from backlink_ray.tuning.searcher import open_searcher
+from backlink_ray.tuning.study import Study
+from backlink_ray.tuning.trial import trial, trial_resources
+
+# Our callback reports a failed trial in one line; Tune would add two tracebacks.
+logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+# Tune's own table has none of our columns and redraws itself; our callback prints one line per epoch instead.
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+
+
+def run_study(study: Study, datasets: Mapping[str, Dataset], cluster: ClusterResources) -> None:
+    """Run the trials that are left, at least one; `datasets` holds their data by `data_key`."""
+    end_open_runs(study.folder / "runs", "the process that ran the study died")
+    references = {key: ray.put(dataset) for key, dataset in datasets.items()}
+    trainable = tune.with_parameters(
+        trial, plan=study.plan, cluster=cluster, datasets=references, runs=study.folder / "runs"
+    )
+    tuner = tune.Tuner(
+        tune.with_resources(trainable, partial(trial_resources, plan=study.plan, cluster=cluster)),
+        param_space=_param_space(study),
+        tune_config=_tune_config(study, cluster),
+        run_config=_run_config(study, datasets, cluster),
+    )
+    try:
+        tuner.fit()
+    except tune.TuneError as error:
+        raise StudyError(str(error).strip().splitlines()[-1]) from error
+    finally:
+        end_open_runs(study.folder / "runs", "the study ended before the run did")
+        track_all(study.tracker, study.folder)
+
+
+def _param_space(study: Study) -> dict[str, Any]:
+    return {} if study.plan.space else {"run_id": tune.grid_search([run.run_id for run in study.runs_left()])}
+
+
+def _tune_config(study: Study, cluster: ClusterResources) -> tune.TuneConfig:
+    limit = (cluster.max_concurrent or (0 if cluster.num_gpus else 1)) or None
+    if not study.plan.space:
+        return tune.TuneConfig(num_samples=1, max_concurrent_trials=limit)
+    recorded = {row["run_id"] for row in study.results.rows()}
+    searcher = open_searcher(study.plan, study.folder, study.name, lambda run: run.run_id in recorded)
+    has_one_metric = not study.plan.objectives  # several are known to the searcher alone
+    return tune.TuneConfig(
+        num_samples=study.left(),
+        search_alg=searcher,
+        scheduler=_asha(study.plan.base.epochs) if study.plan.asha else None,
+        max_concurrent_trials=limit,
+        metric=study.plan.metric if has_one_metric else None,
+        mode="min" if has_one_metric else None,
+    )
+
+
+def _run_config(study: Study, datasets: Mapping[str, Dataset], cluster: ClusterResources) -> tune.RunConfig:
+    # Tune's folder is new at every start and never restored, since it holds pickles; we resume from our own files.
+    attempt = f"attempt-{len(list((study.folder / 'tune').glob('attempt-*'))):03d}"
+    callback = StudyCallback(study, cluster, datasets)
+    return tune.RunConfig(name=attempt, storage_path=str(study.folder / "tune"), callbacks=[callback], verbose=0)
+
+
+def _asha(epochs: int) -> ASHAScheduler:
+    return ASHAScheduler(time_attr="epoch", max_t=epochs, grace_period=max(1, epochs // 20), reduction_factor=3)
