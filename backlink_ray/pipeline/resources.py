@@ -47,7 +47,7 @@ class StageResources:
         if self.gpus_per_stage and self.stages_on(num_gpus) < num_stages:
             raise ConfigError(
                 f"K={num_stages} stages need {self.gpus_per_stage:g} GPUs each, the cluster has {num_gpus:g}, "
-                f"places for {self.stages_on(num_gpus)}; {_REMEDY}"
+                f"which hold {self.stages_on(num_gpus)}; {_REMEDY}"
             )
 
 

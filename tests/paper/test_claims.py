@@ -144,7 +144,7 @@ def test_report_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixt
     assert main([*flags, str(tmp_path / "none")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert main(["report"]) == 2
-    assert "give --claims" in capsys.readouterr().err
+    assert "--claims" in capsys.readouterr().err
 
 
 def test_several_folders_count_together(tmp_path: Path) -> None:
