@@ -66,6 +66,10 @@ class StageError(BacklinkError, RuntimeError):
         return f"stage {self.stage_index} of {self.num_stages} failed at {self.where}: {self.reason}"
 
 
+class TrackingError(BacklinkError, ConnectionError):
+    """MLflow did not accept what it was sent; the runs stay on disk."""
+
+
 class StudyError(BacklinkError, RuntimeError):
     """Ray Tune could not continue a study; the message is Tune's."""
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from backlink_ray import provenance
-from backlink_ray.errors import ConfigError, StorageError
+from backlink_ray.errors import ConfigError, StorageError, TrackingError
 from backlink_ray.files import is_held, read_lines
 from backlink_ray.runs.folder import CONFIG, ENVIRONMENT, METRICS, RESULT
 from backlink_ray.runs.outcome import Outcome, recorded_outcome
@@ -111,7 +111,7 @@ def sync(storage: Path, tracking_uri: str, timeout_s: float = 30.0) -> tuple[int
 
     Raises:
         ConfigError: there is nothing to sync, or MLflow does not accept such a URI.
-        ConnectionError: MLflow accepted no run for `timeout_s`; the next sync continues.
+        TrackingError: MLflow accepted no run for `timeout_s`; the next sync continues.
     """
     if not storage.is_dir():
         raise ConfigError(f"storage={str(storage)!r} is not a folder; give the --storage-path of a study")
@@ -123,7 +123,7 @@ def sync(storage: Path, tracking_uri: str, timeout_s: float = 30.0) -> tuple[int
             f"storage={str(storage)!r} has nothing to sync: it contains no {TRACKING}; give a --storage-path"
         )
     if left:
-        raise ConnectionError(f"{left} of {count} runs are not in MLflow yet; run the same command again")
+        raise TrackingError(f"{left} of {count} runs are not in MLflow yet")
     return count - tracker.failed, tracker.failed
 
 

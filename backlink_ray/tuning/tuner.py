@@ -23,6 +23,8 @@ from backlink_ray.tuning.trial import trial, trial_resources
 logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
 # Tune's own table has none of our columns and redraws itself; our callback prints one line per epoch instead.
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+# Tune's loggers would store every epoch three times more, and nobody reads that.
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 
 
 def run_study(study: Study, datasets: Mapping[str, Dataset], cluster: ClusterResources) -> None:

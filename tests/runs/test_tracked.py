@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from backlink_ray.errors import ConfigError, StorageError
+from backlink_ray.errors import ConfigError, StorageError, TrackingError
 from backlink_ray.files import exclusive
 from backlink_ray.runs.outcome import Outcome
 from backlink_ray.runs.tracked import (
@@ -172,7 +172,7 @@ def test_sync_gives_the_same_database_again(tmp_path: Path, storage: Path) -> No
     assert len(database.points()) == 2 * 4 + 1 + 4
     with pytest.raises(ConfigError, match="has nothing to sync"):
         sync(tmp_path / "storage" / "mlartifacts", uri)
-    with pytest.raises(ConnectionError, match="2 of 2 runs are not in MLflow yet"):
+    with pytest.raises(TrackingError, match="2 of 2 runs are not in MLflow yet"):
         sync(storage, "http://127.0.0.1:9", timeout_s=0.5)
 
 
