@@ -113,7 +113,7 @@ def test_sync_brings_a_storage_path_to_mlflow_and_refuses_others(
     assert f"in MLflow at sqlite:///{tmp_path}/storage/mlflow.db: 1 of 1 runs\n" in capsys.readouterr().out
     client = MlflowClient(f"sqlite:///{tmp_path / 'storage' / 'mlflow.db'}")
     (run,) = client.search_runs([client.get_experiment_by_name("e").experiment_id])
-    assert (run.info.status, run.data.metrics["curve/epoch"]) == ("FINISHED", 1.0)
+    assert (run.info.status, run.data.metrics["progress/epoch"]) == ("FINISHED", 1.0)
     (tmp_path / "empty").mkdir()
     for path, uri, message in (
         ("none", "", "is not a folder; give the --storage-path of a study"),

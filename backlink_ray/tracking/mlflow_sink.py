@@ -1,7 +1,7 @@
 """MLflow sink: brings MLflow up to date with a run, any number of times. The only file that imports mlflow.
 
 It has no state: it asks MLflow what is already there. A run is looked up by its tag `backlink_ray.run_id` before it is
-created; the metric `curve/epoch`, written in one transaction with the points of its epoch, is the number of epochs that are
+created; the metric `progress/epoch`, written in one transaction with the points of its epoch, is the number of epochs that are
 there; the tag `backlink_ray.artifacts` is a hash of the files that are there. MLflow recognises a point that it has (same
 key, step, time and value), so sending a request twice changes nothing.
 """
@@ -37,7 +37,7 @@ for _name in ("mlflow", "alembic"):
     logging.getLogger(_name).setLevel(logging.WARNING)
 _log = logging.getLogger(__name__)
 
-_RUN_ID, _ARTIFACTS, _EPOCH = "backlink_ray.run_id", "backlink_ray.artifacts", "curve/epoch"
+_RUN_ID, _ARTIFACTS, _EPOCH = "backlink_ray.run_id", "backlink_ray.artifacts", "progress/epoch"
 _BAD_KEY = re.compile(r"[^A-Za-z0-9_. :/-]+")
 # MLflow's limits: characters of a key, a parameter and a tag; metrics and tags of one log_batch.
 _MAX_KEY, _MAX_PARAM, _MAX_TAG = 250, 6000, 8000
@@ -147,7 +147,7 @@ class MlflowSink:
             self._client.log_inputs(found.info.run_id, datasets=[_dataset(run.dataset)])
 
     def _log_points(self, run: TrackedRun, found: Run) -> None:
-        """Log what is missing, each epoch in one transaction, so that `curve/epoch` is always right."""
+        """Log what is missing, each epoch in one transaction, so that `progress/epoch` is always right."""
         logged = int(found.data.metrics.get(_EPOCH, 0))
         epochs = [
             [*_metrics(p), Metric(_EPOCH, i, p.time_ms, p.step)] for i, p in enumerate(run.curve, 1) if i > logged

@@ -137,7 +137,7 @@ def values(epoch: int) -> dict[str, float]:
 
 def points_of(run_id: str, epochs: int) -> Points:
     """The points of `a_run` in a store, each exactly once."""
-    logged = ({**values(i), "curve/epoch": float(i)} for i in range(1, epochs + 1))
+    logged = ({**values(i), "progress/epoch": float(i)} for i in range(1, epochs + 1))
     curve = Counter((run_id, key, i, v) for i, at in enumerate(logged, 1) for key, v in at.items())
     return curve + Counter({(run_id, "test_error_pct", epochs, 90 / epochs): 1})
 

@@ -102,7 +102,7 @@ def test_artifacts_link_and_secrets(tmp_path: Path, server: Server, caplog: pyte
     assert tracker.command() == ""
     store = Store(server.database)
     assert store.runs("s") == [("s", "FAILED")]
-    assert store.points("s") == {("s", "b", 0, 1 / 3): 1, ("s", "curve/epoch", 0, 1.0): 1}
+    assert store.points("s") == {("s", "b", 0, 1 / 3): 1, ("s", "progress/epoch", 0, 1.0): 1}
     assert store.tags("s")["nonfinite.a"] == "nan at step 0"
     assert store.query("select count(*) from experiment_tags where key = 'mlflow.sharedViewState.backlink-K'") == [(1,)]
     assert [path.read_text() for path in (server.folder / "artifacts").rglob("config.yaml")] == ["K: 4"]
