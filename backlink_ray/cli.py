@@ -78,8 +78,10 @@ class Sync:
         """Sync, and print how many runs are in MLflow."""
         from backlink_ray.runs.tracked import sync  # pyarrow and mlflow take seconds to import
         from backlink_ray.tracking.uri import default_tracking_uri, redact
+        from backlink_ray.tuning.folder import MANIFEST
 
-        uri = self.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "") or default_tracking_uri(self.storage)
+        home = self.storage.parent if (self.storage / MANIFEST).exists() else self.storage
+        uri = self.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "") or default_tracking_uri(home)
         logged, refused = sync(self.storage, uri)
         print(f"in MLflow at {redact(uri)}: {logged} of {logged + refused} runs" + ", see above" * bool(refused))
         return 1 if refused else 0

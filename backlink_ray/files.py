@@ -101,7 +101,7 @@ def read_json(path: Path, way_out: str) -> dict[str, Any]:
         return _row(path.read_bytes(), str(path), way_out)
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    except StorageError:
+    except StorageError:  # itself an OSError
         raise
     except OSError as error:
         raise StorageError(f"{path} cannot be read ({error.strerror}); {way_out}") from error
@@ -121,6 +121,8 @@ def read_lines(path: Path, way_out: str) -> list[dict[str, Any]]:
         lines = path.read_bytes().split(b"\n")[:-1]
     except (FileNotFoundError, NotADirectoryError):
         return []
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read ({error.strerror}); {way_out}") from error
     return [_row(line, f"{path}, line {number}", way_out) for number, line in enumerate(lines, 1)]
 
 

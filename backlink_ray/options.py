@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from numbers import Integral, Real
 from typing import Any, TypeVar
@@ -44,7 +44,10 @@ class Option:
         kind, is_bool = type(self.default), type(value).__name__ in _BOOLS
         if not (is_bool if kind is bool else isinstance(value, _ACCEPTED[kind]) and not is_bool):
             raise ConfigError(f"{name}={value!r} is a {type(value).__name__}; allowed: {kind.__name__}")
-        own = kind(value)
+        try:
+            own = kind(value)
+        except OverflowError as error:
+            raise ConfigError(f"{name}={value!r} is out of range; allowed {self.allowed}") from error
         if self.choices and own not in self.choices:
             raise ConfigError(f"{name}={own!r} is not known; allowed: {', '.join(map(str, self.choices))}")
         if kind in (int, float) and not self.low <= own <= self.high:
@@ -99,7 +102,14 @@ def _declare(default: T, **rules: Any) -> T:
 @cache
 def options_of(owner: type[Any]) -> Mapping[str, Option]:
     """Return the options of a dataclass by name, in the order of its fields."""
-    return {f.name: f.metadata["option"] for f in fields(owner) if "option" in f.metadata}
+    declared = {f.name: _declared(owner, f.name) for f in fields(owner)}
+    return {f.name: replace(declared[f.name], default=f.default) for f in fields(owner) if declared[f.name]}
+
+
+def _declared(owner: type[Any], name: str) -> Any:
+    """Return the nearest class's option of a name: a subclass may give it another plain default; None if there is none."""
+    found = (vars(cls).get("__dataclass_fields__", {}).get(name) for cls in owner.__mro__)
+    return next((f.metadata["option"] for f in found if f is not None and "option" in f.metadata), None)
 
 
 def check_options(instance: Any) -> None:
@@ -112,9 +122,11 @@ def check_needs(instance: Any) -> None:
     """Raise ConfigError for an option that was given although the option it needs has another value."""
     for name, option in options_of(instance.__class__).items():
         value = getattr(instance, name)
-        if value != option.default and option.needs and not option.has_meaning(vars(instance)):
-            other, wanted = option.needs
-            found = getattr(instance, other)
+        if value == option.default or option.needs is None:
+            continue
+        other, wanted = option.needs
+        found = getattr(instance, other)
+        if found != wanted:
             raise ConfigError(
                 f"{name}={value!r} has no meaning with {other}={found!r}; allowed with {other}={wanted!r}"
             )

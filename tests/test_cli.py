@@ -114,6 +114,10 @@ def test_sync_brings_a_storage_path_to_mlflow_and_refuses_others(
     client = MlflowClient(f"sqlite:///{tmp_path / 'storage' / 'mlflow.db'}")
     (run,) = client.search_runs([client.get_experiment_by_name("e").experiment_id])
     assert (run.info.status, run.data.metrics["progress/epoch"]) == ("FINISHED", 1.0)
+    (tmp_path / "storage" / "study" / "study.json").write_text("{}")
+    assert main(["sync", str(tmp_path / "storage" / "study")]) == 0  # one study's folder: the same database
+    assert f"{tmp_path}/storage/mlflow.db: 1 of 1 runs\n" in capsys.readouterr().out
+    assert not (tmp_path / "storage" / "study" / "mlflow.db").exists()
     (tmp_path / "empty").mkdir()
     for path, uri, message in (
         ("none", "", "is not a folder; give the --storage-path of a study"),

@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 
 import torch
 from torch import nn
@@ -85,10 +86,11 @@ def speed_rows(network: str, device: str, batch_size: int, steps: int, rounds: i
     """Yield the speed of a plain loop, our BP, and GLL and BackLink at K = 4 and 16, interleaved."""
     images = random_images(4 * batch_size)
     runs: dict[str, Callable[[int], object]] = {"plain eager BP": plain_loop(network, device, batch_size)}
-    for name, config in _speed_configs(network, batch_size):
-        runs[name] = LocalExecutor(job_for(config, images, device)).train
-    for row in compare(runs, batch_size, device, steps, rounds):
-        yield {"network": network, **row}
+    with ExitStack() as opened:
+        for name, config in _speed_configs(network, batch_size):
+            runs[name] = opened.enter_context(LocalExecutor(job_for(config, images, device))).train
+        for row in compare(runs, batch_size, device, steps, rounds):
+            yield {"network": network, **row}
 
 
 def _speed_configs(network: str, batch_size: int) -> Iterator[tuple[str, RunConfig]]:

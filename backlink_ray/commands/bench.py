@@ -15,6 +15,7 @@ from backlink_ray.benchmarks.memory import memory_rows
 from backlink_ray.benchmarks.rows import write_rows
 from backlink_ray.benchmarks.runtime import overlap_rows
 from backlink_ray.benchmarks.speed import speed_rows
+from backlink_ray.commands.flags import check_device, not_negative
 from backlink_ray.data.datasets import data_root
 from backlink_ray.errors import ConfigError
 from backlink_ray.paper.cells import published_error_pct
@@ -62,6 +63,10 @@ class Bench:
             raise ConfigError(
                 f"{self.item} at full size needs a GPU, which this machine lacks; give --smoke-test, or --device"
             )
+        not_negative(self, "batch_size", "steps", "rounds")
+        if self.seeds < 1:
+            raise ConfigError(f"seeds={self.seeds} is out of range; allowed 1 or more")
+        check_device(self.chosen_device)
         rows = _ITEMS[self.item](self)
         write_rows(rows, self.output_dir / f"{self.item}.jsonl", self.item, self.chosen_device)
         return 0

@@ -69,7 +69,7 @@ class Command(ABC):
         else:
             print(f"{self.folder} is not writable, so its tables and figures are not updated", file=sys.stderr)
         self._last_lines(files, NoTracker())
-        return 0
+        return self._exit_code()
 
     def check_report(self) -> None:
         """Check that something is recorded to report on; ConfigError names the folder."""

@@ -15,7 +15,7 @@ import torch
 from backlink_ray import provenance
 from backlink_ray.commands.command import Command, run_command
 from backlink_ray.commands.exit_codes import RUN_ERRORS, first_line
-from backlink_ray.commands.flags import CommonFlags, choose_preset
+from backlink_ray.commands.flags import CommonFlags, check_device, choose_preset
 from backlink_ray.commands.search import Picture
 from backlink_ray.commands.trials import estimate
 from backlink_ray.errors import ConfigError
@@ -131,7 +131,7 @@ class FigureCommand(Command):
     def prepare(self) -> None:
         """Check the device, the runs and what measuring them needs."""
         device = self.flags.chosen_device
-        _check_device(device)
+        check_device(device)
         refused = {run.run_id: self._measurement.refuse(run, device) for run in self._runs}
         left = [run for run in self._runs if not refused[run.run_id]]
         if not left:
@@ -174,13 +174,6 @@ class FigureCommand(Command):
         work = [(run, self._measurement.images(run)) for run in left]
         if any(images for _, images in work):
             print(estimate(work))
-
-
-def _check_device(device: str) -> None:
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device={device!r} cannot be used ({first_line(error)}); give another --device") from error
 
 
 def number_of_devices(device: str) -> int:

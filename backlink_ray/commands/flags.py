@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import torch
 import tyro
 
+from backlink_ray.commands.exit_codes import first_line
 from backlink_ray.errors import ConfigError
 from backlink_ray.pipeline.resources import STAGE, StageResources
 
@@ -94,3 +95,11 @@ def choose_preset(presets: Iterable[str], flags: CommonFlags) -> str:
         file=sys.stderr,
     )
     return "smoke"
+
+
+def check_device(device: str) -> None:
+    """Raise ConfigError if torch cannot use a device."""
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device={device!r} cannot be used ({first_line(error)}); give another --device") from error

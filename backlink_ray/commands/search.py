@@ -12,12 +12,13 @@ from backlink_ray.commands.trials import describe, estimate, local_cluster, run_
 from backlink_ray.data.datasets import data_root
 from backlink_ray.errors import ConfigError
 from backlink_ray.figures.data import FigureData
-from backlink_ray.files import make_folder, write_whole
+from backlink_ray.files import write_whole
 from backlink_ray.paper.cells import published_error_pct
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.data import load_for
 from backlink_ray.runs.results import Row, config_of
 from backlink_ray.tracking.tracker import NoTracker
+from backlink_ray.tuning.folder import MANIFEST, check_study_folder, open_study_folder
 from backlink_ray.tuning.plan import Plan
 from backlink_ray.tuning.study import Study
 
@@ -106,10 +107,13 @@ class SearchCommand(Command):
         )
 
     def check_report(self) -> None:
-        if self._earlier:  # runs of other studies are enough
-            make_folder(self.folder, "storage_path")
-        else:
+        if not self._earlier:
             super().check_report()
+        elif (self.folder / MANIFEST).exists():
+            check_study_folder(self.folder, self.name, self.plan)
+        else:  # runs of other studies are enough for a report, in a folder that this study can use later
+            with open_study_folder(self.folder, self.name, self.plan, "auto"):
+                pass
 
     def prepare(self) -> None:
         self._datasets = load_for(self.plan.examples, data_root(self.flags.data_root))

@@ -1,6 +1,5 @@
 """Classes: test errors per class, for cells on imbalanced data sets."""
 
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -9,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from backlink_ray.data.originals import CIFAR10_CLASSES, SVHN_CLASSES
+from backlink_ray.files import read_json
 from backlink_ray.paper.cells import Cell
 from backlink_ray.paper.grid import Grid, Rows
 from backlink_ray.paper.scores import Scores, Spread
 from backlink_ray.paper.table import Table
-from backlink_ray.runs.folder import RESULT
+from backlink_ray.runs.folder import RESULT, RUN_AGAIN
 from backlink_ray.text import csv_table, markdown_table
 
 IMBALANCED = ("cifar10-lt", "svhn")
@@ -51,7 +51,7 @@ def class_errors(table: Table, grid: Grid, rows: Rows, folder: Path) -> list[Cla
 
 def _results(by_seed: Mapping[int, Mapping[str, Any]], folder: Path) -> list[dict[str, Any]]:
     files = [folder / "runs" / str(row["run_id"]) / RESULT for row in by_seed.values()]
-    results = [json.loads(file.read_text()) for file in files if file.exists()]
+    results = [read_json(file, RUN_AGAIN) for file in files]
     return [result for result in results if "class_error_pct" in result]
 
 

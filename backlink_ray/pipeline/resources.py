@@ -35,6 +35,8 @@ class StageResources:
 
     def stages_on(self, num_gpus: float) -> int:
         """Return how many stages fit on the GPUs; a stage with a fraction never spans two."""
+        if not self.gpus_per_stage:
+            return 0
         if self.gpus_per_stage >= 1:
             return int(num_gpus / self.gpus_per_stage + 1e-9)
         return int(num_gpus) * int(1 / self.gpus_per_stage + 1e-9)

@@ -113,7 +113,8 @@ class RunConfig(MethodOptions, SgdOptions, SplitOptions, RunFields):
 
     def replace(self, **changes: object) -> "RunConfig":
         """Return a copy with some fields changed, checked like a new one; options without a meaning in it are reset first."""
-        values = vars(self)
+        values, options = vars(self), options_of(RunConfig)
+        changes = {n: options[n].read(n, value) if n in options else value for n, value in changes.items()}
         reset = {name: option.default for name, option in _without_meaning({**values, **changes}).items()}
         return RunConfig(**{**values, **reset, **changes})
 

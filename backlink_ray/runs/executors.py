@@ -31,7 +31,9 @@ def choose_executor(
         return config.executor, "as configured"
     if stages == 1:
         return "local", "K=1 is a single stage"
-    devices, kind = (resources.stages_on(num_gpus), "GPU") if num_gpus else (num_cpus, "CPU")
+    devices, kind = (
+        (resources.stages_on(num_gpus), "GPU") if num_gpus and resources.gpus_per_stage else (num_cpus, "CPU")
+    )
     if devices >= stages:
         return "ray", f"{devices:g} {kind} slots for K={stages} stages"
     return "local", f"{devices:g} {kind} slots are too few for K={stages} stages"
@@ -84,7 +86,13 @@ def start_once(address: str = "") -> None:
         return
     if address:
         _check_reachable(address)
-        ray.init(address=address, log_to_driver=False)
+        try:
+            ray.init(address=address, log_to_driver=False)
+        except (ValueError, OSError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ConfigError(
+                f"address={address!r} cannot be used ({reason}); give HOST:PORT of a Ray cluster"
+            ) from error
         return
     os.environ.setdefault("RAY_DISABLE_IMPORT_WARNING", "1")
     ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)

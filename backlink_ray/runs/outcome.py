@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from backlink_ray.errors import StorageError
 from backlink_ray.files import read_json
 from backlink_ray.runs.folder import FAILURE, RESULT, RUN_AGAIN
 from backlink_ray.runs.results import early_result
@@ -48,7 +49,11 @@ def outcome_of(folder: Path, epochs: int, last: dict[str, Any], error: str | Non
         last: its last report, {} if there was none.
         error: Tune's error message, None if the trial ended without an error.
     """
-    if recorded := recorded_outcome(folder):
+    try:
+        recorded = recorded_outcome(folder)
+    except StorageError as damage:  # costs this run alone; the study continues
+        return Outcome("LOST", str(damage))
+    if recorded:
         return recorded
     if error is not None:  # a run that fails records why; this one had no time to
         lines = [line.strip() for line in error.splitlines() if line.strip()]

@@ -1,6 +1,5 @@
 """Results: one row per run of a study, in a log that its driver appends to and that all reports are made from."""
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from backlink_ray.errors import ConfigError, StorageError
-from backlink_ray.files import append_line, read_lines, write_whole
+from backlink_ray.files import append_line, read_json, read_lines, write_whole
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.folder import ENVIRONMENT
 
@@ -132,12 +131,18 @@ def made_with(folder: Path, rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...
     for row in rows:
         file = folder / "runs" / str(row["run_id"]) / ENVIRONMENT
         if row["status"] == "FINISHED" and file.exists():
-            attempts = json.loads(file.read_text())["attempts"]
-            stages = dict.fromkeys(_made_with(stage) for attempt in attempts for stage in attempt["stages"])
-            found[f"{' and '.join(stages)}, executor {row['executor']}"] += 1
+            found[f"{_made_with(file)}, executor {row['executor']}"] += 1
     return tuple(f"{text}: {count} run{'s' * (count > 1)}" for text, count in found.items())
 
 
-def _made_with(stage: Mapping[str, Any]) -> str:
+def _made_with(file: Path) -> str:
+    try:
+        stages = [s for attempt in read_json(file, "")["attempts"] for s in attempt["stages"]]
+        return " and ".join(dict.fromkeys(map(_stage_text, stages)))
+    except (StorageError, KeyError, TypeError):  # damaged: what the run measured counts all the same
+        return "not recorded"
+
+
+def _stage_text(stage: Mapping[str, Any]) -> str:
     versions = f"torch {stage['versions']['torch']}, backlink_ray {stage['backlink_ray']}"
     return f"{stage['hardware']}, {versions}, commit {stage['commit']}"

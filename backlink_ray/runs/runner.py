@@ -6,6 +6,7 @@ from typing import Any
 
 from backlink_ray.data.images import Dataset
 from backlink_ray.errors import StageError
+from backlink_ray.files import make_folder
 from backlink_ray.measure.metrics import memory_source
 from backlink_ray.measure.timeline import Span, draw
 from backlink_ray.runs.config import RunConfig
@@ -30,6 +31,8 @@ def run(config: RunConfig, dataset: Dataset, options: RunOptions) -> dict[str, A
     done = folder.result()
     if done:
         return done
+    if options.timeline:
+        make_folder(Path(options.timeline).parent, "timeline")
     try:
         job = make_job(config, dataset, options)
         with open_executor(config, job, options) as executor:

@@ -32,9 +32,14 @@ class Checkpoints:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-        for stray in folder.glob(".writing-*"):
-            shutil.rmtree(stray)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for stray in folder.glob(".writing-*"):
+                shutil.rmtree(stray)
+        except OSError as error:
+            raise CheckpointError(
+                f"{folder} cannot be used for checkpoints: {error.strerror}; remove what is there"
+            ) from error
 
     def save(self, state: TrainState, extra: Mapping[str, Any]) -> Path:
         """Write a state with some JSON; on CheckpointError (a full disk, say) the older checkpoints are untouched."""
@@ -56,7 +61,7 @@ class Checkpoints:
                 f"{final} ({size} bytes) cannot be written: {error.strerror}; free space there"
             ) from error
         for old in self._all()[:-KEPT]:
-            shutil.rmtree(old)
+            shutil.rmtree(old, ignore_errors=True)
         return final
 
     def _write(self, working: Path, final: Path, files: Mapping[str, bytes]) -> None:

@@ -25,7 +25,7 @@ class ClusterResources:
         """Return the bundles of a trial: its own, and one per stage if the stages are actors."""
         if self.resolve(config).executor == "ray":
             return self.stage.where_gpus_are(self.num_gpus).bundles(config.num_modules)
-        return [{"CPU": 1.0} | ({"GPU": 1.0} if self.num_gpus else {})]
+        return [{"CPU": 1.0} | ({"GPU": 1.0} if self.num_gpus and self.stage.gpus_per_stage else {})]
 
     def check(self, config: RunConfig) -> None:
         """Raise ConfigError if the cluster can never hold a trial."""

@@ -8,6 +8,7 @@ from typing import Any
 import optuna
 from ray.tune.search.optuna import OptunaSearch
 
+from backlink_ray.errors import StorageError
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.tuning.plan import Plan
 from backlink_ray.tuning.space import SEARCHED
@@ -35,9 +36,16 @@ def open_searcher(plan: Plan, folder: Path, name: str, has_result: Callable[[Run
     """
     assert plan.space is not None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = optuna.storages.RDBStorage(f"sqlite:///{folder / 'optuna.db'}")
+    database = folder / "optuna.db"
     directions = [optuna.study.StudyDirection.MINIMIZE] * max(1, len(plan.objectives))
-    study = optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
+    try:
+        storage = optuna.storages.RDBStorage(f"sqlite:///{database}")
+        study = optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
+    except Exception as error:  # SQLAlchemy and Optuna have many; whatever it is, the file cannot be used
+        reason = str(error).strip().splitlines()[0]
+        raise StorageError(
+            f"{database} cannot be used ({reason}); delete it: results stay, Optuna starts anew"
+        ) from error
     known = len(study.trials)
     first = [{field: getattr(run, field) for field in SEARCHED} for run in plan.first]
     for choice in _without_result(study, lambda choice: has_result(plan.run_of(choice))) if known else first:

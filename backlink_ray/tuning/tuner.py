@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -43,7 +44,8 @@ def run_study(study: Study, datasets: Mapping[str, Dataset], cluster: ClusterRes
     try:
         tuner.fit()
     except tune.TuneError as error:
-        raise StudyError(str(error).strip().splitlines()[-1]) from error
+        last = str(error).strip().splitlines()[-1]
+        raise StudyError(re.sub(r"^[\w.]+: ", "", last)) from error
     finally:
         end_open_runs(study.folder / "runs", "the study ended before the run did")
         track_all(study.tracker, study.folder)

@@ -33,3 +33,21 @@ def test_an_item_that_needs_a_gpu_is_refused(tmp_path: Path, capsys: pytest.Capt
     assert main(["bench", "speed", "--device", "cpu", "--output-dir", str(tmp_path / "o")]) == 2
     assert "speed at full size needs a GPU" in capsys.readouterr().err
     assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--device", "foo"), "device='foo' cannot be used"),
+        (("--batch-size", "-1"), "batch_size=-1 is out of range"),
+        (("--rounds", "-1"), "rounds=-1 is out of range"),
+        (("--seeds", "0"), "seeds=0 is out of range"),
+    ],
+)
+def test_bad_flags_are_one_line(
+    flags: tuple[str, ...], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", "speed", "--smoke-test", *flags, "--output-dir", str(tmp_path / "o")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert not (tmp_path / "o").exists()

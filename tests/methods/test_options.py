@@ -1,6 +1,7 @@
 """Options: numbers of other types, and wrong values, in every method and everything else that takes a number."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 import backlink_ray as bl
 from backlink_ray.methods.catalogue import METHODS
-from backlink_ray.options import options_of
+from backlink_ray.options import check_needs, check_options, choice, options_of, whole
 from backlink_ray.train.optim import Recipe
 from tests.examples import tiny_network
 
@@ -62,3 +63,25 @@ def test_numpy_numbers_give_the_same_network_and_training() -> None:
         other, bl.BackLink(propagation_length=1), lr=np.float64(0.5), recipe=Recipe(momentum=np.float64(0.5))
     )
     assert type(trainer._lr) is float
+
+
+def test_subclasses_keep_the_checks_of_their_options() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Another(bl.PredSim):
+        beta: float = 0.5
+
+    @dataclass(frozen=True, kw_only=True, slots=True)
+    class Slotted(bl.GLL):
+        kind: str = choice("a", "b")
+        width: int = whole(2, needs=("kind", "b"))
+
+        def __post_init__(self) -> None:
+            check_options(self)
+            check_needs(self)
+
+    assert Another().beta == 0.5
+    with pytest.raises(bl.ConfigError, match="beta=7"):
+        Another(beta=7)
+    assert Slotted(kind="b", width=5).width == 5
+    with pytest.raises(bl.ConfigError, match="width=5 has no meaning with kind='a'"):
+        Slotted(width=5)

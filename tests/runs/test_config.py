@@ -1,10 +1,13 @@
 """RunConfig: what it refuses, and its identity."""
 
 import ast
+import contextlib
 import dataclasses
 import inspect
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +17,11 @@ from hypothesis import strategies as st
 
 from backlink_ray.errors import ConfigError
 from backlink_ray.local.sizes import longest_propagation, module_sizes
-from backlink_ray.methods.catalogue import METHODS
+from backlink_ray.methods.catalogue import BASES, METHODS
 from backlink_ray.nets.names import unit_count
-from backlink_ray.options import options_of
+from backlink_ray.options import Option, options_of
 from backlink_ray.runs.config import RunConfig
+from backlink_ray.runs.job import build_method
 
 TABLES = Path(__file__).parents[2] / "shared" / "paper" / "tables.yaml"
 ONE_LINE = [
@@ -204,3 +208,61 @@ def test_the_papers_cells() -> None:
                         RunConfig(**fields)
                     refused += 1
     assert (accepted, refused) == (118, 22), (accepted, refused)
+
+
+def test_every_field_that_decides_the_result_is_part_of_the_identity() -> None:
+    """Where a field has a meaning, another value of it is another run; link changes no result, executor only in mode async."""
+    runs = [RunConfig(num_modules=2, **asked) for method in METHODS for asked in _meaningful(method)]
+    untouched = set()
+    for name, option in options_of(RunConfig).items():
+        changed = [run for run in runs if _other(run, name, option) is not None]
+        different = [run for run in changed if _other(run, name, option).run_id != run.run_id]  # type: ignore[union-attr]
+        assert changed, name
+        if not different:
+            untouched.add(name)
+    assert untouched == {"link"}
+    assert all(run.replace(executor="ray").run_id == run.run_id for run in runs if run.mode != "async")
+
+
+def _meaningful(method: str) -> Iterator[dict[str, Any]]:
+    if method != "bp":
+        yield {"method": method, "propagation_length": 1} if method == "backlink" else {"method": method}
+    if method == "dgl":
+        yield {"method": method, "mode": "async"}
+    if method in BASES:
+        yield {"base": method, "propagation_length": 1}
+
+
+def _other(run: RunConfig, name: str, option: Option) -> RunConfig | None:
+    """Return the run with another value of one field, None if it has none that is valid there."""
+    value = getattr(run, name)
+    numbers = (
+        (value + 1, value / 2, value + 0.25)
+        if isinstance(value, float)
+        else (value + 1,)
+        if isinstance(value, int)
+        else ()
+    )
+    values = option.choices or numbers or ("resnet110",)
+    for other in values:
+        with contextlib.suppress(ConfigError):
+            changed = run.replace(**{name: other})
+            if getattr(changed, name) != value:
+                return changed
+    return None
+
+
+@pytest.mark.parametrize(
+    ("base", "option", "value"),
+    [("predsim", "beta", 0.5), ("infopro", "lambda1_first", 3.0), ("infopro", "lambda2_last", 0.7)],
+)
+def test_options_of_a_base_reach_it(base: str, option: str, value: float) -> None:
+    method = build_method(RunConfig(base=base, **{option: value}), mean=(0.1,), std=(0.2,))
+    assert getattr(method.base, option) == value  # type: ignore[attr-defined]
+    assert base != "infopro" or (method.base.mean, method.base.std) == ((0.1,), (0.2,))  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("changes", [{"method": ["x"]}, {"base": {"x": 1}}, {"lr": 10**400}, {"network": 3}])
+def test_a_replacement_of_a_wrong_type_is_refused_by_name(changes: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(changes))):
+        RunConfig().replace(**changes)

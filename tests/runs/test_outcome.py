@@ -42,3 +42,10 @@ def test_a_failed_run_is_distinguished_from_a_lost_one(tmp_path: Path) -> None:
     write(tmp_path, "failure.json", status="LOST", reason="stage 1 of 2 failed")
     found = outcome_of(tmp_path, 5, LAST, "x")
     assert (found.status, found.reason) == ("LOST", "stage 1 of 2 failed")
+
+
+def test_a_damaged_result_costs_its_run_alone(tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text("{")
+    found = outcome_of(tmp_path, 2, LAST, None)
+    assert found.status == "LOST"
+    assert "result.json is damaged" in found.reason

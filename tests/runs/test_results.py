@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from backlink_ray.errors import ConfigError, StorageError
-from backlink_ray.runs.results import Results, Value
+from backlink_ray.runs.results import Results, Value, made_with
 
 
 def results(folder: Path, rows: list[dict[str, Value]]) -> Results:
@@ -82,3 +82,11 @@ def test_results_of_the_first_version_are_refused_with_their_version(tmp_path: P
     (tmp_path / "results" / "part-1-x.parquet").write_bytes(b"")
     with pytest.raises(ConfigError, match=r"holds results of backlink_ray 0\.1\.0.*; give another --storage-path"):
         Results(tmp_path)
+
+
+def test_a_damaged_environment_costs_no_table(tmp_path: Path) -> None:
+    rows = [{"run_id": name, "status": "FINISHED", "executor": "local"} for name in ("torn", "other")]
+    for row, content in zip(rows, ("{", "[]"), strict=True):
+        (tmp_path / "runs" / row["run_id"]).mkdir(parents=True)
+        (tmp_path / "runs" / row["run_id"] / "environment.json").write_text(content)
+    assert made_with(tmp_path, rows) == ("not recorded, executor local: 2 runs",)

@@ -213,3 +213,18 @@ def test_auto_looks_at_the_cluster_of_the_environment_not_at_this_machine(
 def test_four_stages_may_share_two_gpus() -> None:
     config = RunConfig(network="resnet32", num_modules=4, propagation_length=1)
     assert choose_executor(config, 2, 8, StageResources(gpus_per_stage=0.5))[0] == "ray"
+
+
+@pytest.mark.parametrize("address", ["foo", "ray://127.0.0.1:1"])
+def test_an_address_that_ray_cannot_use_is_named(address: str) -> None:
+    import ray
+
+    if ray.is_initialized():
+        pytest.skip("this process is connected already")
+    with pytest.raises(ConfigError, match=f"address='{address}' cannot be used"):
+        executors.start_once(address)
+
+
+def test_without_gpus_per_stage_cores_count() -> None:
+    config = RunConfig(network="resnet32", num_modules=2, propagation_length=1)
+    assert choose_executor(config, 1, 8, StageResources(gpus_per_stage=0)) == ("ray", "8 CPU slots for K=2 stages")

@@ -371,7 +371,9 @@ def test_runs_of_another_study_are_not_run_again_and_are_enough_for_a_picture(
     assert "1 trials" in said
     assert "2 finished runs of other studies count too" in said
     assert "backlink/K04-l1" in said.splitlines()[0]
-    with open_study_folder(storage / "figure_10_tradeoff", "figure_10_tradeoff", plans["paper"], "auto"):
+    # A report before the study's first start: the study can use the folder afterwards.
+    assert main("figure_10_tradeoff", plans, "", [*flags, "--report-only"], **given) == 0
+    with open_study_folder(storage / "figure_10_tradeoff", "figure_10_tradeoff", plans["paper"], "must"):
         Results(storage / "figure_10_tradeoff").append(
             row_of(base.replace(method="bp"), 9.0, step_ms=9.0)
         )  # ran here too

@@ -143,3 +143,9 @@ def test_an_empty_or_malformed_manifest_is_a_broken_checkpoint(tmp_path: Path, m
     found = checkpoints.newest()
     assert found is not None
     assert found[0].step == 1
+
+
+def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").write_text("")
+    with pytest.raises(CheckpointError, match="checkpoints cannot be used for checkpoints: File exists"):
+        Checkpoints(tmp_path / "checkpoints")

@@ -5,6 +5,7 @@ from pathlib import Path
 import optuna
 import pytest
 
+from backlink_ray.errors import StorageError
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.tuning.plan import Plan
 from backlink_ray.tuning.searcher import open_searcher
@@ -62,3 +63,9 @@ def test_a_failed_trial_counts_as_failed_even_if_it_had_reported(tmp_path: Path)
     search.on_trial_complete("a", {"val_error_pct": 50.0, "training_iteration": 1}, error=True)
     study = optuna.load_study(study_name="s", storage=f"sqlite:///{tmp_path / 'optuna.db'}")
     assert [t.state.name for t in study.trials] == ["FAIL"]
+
+
+def test_a_database_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    (tmp_path / "optuna.db").write_bytes(b"not a database" * 100)
+    with pytest.raises(StorageError, match=r"optuna.db cannot be used \(.*\); delete it"):
+        open_searcher(PLAN, tmp_path, "s", lambda _: False)
