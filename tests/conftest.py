@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
@@ -14,6 +15,9 @@ os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 # Processes that tests start share two cores with the other worker's.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# No test fails for slowness.
+hypothesis.settings.register_profile("suite", deadline=None)
+hypothesis.settings.load_profile("suite")
 
 # One worker runs, one after another, the tests that use this session's Ray, and those marked as looking at the clock.
 CLOCK = "clock"
