@@ -59,7 +59,7 @@ SIDES = st.integers(5, 9)
 MODES = st.sampled_from(["reflect", "constant"])
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(SIDES, SIDES, st.integers(0, 4), MODES, st.integers(0, 99))
 def test_augmentation_of_any_shape(height: int, width: int, pad: int, mode: str, seed: int) -> None:
     augmentation = Augmentation(pad=pad, mode=mode, flip=True)

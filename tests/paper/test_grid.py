@@ -29,7 +29,7 @@ def test_the_three_tables_have_the_177_cells_and_our_additional_ones() -> None:
     assert not {cell.address for cell in rerun_cells()} & {cell.address for cell in chosen}
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.sampled_from(NETWORKS), st.integers(1, 60), st.integers(0, 30))
 def test_every_cell_that_breaks_the_rule_is_refused_by_name(network: str, k: int, length: int) -> None:
     head = "fc"
