@@ -1,7 +1,9 @@
 """Exit codes: what a command returns and prints when it ends."""
 
+import atexit
 import re
 import shlex
+import signal
 import sys
 from collections.abc import Callable
 
@@ -36,6 +38,9 @@ def guarded(run: Callable[[], int], resume: Callable[[], str]) -> int:
         return _end(f"error: {error}" if code == 2 else f"failed: {first_line(error)}; {resume()}", code)
     except KeyboardInterrupt as error:
         return _end(f"interrupted; {resume()}", 130 if isinstance(error, SecondInterruptError) else 3)
+    finally:
+        # All is on disk by now; Ctrl-C while Ray ends its processes, which takes seconds, would only print a traceback.
+        atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
 
 
 def first_line(error: BaseException) -> str:
