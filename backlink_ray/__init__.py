@@ -2,7 +2,9 @@
 
 from backlink_ray.errors import ConfigError
 from backlink_ray.local.module import LocalModule
+from backlink_ray.local.predict import predict
 from backlink_ray.local.split import split
+from backlink_ray.local.weights import load_units
 from backlink_ray.methods.backlink import BackLink
 from backlink_ray.methods.backprop import BP
 from backlink_ray.methods.ddg import DDG
@@ -14,6 +16,7 @@ from backlink_ray.methods.predsim import PredSim
 from backlink_ray.nets.build import build_network
 from backlink_ray.nets.network import Network
 from backlink_ray.runs.config import RunConfig
+from backlink_ray.runs.network import load_network
 from backlink_ray.train.trainer import Trainer, gradients
 
 __all__ = [
@@ -32,5 +35,8 @@ __all__ = [
     "Trainer",
     "build_network",
     "gradients",
+    "load_network",
+    "load_units",
+    "predict",
     "split",
 ]

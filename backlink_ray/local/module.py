@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from backlink_ray.nets.network import count_parameters
 from backlink_ray.seeds import seeded
 
 
@@ -90,7 +91,7 @@ class LocalModule(nn.Module):
 
     Attributes:
         units: shared with the network.
-        head: logits (N, classes) from the last unit's output.
+        head: logits (N, classes) from the last unit's output; in the last module it is the network's classifier.
         head_uses_rng: the head draws random numbers in training.
         helper: what a method needs besides the head: a decoder, a similarity branch, a synthesizer.
         spec, module_index, num_modules: position in the network; k, from 0; K.
@@ -134,9 +135,14 @@ class LocalModule(nn.Module):
         with seeded(step_seed.seed, "head", step_seed.step, self.module_index) if seeds_now else nullcontext():
             return self.head(features)  # type: ignore[no-any-return]
 
+    @property
+    def head_name(self) -> str:
+        """Return how the names of the head's weights begin: "classifier" in the last module, else "heads.<module index>"."""
+        return "classifier" if self.is_last else f"heads.{self.module_index}"
+
     def head_named(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Yield ("heads.<module index>.<name>", parameter)."""
-        return self.head.named_parameters(f"heads.{self.module_index}")
+        """Yield ("heads.<module index>.<name>", parameter), in the last module ("classifier.<name>", parameter)."""
+        return self.head.named_parameters(self.head_name)
 
     def helper_named(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield ("helpers.<module index>.<name>", parameter)."""
@@ -155,14 +161,19 @@ class LocalModule(nn.Module):
     def named_state(self) -> Iterator[tuple[str, Tensor]]:
         """Yield every parameter and buffer by name."""
         yield from self.chain.named_state()
-        for kind, part in (("heads", self.head), ("helpers", self.helper)):
-            yield from part.named_parameters(f"{kind}.{self.module_index}")
-            yield from part.named_buffers(f"{kind}.{self.module_index}")
+        for name, part in ((self.head_name, self.head), (f"helpers.{self.module_index}", self.helper)):
+            yield from part.named_parameters(name)
+            yield from part.named_buffers(name)
+
+    def __repr__(self) -> str:
+        first, count = self.chain.first_index, len(self.chain)
+        units = f"units {first}..{first + count - 1}: {count_parameters(self.chain):,} parameters"
+        parts = (("head", self.head), ("helper", self.helper))
+        sizes = [f"{name} {_kind(part)}: {count_parameters(part):,}" for name, part in parts if _kind(part)]
+        return f"LocalModule({self.module_index} of {self.num_modules}, {', '.join([units, *sizes])})"
 
 
-def load_named(modules: Sequence[LocalModule], state: dict[str, Tensor]) -> None:
-    """Copy tensors by name into the modules; a name that `state` lacks is a KeyError."""
-    with torch.no_grad():
-        for module in modules:
-            for name, tensor in module.named_state():
-                tensor.copy_(state[name])
+def _kind(part: nn.Module) -> str:
+    """Return the classes that a module is made of, "" for no helper."""
+    names = [type(child).__name__ for child in (part if isinstance(part, nn.Sequential) else [part])]
+    return "-".join(name for name in names if name != NoHelper.__name__)

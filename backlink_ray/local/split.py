@@ -1,6 +1,7 @@
 """Split: cut a network into K local modules, each with a head."""
 
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 from backlink_ray.local.heads import HEADS, build_head
 from backlink_ray.local.module import Chain, LocalModule, ModuleSpec
 from backlink_ray.local.sizes import module_sizes
-from backlink_ray.nets.network import Network, uses_rng
+from backlink_ray.nets.network import NATIVE, Network, uses_rng
 from backlink_ray.options import check_options, choice, whole
 from backlink_ray.seeds import SEED
 
@@ -41,6 +42,10 @@ def split(
 ) -> list[LocalModule]:
     """Cut a network into K consecutive local modules.
 
+    The last module's head is the network's classifier from now on, so network(x) is what the last module answers. A network
+    may be split again: its units stay as they are, the other modules get new heads, and the last one gets the classifier of
+    the family asked for, as trained as the network has it; only a family that the network has not had yet is made anew.
+
     Args:
         network: its units are shared with the modules, not copied.
         num_modules: K in 1..number of units.
@@ -49,7 +54,7 @@ def split(
         final_head: head of the last module. "native": the network's own classifier. "auto": the same family as the auxiliary
             heads; but the network's own classifier for "fc" (pool and linear in the paper's ResNets), and if the last
             features have no height and width.
-        seed: of the heads' initial weights.
+        seed: of the initial weights of new heads.
 
     Raises:
         ConfigError: K, a name or the seed is not allowed.
@@ -58,12 +63,13 @@ def split(
     num_modules, seed = asked.num_modules, SEED.read("seed", seed)
     facts = network.facts
     sizes = module_sizes(len(facts), num_modules, remainder, network.name)
+    native = final_head == "native" or head == "fc" or len(facts[-1].shape) != 3
     modules = []
     for k, stop in enumerate(accumulate(sizes)):
         start = stop - sizes[k]
         chain = Chain(list(network.units)[start:stop], start, [fact.uses_rng for fact in facts[start:stop]])
-        own = k == num_modules - 1 and (final_head == "native" or head == "fc" or len(facts[-1].shape) != 3)
-        classifier = network.classifier if own else build_head(head, network, stop - 1, seed)
+        build, is_last = partial(build_head, head, network, stop - 1, seed), k == num_modules - 1
+        classifier = network.switch_classifier(NATIVE if native else head, build) if is_last else build()
         spec = ModuleSpec(
             module_index=k, num_modules=num_modules, input_shape=network.input_shape,
             feature_shape=facts[stop - 1].shape, num_classes=network.num_classes, seed=seed,

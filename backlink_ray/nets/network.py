@@ -1,12 +1,15 @@
 """Network: ordered units and a final classifier, the form in which every network enters the library."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from backlink_ray.errors import ConfigError
+
+NATIVE = "native"  # the classifier that a network was given
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +25,7 @@ class Network(nn.Module):
 
     Args:
         units: modules applied one after another; each takes and returns one tensor. A unit is never cut.
-        classifier: maps the last unit's output to logits (N, classes); trained with the last local module.
+        classifier: maps the last unit's output to logits (N, classes). `split` may put a head of another family in its place.
         example: one input batch (n, ...) with n >= 1; only its shape and type matter.
         name: used in messages.
 
@@ -42,6 +45,7 @@ class Network(nn.Module):
         super().__init__()
         self.units = nn.ModuleList(units)
         self.classifier = classifier
+        self._classifiers: dict[object, nn.Module] = {NATIVE: classifier}
         self.name = name
         self.input_shape = tuple(example.shape[1:])
         self._example_dtype = example.dtype
@@ -62,6 +66,27 @@ class Network(nn.Module):
         for unit in self.units:
             x = unit(x)
         return self.classifier(x)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+
+    def switch_classifier(self, kind: object, build: Callable[[], nn.Module]) -> nn.Module:
+        """Put the classifier of a kind in the place of the present one, and return it.
+
+        Args:
+            kind: "native", the classifier that the network was given, or a family of heads.
+            build: returns a new one, if the network has had none of this kind; one that it has had is as trained as it was.
+        """
+        if self.classifier not in self._classifiers.values():  # the user has assigned another
+            self._classifiers = {NATIVE: self.classifier}
+        if kind not in self._classifiers:
+            self._classifiers[kind] = build()
+        found = self._classifiers[kind]
+        if found is not self.classifier:  # it was not there when the network was moved
+            dtype, device = self.dtype_and_device()
+            self.classifier = found.to(dtype=dtype, device=device)
+        return self.classifier
+
+    def __repr__(self) -> str:
+        sizes = f"{len(self.units)} units, {count_parameters(self):,} parameters"
+        return f"Network({self.name}: {sizes}, inputs {self.input_shape}, {self.num_classes} classes)"
 
     def dtype_and_device(self) -> tuple[torch.dtype, torch.device]:
         """Return type and device of the first floating-point parameter (float32 on the CPU if there is none)."""
@@ -100,15 +125,27 @@ def _run_checked(name: str, module: nn.Module, x: Tensor) -> tuple[Tensor, bool]
 
 def probe(module: nn.Module, x: Tensor, training: bool = False) -> Tensor:
     """Return module(x) without gradients, and without changing its buffers or its mode."""
-    modes = [(m, m.training) for m in module.modules()]
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    with in_mode(training, module), torch.no_grad():
+        return torch.func.functional_call(module, buffers, (x,))  # type: ignore[no-any-return]
+
+
+@contextmanager
+def in_mode(training: bool, *modules: nn.Module) -> Iterator[None]:
+    """Put modules into training or evaluation mode inside `with`; then every part of them is in the mode it was found in."""
+    found = [(part, part.training) for module in modules for part in module.modules()]
     try:
-        module.train(training)
-        with torch.no_grad():
-            return torch.func.functional_call(module, buffers, (x,))  # type: ignore[no-any-return]
+        for module in modules:
+            module.train(training)
+        yield
     finally:
-        for m, mode in modes:
-            m.training = mode
+        for part, mode in found:
+            part.training = mode
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Return the number of values in a module's parameters."""
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def uses_rng(module: nn.Module, x: Tensor) -> bool:

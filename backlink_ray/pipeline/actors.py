@@ -14,13 +14,15 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from backlink_ray.errors import ConfigError
+from backlink_ray.local.weights import copy_weights, state_of
 from backlink_ray.pipeline.asyncstage import make_stage
 from backlink_ray.pipeline.controller import Outcome, PipelineExecutor, StageGroup, raise_first_failure
 from backlink_ray.pipeline.exchange import Kind, Link, Mailbox, NoLink
 from backlink_ray.pipeline.objectstore import ObjectStoreLink
 from backlink_ray.pipeline.resources import STAGE, StageResources
 from backlink_ray.pipeline.stage import StagePlan, plan_stages
-from backlink_ray.train.executor import Job
+from backlink_ray.train.executor import ChunkReport, Job
+from backlink_ray.train.trainer import TrainState
 
 # Starting a Python process that imports torch takes seconds; after two minutes something is wrong.
 READY_TIMEOUT_S = 120.0
@@ -198,3 +200,29 @@ class RayExecutor(PipelineExecutor):
         plans = plan_stages(replace(job, devices=("cuda" if own.gpus_per_stage else "cpu",)))
         self.actors = ActorGroup(plans, own, group)
         super().__init__(self.actors, plans)
+        self._ahead = False  # the stages, in their own processes, have weights that the job's modules lack
+
+    def train(self, num_steps: int) -> ChunkReport:
+        self._ahead = False  # what a failed run has learned is not fetched
+        report = super().train(num_steps)
+        self._ahead = True
+        return report
+
+    def load(self, state: TrainState) -> None:
+        super().load(state)
+        self._ahead = True
+
+    def state(self) -> TrainState:
+        """Return the run's state, and give its weights to the job's modules, so that `close` need not fetch them again."""
+        state = super().state()
+        copy_weights(state_of(self._modules), state.weights)
+        self._ahead = False
+        return state
+
+    def close(self, *, failed: bool = False) -> None:
+        try:
+            if self._ahead and not failed:
+                self.state()
+        finally:
+            self._ahead = False
+            super().close(failed=failed)

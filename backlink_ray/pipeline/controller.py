@@ -10,8 +10,9 @@ import torch
 
 from backlink_ray.errors import LinkAbortedError, LinkError, StageError
 from backlink_ray.pipeline.stage import StagePlan, StageReport, merge_states
-from backlink_ray.train.executor import ChunkReport, Evaluation, Executor, check_losses
-from backlink_ray.train.trainer import TrainState
+from backlink_ray.train.evaluation import Evaluation
+from backlink_ray.train.executor import ChunkReport, Executor, check_losses
+from backlink_ray.train.trainer import TrainState, check_state
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +94,7 @@ class PipelineExecutor(Executor):
 
     def __init__(self, group: StageGroup, plans: Sequence[StagePlan]) -> None:
         self._group = group
-        self._num_stages = len(plans)
+        self._modules = [plan.job.modules[0] for plan in plans]
         self.device = torch.device(plans[0].job.devices[0])
         self._step = 0
 
@@ -119,14 +120,15 @@ class PipelineExecutor(Executor):
         return merge_states(self._all("state"))
 
     def load(self, state: TrainState) -> None:
+        check_state(self._modules, state)
         self._all("load", state)
         self._step = state.step
 
     def environments(self) -> list[dict[str, Any]]:
         return self._all("environment")
 
-    def close(self) -> None:
+    def close(self, *, failed: bool = False) -> None:
         self._group.close()
 
     def _all(self, name: str, *arguments: Any) -> list[Any]:
-        return self._group.call(name, [arguments] * self._num_stages)
+        return self._group.call(name, [arguments] * len(self._modules))

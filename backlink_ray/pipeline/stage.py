@@ -12,7 +12,9 @@ from torch import Tensor
 
 from backlink_ray.data.loader import evaluation_batches
 from backlink_ray.local.graph import Graph
-from backlink_ray.local.module import Chain, LocalModule, StepSeed, load_named
+from backlink_ray.local.module import Chain, LocalModule, StepSeed
+from backlink_ray.local.predict import forward_for_evaluation
+from backlink_ray.local.weights import copy_weights, state_of
 from backlink_ray.measure.metrics import peak_memory_mib, reset_peak_memory
 from backlink_ray.measure.timeline import NoTimeline, Span, Timeline
 from backlink_ray.methods.base import Batch
@@ -20,7 +22,8 @@ from backlink_ray.methods.state import MethodState
 from backlink_ray.pipeline.exchange import Kind, Link, NoLink, flatten, unflatten
 from backlink_ray.pipeline.schedule import Action, run_actions, step_actions
 from backlink_ray.provenance import describe_process
-from backlink_ray.train.executor import Evaluation, EvaluationSum, Job, forward_for_evaluation, to_cpu
+from backlink_ray.train.evaluation import Evaluation, EvaluationSum
+from backlink_ray.train.executor import Job, to_cpu
 from backlink_ray.train.optim import Updater
 from backlink_ray.train.trainer import TrainState
 
@@ -267,21 +270,18 @@ class Stage:
 
     def state(self) -> TrainState:
         """Return this stage's part of the state, on the CPU, without the replica, which belongs to the previous stage."""
-        weights = {n: t.detach() for n, t in self._module.named_state()}
         momentum = {**self._body_updater.momentum(), **self._tail_updater.momentum()}
         method_state = dict(self._method_state.tensors(self._module.module_index))
-        return to_cpu(TrainState(weights, momentum, self._step, method_state))
+        return to_cpu(TrainState(state_of([self._module]), momentum, self._step, method_state))
 
     def environment(self) -> dict[str, Any]:
         """Describe this stage's process and device."""
         return describe_process(str(self._device))
 
     def load(self, state: TrainState) -> None:
-        """Load this stage's part, and its replica's, of a complete state."""
-        load_named([self._module], state.weights)
-        with torch.no_grad():
-            for name, tensor in self._replica.named_state():
-                tensor.copy_(state.weights[name])
+        """Load this stage's part, and its replica's, of a complete state, which the executor has checked."""
+        copy_weights(state_of([self._module]), state.weights)
+        copy_weights(dict(self._replica.named_state()), state.weights)
         for updater in (self._body_updater, self._tail_updater, self._replica_updater):
             updater.load_momentum(state.momentum)
         k, seed = self._module.module_index, self._job.seed

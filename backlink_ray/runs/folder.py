@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from backlink_ray.data.images import Dataset
 from backlink_ray.errors import ConfigError, StorageError
 from backlink_ray.files import append_line, make_folder, read_json, read_lines, write_whole
 from backlink_ray.runs.config import RunConfig
@@ -15,8 +16,10 @@ from backlink_ray.runs.config import RunConfig
 CONFIG, ENVIRONMENT, METRICS, FAILURE, RESULT = (
     "config.yaml", "environment.json", "metrics.jsonl", "failure.json", "result.json",
 )  # fmt: skip
-FORMAT = 2  # of run folders, written into config.yaml; 0.1.0 wrote none
+FORMAT = 3  # of run folders, written into config.yaml
+_WRITTEN_BY = {None: "backlink_ray 0.1.0", 2: "backlink_ray 0.2.0"}
 
+FACTS = ("num_classes", "image_size")  # of the data set, so that the network can be built without it
 
 RUN_AGAIN = "delete it and start again: the run resumes from its checkpoint"
 
@@ -30,44 +33,27 @@ class RunFolder:
         ConfigError: the folder belongs to another run, is of another format, or cannot be written.
     """
 
-    def __init__(self, path: Path, config: RunConfig) -> None:
+    def __init__(self, path: Path, config: RunConfig, dataset: Dataset) -> None:
         self._path = path
         self._check(config.run_id)
         if not self.result():
             make_folder(path, "output_dir")
-            self._open(config)
+            self._open(config, dataset)
 
-    @property
-    def _label(self) -> str:
-        return f"output_dir={str(self._path)!r}"
-
-    def _open(self, config: RunConfig) -> None:
-        content = {"format": FORMAT, "run_id": config.run_id, **dataclasses.asdict(config)}
+    def _open(self, config: RunConfig, dataset: Dataset) -> None:
+        facts = {name: getattr(dataset, name) for name in FACTS}
+        content = {"format": FORMAT, "run_id": config.run_id, **dataclasses.asdict(config), **facts}
         write_whole(self._path / CONFIG, yaml.safe_dump(content, sort_keys=False))
         (self._path / FAILURE).unlink(missing_ok=True)
 
     def _check(self, run_id: str) -> None:
-        found = self._config()
-        if found is None:
+        found = _read(self._path)
+        if not found:
             return
         if found.get("run_id") != run_id:
-            raise ConfigError(f"{self._label} holds run {found.get('run_id')}, not {run_id}; give another folder")
-        if found.get("format") != FORMAT:
-            by = "backlink_ray 0.1.0" if "format" not in found else f"another version (format {found['format']})"
-            raise ConfigError(
-                f"{self._label} was written by {by}, which this version cannot resume; give another folder"
-            )
-
-    def _config(self) -> dict[str, Any] | None:
-        file = self._path / CONFIG
-        try:
-            found = yaml.safe_load(file.read_bytes())
-            return {str(name): value for name, value in found.items()}
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
-            reason = str(error).splitlines()[0]
-            raise StorageError(f"{file} is damaged or cannot be read ({reason}); give another folder") from error
+            label = f"output_dir={str(self._path)!r}"
+            raise ConfigError(f"{label} holds run {found.get('run_id')}, not {run_id}; give another folder")
+        _check_format(self._path, found)
 
     def result(self) -> dict[str, Any]:
         """Return the result of a finished run, else {}."""
@@ -118,3 +104,40 @@ class RunFolder:
         """Write result.json."""
         write_whole(self._path / RESULT, json.dumps(result, indent=2))
         return result
+
+
+def read_config(path: Path) -> tuple[RunConfig, dict[str, int]]:
+    """Return the configuration of a run folder, and the FACTS of the run's data set.
+
+    Raises:
+        ConfigError: it is no run folder, or of another format.
+        StorageError: config.yaml is damaged.
+    """
+    found = _read(path)
+    if not found:
+        raise ConfigError(f"run_folder={str(path)!r} has no {CONFIG}; give the --output-dir of a run")
+    _check_format(path, found)
+    fields = {field.name: found[field.name] for field in dataclasses.fields(RunConfig) if field.name in found}
+    return RunConfig(**fields), {name: found[name] for name in FACTS}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Return the content of config.yaml, {} if there is none."""
+    file = path / CONFIG
+    try:
+        found = yaml.safe_load(file.read_bytes())
+        return {str(name): value for name, value in found.items()}
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
+        reason = str(error).splitlines()[0]
+        raise StorageError(f"{file} is damaged or cannot be read ({reason}); give another folder") from error
+
+
+def _check_format(path: Path, found: dict[str, Any]) -> None:
+    number = found.get("format")
+    if number != FORMAT:
+        by = _WRITTEN_BY.get(number, f"another version (format {number})")
+        raise ConfigError(
+            f"run folder {str(path)!r} was written by {by}, which this version cannot read; give another folder"
+        )

@@ -5,10 +5,12 @@ import torch
 from backlink_ray.data.datasets import hold_out
 from backlink_ray.data.images import Dataset
 from backlink_ray.data.loader import check_batch_size
+from backlink_ray.local.module import LocalModule
 from backlink_ray.local.split import split
 from backlink_ray.methods.base import Method
 from backlink_ray.methods.catalogue import make_method
 from backlink_ray.nets.build import build_network
+from backlink_ray.nets.network import Network
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.options import RunOptions
 from backlink_ray.train.executor import Job
@@ -20,13 +22,17 @@ def build_method(config: RunConfig, mean: tuple[float, ...] = (0.5,), std: tuple
     return make_method(config.method, config.base, {**vars(config), "mean": mean, "std": std})
 
 
+def build_modules(config: RunConfig, num_classes: int, image_size: int) -> tuple[Network, list[LocalModule]]:
+    """Return the network of a run, as it starts, and its local modules."""
+    network = build_network(config.network, num_classes=num_classes, image_size=image_size, seed=config.seed)
+    modules = split(network, config.num_modules, config.head, config.remainder, config.final_head, config.seed)
+    return network, modules
+
+
 def make_job(config: RunConfig, dataset: Dataset, options: RunOptions) -> Job:
     """Build network, split, method and data of a run."""
     dataset.check_seed(config.seed)
-    network = build_network(
-        config.network, num_classes=dataset.num_classes, image_size=dataset.image_size, seed=config.seed
-    )
-    modules = split(network, config.num_modules, config.head, config.remainder, config.final_head, config.seed)
+    _, modules = build_modules(config, dataset.num_classes, dataset.image_size)
     train, evaluations = dataset.train, {"test": dataset.test}
     if config.validation_fraction:
         train, evaluations["val"] = hold_out(dataset, config.validation_fraction, config.seed)

@@ -27,7 +27,7 @@ def run(config: RunConfig, dataset: Dataset, options: RunOptions) -> dict[str, A
         ConfigError: the folder belongs to another run, or the configuration does not fit the data or the machine.
         NonFiniteLossError, StageError: the run failed; its folder keeps the last checkpoint.
     """
-    folder = RunFolder(options.output_dir, config)
+    folder = RunFolder(options.output_dir, config, dataset)
     done = folder.result()
     if done:
         return done

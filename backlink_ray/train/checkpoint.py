@@ -13,11 +13,10 @@ from torch import Tensor
 
 from backlink_ray.errors import CheckpointError
 from backlink_ray.files import sync_folder, write_synced
-from backlink_ray.train.trainer import TrainState
+from backlink_ray.train.trainer import PARTS, TrainState
 
 MANIFEST = "manifest.json"
 KEPT = 2  # the newest, and one to fall back on
-PARTS = ("weights", "momentum", "method_state")
 
 
 class Checkpoints:
@@ -60,7 +59,7 @@ class Checkpoints:
             raise CheckpointError(
                 f"{final} ({size} bytes) cannot be written: {error.strerror}; free space there"
             ) from error
-        for old in self._all()[:-KEPT]:
+        for old in _all(self._folder)[:-KEPT]:
             shutil.rmtree(old, ignore_errors=True)
         return final
 
@@ -73,17 +72,23 @@ class Checkpoints:
         working.replace(final)
         sync_folder(self._folder)
 
-    def _all(self) -> list[Path]:
-        return sorted(self._folder.glob("step-*"))
-
     def newest(self) -> tuple[TrainState, dict[str, Any]] | None:
         """Return the newest intact checkpoint with its JSON; None if there is none."""
-        for folder in reversed(self._all()):
-            try:
-                return _read(folder)
-            except CheckpointError as error:
-                print(f"{error}; falling back to the previous one", file=sys.stderr, flush=True)
-        return None
+        return newest(self._folder)
+
+
+def newest(folder: Path) -> tuple[TrainState, dict[str, Any]] | None:
+    """Return the newest intact checkpoint in a folder with its JSON, None if there is none; a run may be writing there."""
+    for one in reversed(_all(folder)):
+        try:
+            return _read(one)
+        except CheckpointError as error:
+            print(f"{error}; falling back to the previous one", file=sys.stderr, flush=True)
+    return None
+
+
+def _all(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*"))
 
 
 def _read(folder: Path) -> tuple[TrainState, dict[str, Any]]:

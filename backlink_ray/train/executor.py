@@ -2,7 +2,7 @@
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -13,11 +13,13 @@ from torch import Tensor
 from backlink_ray.data.images import Augmentation, ImageSet
 from backlink_ray.data.loader import Batches, evaluation_batches
 from backlink_ray.errors import NonFiniteLossError
-from backlink_ray.local.module import LocalModule, StepSeed
+from backlink_ray.local.module import LocalModule
+from backlink_ray.local.predict import forward_for_evaluation
 from backlink_ray.measure.metrics import peak_memory_mib, reset_peak_memory
 from backlink_ray.measure.timeline import Span
 from backlink_ray.methods.base import Method
 from backlink_ray.provenance import describe_process
+from backlink_ray.train.evaluation import Evaluation, EvaluationSum
 from backlink_ray.train.optim import LearningRate, Recipe
 from backlink_ray.train.trainer import Trainer, TrainState
 
@@ -27,7 +29,7 @@ class Job:
     """What an executor trains: modules, method, data and recipe, all decided.
 
     Attributes:
-        modules: from `split`, on the CPU; the executor moves them.
+        modules: from `split`; the executor moves them, and leaves them trained where it found them.
         train: training images.
         evaluations: image sets by name, for example "test" and "val".
         devices: stage k runs on devices[k % len(devices)].
@@ -79,36 +81,6 @@ class ChunkReport:
     spans: tuple[Span, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """The last head on an image set: wrong answers and images per class, in class order, and the mean loss."""
-
-    class_wrong: tuple[int, ...]
-    class_images: tuple[int, ...]
-    loss: float
-
-    @property
-    def wrong(self) -> int:
-        """Return the number of wrong answers."""
-        return sum(self.class_wrong)
-
-    @property
-    def images(self) -> int:
-        """Return the number of images."""
-        return sum(self.class_images)
-
-    @property
-    def error_pct(self) -> float:
-        """Return the error in percent."""
-        return 100.0 * self.wrong / self.images
-
-    @property
-    def class_error_pct(self) -> list[float | None]:
-        """Return the error of each class in percent; None for a class without images, as a small budget may leave."""
-        pairs = zip(self.class_wrong, self.class_images, strict=True)
-        return [100.0 * wrong / images if images else None for wrong, images in pairs]
-
-
 class Executor(ABC):
     """Runs a job. All executors give the same weights, bit for bit on a CPU, except in mode async, where timing decides.
 
@@ -141,14 +113,18 @@ class Executor(ABC):
         """Return `provenance.describe_process` of every stage."""
 
     @abstractmethod
-    def close(self) -> None:
-        """End everything this executor started."""
+    def close(self, *, failed: bool = False) -> None:
+        """End everything this executor started.
+
+        Unless training failed, the job's modules, and with them the user's network, then have the trained weights and
+        statistics, on the devices where the executor found them.
+        """
 
     def __enter__(self) -> "Executor":
         return self
 
-    def __exit__(self, *_error: object) -> None:
-        self.close()
+    def __exit__(self, error: type[BaseException] | None, *_rest: object) -> None:
+        self.close(failed=error is not None)
 
 
 class LocalExecutor(Executor):
@@ -160,6 +136,7 @@ class LocalExecutor(Executor):
         self._job = job
         self.device = torch.device(job.devices[0])
         self._batches = job.batches(self.device, job.train)
+        self._move_back = remember_devices(job.modules)
         for module in job.modules:
             module.to(self.device)
         self._trainer = Trainer(job.modules, job.method, job.lr, job.recipe, job.seed)
@@ -193,8 +170,21 @@ class LocalExecutor(Executor):
     def environments(self) -> list[dict[str, Any]]:
         return [describe_process(str(self.device))]
 
-    def close(self) -> None:
+    def close(self, *, failed: bool = False) -> None:
         self._restore_threads()
+        if not failed:
+            self._move_back()
+
+
+def remember_devices(modules: Sequence[LocalModule]) -> Callable[[], None]:
+    """Return a function that moves the modules back to the devices where they are now."""
+    devices = [next(module.parameters(), torch.empty(0)).device for module in modules]
+
+    def move_back() -> None:
+        for module, device in zip(modules, devices, strict=True):
+            module.to(device)
+
+    return move_back
 
 
 def use_torch_threads(count: int) -> Callable[[], None]:
@@ -202,41 +192,6 @@ def use_torch_threads(count: int) -> Callable[[], None]:
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     return partial(torch.set_num_threads, before)
-
-
-def forward_for_evaluation(modules: list[LocalModule], x: Tensor) -> Tensor:
-    """Return the last head's logits (N, classes), or the last unit's output if `modules` lacks the last module."""
-    for module in modules:
-        module.eval()
-    with torch.no_grad():
-        for module in modules:
-            x = module.chain(x, StepSeed())
-        if modules[-1].is_last:
-            x = modules[-1].logits(x, StepSeed())
-    for module in modules:
-        module.train()
-    return x
-
-
-class EvaluationSum:
-    """Adds up errors and losses batch by batch, without synchronising with the device in between."""
-
-    def __init__(self) -> None:
-        self._wrong: list[Tensor] = []
-        self._images: list[Tensor] = []
-        self._loss: list[Tensor] = []
-
-    def add(self, logits: Tensor, labels: Tensor) -> None:
-        """Add logits (N, classes) and labels (N,)."""
-        classes = torch.zeros(logits.shape[1], dtype=torch.int64, device=labels.device)
-        self._wrong.append(classes.index_add(0, labels, (logits.argmax(dim=1) != labels).long()))
-        self._images.append(classes.index_add(0, labels, torch.ones_like(labels)))
-        self._loss.append(torch.nn.functional.cross_entropy(logits.double(), labels, reduction="sum"))
-
-    def result(self) -> Evaluation:
-        """Return the evaluation of all images."""
-        wrong, images = (tuple(torch.stack(part).sum(dim=0).tolist()) for part in (self._wrong, self._images))
-        return Evaluation(wrong, images, float(torch.stack(self._loss).sum()) / sum(images))
 
 
 def check_losses(losses: Tensor, first_step: int) -> None:

@@ -1,17 +1,21 @@
 """Trainer: all local modules, one after another, in one process; the reference that the pipeline must equal."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from backlink_ray.errors import ConfigError
-from backlink_ray.local.module import LocalModule, StepSeed, load_named
+from backlink_ray.local.module import LocalModule, StepSeed
+from backlink_ray.local.predict import predict
+from backlink_ray.local.weights import check_weights, copy_weights, state_of
 from backlink_ray.methods.base import Batch, LocalResult, Method, Named
 from backlink_ray.methods.state import MethodState
 from backlink_ray.options import LARGEST_FLOAT, Option
 from backlink_ray.seeds import SEED
+from backlink_ray.train.evaluation import Evaluation, EvaluationSum
 from backlink_ray.train.optim import LearningRate, Recipe, Updater
 
 _LR = Option(default=0.5, high=LARGEST_FLOAT, allowed="at least 0, finite")
@@ -35,6 +39,31 @@ class TrainState:
     momentum: dict[str, Tensor]
     step: int
     method_state: dict[str, Tensor] = field(default_factory=dict)
+
+    def flat(self) -> dict[str, Any]:
+        """Return one dict of tensors and numbers: weights by their names, the rest as "<attribute>/<name>", and "step"."""
+        rest = {f"{part}/{name}": value for part in PARTS[1:] for name, value in getattr(self, part).items()}
+        return {**self.weights, **rest, "step": self.step}
+
+    @classmethod
+    def of(cls, flat: Mapping[str, Any]) -> "TrainState":
+        """Return the state that `flat()` returned; ConfigError if there is no step."""
+        if "step" not in flat:
+            raise ConfigError(f"state={list(flat)[:3]}... has no step; give what Trainer.state_dict() returned")
+        parts: dict[str, dict[str, Any]] = {part: {} for part in PARTS}
+        for name, value in flat.items():
+            part, _, rest = name.partition("/")
+            parts[part if part in parts else "weights"][rest if part in parts else name] = value
+        return cls(**parts, step=parts["weights"].pop("step"))
+
+
+PARTS = ("weights", "momentum", "method_state")
+
+
+def check_state(modules: Sequence[LocalModule], state: TrainState) -> None:
+    """Raise ConfigError, which names tensors and shapes, unless a state is of these modules."""
+    same = "a state of the same network, K, heads and method (load_units takes the units alone, whatever K was)"
+    check_weights(state_of(modules), state.weights, same, exact=True)
 
 
 def gradients(
@@ -167,17 +196,35 @@ class Trainer:
         self.step_index += 1
         return losses
 
+    def evaluate(self, inputs: Tensor, labels: Tensor, batch_size: int = 512) -> Evaluation:
+        """Evaluate the last head on inputs (N, ...) and labels int64 (N,), as `predict` does; nothing changes."""
+        total = EvaluationSum()
+        total.add(predict(self.modules, inputs, batch_size), labels.to(inputs.device))
+        return total.result()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state as one flat dict that torch.save takes, and torch.load with weights_only=True; see `state`."""
+        return self.state().flat()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from what `state_dict` returned, bit for bit; see `load`."""
+        self.load(TrainState.of(state))
+
+    def __repr__(self) -> str:
+        modules = "".join(f"\n  {module!r}" for module in self.modules)
+        return f"Trainer(step {self.step_index}, {self.method}){modules}"
+
     def state(self) -> TrainState:
         """Return the state; its tensors are the live ones, which the next step changes."""
-        weights = {n: t.detach() for module in self.modules for n, t in module.named_state()}
         momentum = {n: t for updater in self._updaters for n, t in updater.momentum().items()}
         states = zip(self.modules, self._method_states, strict=True)
         method_state = {n: t for module, state in states for n, t in state.tensors(module.module_index)}
-        return TrainState(weights, momentum, self.step_index, method_state)
+        return TrainState(state_of(self.modules), momentum, self.step_index, method_state)
 
     def load(self, state: TrainState) -> None:
-        """Continue from a state; a missing tensor is a KeyError with its name."""
-        load_named(self.modules, state.weights)
+        """Continue from a state; ConfigError names the tensors that do not fit, and nothing has changed then."""
+        check_state(self.modules, state)
+        copy_weights(state_of(self.modules), state.weights)
         for updater in self._updaters:
             updater.load_momentum(state.momentum)
         for module, method_state in zip(self.modules, self._method_states, strict=True):

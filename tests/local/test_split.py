@@ -73,13 +73,32 @@ def test_helper_parameters() -> None:
     assert [sum(p.numel() for p in m.helper.parameters()) for m in bl.DNI().prepare(tokens)] == [192 * 192 + 192, 0]
 
 
-def test_final_head() -> None:
+def test_the_last_modules_head_is_the_networks_classifier() -> None:
     flat = bl.Network([torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten()], torch.nn.Identity(), torch.zeros(1, 3, 8, 8))
-    assert bl.split(flat, 2, head="conv")[-1].head is flat.classifier
     network = bl.build_network("resnet8")
-    assert bl.split(network, 2, head="fc")[-1].head is network.classifier
-    assert bl.split(network, 2, head="conv", final_head="native")[-1].head is network.classifier
-    assert bl.split(network, 2, head="conv")[-1].head is not network.classifier
+    for built, options, is_native in (
+        (flat, {"head": "conv"}, True),
+        (network, {"head": "fc"}, True),
+        (network, {"head": "conv", "final_head": "native"}, True),
+        (network, {"head": "conv"}, False),
+    ):
+        native = bl.split(built, 1)[-1].head
+        head = bl.split(built, 2, **options)[-1].head
+        assert built.classifier is head
+        assert (head is native) == is_native
+
+
+def test_a_network_that_is_split_again_keeps_its_classifier_of_every_family() -> None:
+    network = tiny_network()
+    native, first, pool = (bl.split(network, 2, head=head)[-1].head for head in ("fc", "conv", "pool"))
+    assert [bl.split(network, 4, head=head)[-1].head for head in ("conv", "pool", "fc")] == [first, pool, native]
+    assert network.classifier is native
+    assert bl.split(network, 4, head="conv")[0].head is not bl.split(network, 4, head="conv")[0].head
+    network.double()
+    assert next(bl.split(network, 2, head="pool")[-1].head.parameters()).dtype == torch.float64
+    network.classifier = own = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(6 * 32 * 32, 10)).double()
+    assert bl.split(network, 3)[-1].head is own
+    assert bl.split(network, 3, head="conv")[-1].head is not first
 
 
 def test_heads_take_type_and_initial_weights_from_network_and_position() -> None:
@@ -95,6 +114,16 @@ def test_a_conv_head_keeps_the_width_of_the_last_feature_maps(narrow_linear_unit
     convolutions = [build_head("conv", network, index)[0] for index in (1, 3, 4)]
     widths = [(c.in_channels, c.out_channels, c.stride[0]) for c in convolutions]
     assert widths == [(192, 384, 2), (256, 256, 1), (256, 256, 1)]
+
+
+def test_networks_and_modules_introduce_themselves() -> None:
+    network = bl.build_network("resnet8")
+    assert repr(network) == "Network(resnet8: 4 units, 78,042 parameters, inputs (3, 32, 32), 10 classes)"
+    first, last = bl.split(network, 2)
+    assert repr(first) == (
+        "LocalModule(0 of 2, units 0..1: 5,136 parameters, head AdaptiveAvgPool2d-Flatten-Linear: 170)"
+    )
+    assert repr(bl.InfoPro().prepare([first, last])[0]).endswith(", helper Decoder: 2,079)")
 
 
 def test_refusals() -> None:

@@ -128,7 +128,7 @@ def test_a_checkpoint_holds_its_own_epoch_alone_and_an_older_one_cuts_the_curve(
 
 @pytest.mark.parametrize("damage", ["", '{"epoch": 2}\n', '{"epoch": 1\n{"epoch": 2}\n'])
 def test_a_curve_that_lacks_epochs_is_refused_and_never_invented(tmp_path: Path, damage: str) -> None:
-    folder = RunFolder(tmp_path, CONFIG)
+    folder = RunFolder(tmp_path, CONFIG, DATA)
     (tmp_path / "metrics.jsonl").write_text(damage)
     with pytest.raises(StorageError, match=r"metrics\.jsonl.*; delete '.*' to train from the beginning"):
         folder.resume({"epoch": 3})

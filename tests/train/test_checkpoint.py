@@ -12,7 +12,6 @@ import torch
 
 import backlink_ray as bl
 from backlink_ray.errors import CheckpointError
-from backlink_ray.local.module import load_named
 from backlink_ray.train.checkpoint import Checkpoints, weights_sha256
 from backlink_ray.train.trainer import TrainState
 from tests.children import started
@@ -35,17 +34,6 @@ def test_round_trip(tmp_path: Path) -> None:
     assert all(torch.equal(found[0].weights[n], state.weights[n]) for n in state.weights)
     assert all(torch.equal(found[0].momentum[n], state.momentum[n]) for n in state.momentum)
     assert weights_sha256(found[0]) == weights_sha256(state)
-
-
-def test_the_units_of_one_split_load_into_another(tmp_path: Path) -> None:
-    state = trained(8 // 2).state()
-    Checkpoints(tmp_path).save(state, {})
-    found = Checkpoints(tmp_path).newest()
-    assert found is not None
-    other = bl.split(tiny_network(seed=5).double(), 2)
-    heads = {n: t for m in other for n, t in m.named_state() if n.startswith("heads.")}
-    load_named(other, {**found[0].weights, **heads})
-    assert all(torch.equal(t, state.weights[n]) for m in other for n, t in m.named_state() if n.startswith("units."))
 
 
 def test_the_last_two_are_kept(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Trainer, SGD in parts, and the learning rate."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 import backlink_ray as bl
 from backlink_ray.train.optim import CosineSchedule, Recipe, Updater
 from tests.examples import batch, tiny_network
+from tests.methods.settings import SETTINGS
 
 
 def test_the_recipe_is_torchs_sgd_on_the_methods_gradients() -> None:
@@ -70,3 +72,35 @@ def test_a_frozen_unit_does_not_move() -> None:
     for step in range(3):
         trainer.step(*batch(seed=step))
     assert all(torch.equal(a, b) for a, b in zip(before, network.units[0].parameters(), strict=True))
+
+
+@pytest.mark.parametrize("name", ["backlink", "backlink, mode=stale", "ddg", "dni"])
+def test_a_state_dict_passes_through_a_file_without_code_and_continues_bit_for_bit(name: str, tmp_path: Path) -> None:
+    trainer, again = (
+        bl.Trainer(bl.split(tiny_network(dropout=0.2, seed=seed).double(), 3), SETTINGS[name], lr=0.1)
+        for seed in (0, 1)
+    )
+    for step in range(3):
+        trainer.step(*batch(seed=step))
+    torch.save(trainer.state_dict(), tmp_path / "state.pt")
+    again.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    for step in range(3, 5):
+        assert torch.equal(trainer.step(*batch(seed=step)), again.step(*batch(seed=step)))
+    ours, theirs = again.state_dict(), trainer.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert ours.pop("step") == theirs.pop("step") == 5
+    assert [n for n in theirs if not torch.equal(ours[n], theirs[n])] == []
+
+
+def test_evaluate_and_repr() -> None:
+    network = tiny_network().double()
+    trainer = bl.Trainer(bl.split(network, 2, head="conv"), bl.BackLink(propagation_length=2), lr=0.1)
+    images, labels = batch()
+    trainer.step(images, labels)
+    found = trainer.evaluate(images, labels, batch_size=3)
+    logits = network.eval()(images).detach()
+    assert found.error_pct == 100 * (logits.argmax(dim=1) != labels).float().mean()
+    assert found.loss == pytest.approx(float(torch.nn.functional.cross_entropy(logits, labels)))
+    first, *modules = repr(trainer).splitlines()
+    assert first.startswith("Trainer(step 1, BackLink(propagation_length=2, alpha=")
+    assert [line.split(",")[0] for line in modules] == ["  LocalModule(0 of 2", "  LocalModule(1 of 2"]

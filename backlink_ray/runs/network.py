@@ -1,0 +1,34 @@
+"""Network: the trained network of a run folder."""
+
+from pathlib import Path
+
+from backlink_ray.errors import CheckpointError
+from backlink_ray.local.weights import check_weights, copy_weights
+from backlink_ray.nets.network import Network
+from backlink_ray.runs.folder import read_config
+from backlink_ray.runs.job import build_modules
+from backlink_ray.train.checkpoint import newest
+
+
+def load_network(run_folder: str | Path) -> Network:
+    """Return the network of a run with the weights of its newest checkpoint, on the CPU; network(x) is the last head's answer.
+
+    `split` cuts it again, into as many modules as you like, and leaves units and classifier as trained as they are.
+
+    Args:
+        run_folder: the --output-dir of a run, or RESULTS/runs/RUN_ID of a study; the run may be going on.
+
+    Raises:
+        ConfigError: it is no run folder, of another format, or its network is another one now.
+        CheckpointError: it has no checkpoint yet.
+    """
+    folder = Path(run_folder).expanduser()
+    config, facts = read_config(folder)
+    found = newest(folder / "checkpoints")
+    if found is None:
+        raise CheckpointError(f"{folder / 'checkpoints'} has no checkpoint; one is written after every epoch")
+    network, _ = build_modules(config, **facts)
+    own = {name: tensor.detach() for name, tensor in (*network.named_parameters(), *network.named_buffers())}
+    check_weights(own, found[0].weights, f"the network {config.network!r} that the run trained")
+    copy_weights(own, found[0].weights)
+    return network

@@ -1,0 +1,84 @@
+"""Load a network: a run folder gives the network that was trained, and that answers as the run did."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import backlink_ray as bl
+from backlink_ray.errors import CheckpointError
+from backlink_ray.runs.options import RunOptions
+from backlink_ray.runs.runner import run
+from tests.examples import sample
+
+BASE = bl.RunConfig(
+    network="resnet8", num_modules=4, propagation_length=1, lr=0.1, batch_size=32, epochs=1, executor="local"
+)
+
+
+def inputs() -> torch.Tensor:
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (sample().mean, sample().std))
+    return (sample().test.pixels.float() / 255 - mean) / std
+
+
+def error_pct(network: bl.Network) -> float:
+    wrong = bl.predict(network, inputs(), batch_size=32).argmax(dim=1) != sample().test.labels
+    return 100 * int(wrong.sum()) / len(wrong)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"head": "conv"},
+        {"head": "mlp-sr", "executor": "threads"},
+        {"method": "bp"},
+        {"method": "dni"},
+        {"head": "pool"},
+    ],
+    ids=str,
+)
+def test_a_run_folder_gives_the_network_with_the_runs_error(tmp_path: Path, changes: dict[str, str]) -> None:
+    result = run(BASE.replace(**changes), sample(), RunOptions(output_dir=tmp_path))
+    network = bl.load_network(tmp_path)
+    assert error_pct(network) == result["test_error_pct"]
+    logits = bl.predict(network, inputs())
+    loss = float(torch.nn.functional.cross_entropy(logits, sample().test.labels))
+    assert loss == pytest.approx(result["test_loss"], rel=1e-6)
+    # Cut in another way, it is trained just the same; only the new heads are new.
+    modules = bl.split(network, 2, head=changes.get("head", "fc"))
+    assert torch.equal(bl.predict(modules, inputs()), logits)
+
+
+def test_the_folder_of_a_run_that_is_going_on_is_read_and_not_touched(tmp_path: Path) -> None:
+    def look(metrics: dict[str, float]) -> None:
+        if metrics["epoch"] == 1:
+            (tmp_path / "checkpoints" / ".writing-1-step").mkdir()
+            assert error_pct(bl.load_network(tmp_path)) == metrics["test_error_pct"]
+            assert (tmp_path / "checkpoints" / ".writing-1-step").exists()
+            seen.append(1)
+
+    seen: list[int] = []
+    run(BASE.replace(epochs=2, head="conv"), sample(), RunOptions(output_dir=tmp_path, on_epoch=look))
+    assert seen == [1]
+
+
+def test_refusals(tmp_path: Path) -> None:
+    with pytest.raises(bl.ConfigError, match=r"has no config\.yaml; give the --output-dir of a run"):
+        bl.load_network(tmp_path)
+    run(BASE, sample(), RunOptions(output_dir=tmp_path))
+    file = tmp_path / "config.yaml"
+    content = yaml.safe_load(file.read_text())
+    for changes, words in (
+        ({"format": 2}, r"was written by backlink_ray 0\.2\.0, .*; give another folder"),
+        ({"network": "resnet14"}, r"shape .*; allowed: the network 'resnet14' that the run trained"),
+        ({"num_classes": 7}, r"classifier\.2\.weight has shape \(10, 64\), here \(7, 64\)"),
+    ):
+        file.write_text(yaml.safe_dump({**content, **changes}))
+        with pytest.raises(bl.ConfigError, match=words):
+            bl.load_network(str(tmp_path))
+    file.write_text(yaml.safe_dump(content))
+    for weights in tmp_path.rglob("weights.safetensors"):
+        weights.unlink()
+    with pytest.raises(CheckpointError, match="checkpoints has no checkpoint"):
+        bl.load_network(tmp_path)
