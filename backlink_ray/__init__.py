@@ -1,5 +1,8 @@
 """backlink_ray: train networks as local modules with backward links, in one process or spread over Ray actors."""
 
+from backlink_ray.data.augmentation import Augmentation
+from backlink_ray.data.datasets import load_dataset
+from backlink_ray.data.tensors import Dataset
 from backlink_ray.errors import ConfigError
 from backlink_ray.local.module import LocalModule
 from backlink_ray.local.predict import predict
@@ -25,8 +28,10 @@ __all__ = [
     "DGL",
     "DNI",
     "GLL",
+    "Augmentation",
     "BackLink",
     "ConfigError",
+    "Dataset",
     "InfoPro",
     "LocalModule",
     "Network",
@@ -35,6 +40,7 @@ __all__ = [
     "Trainer",
     "build_network",
     "gradients",
+    "load_dataset",
     "load_network",
     "load_units",
     "predict",

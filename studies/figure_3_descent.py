@@ -15,7 +15,7 @@ from backlink_ray import RunConfig
 from backlink_ray.benchmarks.descent import columns, directions
 from backlink_ray.commands.figure import Measurement, MeasurementContext, figure_main
 from backlink_ray.data.datasets import data_root
-from backlink_ray.data.images import Dataset
+from backlink_ray.data.tensors import Dataset
 from backlink_ray.figures.captions import caption_of, left_out
 from backlink_ray.figures.data import FigureData
 from backlink_ray.figures.save import save_figure

@@ -15,9 +15,9 @@ from backlink_ray.commands.command import Command, run_command
 from backlink_ray.commands.flags import CommonFlags
 from backlink_ray.data.choice import LONG_TAIL_RATIO
 from backlink_ray.data.datasets import data_root, load_dataset
-from backlink_ray.data.images import Dataset
 from backlink_ray.data.originals import long_tailed
 from backlink_ray.data.provision import MissingError
+from backlink_ray.data.tensors import Dataset
 from backlink_ray.figures.save import save_figure
 from backlink_ray.figures.style import COLOURS, INK, format_axes, legend, new_figure
 from backlink_ray.tuning.plan import Plan

@@ -8,7 +8,7 @@ from torch import nn
 
 import backlink_ray as bl
 from backlink_ray.data.datasets import load_dataset
-from backlink_ray.data.images import Dataset
+from backlink_ray.data.tensors import Dataset
 from backlink_ray.methods.base import Method
 from backlink_ray.train.executor import Job
 
@@ -42,9 +42,6 @@ def job(
         evaluations={"test": data.test},
         batch_size=batch_size,
         lr=falling_lr,
-        mean=data.mean,
-        std=data.std,
-        augmentation=data.augmentation,
         seed=3,
         **options,  # type: ignore[arg-type]
     )

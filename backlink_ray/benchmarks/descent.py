@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from backlink_ray.data.images import Dataset
 from backlink_ray.data.loader import Batches
+from backlink_ray.data.tensors import Dataset
 from backlink_ray.local.module import StepSeed
 from backlink_ray.measure.descent import ALL, Descent, MeanGradients, descent_by_module
 from backlink_ray.methods.backprop import BP
@@ -14,8 +14,8 @@ from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.job import make_job
 from backlink_ray.runs.options import RunOptions
 from backlink_ray.train.checkpoint import Checkpoints
-from backlink_ray.train.executor import check_losses, to_cpu, use_torch_threads
-from backlink_ray.train.trainer import Trainer, gradients
+from backlink_ray.train.executor import to_cpu, use_torch_threads
+from backlink_ray.train.trainer import Trainer, check_losses, gradients
 
 
 def directions(
@@ -37,7 +37,7 @@ def directions(
         NonFiniteLossError: the run diverged; the values yielded so far remain valid.
     """
     job = make_job(config, dataset, RunOptions(output_dir=folder))
-    batches = job.batches(torch.device(device), job.train)
+    batches = job.batches(torch.device(device), job.dtype)
     trainer = Trainer([m.to(device) for m in job.modules], job.method, job.lr, job.recipe, job.seed)
     restore_threads = use_torch_threads(config.torch_threads)
     try:
@@ -57,7 +57,7 @@ def _epochs(
         yield epoch, measure(trainer, batches, range(epoch * steps, (epoch + 1) * steps), config.seed)
         if epoch < config.epochs:
             for step in range(epoch * steps, (epoch + 1) * steps):
-                losses = trainer.step(batches.images(step), batches.labels(step))
+                losses = trainer.step(batches.inputs(step), batches.labels(step))
                 check_losses(losses[:, None], step)
             checkpoints.save(to_cpu(trainer.state()), {"run_id": config.run_id})
 
@@ -73,7 +73,7 @@ def measure(trainer: Trainer, batches: Batches, steps: range, seed: int) -> dict
     """
     whole, found = MeanGradients(), MeanGradients()
     for step in steps:
-        images, labels, step_seed = batches.images(step), batches.labels(step), StepSeed(seed, step)
+        images, labels, step_seed = batches.inputs(step), batches.labels(step), StepSeed(seed, step)
         whole.add(gradients(trainer.modules, BP(), images, labels, step_seed))
         found.add(gradients(trainer.modules, trainer.method, images, labels, step_seed))
     return descent_by_module(whole.mean(), found.mean(), [len(module.units) for module in trainer.modules])

@@ -2,7 +2,7 @@
 
 import torch
 
-from backlink_ray.data.images import Augmentation, ImageSet
+from backlink_ray.data.tensors import LabelledSet
 from backlink_ray.local.module import LocalModule
 from backlink_ray.local.sizes import longest_propagation, module_sizes
 from backlink_ray.local.split import split
@@ -12,14 +12,13 @@ from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.job import build_method
 from backlink_ray.train.executor import Job
 
-NO_AUGMENTATION = Augmentation(pad=0, mode="constant", flip=False)
 
-
-def random_images(count: int) -> ImageSet:
+def random_images(count: int) -> LabelledSet:
     """Return uint8 noise in the shape of CIFAR-10: time and memory do not depend on the content."""
     g = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (count, 3, 32, 32), generator=g, dtype=torch.uint8)
-    return ImageSet(pixels=pixels, labels=torch.randint(0, 10, (count,), generator=g))
+    labels = torch.randint(0, 10, (count,), generator=g)
+    return LabelledSet(inputs=pixels, labels=labels, mean=(0.5,) * 3, std=(0.25,) * 3)
 
 
 def propagation_lengths(network: str, num_modules: int, longest: int = 4) -> range:
@@ -36,12 +35,11 @@ def modules_of(config: RunConfig) -> list[LocalModule]:
     )
 
 
-def job_for(config: RunConfig, images: ImageSet, *devices: str) -> Job:
-    """Return a job that trains a configuration on the given images and devices, without augmentation."""
+def job_for(config: RunConfig, images: LabelledSet, *devices: str) -> Job:
+    """Return a job that trains a configuration on the given images and devices."""
     return Job(
         modules=modules_of(config), method=build_method(config), train=images, evaluations={"test": images},
-        batch_size=config.batch_size, lr=_lr, mean=(0.5,) * 3, std=(0.25,) * 3, augmentation=NO_AUGMENTATION,
-        augment=False, seed=config.seed, devices=devices, torch_threads=config.torch_threads,
+        batch_size=config.batch_size, lr=_lr, seed=config.seed, devices=devices, torch_threads=config.torch_threads,
     )  # fmt: skip
 
 

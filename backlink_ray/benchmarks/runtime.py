@@ -6,7 +6,7 @@ from contextlib import ExitStack
 
 from backlink_ray.benchmarks.jobs import job_for, random_images
 from backlink_ray.benchmarks.speed import compare
-from backlink_ray.data.images import ImageSet
+from backlink_ray.data.tensors import LabelledSet
 from backlink_ray.pipeline.threads import ThreadsExecutor
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.executors import start_once
@@ -47,7 +47,7 @@ def step_times(
             yield {**row, "link_ms": 1e3 * statistics.median(link_s[row["run"]][1:])}
 
 
-def _open_stages(config: RunConfig, images: ImageSet, executor: str, devices: Sequence[str]) -> Executor:
+def _open_stages(config: RunConfig, images: LabelledSet, executor: str, devices: Sequence[str]) -> Executor:
     job = job_for(config, images, *devices)
     if executor == "threads":
         return ThreadsExecutor(job)

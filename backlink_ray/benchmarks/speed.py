@@ -29,7 +29,7 @@ def plain_loop(network: str, device: str, batch_size: int) -> Callable[[int], No
     net: nn.Module = build_network(network).to(device)
     sgd = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=1e-4)
     images = random_images(batch_size)
-    x, y = images.pixels.to(device).float().div_(255), images.labels.to(device)
+    x, y = images.inputs.to(device).float().div_(255), images.labels.to(device)
 
     def run(steps: int) -> None:
         for _ in range(steps):

@@ -14,7 +14,7 @@ from backlink_ray.commands.flags import TrialFlags, choose_preset, not_negative
 from backlink_ray.commands.results_table import print_table
 from backlink_ray.commands.trials import describe, estimate, local_cluster, run_trials, training_images
 from backlink_ray.data.datasets import data_root
-from backlink_ray.data.images import Dataset
+from backlink_ray.data.tensors import Dataset
 from backlink_ray.errors import ConfigError
 from backlink_ray.files import write_whole
 from backlink_ray.paper.cells import choose, published_error_pct

@@ -10,7 +10,7 @@ import torch
 from backlink_ray.benchmarks.speed import images_per_s
 from backlink_ray.commands.exit_codes import SecondInterruptError
 from backlink_ray.commands.flags import TrialFlags
-from backlink_ray.data.images import Dataset
+from backlink_ray.data.tensors import Dataset
 from backlink_ray.errors import ConfigError
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.executors import start_once

@@ -1,1 +1,1 @@
-"""Data sets as uint8 tensors, and the batches drawn from them."""
+"""Data sets as tensors, and the batches drawn from them."""

@@ -37,6 +37,21 @@ def choose(labels: Tensor, counts: Sequence[int], seed: int, purpose: str) -> Te
     return torch.cat(chosen).sort().values
 
 
+def hold_out_indices(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Return the sorted indices of the examples to keep and of those to hold out, each int64.
+
+    Args:
+        labels: classes (N,), of each of which a part is held out, or floating-point targets (N, D), of all together.
+        fraction: of every class, 0..0.5, rounded up to whole examples.
+        seed: of the choice.
+    """
+    classes = torch.zeros(len(labels), dtype=torch.int64) if labels.is_floating_point() else labels
+    counts = [math.ceil(fraction * int(count) - 1e-9) for count in classes.bincount()]
+    held = torch.zeros(len(labels), dtype=torch.bool)
+    held[choose(classes, counts, seed, "hold_out")] = True
+    return (~held).nonzero().flatten(), held.nonzero().flatten()
+
+
 def long_tail_counts(largest: int, num_classes: int) -> list[int]:
     """Return floor(largest / 1.3^i) for class i: the long-tailed distribution of section IV.C, Fig. 6a.
 

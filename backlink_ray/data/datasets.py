@@ -1,17 +1,13 @@
 """Data sets: loaded by name as uint8 tensors, after a check of their files' checksums."""
 
-import math
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
-import torch
-
-from backlink_ray.data.choice import choose
+from backlink_ray.data.choice import hold_out_indices
 from backlink_ray.data.embedded import load_sample
-from backlink_ray.data.images import Dataset, ImageSet, digest
 from backlink_ray.data.originals import load_cifar10, load_cifar10_lt, load_cifar100, load_stl10, load_svhn
+from backlink_ray.data.tensors import Dataset, LabelledSet
 from backlink_ray.errors import ConfigError
 
 # Number of training images of every data set.
@@ -60,28 +56,24 @@ def load_dataset(
     """
     if name not in LOADERS:
         raise ConfigError(f"dataset={name!r} is not known; allowed: {', '.join(LOADERS)}")
-    found = LOADERS[name](root or data_root(), download, seed)
-    train, test = found.train.first(train_images, "train_images"), found.test.first(test_images, "test_images")
-    return replace(found, train=train, test=test, digest=digest(train, test))
+    return LOADERS[name](root or data_root(), download, seed).first(train_images, test_images)
 
 
-def hold_out(dataset: Dataset, fraction: float, seed: int) -> tuple[ImageSet, ImageSet]:
-    """Split the training set, class by class, into a part to train on and a held-out part that searches are ranked by.
+def hold_out(dataset: Dataset, fraction: float, seed: int) -> tuple[LabelledSet, LabelledSet]:
+    """Split the training set, class by class if it has any, into a part to train on and one that searches are ranked by.
 
     Args:
         dataset: left unchanged.
-        fraction: share of every class to hold out, 0..0.5, rounded up to whole images.
+        fraction: share of every class, or of all targets, to hold out, 0..0.5, rounded up to whole examples.
         seed: of the choice.
 
     Returns:
-        The images to train on, and the held-out images.
+        The examples to train on, and the held-out ones.
 
     Raises:
         ConfigError: a fraction outside 0..0.5.
     """
     if not 0 <= fraction <= 0.5:
         raise ConfigError(f"fraction={fraction} is out of range; allowed 0..0.5")
-    counts = [math.ceil(fraction * count - 1e-9) for count in dataset.train_counts]
-    held = torch.zeros(len(dataset.train), dtype=torch.bool)
-    held[choose(dataset.train.labels, counts, seed, "hold_out")] = True
-    return dataset.train.take((~held).nonzero().flatten()), dataset.train.take(held.nonzero().flatten())
+    kept, held = hold_out_indices(dataset.train.labels, fraction, seed)
+    return dataset.train.take(kept), dataset.train.take(held)

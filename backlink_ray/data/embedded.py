@@ -5,9 +5,10 @@ import io
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from backlink_ray.data.images import Dataset, ImageSet
 from backlink_ray.data.originals import as_cifar10
+from backlink_ray.data.tensors import Dataset
 from backlink_ray.errors import DataError
 
 SAMPLE_FILE = Path(__file__).parent / "sample" / "cifar10_sample.parquet"
@@ -38,10 +39,10 @@ def _check() -> None:
         )
 
 
-def _decode(rows: list[tuple[bytes, int]]) -> ImageSet:
+def _decode(rows: list[tuple[bytes, int]]) -> tuple[Tensor, Tensor]:
     import numpy as np
     from PIL import Image
 
     pixels = np.stack([np.asarray(Image.open(io.BytesIO(webp)).convert("RGB")) for webp, _ in rows])
     labels = torch.tensor([label for _, label in rows], dtype=torch.int64)
-    return ImageSet(pixels=torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), labels=labels)
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), labels

@@ -14,10 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from backlink_ray.data.augmentation import Augmentation
 from backlink_ray.data.choice import choose, long_tail_counts
-from backlink_ray.data.images import Augmentation, Dataset, ImageSet, digest
 from backlink_ray.data.provision import Download, provide
+from backlink_ray.data.tensors import Dataset
 from backlink_ray.errors import DataError
+
+Examples = tuple[Tensor, Tensor]
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SVHN_CLASSES = tuple("0123456789")
@@ -25,7 +28,7 @@ STL10_CLASSES = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monk
 
 # Means and standard deviations are per channel over all training images, in [0, 1]; tests/data recomputes them from the full
 # sets. Those of SVHN have the four digits that public training code commonly states.
-_cifar = partial(Dataset, image_size=32, augmentation=Augmentation(pad=4, mode="reflect", flip=True))
+_cifar = partial(Dataset.from_tensors, augmentation=Augmentation(pad=4, mode="reflect", flip=True))
 as_cifar10 = partial(
     _cifar, class_names=CIFAR10_CLASSES, mean=(0.49140, 0.48216, 0.44653), std=(0.24703, 0.24349, 0.26159),
 )  # fmt: skip
@@ -33,11 +36,11 @@ _cifar100 = partial(
     _cifar, name="cifar100", mean=(0.50708, 0.48655, 0.44092), std=(0.26733, 0.25644, 0.27615),
 )  # fmt: skip
 _svhn = partial(
-    Dataset, name="svhn", class_names=SVHN_CLASSES, image_size=32, mean=(0.4377, 0.4438, 0.4728),
+    Dataset.from_tensors, name="svhn", class_names=SVHN_CLASSES, mean=(0.4377, 0.4438, 0.4728),
     std=(0.1980, 0.2010, 0.1970), augmentation=Augmentation(pad=2, mode="constant", flip=False),
 )  # fmt: skip
 _stl10 = partial(
-    Dataset, name="stl10", class_names=STL10_CLASSES, image_size=96, mean=(0.44671, 0.43981, 0.40665),
+    Dataset.from_tensors, name="stl10", class_names=STL10_CLASSES, mean=(0.44671, 0.43981, 0.40665),
     std=(0.26034, 0.25658, 0.27127), augmentation=Augmentation(pad=4, mode="constant", flip=True),
 )  # fmt: skip
 
@@ -55,7 +58,7 @@ def long_tailed(whole: Dataset, name: str, seed: int) -> Dataset:
     """
     counts = long_tail_counts(whole.train_counts[0], whole.num_classes)
     train = whole.train.take(choose(whole.train.labels, counts, seed, "long-tail"))
-    return replace(whole, name=name, train=train, seed=seed, digest=digest(train, whole.test))
+    return replace(whole, name=name, train=train, seed=seed)
 
 
 def load_cifar10(root: Path, download: bool, _seed: int = 0) -> Dataset:
@@ -109,7 +112,7 @@ def load_stl10(root: Path, download: bool, _seed: int = 0) -> Dataset:
     return _stl10(train=train, test=test)
 
 
-def _load_cifar(source: Any, root: Path, download: bool) -> tuple[ImageSet, ImageSet, tuple[str, ...]]:
+def _load_cifar(source: Any, root: Path, download: bool) -> tuple[Examples, Examples, tuple[str, ...]]:
     files = [*source.train_list, *source.test_list, (source.meta["filename"], source.meta["md5"])]
     members = tuple((f"{source.base_folder}/{name}", md5) for name, md5 in files)
     wanted = Download(url=source.url, filename=source.filename, md5=source.tgz_md5, members=members)
@@ -118,19 +121,19 @@ def _load_cifar(source: Any, root: Path, download: bool) -> tuple[ImageSet, Imag
     return _cifar_images(train), _cifar_images(test), tuple(train.classes)
 
 
-def _cifar_images(source: Any) -> ImageSet:
-    return _image_set(torch.from_numpy(source.data).permute(0, 3, 1, 2), source.targets)
+def _cifar_images(source: Any) -> Examples:
+    return _examples(torch.from_numpy(source.data).permute(0, 3, 1, 2), source.targets)
 
 
-def _svhn_images(source: Any) -> ImageSet:
-    return _image_set(torch.from_numpy(source.data), source.labels.tolist())
+def _svhn_images(source: Any) -> Examples:
+    return _examples(torch.from_numpy(source.data), source.labels.tolist())
 
 
-def _stl10_images(folder: Path, split: str) -> ImageSet:
+def _stl10_images(folder: Path, split: str) -> Examples:
     pixels = np.fromfile(folder / f"{split}_X.bin", np.uint8).reshape(-1, 3, 96, 96)
     labels = np.fromfile(folder / f"{split}_y.bin", np.uint8) - 1  # classes are numbered from 1
-    return _image_set(torch.from_numpy(pixels).transpose(2, 3), labels.tolist())  # images are stored by column
+    return _examples(torch.from_numpy(pixels).transpose(2, 3), labels.tolist())  # images are stored by column
 
 
-def _image_set(pixels: Tensor, labels: list[int]) -> ImageSet:
-    return ImageSet(pixels=pixels.contiguous(), labels=torch.tensor(labels, dtype=torch.int64))
+def _examples(pixels: Tensor, labels: list[int]) -> Examples:
+    return pixels.contiguous(), torch.tensor(labels, dtype=torch.int64)

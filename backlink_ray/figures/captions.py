@@ -18,13 +18,14 @@ def hardware_of_runs(rows: Sequence[Mapping[str, Any]], *folders: Path) -> str:
 def is_paper_budget(config: RunConfig) -> bool:
     """Return whether a run has the paper's epochs, images and batch size."""
     whole = config.dataset != "cifar10-sample" and not config.train_images and not config.test_images
-    return whole and config.epochs == 200 and config.batch_size == BATCH_SIZES[config.dataset]
+    return whole and config.epochs == 200 and config.batch_size == BATCH_SIZES.get(config.dataset)
 
 
 def budget(config: RunConfig) -> str:
     """Return a run's budget in words, marked if it is not the paper's."""
     epochs = "1 epoch" if config.epochs == 1 else f"{config.epochs} epochs"
-    text = f"{epochs} of {config.num_train_images:,} images, batch {config.batch_size}"
+    images = f" of {config.num_train_images:,} images" if config.num_train_images else ""
+    text = f"{epochs}{images}, batch {config.batch_size}"
     return text if is_paper_budget(config) else f"{text} (not the paper's budget)"
 
 

@@ -69,6 +69,7 @@ class ModuleSpec:
     Attributes:
         module_index, num_modules: k, from 0, and K.
         input_shape: of the network's input, for example (3, 32, 32).
+        takes_integers: whether that input is of integers, such as tokens.
         feature_shape: of the last unit's output.
         num_classes: width of the logits.
         seed: of the initial weights.
@@ -77,6 +78,7 @@ class ModuleSpec:
     module_index: int
     num_modules: int
     input_shape: tuple[int, ...]
+    takes_integers: bool
     feature_shape: tuple[int, ...]
     num_classes: int
     seed: int = 0

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from backlink_ray.data.loader import cast
 from backlink_ray.errors import ConfigError
 from backlink_ray.local.module import LocalModule, StepSeed
-from backlink_ray.nets.network import in_mode
+from backlink_ray.nets.network import dtype_and_device, in_mode
 from backlink_ray.options import Option
 
 _BATCH_SIZE = Option(default=512, low=1, allowed="1 or more")
@@ -18,7 +19,7 @@ def predict(model: nn.Module | Sequence[LocalModule], inputs: Tensor, batch_size
 
     Args:
         model: a network, or all of its modules; every part is left in the mode it was found in.
-        inputs: (N, ...), as in training: images normalised; floats are taken to the network's type. On any device.
+        inputs: (N, ...), as in training: images normalised; floats are taken to the network's type, integers to int64. On any device.
         batch_size: inputs at a time, 1 or more.
 
     Returns:
@@ -35,9 +36,9 @@ def predict(model: nn.Module | Sequence[LocalModule], inputs: Tensor, batch_size
 
 
 def _logits(model: nn.Module | Sequence[LocalModule], x: Tensor) -> Tensor:
-    first = model if isinstance(model, nn.Module) else model[0]
-    like = next((p for p in first.parameters() if p.is_floating_point()), x)
-    x = x.to(device=like.device, dtype=like.dtype if x.is_floating_point() else x.dtype)
+    parts = [model] if isinstance(model, nn.Module) else model
+    dtype, device = dtype_and_device(p for part in parts for p in part.parameters())
+    x = cast(x.to(device), dtype)
     if not isinstance(model, nn.Module):
         return forward_for_evaluation(model, x)
     with in_mode(False, model), torch.no_grad():

@@ -72,6 +72,7 @@ def split(
         classifier = network.switch_classifier(NATIVE if native else head, build) if is_last else build()
         spec = ModuleSpec(
             module_index=k, num_modules=num_modules, input_shape=network.input_shape,
+            takes_integers=network.takes_integers,
             feature_shape=facts[stop - 1].shape, num_classes=network.num_classes, seed=seed,
         )  # fmt: skip
         modules.append(LocalModule(chain, classifier, _head_uses_rng(classifier, network, spec.feature_shape), spec))

@@ -18,11 +18,12 @@ Card
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from torch import Tensor, nn
 
+from backlink_ray.data.tensors import LabelledSet
 from backlink_ray.errors import ConfigError
 from backlink_ray.local.module import Chain, LocalModule, ModuleSpec
 from backlink_ray.methods.base import Batch, Method
@@ -85,8 +86,11 @@ class BackLink(BackLinkOptions, Method):
         return self.mode == "stale"
 
     @property
-    def wants_images(self) -> bool:
-        return self.base.wants_images
+    def wants_inputs(self) -> bool:
+        return self.base.wants_inputs
+
+    def for_data(self, train: LabelledSet) -> Method:
+        return replace(self, base=self.base.for_data(train))
 
     def build_helper(self, spec: ModuleSpec) -> nn.Module:
         return self.base.build_helper(spec)

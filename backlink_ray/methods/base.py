@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from backlink_ray.data.tensors import LabelledSet
 from backlink_ray.local.graph import Graph, differentiate
 from backlink_ray.local.module import Chain, LocalModule, ModuleSpec, NoHelper, StepSeed
 from backlink_ray.local.sizes import check_propagation
@@ -31,12 +32,12 @@ class Batch:
     """One step's data as a local loss sees it.
 
     Attributes:
-        images: the network's input (N, ...); empty if the method does not need it (`Method.wants_images`).
+        inputs: the network's (N, ...); empty if the method does not need them (`Method.wants_inputs`).
         labels: int64 (N,).
         step_seed: source of random draws.
     """
 
-    images: Tensor
+    inputs: Tensor
     labels: Tensor
     step_seed: StepSeed
 
@@ -96,7 +97,7 @@ class Method:
         return 0
 
     @property
-    def wants_images(self) -> bool:
+    def wants_inputs(self) -> bool:
         """Return whether the local loss needs the network's input."""
         return False
 
@@ -104,6 +105,10 @@ class Method:
     def helper_lr(self) -> float:
         """Return the constant learning rate of Adam for linked helpers; 0 if SGD updates every parameter."""
         return 0.0
+
+    def for_data(self, train: LabelledSet) -> "Method":
+        """Return the method for a training set, with what it needs to know of it; ConfigError if it cannot use it."""
+        return self
 
     def prepare(self, modules: Sequence[LocalModule]) -> list[LocalModule]:
         """Return the modules this method trains, with its helpers; ConfigError if it cannot train them."""

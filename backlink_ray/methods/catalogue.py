@@ -31,7 +31,7 @@ class MethodOptions(DNIOptions, InfoProOptions, PredSimOptions, DGLOptions, Back
 
 @cache
 def takes(method: str) -> frozenset[str]:
-    """Return the names of a method's arguments: its options and, if any, the base and the normalisation."""
+    """Return the names of a method's arguments: its options and, if any, the base."""
     return frozenset(f.name for f in fields(METHODS[method])) if method in METHODS else frozenset()
 
 
@@ -41,7 +41,7 @@ def make_method(method: str, base: str, values: Mapping[str, Any]) -> Method:
     Args:
         method: a name in METHODS.
         base: a name in BASES, for a method that has a base; an option of both is the method's, and the base's stays default.
-        values: options by name, "mean" and "std" of the images' normalisation, per channel; other entries are ignored.
+        values: options by name; other entries are ignored.
 
     Raises:
         ConfigError: the method does not allow a value.

@@ -12,13 +12,14 @@ Card
     deviations  the published code has weights for the contrastive form only; these are ours
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from backlink_ray.data.tensors import LabelledSet
 from backlink_ray.errors import ConfigError
 from backlink_ray.local.module import LocalModule, ModuleSpec
 from backlink_ray.methods.base import Batch, Method
@@ -45,7 +46,8 @@ class InfoPro(InfoProOptions, Method):
     """Information propagation with a decoder and a softmax loss.
 
     Args:
-        mean, std: of the images' normalisation, per channel: image in [0, 1] = input * std + mean, clamped.
+        mean, std: of the images' normalisation, per channel: image in [0, 1] = input * std + mean, clamped. A job gives those
+            of its training set.
     """
 
     name: ClassVar[str] = "infopro"
@@ -54,8 +56,16 @@ class InfoPro(InfoProOptions, Method):
     std: tuple[float, ...] = (0.25,)
 
     @property
-    def wants_images(self) -> bool:
+    def wants_inputs(self) -> bool:
         return True
+
+    def for_data(self, train: LabelledSet) -> Method:
+        if not train.is_images:
+            raise ConfigError(
+                f"method infopro reconstructs images, uint8 (N, C, H, W), but the inputs are {train.inputs.dtype} of shape "
+                f"{tuple(train.inputs.shape)}; give images as uint8, with mean and std, or use another method"
+            )
+        return replace(self, mean=train.mean or (0.0,), std=train.std or (1.0,))
 
     def build_helper(self, spec: ModuleSpec) -> nn.Module:
         """Return the decoder; ConfigError if the features or the input have no height and width."""
@@ -71,7 +81,7 @@ class InfoPro(InfoProOptions, Method):
         prediction = super().loss(module, features, batch)
         if module.is_last:
             return prediction
-        image = self._image(batch.images).to(features.dtype)
+        image = self._image(batch.inputs).to(features.dtype)
         reconstruction = F.binary_cross_entropy_with_logits(module.helper(features), image)
         lambda1 = _weight(self.lambda1_first, self.lambda1_last, module.spec)
         lambda2 = _weight(self.lambda2_first, self.lambda2_last, module.spec)

@@ -12,6 +12,9 @@ from backlink_ray.options import Option
 from backlink_ray.seeds import SEED, seeded
 
 _POSITIVE = Option(default=1, low=1, allowed="1 or more")
+_IMAGE_SIZE = Option(
+    default=1, low=1, allowed="1 or more; 0 means data that are no square images: use a network of your own"
+)
 
 
 def build_network(name: str, *, num_classes: int = 10, image_size: int = 32, seed: int = 0) -> Network:
@@ -27,7 +30,7 @@ def build_network(name: str, *, num_classes: int = 10, image_size: int = 32, see
         ConfigError: an unknown name, images too small for it, or an argument out of range.
     """
     unit_count(name)
-    num_classes, image_size = _POSITIVE.read("num_classes", num_classes), _POSITIVE.read("image_size", image_size)
+    num_classes, image_size = _POSITIVE.read("num_classes", num_classes), _IMAGE_SIZE.read("image_size", image_size)
     seed = SEED.read("seed", seed)
     with seeded(seed, "init/network"):
         units, classifier = _parts(name, num_classes, image_size)

@@ -90,13 +90,17 @@ class Network(nn.Module):
 
     def dtype_and_device(self) -> tuple[torch.dtype, torch.device]:
         """Return type and device of the first floating-point parameter (float32 on the CPU if there is none)."""
-        found = next((p for p in self.parameters() if p.is_floating_point()), torch.empty(0))
-        return found.dtype, found.device
+        return dtype_and_device(self.parameters())
+
+    @property
+    def takes_integers(self) -> bool:
+        """Return whether the example held integers, such as tokens."""
+        return not self._example_dtype.is_floating_point
 
     def example(self, batch_size: int = 2) -> Tensor:
         """Return zeros (batch_size, ...) as input of the first unit, in the network's type and on its device."""
         dtype, device = self.dtype_and_device()
-        dtype = dtype if self._example_dtype.is_floating_point else self._example_dtype
+        dtype = self._example_dtype if self.takes_integers else dtype
         return torch.zeros(batch_size, *self.input_shape, dtype=dtype, device=device)
 
     def _run_example(self) -> tuple[tuple[UnitFacts, ...], int]:
@@ -106,6 +110,12 @@ class Network(nn.Module):
             found.append(UnitFacts(tuple(x.shape[1:]), uses))
         logits, _ = _run_checked("classifier", self.classifier, x)
         return tuple(found), int(logits.shape[-1])
+
+
+def dtype_and_device(parameters: Iterable[Tensor]) -> tuple[torch.dtype, torch.device]:
+    """Return type and device of the first floating-point parameter (float32 on the CPU if there is none)."""
+    found = next((p for p in parameters if p.is_floating_point()), torch.empty(0))
+    return found.dtype, found.device
 
 
 def _run_checked(name: str, module: nn.Module, x: Tensor) -> tuple[Tensor, bool]:

@@ -11,8 +11,8 @@ import torch
 from backlink_ray.errors import LinkAbortedError, LinkError, StageError
 from backlink_ray.pipeline.stage import StagePlan, StageReport, merge_states
 from backlink_ray.train.evaluation import Evaluation
-from backlink_ray.train.executor import ChunkReport, Executor, check_losses
-from backlink_ray.train.trainer import TrainState, check_state
+from backlink_ray.train.executor import ChunkReport, Executor
+from backlink_ray.train.trainer import TrainState, check_losses, check_state
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,19 +43,21 @@ class StagePlan:
     """Everything a stage is built from; picklable, and with no more data than this stage needs.
 
     Attributes:
-        job: with this stage's module only, and without the pixels that it does not need.
+        job: with this stage's module only, and without the inputs that it does not need.
+        dtype: of the network, as `Job.dtype`.
         replica: copy of the previous module's tail (empty for the first stage, and without a replica link).
         stage_index, num_stages: k and K.
     """
 
     job: Job
+    dtype: torch.dtype
     replica: Chain
     stage_index: int
     num_stages: int
 
     @property
     def is_first(self) -> bool:
-        """Return whether this stage loads the images."""
+        """Return whether this stage loads the inputs."""
         return self.stage_index == 0
 
     @property
@@ -65,17 +67,17 @@ class StagePlan:
 
 
 def plan_stages(job: Job) -> list[StagePlan]:
-    """Return one plan per module; replicas are copies, and later stages get labels without pixels."""
+    """Return one plan per module; replicas are copies, and later stages get labels without inputs."""
     modules = job.method.prepare(job.modules)
     plans = []
     for k, module in enumerate(modules):
         before = modules[k - 1] if k else module
         length = job.method.tail_length(before) if k and job.method.link_kind == "replica" else 0
-        train = job.train if k == 0 or job.method.wants_images else job.train.without_pixels()
-        needed = {name: s if k == 0 else s.without_pixels() for name, s in job.evaluations.items()}
+        train = job.train if k == 0 or job.method.wants_inputs else job.train.without_inputs()
+        needed = {name: s if k == 0 else s.without_inputs() for name, s in job.evaluations.items()}
         device = job.devices[k % len(job.devices)]
         own = replace(job, modules=[module], train=train, evaluations=needed, devices=(device,))
-        plans.append(StagePlan(own, copy.deepcopy(before.tail(length)), k, len(modules)))
+        plans.append(StagePlan(own, job.dtype, copy.deepcopy(before.tail(length)), k, len(modules)))
     return plans
 
 
@@ -97,7 +99,7 @@ class Stage:
         self._body_updater = Updater(self._method.local_parameters(self._module), recipe)
         self._tail_updater = Updater(self._method.linked_parameters(self._module), recipe, self._method.helper_lr)
         self._replica_updater = Updater(self._replica.named(), recipe)
-        self._batches = self._job.batches(self._device, self._job.train)
+        self._batches = self._job.batches(self._device, plan.dtype)
         self._timeline = Timeline(plan.stage_index) if self._job.timeline else NoTimeline()
         self._actions = self._schedule()
         self._method_state, self._replica_method_state = MethodState(), MethodState()
@@ -155,7 +157,7 @@ class Stage:
         self._x = self._replica_graph.output
 
     def _body_forward(self, step: int) -> None:
-        x = self._images(step) if self._plan.is_first else self._x
+        x = self._inputs(step) if self._plan.is_first else self._x
         self._body_graph: Graph = self._method.forward_body(self._module, x, self._step_seed(step))
         self._x = self._nothing
 
@@ -188,8 +190,8 @@ class Stage:
 
     def _local_backward(self, step: int) -> None:
         method, module, graphs = self._method, self._module, (self._body_graph, self._tail_graph)
-        images = self._images(step) if method.wants_images else self._nothing
-        batch = Batch(images, self._batches.labels(self._batch_of(step)), self._step_seed(step))
+        inputs = self._inputs(step) if method.wants_inputs else self._nothing
+        batch = Batch(inputs, self._batches.labels(self._batch_of(step)), self._step_seed(step))
         waits = method.link_kind == "error" and method.has_link(module)
         retain = waits and method.retains_tail
         result = method.local_backward(module, *graphs, batch, self._method_state, retain=retain)
@@ -199,10 +201,10 @@ class Stage:
             self._open_graph = result.graph
         del self._body_graph, self._tail_graph
 
-    def _images(self, step: int) -> Tensor:
+    def _inputs(self, step: int) -> Tensor:
         batch = self._batch_of(step)
-        if self._drawn[0] != batch:  # InfoPro's loss needs the images that were forwarded
-            self._drawn = (batch, self._batches.images(batch))
+        if self._drawn[0] != batch:  # InfoPro's loss needs the inputs that were forwarded
+            self._drawn = (batch, self._batches.inputs(batch))
         return self._drawn[1]
 
     def _send_error(self, step: int) -> None:
@@ -255,9 +257,9 @@ class Stage:
     # Between runs of steps, with every stage drained.
 
     def evaluate(self, which: str) -> Evaluation | None:
-        """Pass one image set through the stages; the last stage returns the result, the others None."""
+        """Pass one set through the stages; the last stage returns the result, the others None."""
         total, job = EvaluationSum(), self._job
-        batches = evaluation_batches(job.evaluations[which], job.batch_size, job.mean, job.std, self._device)
+        batches = evaluation_batches(job.evaluations[which], job.batch_size, self._plan.dtype, self._device)
         for index, (x, labels) in enumerate(batches):
             self.position = (index, f"evaluate {which}")
             x = x if self._plan.is_first else self._previous.receive(Kind.ACTIVATION, index)

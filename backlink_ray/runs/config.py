@@ -85,8 +85,8 @@ class RunConfig(MethodOptions, SgdOptions, SplitOptions, RunFields):
 
     @property
     def num_train_images(self) -> int:
-        """Return the number of training images, including held-out ones."""
-        return self.train_images or DATASETS[self.dataset]
+        """Return the number of training images, including held-out ones; 0 if only the loaded data set can say."""
+        return self.train_images or DATASETS.get(self.dataset, 0)
 
     @property
     def identity(self) -> dict[str, Any]:

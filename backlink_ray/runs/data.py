@@ -3,9 +3,10 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from backlink_ray.data.datasets import hold_out, load_dataset
-from backlink_ray.data.images import Dataset
+from backlink_ray.data.choice import hold_out_indices
+from backlink_ray.data.datasets import load_dataset
 from backlink_ray.data.loader import check_batch_size
+from backlink_ray.data.tensors import Dataset
 from backlink_ray.runs.config import RunConfig
 
 # Data sets whose training images are chosen by the run's seed.
@@ -37,6 +38,6 @@ def load_for(configs: Iterable[RunConfig], root: Path) -> dict[str, Dataset]:
             found[key] = dataset_of(config, root)
         part = (key, config.validation_fraction)
         if part not in sizes:
-            sizes[part] = len(hold_out(found[key], config.validation_fraction, config.seed)[0])
+            sizes[part] = len(hold_out_indices(found[key].train.labels, config.validation_fraction, config.seed)[0])
         check_batch_size(config.batch_size, sizes[part])
     return found

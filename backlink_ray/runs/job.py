@@ -1,10 +1,12 @@
 """Job: the network, method and data of a configuration, ready for an executor."""
 
+from dataclasses import replace
+
 import torch
 
 from backlink_ray.data.datasets import hold_out
-from backlink_ray.data.images import Dataset
 from backlink_ray.data.loader import check_batch_size
+from backlink_ray.data.tensors import Dataset
 from backlink_ray.local.module import LocalModule
 from backlink_ray.local.split import split
 from backlink_ray.methods.base import Method
@@ -17,9 +19,9 @@ from backlink_ray.train.executor import Job
 from backlink_ray.train.optim import CosineSchedule, Recipe
 
 
-def build_method(config: RunConfig, mean: tuple[float, ...] = (0.5,), std: tuple[float, ...] = (0.25,)) -> Method:
-    """Return the method of a run with its options; mean and std are those of the images, per channel."""
-    return make_method(config.method, config.base, {**vars(config), "mean": mean, "std": std})
+def build_method(config: RunConfig) -> Method:
+    """Return the method of a run with its options."""
+    return make_method(config.method, config.base, vars(config))
 
 
 def build_modules(config: RunConfig, num_classes: int, image_size: int) -> tuple[Network, list[LocalModule]]:
@@ -40,15 +42,11 @@ def make_job(config: RunConfig, dataset: Dataset, options: RunOptions) -> Job:
     steps = config.epochs * (len(train) // config.batch_size)
     return Job(
         modules=modules,
-        method=build_method(config, dataset.mean, dataset.std),
-        train=train,
+        method=build_method(config),
+        train=train if config.augment else replace(train, augmentation=None),
         evaluations=evaluations,
         batch_size=config.batch_size,
         lr=CosineSchedule(config.lr, steps, config.warmup_fraction),
-        mean=dataset.mean,
-        std=dataset.std,
-        augmentation=dataset.augmentation,
-        augment=config.augment,
         recipe=Recipe(momentum=config.momentum, weight_decay=config.weight_decay),
         seed=config.seed,
         devices=_devices(),

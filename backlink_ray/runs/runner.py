@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from backlink_ray.data.images import Dataset
+from backlink_ray.data.tensors import Dataset
 from backlink_ray.errors import StageError
 from backlink_ray.files import make_folder
 from backlink_ray.measure.metrics import memory_source
@@ -111,7 +111,7 @@ def _result(
         "run_id": config.run_id,
         **last,
         "images_per_s": rates[len(rates) // 2],
-        "class_train_images": job.train.labels.bincount(minlength=len(last["class_error_pct"])).tolist(),
+        **({"class_train_images": _class_counts(job)} if job.train.has_classes else {}),
         "best_test_error_pct": min(m["test_error_pct"] for m in curve),
         "weights_sha256": weights_sha256(executor.state()),
         "executor": executor.name,
@@ -119,6 +119,10 @@ def _result(
         "dataset_digest": digest,
         "curve": curve,
     }
+
+
+def _class_counts(job: Job) -> list[int]:
+    return job.train.labels.bincount(minlength=job.modules[0].spec.num_classes).tolist()
 
 
 def _draw(config: RunConfig, executor: str, spans: tuple[Span, ...], path: Path) -> None:

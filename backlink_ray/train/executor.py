@@ -10,18 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backlink_ray.data.images import Augmentation, ImageSet
+from backlink_ray.data.checks import check_classes, check_inputs
 from backlink_ray.data.loader import Batches, evaluation_batches
-from backlink_ray.errors import NonFiniteLossError
+from backlink_ray.data.tensors import LabelledSet
 from backlink_ray.local.module import LocalModule
 from backlink_ray.local.predict import forward_for_evaluation
 from backlink_ray.measure.metrics import peak_memory_mib, reset_peak_memory
 from backlink_ray.measure.timeline import Span
 from backlink_ray.methods.base import Method
+from backlink_ray.nets.network import dtype_and_device
 from backlink_ray.provenance import describe_process
 from backlink_ray.train.evaluation import Evaluation, EvaluationSum
 from backlink_ray.train.optim import LearningRate, Recipe
-from backlink_ray.train.trainer import Trainer, TrainState
+from backlink_ray.train.trainer import Trainer, TrainState, check_losses
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,23 +31,22 @@ class Job:
 
     Attributes:
         modules: from `split`; the executor moves them, and leaves them trained where it found them.
-        train: training images.
-        evaluations: image sets by name, for example "test" and "val".
+        train: training set.
+        evaluations: further sets by name, for example "test" and "val".
         devices: stage k runs on devices[k % len(devices)].
         stage_timeout_s: longest wait of a stage for its neighbour; the first step on a GPU can take half a minute.
         timeline: record what each stage does when.
+
+    Raises:
+        ConfigError: the network or the method cannot take the inputs or labels of a set.
     """
 
     modules: list[LocalModule]
     method: Method
-    train: ImageSet
-    evaluations: Mapping[str, ImageSet]
+    train: LabelledSet
+    evaluations: Mapping[str, LabelledSet]
     batch_size: int
     lr: LearningRate
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    augmentation: Augmentation
-    augment: bool = True
     recipe: Recipe = field(default_factory=Recipe)
     seed: int = 0
     devices: tuple[str, ...] = ("cpu",)
@@ -54,12 +54,22 @@ class Job:
     stage_timeout_s: float = 120.0
     timeline: bool = False
 
-    def batches(self, device: torch.device, images: ImageSet) -> Batches:
-        """Return the training batches of `images` on `device`."""
-        return Batches(
-            images, self.batch_size, seed=self.seed, augmentation=self.augmentation, mean=self.mean, std=self.std,
-            device=device, augment=self.augment,
-        )  # fmt: skip
+    def __post_init__(self) -> None:
+        spec = self.modules[0].spec
+        for which, part in {"train": self.train, **self.evaluations}.items():
+            check_inputs(which, part.inputs, spec.input_shape, spec.takes_integers)
+            if part.has_classes:
+                check_classes(which, part.labels, spec.num_classes)
+        object.__setattr__(self, "method", self.method.for_data(self.train))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Return the type in which the network gets floating-point inputs and targets."""
+        return dtype_and_device(p for module in self.modules for p in module.parameters())[0]
+
+    def batches(self, device: torch.device, dtype: torch.dtype) -> Batches:
+        """Return the training batches on `device`."""
+        return Batches(self.train, self.batch_size, seed=self.seed, dtype=dtype, device=device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +108,7 @@ class Executor(ABC):
 
     @abstractmethod
     def evaluate(self, which: str) -> Evaluation:
-        """Evaluate the last head on one of the job's image sets, without dropout or augmentation."""
+        """Evaluate the last head on one of the job's sets, without dropout or augmentation."""
 
     @abstractmethod
     def state(self) -> TrainState:
@@ -135,7 +145,7 @@ class LocalExecutor(Executor):
     def __init__(self, job: Job) -> None:
         self._job = job
         self.device = torch.device(job.devices[0])
-        self._batches = job.batches(self.device, job.train)
+        self._batches = job.batches(self.device, job.dtype)
         self._move_back = remember_devices(job.modules)
         for module in job.modules:
             module.to(self.device)
@@ -146,7 +156,7 @@ class LocalExecutor(Executor):
     def train(self, num_steps: int) -> ChunkReport:
         start, first = time.perf_counter(), self._trainer.step_index
         steps = range(first, first + num_steps)
-        losses = [self._trainer.step(self._batches.images(t), self._batches.labels(t)) for t in steps]
+        losses = [self._trainer.step(self._batches.inputs(t), self._batches.labels(t)) for t in steps]
         table = torch.stack(losses, dim=1).double().cpu()
         check_losses(table, first)
         num = len(self._trainer.modules)
@@ -155,10 +165,8 @@ class LocalExecutor(Executor):
     def evaluate(self, which: str) -> Evaluation:
         total = EvaluationSum()
         job = self._job
-        for images, labels in evaluation_batches(
-            job.evaluations[which], job.batch_size, job.mean, job.std, self.device
-        ):
-            total.add(forward_for_evaluation(self._trainer.modules, images), labels)
+        for inputs, labels in evaluation_batches(job.evaluations[which], job.batch_size, job.dtype, self.device):
+            total.add(forward_for_evaluation(self._trainer.modules, inputs), labels)
         return total.result()
 
     def state(self) -> TrainState:
@@ -192,14 +200,6 @@ def use_torch_threads(count: int) -> Callable[[], None]:
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     return partial(torch.set_num_threads, before)
-
-
-def check_losses(losses: Tensor, first_step: int) -> None:
-    """Raise NonFiniteLossError for the earliest step of losses (K, steps) that is not finite."""
-    bad = (~losses.isfinite()).nonzero()
-    if len(bad):
-        offset, stage = min((int(t), int(k)) for k, t in bad)
-        raise NonFiniteLossError(stage, first_step + offset, float(losses[stage, offset]))
 
 
 def to_cpu(state: TrainState) -> TrainState:

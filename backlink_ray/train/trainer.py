@@ -1,18 +1,21 @@
 """Trainer: all local modules, one after another, in one process; the reference that the pipeline must equal."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from backlink_ray.errors import ConfigError
+from backlink_ray.data.checks import check_classes, check_inputs
+from backlink_ray.data.loader import cast
+from backlink_ray.errors import ConfigError, NonFiniteLossError
 from backlink_ray.local.module import LocalModule, StepSeed
 from backlink_ray.local.predict import predict
 from backlink_ray.local.weights import check_weights, copy_weights, state_of
 from backlink_ray.methods.base import Batch, LocalResult, Method, Named
 from backlink_ray.methods.state import MethodState
+from backlink_ray.nets.network import dtype_and_device
 from backlink_ray.options import LARGEST_FLOAT, Option
 from backlink_ray.seeds import SEED
 from backlink_ray.train.evaluation import Evaluation, EvaluationSum
@@ -67,7 +70,7 @@ def check_state(modules: Sequence[LocalModule], state: TrainState) -> None:
 
 
 def gradients(
-    modules: Sequence[LocalModule], method: Method, images: Tensor, labels: Tensor, step_seed: StepSeed | None = None
+    modules: Sequence[LocalModule], method: Method, inputs: Tensor, labels: Tensor, step_seed: StepSeed | None = None
 ) -> dict[str, Tensor]:
     """Return the method's gradient of every parameter by name, without changing parameters or statistics.
 
@@ -77,18 +80,19 @@ def gradients(
     Args:
         modules: from `split`.
         method: for example BackLink(propagation_length=2, alpha=0.5).
-        images: float (N, C, H, W), or what the first unit takes.
-        labels: int64 (N,).
+        inputs: float (N, C, H, W), or what the first unit takes.
+        labels: integers (N,), in 0..C-1.
         step_seed: source of dropout masks; by default seed 0, step 0.
 
     Raises:
-        ConfigError: the method cannot train these modules (the propagation length exceeds the smallest), or mode async.
+        ConfigError: the method cannot train these modules (the propagation length exceeds the smallest), or mode async; or the
+            network cannot take these inputs or labels.
     """
     prepared = _prepare(modules, method)
     kept = [(b, b.clone()) for module in prepared for b in module.buffers()]
     try:
         states = [MethodState() for _ in prepared]
-        found, _ = one_pass(prepared, method, Batch(images, labels, step_seed or StepSeed()), states)
+        found, _ = one_pass(prepared, method, read_batch(prepared, inputs, labels, step_seed or StepSeed()), states)
         named = [pair for m in prepared for pair in (*method.local_parameters(m), *method.linked_parameters(m))]
         return {name: found[name] if name in found else torch.zeros_like(p) for name, p in named}
     finally:
@@ -102,6 +106,28 @@ def _prepare(modules: Sequence[LocalModule], method: Method) -> list[LocalModule
     return method.prepare(modules)
 
 
+def read_batch(modules: Sequence[LocalModule], inputs: Tensor, labels: Tensor, step_seed: StepSeed) -> Batch:
+    """Return a batch on the modules' device, floating-point numbers in their type, integer labels as int64.
+
+    Raises:
+        ConfigError: no examples, another number of labels, or inputs or (on a CPU, where it costs no wait) labels that the
+            network cannot take.
+    """
+    if not (isinstance(inputs, Tensor) and isinstance(labels, Tensor)):
+        found = ", ".join(type(part).__name__ for part in (inputs, labels))
+        raise ConfigError(f"a batch of ({found}) cannot be used; allowed: (inputs, labels), two tensors")
+    if not 0 < len(inputs) == len(labels):
+        raise ConfigError(
+            f"a batch has {len(inputs)} inputs and {len(labels)} labels; allowed: one of each or more, equal"
+        )
+    spec = modules[0].spec
+    check_inputs("batch", inputs, spec.input_shape, spec.takes_integers)
+    if not labels.is_floating_point() and labels.device.type == "cpu":
+        check_classes("batch", labels, spec.num_classes)
+    dtype, device = dtype_and_device(p for module in modules for p in module.parameters())
+    return Batch(cast(inputs.to(device), dtype), cast(labels.to(device), dtype), step_seed)
+
+
 def one_pass(
     modules: Sequence[LocalModule], method: Method, batch: Batch, method_states: Sequence[MethodState]
 ) -> tuple[dict[str, Tensor], Tensor]:
@@ -112,7 +138,7 @@ def one_pass(
     found: dict[str, Tensor] = {}
     losses: list[Tensor] = []
     before: tuple[LocalModule, LocalResult, MethodState] | None = None
-    x = batch.images
+    x = batch.inputs
     for module, method_state in zip(modules, method_states, strict=True):
         result, x = _local_pass(method, module, x, batch, method_state)
         found.update(_by_name(method.local_parameters(module), result.local or []))
@@ -186,9 +212,52 @@ class Trainer:
         for module in self.modules:
             module.train()
 
-    def step(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Train on one batch, images (N, C, H, W) and labels (N,), and return the local losses (K,) before the update."""
-        batch = Batch(images, labels, StepSeed(self._seed, self.step_index))
+    def fit(self, batches: Iterable[Sequence[Tensor]], epochs: int = 1) -> Tensor:
+        """Train on every batch of an iterable, `epochs` times over.
+
+        Args:
+            batches: of (inputs, labels) as `step` takes them: a DataLoader, a list.
+            epochs: 1 or more.
+
+        Returns:
+            float64 (epochs, K): the mean local losses of every epoch, each before its update.
+
+        Raises:
+            ConfigError: an iterator, which would be at its end after the first epoch, or nothing to train on; as `step`.
+            NonFiniteLossError: a loss became NaN or infinite; seen at the end of its epoch.
+        """
+        if epochs < 1 or (epochs > 1 and iter(batches) is batches):
+            raise ConfigError(
+                f"epochs={epochs} of a {type(batches).__name__}; allowed: 1 or more, and 1 for an iterator, which is at its end "
+                "after one; give a list or a DataLoader for more"
+            )
+        return torch.stack([self._epoch(batches) for _ in range(epochs)])
+
+    def _epoch(self, batches: Iterable[Sequence[Tensor]]) -> Tensor:
+        first, losses = self.step_index, []
+        for batch in batches:
+            if not isinstance(batch, Sequence) or len(batch) != 2:
+                raise ConfigError(f"a batch is a {type(batch).__name__}; allowed: a pair (inputs, labels)")
+            losses.append(self.step(*batch))
+        if not losses:
+            raise ConfigError(
+                f"a {type(batches).__name__} gave no batch at step {first}; allowed: one or more per epoch"
+            )
+        table = torch.stack(losses, dim=1).double().cpu()
+        check_losses(table, first)
+        return table.mean(dim=1)
+
+    def step(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        """Train on one batch and return the local losses (K,) before the update.
+
+        Args:
+            inputs: float (N, C, H, W), or what the first unit takes.
+            labels: integers (N,), in 0..C-1.
+
+        Raises:
+            ConfigError: the network cannot take them; nothing has moved then.
+        """
+        batch = read_batch(self.modules, inputs, labels, StepSeed(self._seed, self.step_index))
         found, losses = one_pass(self.modules, self.method, batch, self._method_states)
         lr = self._lr(self.step_index) if callable(self._lr) else self._lr
         for updater in self._updaters:
@@ -199,7 +268,8 @@ class Trainer:
     def evaluate(self, inputs: Tensor, labels: Tensor, batch_size: int = 512) -> Evaluation:
         """Evaluate the last head on inputs (N, ...) and labels int64 (N,), as `predict` does; nothing changes."""
         total = EvaluationSum()
-        total.add(predict(self.modules, inputs, batch_size), labels.to(inputs.device))
+        logits = predict(self.modules, inputs, batch_size)
+        total.add(logits, cast(labels.to(inputs.device), logits.dtype))
         return total.result()
 
     def state_dict(self) -> dict[str, Any]:
@@ -230,3 +300,11 @@ class Trainer:
         for module, method_state in zip(self.modules, self._method_states, strict=True):
             method_state.load(module.module_index, state.method_state, module.chain, self._seed)
         self.step_index = state.step
+
+
+def check_losses(losses: Tensor, first_step: int) -> None:
+    """Raise NonFiniteLossError for the earliest step of losses (K, steps) that is not finite."""
+    bad = (~losses.isfinite()).nonzero()
+    if len(bad):
+        offset, stage = min((int(t), int(k)) for k, t in bad)
+        raise NonFiniteLossError(stage, first_step + offset, float(losses[stage, offset]))

@@ -10,7 +10,7 @@ from typing import Any
 from ray import tune
 
 from backlink_ray import provenance
-from backlink_ray.data.images import Dataset
+from backlink_ray.data.tensors import Dataset
 from backlink_ray.paper.cells import published_error_pct
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.data import data_key

@@ -9,7 +9,7 @@ from ray import tune
 from ray.tune.execution.placement_groups import PlacementGroupFactory
 from ray.util.placement_group import get_current_placement_group
 
-from backlink_ray.data.images import Dataset
+from backlink_ray.data.tensors import Dataset
 from backlink_ray.runs.data import data_key
 from backlink_ray.runs.options import RunOptions
 from backlink_ray.runs.runner import run

@@ -11,7 +11,7 @@ import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
-from backlink_ray.data.images import Dataset
+from backlink_ray.data.tensors import Dataset
 from backlink_ray.errors import StudyError
 from backlink_ray.runs.tracked import end_open_runs, track_all
 from backlink_ray.tuning.callback import StudyCallback

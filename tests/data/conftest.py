@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from backlink_ray.data.datasets import load_dataset
-from backlink_ray.data.images import Dataset
+from backlink_ray.data.tensors import Dataset
 from tests.data.originals import original_root
 from tests.data.tiny import BUILDERS, Tiny
 

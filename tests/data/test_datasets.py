@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from backlink_ray.data.datasets import DATASETS, LOADERS, data_root, hold_out, load_dataset
-from backlink_ray.data.images import Dataset, digest
+from backlink_ray.data.tensors import Dataset, digest
 from backlink_ray.errors import ConfigError
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.data import dataset_of
@@ -49,9 +49,9 @@ def test_root_is_flag_then_environment_then_home(monkeypatch: pytest.MonkeyPatch
 
 def test_a_budget_is_the_first_images_in_file_order(sample: Dataset) -> None:
     budget = load_dataset("cifar10-sample", train_images=64, test_images=32)
-    assert torch.equal(budget.train.pixels, sample.train.pixels[:64])
+    assert torch.equal(budget.train.inputs, sample.train.inputs[:64])
     assert torch.equal(budget.train.labels, sample.train.labels[:64])
-    assert torch.equal(budget.test.pixels, sample.test.pixels[:32])
+    assert torch.equal(budget.test.inputs, sample.test.inputs[:32])
     assert budget.digest != sample.digest
     assert budget.digest == load_dataset("cifar10-sample", train_images=64, test_images=32).digest
 
@@ -64,10 +64,10 @@ def test_a_budget_larger_than_the_set_is_refused_with_value_and_limit(budget: di
 
 
 def test_digest_sees_pixels_and_labels(sample: Dataset) -> None:
-    pixels, labels = sample.train.pixels.clone(), sample.train.labels.clone()
+    pixels, labels = sample.train.inputs.clone(), sample.train.labels.clone()
     pixels[7, 1, 3, 3] ^= 1
     labels[7] = (labels[7] + 1) % 10
-    changes = ({}, {"pixels": pixels}, {"labels": labels})
+    changes = ({}, {"inputs": pixels}, {"labels": labels})
     digests = {digest(replace(sample.train, **change), sample.test) for change in changes}
     assert len(digests) == 3
     assert digest(sample.train, sample.test) == sample.digest
@@ -77,14 +77,14 @@ def test_held_out_part_is_stratified_and_disjoint(sample: Dataset) -> None:
     kept, held = hold_out(sample, 0.1, seed=0)
     assert kept.labels.bincount().tolist() == [180] * 10
     assert held.labels.bincount().tolist() == [20] * 10
-    images = {image.numpy().tobytes() for image in sample.train.pixels}
-    parts = [{image.numpy().tobytes() for image in part.pixels} for part in (kept, held)]
+    images = {image.numpy().tobytes() for image in sample.train.inputs}
+    parts = [{image.numpy().tobytes() for image in part.inputs} for part in (kept, held)]
     assert parts[0] | parts[1] == images
     assert not parts[0] & parts[1]
 
 
 def test_held_out_part_follows_the_seed(sample: Dataset) -> None:
-    first, again, other = (hold_out(sample, 0.1, seed=seed)[1].pixels for seed in (0, 0, 1))
+    first, again, other = (hold_out(sample, 0.1, seed=seed)[1].inputs for seed in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
@@ -104,6 +104,8 @@ def test_every_name_has_a_loader() -> None:
 def test_sample_and_full_set_agree_on_what_belongs_to_both(full_root: Path, cifar10: Dataset, sample: Dataset) -> None:
     from torchvision.datasets import CIFAR10
 
-    for field in ("class_names", "mean", "std", "augmentation", "image_size", "num_classes"):
+    for field in ("class_names", "image_size", "num_classes"):
         assert getattr(cifar10, field) == getattr(sample, field)
+    for field in ("mean", "std", "augmentation"):
+        assert getattr(cifar10.train, field) == getattr(sample.train, field)
     assert cifar10.class_names == tuple(CIFAR10(full_root, train=False).classes)

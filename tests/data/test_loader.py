@@ -1,13 +1,16 @@
 """Batches against a slow oracle that pads, crops and flips one image after another."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backlink_ray.data.images import Augmentation, ImageSet
-from backlink_ray.data.loader import Batches, augment, evaluation_batches
+from backlink_ray.data.augmentation import Augmentation
+from backlink_ray.data.loader import Batches, evaluation_batches
+from backlink_ray.data.tensors import LabelledSet
 from backlink_ray.errors import ConfigError
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
@@ -15,15 +18,15 @@ CIFAR = Augmentation(pad=4, mode="reflect", flip=True)
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
 
 
-def _images(count: int = 50, size: int = 32) -> ImageSet:
+def _images(count: int = 50, size: int = 32) -> LabelledSet:
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (count, 3, size, size), generator=generator, dtype=torch.uint8)
-    return ImageSet(pixels=pixels, labels=torch.arange(count))  # the label says which image it is
+    labels = torch.arange(count)  # the label says which image it is
+    return LabelledSet(inputs=pixels, labels=labels, mean=MEAN, std=STD, augmentation=CIFAR)
 
 
-def _batches(images: ImageSet, seed: int = 3, **options) -> Batches:
-    options_ = {"augmentation": CIFAR, "mean": MEAN, "std": STD, **options}
-    return Batches(images, 8, seed=seed, **options_)
+def _batches(images: LabelledSet, seed: int = 3, **options) -> Batches:
+    return Batches(images, 8, seed=seed, **options)
 
 
 def _all_variants(image: np.ndarray, augmentation: Augmentation) -> dict[bytes, tuple[int, int, bool]]:
@@ -45,11 +48,11 @@ def _all_variants(image: np.ndarray, augmentation: Augmentation) -> dict[bytes, 
 def test_each_image_is_one_of_its_own_crops_and_flips(device: str, mode: str, pad: int, flip: bool) -> None:
     augmentation = Augmentation(pad=pad, mode=mode, flip=flip)
     images = _images(64)
-    result = augment(images.pixels.to(device), augmentation, torch.Generator().manual_seed(1)).cpu().numpy()
+    result = augmentation(images.inputs.to(device), torch.Generator().manual_seed(1)).cpu().numpy()
     assert result.dtype == np.uint8
     drawn = [
         _all_variants(before.numpy(), augmentation)[after.tobytes()]
-        for before, after in zip(images.pixels, result, strict=True)
+        for before, after in zip(images.inputs, result, strict=True)
     ]
     assert len({variant[:2] for variant in drawn}) > 10 or pad == 0
     assert {variant[2] for variant in drawn} == ({False, True} if flip else {False})
@@ -65,7 +68,7 @@ def test_augmentation_of_any_shape(height: int, width: int, pad: int, mode: str,
     augmentation = Augmentation(pad=pad, mode=mode, flip=True)
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.randint(0, 256, (3, 2, height, width), generator=generator, dtype=torch.uint8)
-    for before, after in zip(pixels, augment(pixels, augmentation, generator), strict=True):
+    for before, after in zip(pixels, augmentation(pixels, generator), strict=True):
         assert after.numpy().tobytes() in _all_variants(before.numpy(), augmentation)
 
 
@@ -73,7 +76,7 @@ def test_every_offset_and_both_flips_are_equally_likely() -> None:
     marker = torch.zeros(20000, 1, 9, 9, dtype=torch.uint8)
     marker[:, :, 4, 3] = 1  # off the middle column, so that a flip shows
     augmentation = Augmentation(pad=2, mode="constant", flip=True)
-    moved = augment(marker, augmentation, torch.Generator().manual_seed(0)).flatten(1).argmax(1)
+    moved = augmentation(marker, torch.Generator().manual_seed(0)).flatten(1).argmax(1)
     rows = torch.stack([(moved // 9 == row).sum() for row in range(2, 7)]) / 20000
     columns = torch.stack([(moved % 9 == column).sum() for column in range(1, 8)]) / 20000
     assert rows.tolist() == pytest.approx([0.2] * 5, abs=0.015)
@@ -81,11 +84,11 @@ def test_every_offset_and_both_flips_are_equally_likely() -> None:
 
 
 def test_normalised_images_match_float64() -> None:
-    images = _images()
-    batches = _batches(images, augment=False)
-    pixels = images.pixels[batches.labels(0)].double()
+    images = replace(_images(), augmentation=None)
+    batches = _batches(images)
+    pixels = images.inputs[batches.labels(0)].double()
     mean, std = (torch.tensor(v, dtype=torch.float64).view(1, 3, 1, 1) for v in (MEAN, STD))
-    result = batches.images(0)
+    result = batches.inputs(0)
     assert result.dtype == torch.float32
     torch.testing.assert_close(result.double(), (pixels / 255 - mean) / std, rtol=1e-6, atol=1e-6)
 
@@ -93,32 +96,32 @@ def test_normalised_images_match_float64() -> None:
 def test_images_and_labels_of_a_step_belong_together() -> None:
     images = _images()
     batches = _batches(images)
-    raw = (batches.images(2) * torch.tensor(STD).view(1, 3, 1, 1) + torch.tensor(MEAN).view(1, 3, 1, 1)) * 255
+    raw = (batches.inputs(2) * torch.tensor(STD).view(1, 3, 1, 1) + torch.tensor(MEAN).view(1, 3, 1, 1)) * 255
     for label, after in zip(batches.labels(2).tolist(), raw.round().to(torch.uint8), strict=True):
-        assert after.numpy().tobytes() in _all_variants(images.pixels[label].numpy(), CIFAR)
+        assert after.numpy().tobytes() in _all_variants(images.inputs[label].numpy(), CIFAR)
 
 
 def test_same_step_is_bit_equal_in_any_order_and_process() -> None:
     forward, backward = _batches(_images()), _batches(_images())
     steps = range(2 * forward.steps_per_epoch)
-    wanted = {step: (forward.images(step), forward.labels(step)) for step in steps}
+    wanted = {step: (forward.inputs(step), forward.labels(step)) for step in steps}
     for step in reversed(steps):
-        assert torch.equal(backward.images(step), wanted[step][0])
+        assert torch.equal(backward.inputs(step), wanted[step][0])
         assert torch.equal(backward.labels(step), wanted[step][1])
 
 
 def test_another_epoch_step_or_seed_differs() -> None:
-    one_batch = ImageSet(pixels=_images(1).pixels.expand(8, -1, -1, -1), labels=torch.arange(8))  # order cannot matter
+    one_batch = replace(_images(8), inputs=_images(1).inputs.expand(8, -1, -1, -1))  # order cannot matter
     batches, other_seed = _batches(one_batch), _batches(one_batch, seed=4)
     assert batches.steps_per_epoch == 1
-    assert not torch.equal(batches.images(0), batches.images(1))
-    assert not torch.equal(batches.images(0), other_seed.images(0))
+    assert not torch.equal(batches.inputs(0), batches.inputs(1))
+    assert not torch.equal(batches.inputs(0), other_seed.inputs(0))
     assert not torch.equal(_batches(_images()).labels(0), _batches(_images()).labels(6))
 
 
 def test_equal_images_of_one_batch_get_different_crops() -> None:
-    same = ImageSet(pixels=_images(1).pixels.expand(8, -1, -1, -1), labels=torch.arange(8))
-    assert len({image.numpy().tobytes() for image in _batches(same).images(0)}) > 4
+    same = replace(_images(8), inputs=_images(1).inputs.expand(8, -1, -1, -1))
+    assert len({image.numpy().tobytes() for image in _batches(same).inputs(0)}) > 4
 
 
 @pytest.mark.parametrize("epoch", [0, 1, 7])
@@ -130,8 +133,8 @@ def test_no_image_repeats_in_an_epoch_and_the_rest_is_dropped(epoch: int) -> Non
     assert len(seen.unique()) == 48
 
 
-def test_labels_without_pixels_equal_those_with_them() -> None:
-    full, bare = _batches(_images()), _batches(_images().without_pixels())
+def test_labels_without_inputs_equal_those_with_them() -> None:
+    full, bare = _batches(_images()), _batches(_images().without_inputs())
     assert bare.steps_per_epoch == full.steps_per_epoch
     assert all(torch.equal(full.labels(step), bare.labels(step)) for step in range(20))
 
@@ -139,21 +142,21 @@ def test_labels_without_pixels_equal_those_with_them() -> None:
 @pytest.mark.parametrize("device", DEVICES)
 def test_device_does_not_change_the_batch(device: str) -> None:
     here, there = _batches(_images()), _batches(_images(), device=device)
-    assert there.images(3).device.type == there.labels(3).device.type == device
-    assert torch.equal(here.images(3), there.images(3).cpu())
+    assert there.inputs(3).device.type == there.labels(3).device.type == device
+    assert torch.equal(here.inputs(3), there.inputs(3).cpu())
     assert torch.equal(here.labels(3), there.labels(3).cpu())
 
 
 @pytest.mark.parametrize("batch_size", [0, -1, 51])
 def test_batch_that_does_not_fit_is_refused(batch_size: int) -> None:
     with pytest.raises(ConfigError, match=rf"batch_size={batch_size}.*1\.\.50"):
-        Batches(_images(50), batch_size, seed=0, augmentation=CIFAR, mean=MEAN, std=STD)
+        Batches(_images(50), batch_size, seed=0)
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 50, 64])
 def test_evaluation_gives_every_image_once_in_file_order(batch_size: int) -> None:
     images = _images(50)
-    pairs = list(evaluation_batches(images, batch_size, MEAN, STD, "cpu"))
+    pairs = list(evaluation_batches(images, batch_size, torch.float32, "cpu"))
     assert torch.equal(torch.cat([labels for _, labels in pairs]), images.labels)
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (MEAN, STD))
-    assert torch.equal(torch.cat([found for found, _ in pairs]), (images.pixels.float() / 255 - mean) / std)
+    assert torch.equal(torch.cat([found for found, _ in pairs]), (images.inputs.float() / 255 - mean) / std)

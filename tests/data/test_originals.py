@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from backlink_ray.data.augmentation import Augmentation
 from backlink_ray.data.choice import choose, long_tail_counts
 from backlink_ray.data.datasets import DATASETS, load_dataset
-from backlink_ray.data.images import Augmentation, Dataset, ImageSet
 from backlink_ray.data.originals import long_tailed
+from backlink_ray.data.tensors import Dataset, LabelledSet
 from backlink_ray.errors import ConfigError
 from tests.data.originals import md5
 from tests.data.tiny import TEST_IMAGES, TRAIN_IMAGES, Tiny
@@ -32,16 +33,16 @@ def mean_and_std(pixels: Tensor) -> tuple[list[float], list[float]]:
 
 
 def check_constants(dataset: Dataset) -> None:
-    mean, std = mean_and_std(dataset.train.pixels)
-    assert mean == pytest.approx(dataset.mean, abs=5.1e-6)
-    assert std == pytest.approx(dataset.std, abs=5.1e-6)
+    mean, std = mean_and_std(dataset.train.inputs)
+    assert mean == pytest.approx(dataset.train.mean, abs=5.1e-6)
+    assert std == pytest.approx(dataset.train.std, abs=5.1e-6)
 
 
 def check_form(dataset: Dataset) -> None:
     for images in (dataset.train, dataset.test):
-        assert images.pixels.dtype == torch.uint8
-        assert images.pixels.shape == (len(images), 3, dataset.image_size, dataset.image_size)
-        assert images.pixels.is_contiguous()
+        assert images.inputs.dtype == torch.uint8
+        assert images.inputs.shape == (len(images), 3, dataset.image_size, dataset.image_size)
+        assert images.inputs.is_contiguous()
         assert images.labels.dtype == torch.int64
         assert set(images.labels.tolist()) <= set(range(dataset.num_classes))
 
@@ -51,11 +52,11 @@ def as_torchvision(source: object, indices: list[int]) -> list[np.ndarray]:
     return [np.asarray(source[i][0]).transpose(2, 0, 1) for i in indices]  # type: ignore[index]
 
 
-def check_images(images: ImageSet, source: object) -> None:
+def check_images(images: LabelledSet, source: object) -> None:
     """A few images and all their labels, against torchvision's own class."""
     indices = [0, 1, len(images) // 2, len(images) - 1]
     for index, expected in zip(indices, as_torchvision(source, indices), strict=True):
-        assert np.array_equal(images.pixels[index].numpy(), expected)
+        assert np.array_equal(images.inputs[index].numpy(), expected)
         assert int(images.labels[index]) == source[index][1]  # type: ignore[index]
 
 
@@ -115,9 +116,9 @@ def test_svhn(svhn_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for split in files:
         check_images(getattr(dataset, split), SVHN(svhn_root, split=split))
     if len(dataset.train) == DATASETS["svhn"]:
-        mean, std = mean_and_std(dataset.train.pixels)
-        assert mean == pytest.approx(dataset.mean, abs=5.1e-5)
-        assert std == pytest.approx(dataset.std, abs=5.1e-5)
+        mean, std = mean_and_std(dataset.train.inputs)
+        assert mean == pytest.approx(dataset.train.mean, abs=5.1e-5)
+        assert std == pytest.approx(dataset.train.std, abs=5.1e-5)
 
 
 def test_every_format_is_read_as_torchvision_reads_it(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,7 +140,7 @@ def test_augmentation_of_every_set(tiny: Tiny) -> None:
         "stl10": Augmentation(pad=4, mode="constant", flip=True),
         "svhn": Augmentation(pad=2, mode="constant", flip=False),
     }
-    assert load_dataset(tiny.name, tiny.folder, download=False).augmentation == wanted[tiny.name]
+    assert load_dataset(tiny.name, tiny.folder, download=False).train.augmentation == wanted[tiny.name]
 
 
 def test_counts_of_the_long_tail() -> None:
@@ -150,11 +151,12 @@ def test_counts_of_the_long_tail() -> None:
 def test_long_tailed_cifar10(cifar10: Dataset, full_root: Path) -> None:
     dataset = load_dataset("cifar10-lt", full_root, seed=3, download=False)
     assert dataset.train_counts == LONG_TAIL
-    assert torch.equal(dataset.test.pixels, cifar10.test.pixels)
+    assert torch.equal(dataset.test.inputs, cifar10.test.inputs)
     assert torch.equal(dataset.test.labels, cifar10.test.labels)
-    assert (dataset.augmentation, dataset.mean, dataset.num_classes) == (cifar10.augmentation, cifar10.mean, 10)
+    assert (dataset.train.augmentation, dataset.train.mean) == (cifar10.train.augmentation, cifar10.train.mean)
+    assert dataset.num_classes == 10
     index = choose(cifar10.train.labels, LONG_TAIL, 3, "long-tail")
-    assert torch.equal(dataset.train.pixels, cifar10.train.pixels[index])
+    assert torch.equal(dataset.train.inputs, cifar10.train.inputs[index])
     assert torch.equal(dataset.train.labels, cifar10.train.labels[index])
     assert dataset.digest != cifar10.digest
 
@@ -163,7 +165,7 @@ def test_the_seed_chooses_the_images_and_the_digest_shows_it(tiny_cifar10: Tiny)
     first, again, other = (load_dataset("cifar10-lt", tiny_cifar10.folder, seed=seed) for seed in (0, 0, 1))
     assert first.digest == again.digest != other.digest
     assert first.train_counts == other.train_counts == [10, 7, 5, 4, 3, 2, 2, 1, 1, 0]
-    assert not torch.equal(first.train.pixels, other.train.pixels)
+    assert not torch.equal(first.train.inputs, other.train.inputs)
     assert (
         load_dataset("cifar10", tiny_cifar10.folder, seed=1).digest
         == load_dataset("cifar10", tiny_cifar10.folder).digest

@@ -14,18 +14,18 @@ from PIL import Image
 from backlink_ray.data import embedded
 from backlink_ray.data.datasets import load_dataset
 from backlink_ray.data.embedded import SAMPLE_FILE
-from backlink_ray.data.images import Dataset
 from backlink_ray.data.sample import make_sample
+from backlink_ray.data.tensors import Dataset
 from backlink_ray.errors import DataError
 from tests.data.tiny import Tiny
 
 
 def test_shape_and_balance() -> None:
     sample = load_dataset("cifar10-sample")
-    assert sample.train.pixels.shape == (2000, 3, 32, 32)
-    assert sample.test.pixels.shape == (500, 3, 32, 32)
-    assert sample.train.pixels.dtype == torch.uint8
-    assert sample.train.pixels.is_contiguous()
+    assert sample.train.inputs.shape == (2000, 3, 32, 32)
+    assert sample.test.inputs.shape == (500, 3, 32, 32)
+    assert sample.train.inputs.dtype == torch.uint8
+    assert sample.train.inputs.is_contiguous()
     assert sample.train.labels.dtype == torch.int64
     assert sample.train.labels.bincount().tolist() == [200] * 10
     assert sample.test.labels.bincount().tolist() == [50] * 10
@@ -61,7 +61,7 @@ def test_every_image_equals_its_original_and_the_choice_repeats(cifar10: Dataset
     full, sample = (getattr(dataset, split) for dataset in (cifar10, load_dataset("cifar10-sample")))
     rows = pq.read_table(SAMPLE_FILE, columns=["split", "index"], filters=[("split", "=", split)])
     index = torch.tensor(rows["index"].to_pylist())
-    assert torch.equal(sample.pixels, full.pixels[index])
+    assert torch.equal(sample.inputs, full.inputs[index])
     assert torch.equal(sample.labels, full.labels[index])
     assert torch.equal(index, make_sample.choose(full.labels, make_sample.PER_CLASS[split], split))
 
@@ -81,7 +81,7 @@ def test_script_is_lossless_and_repeatable(tiny_cifar10: Tiny, tmp_path: Path, m
     for row in tables[0].to_pylist():
         original = getattr(full, row["split"])
         written = np.asarray(Image.open(io.BytesIO(row["webp"])).convert("RGB"))
-        assert np.array_equal(written, original.pixels[row["index"]].permute(1, 2, 0).numpy())
+        assert np.array_equal(written, original.inputs[row["index"]].permute(1, 2, 0).numpy())
         assert row["label"] == original.labels[row["index"]]
 
 

@@ -59,17 +59,17 @@ def test_a_replayed_activation_comes_with_its_own_labels_images_and_masks() -> N
     """A stage that gets batches 6, 5 and then nothing new has the losses that InfoPro defines for them."""
     training = replace(job(AsyncInfoPro(), 3, "conv", dropout=0.2), lr=no_lr)
     module = bl.InfoPro().prepare(copy.deepcopy(training.modules))[1].train()
-    batches = training.batches(CPU, training.train)
+    batches = training.batches(CPU, training.dtype)
     stage, mine = make_stage(plan_stages(training)[1]), Mailbox(replay_size=2)
     stage.connect(QueueLink(mine, Mailbox(), CPU, 1.0), QueueLink(Mailbox(), Mailbox(), CPU, 1.0))
     for arrives, used in ((6, 6), (5, 5), (None, 5), (None, 6)):
         if arrives:
             mine.deliver(Kind.FRESH_ACTIVATION, arrives, (activation(arrives), None), 1.0)
         step_seed = StepSeed(training.seed, used)
-        expected = bl.InfoPro().loss(
+        expected = training.method.loss(
             module,
             module.chain(activation(used), step_seed),
-            Batch(batches.images(used), batches.labels(used), step_seed),
+            Batch(batches.inputs(used), batches.labels(used), step_seed),
         )
         assert stage.run(1).losses[0] == expected
 

@@ -257,9 +257,8 @@ def _other(run: RunConfig, name: str, option: Option) -> RunConfig | None:
     [("predsim", "beta", 0.5), ("infopro", "lambda1_first", 3.0), ("infopro", "lambda2_last", 0.7)],
 )
 def test_options_of_a_base_reach_it(base: str, option: str, value: float) -> None:
-    method = build_method(RunConfig(base=base, **{option: value}), mean=(0.1,), std=(0.2,))
+    method = build_method(RunConfig(base=base, **{option: value}))
     assert getattr(method.base, option) == value  # type: ignore[attr-defined]
-    assert base != "infopro" or (method.base.mean, method.base.std) == ((0.1,), (0.2,))  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("changes", [{"method": ["x"]}, {"base": {"x": 1}}, {"lr": 10**400}, {"network": 3}])

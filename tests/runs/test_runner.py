@@ -181,7 +181,7 @@ def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
 def test_held_out_images_are_evaluated_and_not_trained_on(tmp_path: Path) -> None:
     config, options = CONFIG.replace(validation_fraction=0.25), RunOptions(output_dir=tmp_path)
     job = runner.make_job(config, DATA, options)
-    train, held = ({x.numpy().tobytes() for x in s.pixels} for s in (job.train, job.evaluations["val"]))
+    train, held = ({x.numpy().tobytes() for x in s.inputs} for s in (job.train, job.evaluations["val"]))
     assert len(train) + len(held) == 120
     assert len(held) >= 30
     assert not train & held

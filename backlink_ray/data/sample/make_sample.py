@@ -14,7 +14,7 @@ from torch import Tensor
 from backlink_ray.data import choice
 from backlink_ray.data.datasets import data_root, load_dataset
 from backlink_ray.data.embedded import SAMPLE_FILE
-from backlink_ray.data.images import ImageSet
+from backlink_ray.data.tensors import LabelledSet
 from backlink_ray.errors import DataError
 
 PER_CLASS = {"train": 200, "test": 50}
@@ -25,14 +25,14 @@ def choose(labels: Tensor, per_class: int, split: str, seed: int = 0) -> Tensor:
     return choice.choose(labels, [per_class] * (int(labels.max()) + 1), seed, f"sample/{split}")
 
 
-def rows(images: ImageSet, split: str) -> list[dict[str, object]]:
+def rows(images: LabelledSet, split: str) -> list[dict[str, object]]:
     """Return one row per image: split, index in the original set, label, and the pixels as lossless WebP."""
     from PIL import Image
 
     found: list[dict[str, object]] = []
     for index in choose(images.labels, PER_CLASS[split], split).tolist():
         buffer = io.BytesIO()
-        picture = Image.fromarray(images.pixels[index].permute(1, 2, 0).contiguous().numpy())
+        picture = Image.fromarray(images.inputs[index].permute(1, 2, 0).contiguous().numpy())
         picture.save(buffer, "WEBP", lossless=True, quality=100, method=6, exact=True)
         found.append({"split": split, "index": index, "label": int(images.labels[index]), "webp": buffer.getvalue()})
     return found

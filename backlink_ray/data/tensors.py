@@ -1,0 +1,211 @@
+"""Tensors: a data set as it is held in memory."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from backlink_ray.data.augmentation import Augmentation
+from backlink_ray.data.checks import check_normalisation, read_inputs, read_labels
+from backlink_ray.data.folder import read_folder
+from backlink_ray.errors import ConfigError
+
+# Called with inputs (B, ...) and a generator on the CPU; returns inputs of the same shape and type.
+Augment = Callable[[Tensor, torch.Generator], Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelledSet:
+    """Inputs, their labels, and how the inputs are prepared for a network.
+
+    Attributes:
+        inputs: uint8 (N, C, H, W) for images, which a network gets in 0..1; any other integers (N, ...), such as tokens, which
+            it gets as int64; or floating-point numbers (N, ...). (0, ...) on a stage that needs only labels.
+        labels: classes, int64 (N,), or targets of a regression, floating-point (N, D).
+        mean, std: per channel (dimension 1), or one for all: the network gets (input - mean) / std; () changes nothing.
+        augmentation: changes each training batch, for example an `Augmentation`; None changes nothing.
+
+    Raises:
+        ConfigError: mean, std or augmentation do not fit the inputs.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    augmentation: Augment | None = None
+
+    def __post_init__(self) -> None:
+        check_normalisation(self.mean, self.std, self.inputs)
+        if isinstance(self.augmentation, Augmentation):
+            self.augmentation.check(self.inputs.shape)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def is_images(self) -> bool:
+        """Return whether the inputs are uint8 images."""
+        return self.inputs.dtype == torch.uint8 and self.inputs.dim() == 4
+
+    @property
+    def has_classes(self) -> bool:
+        """Return whether the labels are classes, not targets of a regression."""
+        return not self.labels.is_floating_point()
+
+    def first(self, count: int, field: str) -> "LabelledSet":
+        """Return the first `count` examples (0: all); ConfigError names `field` if there are fewer."""
+        if not 0 <= count <= len(self):
+            raise ConfigError(
+                f"{field}={count} is out of range for a set of {len(self)} images; allowed 0 (all)..{len(self)}"
+            )
+        return self.take(torch.arange(count)) if count else self
+
+    def take(self, indices: Tensor) -> "LabelledSet":
+        """Return the examples at `indices` (int64)."""
+        return replace(self, inputs=self.inputs[indices], labels=self.labels[indices])
+
+    def without_inputs(self) -> "LabelledSet":
+        """Return the labels alone."""
+        return replace(self, inputs=self.inputs[:0].clone())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dataset:
+    """A training and a test set.
+
+    Attributes:
+        class_names: in the order of the labels; () for a regression.
+        seed: that chose the training images; -1 if none were left out.
+        digest: first 16 hexadecimal digits of the sha256 over all inputs and labels.
+    """
+
+    name: str
+    train: LabelledSet
+    test: LabelledSet
+    class_names: tuple[str, ...]
+    seed: int = -1
+    digest: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "digest", digest(self.train, self.test))
+
+    @classmethod
+    def from_tensors(
+        cls,
+        train: tuple[Any, Any],
+        test: tuple[Any, Any],
+        *,
+        name: str = "tensors",
+        class_names: Sequence[str] = (),
+        mean: Sequence[float] = (),
+        std: Sequence[float] = (),
+        augmentation: Augment | None = None,
+    ) -> "Dataset":
+        """Return a data set of tensors or numpy arrays: images, tables, signals, tokens.
+
+        Args:
+            train: (inputs, labels). Inputs as in `LabelledSet`. Integer labels (N,) are classes 0..C-1; floating-point labels,
+                (N,) or (N, D), are targets of a regression, which are kept as (N, D), the shape of the network's answer.
+            test: likewise, of the same kinds and shapes.
+            name: for messages and records.
+            class_names: C names; by default the classes are those of the training labels, named by their numbers.
+            mean, std: per channel (dimension 1), or one for all; images are in 0..1 before. Default: no normalisation.
+            augmentation: of training batches; default none.
+
+        Raises:
+            ConfigError: a set is empty, inputs and labels differ in number, a label is out of range, a value is NaN or
+                infinite, or a type or shape is none of the above.
+        """
+        inputs = [read_inputs(which, x) for which, (x, _) in (("train", train), ("test", test))]
+        labels, names = read_labels(train[1], test[1], [len(x) for x in inputs], class_names)
+        if (inputs[0].shape[1:], inputs[0].dtype) != (inputs[1].shape[1:], inputs[1].dtype):
+            found = [f"{x.dtype} {tuple(x.shape)}" for x in inputs]
+            raise ConfigError(
+                f"train inputs are {found[0]}, test inputs {found[1]}; allowed: one type, one shape but for N"
+            )
+        mean, std = (tuple(float(value) for value in values) for values in (mean, std))
+        sets = [
+            LabelledSet(inputs=x, labels=y, mean=mean, std=std, augmentation=augmentation)
+            for x, y in zip(inputs, labels, strict=True)
+        ]
+        return cls(name=name, train=sets[0], test=sets[1], class_names=names)
+
+    @classmethod
+    def from_folder(
+        cls,
+        path: Path | str,
+        image_size: int | None = None,
+        *,
+        test_fraction: float = 0.1,
+        seed: int = 0,
+        mean: Sequence[float] = (),
+        std: Sequence[float] = (),
+        augmentation: Augment | None = None,
+    ) -> "Dataset":
+        """Return a data set of image files, path/train/<class>/* and path/test/<class>/*, as RGB.
+
+        Args:
+            path: the folder. Without a folder test, a part of every class of path/train, or else of path/<class>, is held out
+                for testing, and a line on stderr says so.
+            image_size: resize every image to this height and width; by default all must have one size already.
+            test_fraction: the part to hold out, above 0, to 0.5.
+            seed: chooses that part; it is independent of a run's seed.
+            mean, std, augmentation: as in `from_tensors`; images are in 0..1 before.
+
+        Raises:
+            ConfigError, DataError: no images, a file that is none, or the first image of another size.
+        """
+        train, test, names = read_folder(Path(path).expanduser(), image_size, test_fraction, seed)
+        name = Path(path).expanduser().resolve().name
+        options: dict[str, Any] = {"mean": mean, "std": std, "augmentation": augmentation}
+        return cls.from_tensors(train, test, name=name, class_names=names, **options)
+
+    @property
+    def num_classes(self) -> int:
+        """Return the width of the logits: C, the number of classes, or D, the number of target columns."""
+        return len(self.class_names) if self.train.has_classes else self.train.labels.shape[1]
+
+    @property
+    def image_size(self) -> int:
+        """Return height and width of square images, 0 for other inputs, for which no network has a name."""
+        shape = self.train.inputs.shape[1:]
+        return shape[1] if len(shape) == 3 and shape[1] == shape[2] else 0
+
+    @property
+    def train_counts(self) -> list[int]:
+        """Return the number of training images of each class."""
+        return [int(count) for count in self.train.labels.bincount(minlength=self.num_classes)]
+
+    def first(self, train_images: int = 0, test_images: int = 0) -> "Dataset":
+        """Return the first examples of both sets (0: all), in order; ConfigError if there are fewer."""
+        if not train_images and not test_images:
+            return self
+        train, test = self.train.first(train_images, "train_images"), self.test.first(test_images, "test_images")
+        return replace(self, train=train, test=test)
+
+    def check_seed(self, seed: int) -> None:
+        """Refuse a run whose seed did not choose these images: its result could not be reproduced from its configuration."""
+        if self.seed not in (-1, seed):
+            raise ConfigError(
+                f"seed={seed}, but the training images of {self.name} here were chosen by seed {self.seed}; "
+                f"load them with load_dataset({self.name!r}, ..., seed={seed})"
+            )
+
+
+def digest(*sets: LabelledSet) -> str:
+    """Return the first 16 hexadecimal digits of the sha256 over all inputs and labels, in order."""
+    total = hashlib.sha256()
+    for one in sets:
+        for tensor in (one.inputs, one.labels):
+            total.update(raw_bytes(tensor))
+    return total.hexdigest()[:16]
+
+
+def raw_bytes(tensor: Tensor) -> bytes:
+    """Return the bytes of a tensor of any type, in order; numpy lacks bfloat16."""
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
