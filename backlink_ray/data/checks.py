@@ -12,6 +12,13 @@ from backlink_ray.errors import ConfigError
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
+def read_pair(which: str, found: Any) -> tuple[Any, Any]:
+    """Return inputs and labels of the set `which`, as given; ConfigError if they are no pair."""
+    if not isinstance(found, (tuple, list)) or len(found) != 2:
+        raise ConfigError(f"{which} is a {type(found).__name__}; allowed: a pair (inputs, labels)")
+    return found[0], found[1]
+
+
 def read_inputs(which: str, found: Any) -> Tensor:
     """Return the inputs of the set `which`, (N, ...), on the CPU; ConfigError if they are no numbers, empty or not finite."""
     inputs = _tensor(f"{which} inputs", found)
@@ -26,20 +33,20 @@ def read_inputs(which: str, found: Any) -> Tensor:
 
 
 def read_labels(
-    train: Any, test: Any, lengths: Sequence[int], class_names: Sequence[str]
+    given: dict[str, Any], lengths: Sequence[int], class_names: tuple[str, ...]
 ) -> tuple[tuple[Tensor, Tensor], tuple[str, ...]]:
     """Return the labels of both sets, int64 (N,) or floating-point (N, D), and the names of the classes, () for targets.
 
     Args:
-        train, test: as given.
+        given: labels of "train" and "test".
         lengths: of the inputs.
-        class_names: as given, empty if not.
+        class_names: empty if not given.
 
     Raises:
         ConfigError: another type, shape or length, a label out of range, a class without training examples and without a
             name, or a target that is not finite.
     """
-    labels = {which: _tensor(f"{which} labels", found) for which, found in (("train", train), ("test", test))}
+    labels = {which: _tensor(f"{which} labels", found) for which, found in given.items()}
     for (which, y), length in zip(labels.items(), lengths, strict=True):
         if len(y) != length:
             raise ConfigError(f"{which} has {length} inputs and {len(y)} labels; allowed: one label per input")
@@ -54,8 +61,8 @@ def read_labels(
     return _classes(labels, class_names)
 
 
-def _targets(labels: dict[str, Tensor], class_names: Sequence[str]) -> tuple[Tensor, Tensor]:
-    if len(class_names):
+def _targets(labels: dict[str, Tensor], class_names: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+    if class_names:
         raise ConfigError(
             f"labels are {labels['train'].dtype}, targets of a regression, but there are class_names; allowed: integers "
             "0..C-1 for classes, as y.long() gives"
@@ -72,7 +79,7 @@ def _targets(labels: dict[str, Tensor], class_names: Sequence[str]) -> tuple[Ten
     return train, test
 
 
-def _classes(labels: dict[str, Tensor], class_names: Sequence[str]) -> tuple[tuple[Tensor, Tensor], tuple[str, ...]]:
+def _classes(labels: dict[str, Tensor], class_names: tuple[str, ...]) -> tuple[tuple[Tensor, Tensor], tuple[str, ...]]:
     for which, y in labels.items():
         if y.dim() != 1:
             raise ConfigError(
@@ -84,13 +91,13 @@ def _classes(labels: dict[str, Tensor], class_names: Sequence[str]) -> tuple[tup
     for which, y in (("train", train), ("test", test)):
         check_classes(which, y, count)
     present = train.unique()  # sorted; a largest label of 10^12 costs no memory
-    if len(present) < count and not len(class_names):
+    if len(present) < count and not class_names:
         missing = next(i for i, label in enumerate(present.tolist()) if label != i)
         raise ConfigError(
             f"no train label is {missing}, and the largest is {count - 1}; number the classes from 0 without a gap, or give "
             "class_names"
         )
-    return (train, test), tuple(map(str, class_names if len(class_names) else range(count)))
+    return (train, test), class_names or tuple(map(str, range(count)))
 
 
 def check_classes(which: str, labels: Tensor, num_classes: int) -> None:
@@ -141,9 +148,11 @@ def check_normalisation(mean: Sequence[float], std: Sequence[float], inputs: Ten
 
 def _tensor(what: str, found: Any) -> Tensor:
     try:
-        tensor = torch.as_tensor(found).detach().cpu().contiguous()
+        tensor = (found if isinstance(found, Tensor) else torch.tensor(found)).detach().cpu().contiguous()
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"{what} are a {type(found).__name__}; allowed: a tensor or an array of numbers") from error
+        raise ConfigError(
+            f"{what} are a {type(found).__name__} ({error}); allowed: a tensor or an array of numbers"
+        ) from error
     if not tensor.dim() or not len(tensor):
         raise ConfigError(f"{what} are empty, of shape {tuple(tensor.shape)}; allowed: one example or more")
     return tensor

@@ -44,6 +44,9 @@ def read_folder(
         height, width = train[0].shape[2:]
         return train, _read(path / "test", names, (width, height), resize=bool(size)), names
     kept, held = hold_out_indices(train[1], test_fraction, seed)
+    for label, name in enumerate(names):
+        if label not in train[1][kept]:
+            raise DataError(f"{root / name} has one image; expected two or more, since one is held out for testing")
     print(
         f"{path} has no folder test: {len(held)} of its {len(kept) + len(held)} images, chosen by seed {seed}, are held out "
         "for testing",

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from backlink_ray.data.tensors import LabelledSet
+from backlink_ray.data.tensors import LabelledSet, Preparation, cast
 from backlink_ray.errors import ConfigError
 from backlink_ray.seeds import derive_seed
 
@@ -39,7 +39,7 @@ class Batches:
         check_batch_size(batch_size, len(train))
         self._batch_size, self._seed, self._device = batch_size, seed, torch.device(device)
         self._inputs, self._labels = train.inputs.to(device), cast(train.labels.to(device), dtype)
-        self._augmentation, self._prepare = train.augmentation, _Preparation(train, dtype, device)
+        self._augmentation, self._prepare = train.augmentation, Preparation(train, dtype, device)
         self.steps_per_epoch = len(train) // batch_size
         self._order: tuple[int, Tensor] = (-1, torch.empty(0))
 
@@ -77,32 +77,6 @@ def check_batch_size(batch_size: int, examples: int) -> None:
         raise ConfigError(f"batch_size={batch_size} does not fit {examples} training images; allowed 1..{examples}")
 
 
-def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return inputs or labels as a network of that type takes them: floating-point numbers in it, integers as int64."""
-    return x.to(dtype) if x.is_floating_point() else x.long()
-
-
-class _Preparation:
-    """Turns a set's inputs into a network's: images to 0..1, then (x - mean) / std, then the network's type.
-
-    Computed in the wider of the inputs' and the network's type, and in float32 at least.
-    """
-
-    def __init__(self, of: LabelledSet, dtype: torch.dtype, device: torch.device | str) -> None:
-        self._is_images, self._dtype = of.is_images, dtype
-        self._wide = torch.promote_types(of.inputs.dtype, torch.promote_types(dtype, torch.float32))
-        shape = (1, -1, *(1,) * (of.inputs.dim() - 2))
-        both = (of.mean, of.std) if of.mean else ()
-        self._mean_and_std = [torch.tensor(v, dtype=self._wide).view(shape).to(device) for v in both]
-
-    def __call__(self, inputs: Tensor) -> Tensor:
-        x = inputs.to(self._wide).div_(255) if self._is_images else inputs
-        if self._mean_and_std:
-            mean, std = self._mean_and_std
-            x = x.to(self._wide).sub(mean).div_(std)
-        return cast(x, self._dtype)
-
-
 def evaluation_batches(
     images: LabelledSet, batch_size: int, dtype: torch.dtype, device: torch.device | str
 ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -112,7 +86,7 @@ def evaluation_batches(
     """
     if batch_size < 1:
         raise ConfigError(f"batch_size={batch_size} is out of range; allowed 1 or more")
-    prepare = _Preparation(images, dtype, device)
+    prepare = Preparation(images, dtype, device)
     for start in range(0, len(images), batch_size):
         part = slice(start, start + batch_size)
         yield prepare(images.inputs[part].to(device)), cast(images.labels[part].to(device), dtype)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from backlink_ray.data.augmentation import Augmentation
-from backlink_ray.data.checks import check_normalisation, read_inputs, read_labels
+from backlink_ray.data.checks import check_normalisation, read_inputs, read_labels, read_pair
 from backlink_ray.data.folder import read_folder
 from backlink_ray.errors import ConfigError
 
@@ -69,9 +69,39 @@ class LabelledSet:
         """Return the examples at `indices` (int64)."""
         return replace(self, inputs=self.inputs[indices], labels=self.labels[indices])
 
+    def prepared(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return all inputs (N, ...) as a network of that type gets them in an evaluation: for `predict`."""
+        return Preparation(self, dtype, "cpu")(self.inputs)
+
     def without_inputs(self) -> "LabelledSet":
         """Return the labels alone."""
         return replace(self, inputs=self.inputs[:0].clone())
+
+
+def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return inputs or labels as a network of that type takes them: floating-point numbers in it, integers as int64."""
+    return x.to(dtype) if x.is_floating_point() else x.long()
+
+
+class Preparation:
+    """Turns a set's inputs into a network's: images to 0..1, then (x - mean) / std, then the network's type.
+
+    Computed in the wider of the inputs' and the network's type, and in float32 at least.
+    """
+
+    def __init__(self, of: LabelledSet, dtype: torch.dtype, device: torch.device | str) -> None:
+        self._is_images, self._dtype = of.is_images, dtype
+        self._wide = torch.promote_types(of.inputs.dtype, torch.promote_types(dtype, torch.float32))
+        shape = (1, -1, *(1,) * (of.inputs.dim() - 2))
+        both = (of.mean, of.std) if of.mean else ()
+        self._mean_and_std = [torch.tensor(v, dtype=self._wide).view(shape).to(device) for v in both]
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        x = inputs.to(self._wide).div_(255) if self._is_images else inputs
+        if self._mean_and_std:
+            mean, std = self._mean_and_std
+            x = x.to(self._wide).sub(mean).div_(std)
+        return cast(x, self._dtype)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,9 +131,9 @@ class Dataset:
         test: tuple[Any, Any],
         *,
         name: str = "tensors",
-        class_names: Sequence[str] = (),
-        mean: Sequence[float] = (),
-        std: Sequence[float] = (),
+        class_names: Sequence[str] | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
         augmentation: Augment | None = None,
     ) -> "Dataset":
         """Return a data set of tensors or numpy arrays: images, tables, signals, tokens.
@@ -121,14 +151,16 @@ class Dataset:
             ConfigError: a set is empty, inputs and labels differ in number, a label is out of range, a value is NaN or
                 infinite, or a type or shape is none of the above.
         """
-        inputs = [read_inputs(which, x) for which, (x, _) in (("train", train), ("test", test))]
-        labels, names = read_labels(train[1], test[1], [len(x) for x in inputs], class_names)
+        pairs = {"train": read_pair("train", train), "test": read_pair("test", test)}
+        inputs = [read_inputs(which, x) for which, (x, _) in pairs.items()]
+        names = () if class_names is None else tuple(map(str, class_names))
+        labels, names = read_labels({which: y for which, (_, y) in pairs.items()}, [len(x) for x in inputs], names)
         if (inputs[0].shape[1:], inputs[0].dtype) != (inputs[1].shape[1:], inputs[1].dtype):
             found = [f"{x.dtype} {tuple(x.shape)}" for x in inputs]
             raise ConfigError(
                 f"train inputs are {found[0]}, test inputs {found[1]}; allowed: one type, one shape but for N"
             )
-        mean, std = (tuple(float(value) for value in values) for values in (mean, std))
+        mean, std = (() if values is None else tuple(map(float, values)) for values in (mean, std))
         sets = [
             LabelledSet(inputs=x, labels=y, mean=mean, std=std, augmentation=augmentation)
             for x, y in zip(inputs, labels, strict=True)
@@ -143,8 +175,8 @@ class Dataset:
         *,
         test_fraction: float = 0.1,
         seed: int = 0,
-        mean: Sequence[float] = (),
-        std: Sequence[float] = (),
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
         augmentation: Augment | None = None,
     ) -> "Dataset":
         """Return a data set of image files, path/train/<class>/* and path/test/<class>/*, as RGB.

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from backlink_ray.data.loader import cast
+from backlink_ray.data.tensors import cast
 from backlink_ray.errors import ConfigError
 from backlink_ray.local.module import LocalModule, StepSeed
 from backlink_ray.nets.network import dtype_and_device, in_mode
@@ -19,7 +19,7 @@ def predict(model: nn.Module | Sequence[LocalModule], inputs: Tensor, batch_size
 
     Args:
         model: a network, or all of its modules; every part is left in the mode it was found in.
-        inputs: (N, ...), as in training: images normalised; floats are taken to the network's type, integers to int64. On any device.
+        inputs: (N, ...), on any device, as in training (`dataset.test.prepared()`); floats are taken to the network's type.
         batch_size: inputs at a time, 1 or more.
 
     Returns:

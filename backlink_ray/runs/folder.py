@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from backlink_ray.data.images import Dataset
+from backlink_ray.data.tensors import Dataset
 from backlink_ray.errors import ConfigError, StorageError
 from backlink_ray.files import append_line, make_folder, read_json, read_lines, write_whole
 from backlink_ray.runs.config import RunConfig

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from backlink_ray.data.checks import check_classes, check_inputs
-from backlink_ray.data.loader import cast
+from backlink_ray.data.tensors import cast
 from backlink_ray.errors import ConfigError, NonFiniteLossError
 from backlink_ray.local.module import LocalModule, StepSeed
 from backlink_ray.local.predict import predict

@@ -53,6 +53,13 @@ def test_without_a_test_folder_a_part_of_every_class_is_held_out_and_said(
     assert bl.Dataset.from_folder(tmp_path, test_fraction=0.2, seed=2).digest != data.digest
 
 
+def test_a_class_of_one_image_cannot_be_divided(tmp_path: Path) -> None:
+    write(tmp_path / "a", 4)
+    write(tmp_path / "b", 1)
+    with pytest.raises(DataError, match=r"b has one image; expected two or more"):
+        bl.Dataset.from_folder(tmp_path)
+
+
 def test_sizes_must_agree_unless_all_are_resized(folder: Path) -> None:
     write(folder / "test" / "cat" / "more", 1, (9, 6))
     with pytest.raises(DataError, match=r"more/00.png is 9 x 6, the first image 8 x 8; give image_size"):

@@ -53,10 +53,11 @@ BYTES = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
     ("given", "message"),
     [
         ({"train": (X, Y[:3])}, r"train has 4 inputs and 3 labels.*one label per input"),
+        ({"train": X}, r"train is a Tensor; allowed: a pair"),
         ({"train": (X[:0], Y[:0])}, r"train inputs are empty.*\(0, 5\)"),
         ({"test": (X[:, :0], Y)}, r"test inputs are empty.*\(4, 0\)"),
         ({"test": (X[:0], Y[:0])}, r"test inputs are empty"),
-        ({"train": ("abc", Y)}, r"train inputs are a str; allowed: a tensor"),
+        ({"train": ("abc", Y)}, r"train inputs are a str .*allowed: a tensor"),
         ({"train": (X > 0, Y)}, r"train inputs are torch.bool.*x.float\(\)"),
         ({"train": (X.index_put((torch.tensor(2), torch.tensor(3)), torch.tensor(NAN)), Y)}, r"inputs hold nan at \[2, 3\]"),
         ({"test": (X, Y), "train": (X.double(), Y)}, r"train inputs are torch.float64 \(4, 5\), test inputs torch.float32"),
@@ -111,6 +112,7 @@ def test_floats_are_normalised_per_channel_in_training_and_evaluation(shape: tup
         ends
     )
     assert torch.equal(found, wanted.float())  # subtracted in float64, as 1e9 needs
+    assert torch.equal(found, data.test.prepared())
     assert torch.equal(data.test.inputs, x)  # not in place
     batches = Batches(data.train, 12, seed=0)
     assert torch.equal(batches.inputs(0).flatten(1).sort(0).values, wanted.float().flatten(1).sort(0).values)
