@@ -17,13 +17,8 @@ BASE = bl.RunConfig(
 )
 
 
-def inputs() -> torch.Tensor:
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (sample().mean, sample().std))
-    return (sample().test.pixels.float() / 255 - mean) / std
-
-
 def error_pct(network: bl.Network) -> float:
-    wrong = bl.predict(network, inputs(), batch_size=32).argmax(dim=1) != sample().test.labels
+    wrong = bl.predict(network, sample().test.prepared(), batch_size=32).argmax(dim=1) != sample().test.labels
     return 100 * int(wrong.sum()) / len(wrong)
 
 
@@ -42,12 +37,12 @@ def test_a_run_folder_gives_the_network_with_the_runs_error(tmp_path: Path, chan
     result = run(BASE.replace(**changes), sample(), RunOptions(output_dir=tmp_path))
     network = bl.load_network(tmp_path)
     assert error_pct(network) == result["test_error_pct"]
-    logits = bl.predict(network, inputs())
+    logits = bl.predict(network, sample().test.prepared())
     loss = float(torch.nn.functional.cross_entropy(logits, sample().test.labels))
     assert loss == pytest.approx(result["test_loss"], rel=1e-6)
     # Cut in another way, it is trained just the same; only the new heads are new.
     modules = bl.split(network, 2, head=changes.get("head", "fc"))
-    assert torch.equal(bl.predict(modules, inputs()), logits)
+    assert torch.equal(bl.predict(modules, sample().test.prepared()), logits)
 
 
 def test_the_folder_of_a_run_that_is_going_on_is_read_and_not_touched(tmp_path: Path) -> None:
