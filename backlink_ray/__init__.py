@@ -10,6 +10,7 @@ from backlink_ray.local.split import split
 from backlink_ray.local.weights import load_units
 from backlink_ray.methods.backlink import BackLink
 from backlink_ray.methods.backprop import BP
+from backlink_ray.methods.base import Batch, Method
 from backlink_ray.methods.ddg import DDG
 from backlink_ray.methods.dgl import DGL
 from backlink_ray.methods.dni import DNI
@@ -30,10 +31,12 @@ __all__ = [
     "GLL",
     "Augmentation",
     "BackLink",
+    "Batch",
     "ConfigError",
     "Dataset",
     "InfoPro",
     "LocalModule",
+    "Method",
     "Network",
     "PredSim",
     "RunConfig",

@@ -18,7 +18,7 @@ from backlink_ray.pipeline.resources import STAGE, StageResources
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.data import dataset_of
 from backlink_ray.runs.options import RunOptions
-from backlink_ray.runs.results import epoch_line
+from backlink_ray.runs.results import epoch_line, test_text
 from backlink_ray.runs.runner import run
 
 
@@ -51,9 +51,7 @@ class Train:
             on_epoch=_print_epoch(config),
         )
         result = run(config, dataset, options)
-        print(
-            f"test error {result['test_error_pct']:.2f} %, {result['images_per_s']:.0f} images/s, in {self.output_dir}"
-        )
+        print(f"{test_text(result)}, {result['images_per_s']:.0f} images/s, in {self.output_dir}")
         return 0
 
 

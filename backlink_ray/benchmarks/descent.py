@@ -38,7 +38,8 @@ def directions(
     """
     job = make_job(config, dataset, RunOptions(output_dir=folder))
     batches = job.batches(torch.device(device), job.dtype)
-    trainer = Trainer([m.to(device) for m in job.modules], job.method, job.lr, job.recipe, job.seed)
+    modules = [m.to(device) for m in job.modules]
+    trainer = Trainer(modules, job.method, job.lr, loss=job.loss, optimizer=job.optimizer, seed=job.seed)
     restore_threads = use_torch_threads(config.torch_threads)
     try:
         yield from _epochs(config, trainer, batches, Checkpoints(folder))
@@ -73,9 +74,9 @@ def measure(trainer: Trainer, batches: Batches, steps: range, seed: int) -> dict
     """
     whole, found = MeanGradients(), MeanGradients()
     for step in steps:
-        images, labels, step_seed = batches.inputs(step), batches.labels(step), StepSeed(seed, step)
-        whole.add(gradients(trainer.modules, BP(), images, labels, step_seed))
-        found.add(gradients(trainer.modules, trainer.method, images, labels, step_seed))
+        inputs, labels, step_seed = batches.inputs(step), batches.labels(step), StepSeed(seed, step)
+        for method, mean in ((BP(), whole), (trainer.method, found)):
+            mean.add(gradients(trainer.modules, method, inputs, labels, step_seed, loss=trainer.loss))
     return descent_by_module(whole.mean(), found.mean(), [len(module.units) for module in trainer.modules])
 
 

@@ -10,24 +10,36 @@ from backlink_ray.nets.build import PooledLinear, initialise
 from backlink_ray.nets.network import Network
 from backlink_ray.nets.resnet import conv3x3
 from backlink_ray.nets.vit import TokenMean
+from backlink_ray.seeds import seeded
+
+# Called with the shape of the features, without batch, and the number of classes.
+MakeHead = Callable[[tuple[int, ...], int], nn.Module]
 
 
-def build_head(family: str, network: Network, unit_index: int, seed: int = 0) -> nn.Module:
+def build_head(family: str | MakeHead, network: Network, unit_index: int, seed: int = 0) -> nn.Module:
     """Return a new head for the output of unit `unit_index`, in the network's type and on its device.
 
     Args:
-        family: one of HEADS.
+        family: one of HEADS, or a callable, whose head keeps the initial weights that it is built with.
         network: the network that the head is for.
         unit_index: global index of the local module's last unit.
         seed: of the initial weights, which depend on unit_index as well.
 
     Raises:
-        ConfigError: a conv or mlp-sr head on features without height and width.
+        ConfigError: a conv or mlp-sr head on features without height and width, or a callable that returns no module.
     """
     shapes = [fact.shape for fact in network.facts]
     maps = [shape for shape in shapes if len(shape) == 3]
-    head = HEADS[family](shapes[unit_index], maps[-1] if maps else shapes[-1], network.num_classes)
-    initialise(head, seed, "head", unit_index)
+    if isinstance(family, str):
+        head = HEADS[family](shapes[unit_index], maps[-1] if maps else shapes[-1], network.num_classes)
+        initialise(head, seed, "head", unit_index)
+    else:
+        with seeded(seed, "init/head", unit_index):
+            head = family(shapes[unit_index], network.num_classes)
+        if not isinstance(head, nn.Module):
+            raise ConfigError(
+                f"head returns a {type(head).__name__} for {shapes[unit_index]}; allowed: a torch.nn.Module"
+            )
     dtype, device = network.dtype_and_device()
     return head.to(dtype=dtype, device=device)
 

@@ -3,20 +3,32 @@
 from collections.abc import Sequence
 
 from backlink_ray.errors import ConfigError
+from backlink_ray.options import Option
+
+_SIZE = Option(default=1, low=1, allowed="1 or more")
 
 
-def module_sizes(num_units: int, num_modules: int, remainder: str = "front", network: str = "the network") -> list[int]:
-    """Split `num_units` into `num_modules` consecutive groups whose sizes differ by at most one.
+def module_sizes(
+    num_units: int,
+    num_modules: int,
+    remainder: str = "front",
+    network: str = "the network",
+    sizes: Sequence[int] = (),
+) -> list[int]:
+    """Split `num_units` into consecutive groups: the given ones, or `num_modules` whose sizes differ by at most one.
 
     Args:
         num_units: N >= 1.
-        num_modules: K in 1..N.
+        num_modules: K in 1..N; with `sizes` also 0, which leaves it to them.
         remainder: which groups have one more unit if K does not divide N: the first ("front") or the last ("back").
         network: name used in the error.
+        sizes: the size of each group; () for equal ones.
 
     Returns:
         K sizes that sum to N, for example 55 units at K = 4: [14, 14, 14, 13].
     """
+    if len(sizes):
+        return _checked_sizes(num_units, num_modules, remainder, network, sizes)
     if not 1 <= num_modules <= num_units:
         raise ConfigError(
             f"num_modules={num_modules} is out of range for {network} with {num_units} units; allowed 1..{num_units}"
@@ -24,6 +36,19 @@ def module_sizes(num_units: int, num_modules: int, remainder: str = "front", net
     small, larger = divmod(num_units, num_modules)
     sizes = [small + 1] * larger + [small] * (num_modules - larger)
     return sizes if remainder == "front" else sizes[::-1]
+
+
+def _checked_sizes(num_units: int, num_modules: int, remainder: str, network: str, sizes: Sequence[int]) -> list[int]:
+    own, given = [_SIZE.read("each of sizes", size) for size in sizes], tuple(sizes)
+    if sum(own) != num_units:
+        raise ConfigError(
+            f"sizes={given} sum to {sum(own)}, and {network} has {num_units} units; allowed: sizes that sum to {num_units}"
+        )
+    if num_modules not in (0, len(own)):
+        raise ConfigError(f"num_modules={num_modules} with sizes={given}; allowed: {len(own)}, or no num_modules")
+    if remainder != "front":
+        raise ConfigError(f"remainder={remainder!r} has no meaning with sizes={given}; allowed: front, the default")
+    return own
 
 
 def longest_propagation(sizes: Sequence[int]) -> int:

@@ -1,5 +1,6 @@
 """Split: cut a network into K local modules, each with a head."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -7,10 +8,11 @@ from itertools import accumulate
 import torch
 from torch import nn
 
-from backlink_ray.local.heads import HEADS, build_head
+from backlink_ray.errors import ConfigError
+from backlink_ray.local.heads import HEADS, MakeHead, build_head
 from backlink_ray.local.module import Chain, LocalModule, ModuleSpec
 from backlink_ray.local.sizes import module_sizes
-from backlink_ray.nets.network import NATIVE, Network, uses_rng
+from backlink_ray.nets.network import NATIVE, Network, run_checked
 from backlink_ray.options import check_options, choice, whole
 from backlink_ray.seeds import SEED
 
@@ -34,11 +36,13 @@ class SplitOptions:
 
 def split(
     network: Network,
-    num_modules: int,
-    head: str = "fc",
+    num_modules: int = 0,
+    head: str | MakeHead = "fc",
     remainder: str = "front",
     final_head: str = "auto",
     seed: int = 0,
+    *,
+    sizes: Sequence[int] = (),
 ) -> list[LocalModule]:
     """Cut a network into K consecutive local modules.
 
@@ -48,37 +52,63 @@ def split(
 
     Args:
         network: its units are shared with the modules, not copied.
-        num_modules: K in 1..number of units.
-        head: family of the auxiliary heads, "fc", "conv", "pool" or "mlp-sr".
+        num_modules: K in 1..number of units; not needed with `sizes`.
+        head: family of the auxiliary heads, "fc", "conv", "pool" or "mlp-sr"; or a callable (feature_shape, num_classes) ->
+            module, which maps features (N, *feature_shape) to logits (N, num_classes). It is called once per module, under
+            the seed of its last unit, and its head keeps the weights that it was built with.
         remainder: the first ("front") or the last ("back") modules have one more unit if K does not divide N.
         final_head: head of the last module. "native": the network's own classifier. "auto": the same family as the auxiliary
-            heads; but the network's own classifier for "fc" (pool and linear in the paper's ResNets), and if the last
-            features have no height and width.
+            heads; but the network's own classifier for "fc" (pool and linear in the paper's ResNets), for a callable, and
+            if the last features have no height and width.
         seed: of the initial weights of new heads.
+        sizes: units of each module, for example (3, 3, 2); () for modules of equal size.
 
     Raises:
-        ConfigError: K, a name or the seed is not allowed.
+        ConfigError: no `Network`, or K, sizes, a name, the seed or a head is not allowed.
     """
-    asked = SplitOptions(num_modules=num_modules, head=head, final_head=final_head, remainder=remainder)
-    num_modules, seed = asked.num_modules, SEED.read("seed", seed)
-    facts = network.facts
-    sizes = module_sizes(len(facts), num_modules, remainder, network.name)
-    native = final_head == "native" or head == "fc" or len(facts[-1].shape) != 3
-    modules = []
+    if not isinstance(network, Network):
+        raise ConfigError(
+            f"network is a {type(network).__name__}; allowed: bl.Network(units, classifier, example), or "
+            "bl.Network.from_sequential(sequential, example)"
+        )
+    family = head if isinstance(head, str) or not callable(head) else "fc"
+    asked = SplitOptions(num_modules=num_modules, head=family, final_head=final_head, remainder=remainder)
+    seed, facts = SEED.read("seed", seed), network.facts
+    sizes = module_sizes(len(facts), asked.num_modules, remainder, network.name, sizes)
+    native = final_head == "native" or family == "fc" or len(facts[-1].shape) != 3
+    modules, num_modules = list[LocalModule](), len(sizes)
     for k, stop in enumerate(accumulate(sizes)):
         start = stop - sizes[k]
         chain = Chain(list(network.units)[start:stop], start, [fact.uses_rng for fact in facts[start:stop]])
         build, is_last = partial(build_head, head, network, stop - 1, seed), k == num_modules - 1
-        classifier = network.switch_classifier(NATIVE if native else head, build) if is_last else build()
+        classifier = network.switch_classifier(NATIVE if native else family, build) if is_last else build()
         spec = ModuleSpec(
             module_index=k, num_modules=num_modules, input_shape=network.input_shape,
             takes_integers=network.takes_integers,
             feature_shape=facts[stop - 1].shape, num_classes=network.num_classes, seed=seed,
         )  # fmt: skip
-        modules.append(LocalModule(chain, classifier, _head_uses_rng(classifier, network, spec.feature_shape), spec))
+        modules.append(LocalModule(chain, classifier, _head_uses_rng(classifier, network, spec), spec))
+    _check_separate(modules)
     return modules
 
 
-def _head_uses_rng(head: nn.Module, network: Network, shape: tuple[int, ...]) -> bool:
+def _head_uses_rng(head: nn.Module, network: Network, spec: ModuleSpec) -> bool:
     dtype, device = network.dtype_and_device()
-    return uses_rng(head, torch.zeros(2, *shape, dtype=dtype, device=device))
+    features, name = (
+        torch.zeros(2, *spec.feature_shape, dtype=dtype, device=device),
+        f"head of module {spec.module_index}",
+    )
+    logits, uses_rng = run_checked(name, head, features)
+    if logits.shape != (2, spec.num_classes):
+        raise ConfigError(
+            f"{name} maps {tuple(features.shape)} to {tuple(logits.shape)}; allowed: logits (N, {spec.num_classes})"
+        )
+    return uses_rng
+
+
+def _check_separate(modules: Sequence[LocalModule]) -> None:
+    parameters = [p for module in modules for p in (*module.chain.parameters(), *module.head.parameters())]
+    if len(parameters) != len(set(parameters)):
+        raise ConfigError(
+            "two heads, or a head and a unit, share a parameter; return a new module at every call of head"
+        )

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from backlink_ray.data.tensors import LabelledSet
 from backlink_ray.errors import ConfigError
 from backlink_ray.local.module import Chain, LocalModule, ModuleSpec
-from backlink_ray.methods.base import Batch, Method
+from backlink_ray.methods.base import OF_A_BASE, Batch, Method, changed_parts
 from backlink_ray.methods.greedy import GLL
 from backlink_ray.options import choice, number, whole
 
@@ -56,7 +56,8 @@ class BackLink(BackLinkOptions, Method):
     """BackLink.
 
     Args:
-        base: provides the local losses: GLL(), DGL(), PredSim() or InfoPro().
+        base: provides the local losses: GLL(), DGL(), PredSim(), InfoPro() or one of your own that changes nothing but
+            `loss`, `build_helper`, `wants_inputs`, `needs_classes` and `for_data`.
     """
 
     name: ClassVar[str] = "backlink"
@@ -69,13 +70,14 @@ class BackLink(BackLinkOptions, Method):
             raise ConfigError(
                 f"mode={self.mode!r} with link={self.link!r} has no graph of the tail; allowed: link replica, or mode exact"
             )
-        if not isinstance(self.base, Method) or not self.base.can_be_base:
+        if not isinstance(self.base, Method):
+            raise ConfigError(f"base={self.base!r} is no method; allowed: a method such as GLL() or InfoPro()")
+        changed = changed_parts(self.base)
+        if changed:
             raise ConfigError(
-                f"base={getattr(self.base, 'name', self.base)!r} has no local losses for BackLink; "
-                "allowed: a method such as GLL() or InfoPro()"
+                f"base={self.base.name!r} changes {', '.join(changed)}, which BackLink decides itself; allowed: a method "
+                f"that changes only {', '.join(OF_A_BASE)}, such as GLL() or InfoPro()"
             )
-        if self.base.replay_size:
-            raise ConfigError("mode='async' of the base does not keep step, and BackLink does; allowed: mode='exact'")
 
     @property
     def link_kind(self) -> str:
@@ -91,6 +93,10 @@ class BackLink(BackLinkOptions, Method):
 
     def for_data(self, train: LabelledSet) -> Method:
         return replace(self, base=self.base.for_data(train))
+
+    @property
+    def needs_classes(self) -> bool:
+        return self.base.needs_classes
 
     def build_helper(self, spec: ModuleSpec) -> nn.Module:
         return self.base.build_helper(spec)

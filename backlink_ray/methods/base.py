@@ -8,15 +8,16 @@ The base class is a complete method: every module learns from its own loss, and 
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backlink_ray.data.tensors import LabelledSet
+from backlink_ray.errors import ConfigError
 from backlink_ray.local.graph import Graph, differentiate
 from backlink_ray.local.module import Chain, LocalModule, ModuleSpec, NoHelper, StepSeed
 from backlink_ray.local.sizes import check_propagation
@@ -25,6 +26,8 @@ from backlink_ray.options import check_needs, check_options
 from backlink_ray.seeds import seeded
 
 Named = Iterator[tuple[str, nn.Parameter]]
+# Called with logits (N, width) and labels; returns a scalar, the mean over the samples.
+Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +36,15 @@ class Batch:
 
     Attributes:
         inputs: the network's (N, ...); empty if the method does not need them (`Method.wants_inputs`).
-        labels: int64 (N,).
+        labels: int64 (N,), classes; or floats (N, ...), targets of a regression.
         step_seed: source of random draws.
+        loss: of the job, called with a head's logits and the labels.
     """
 
     inputs: Tensor
     labels: Tensor
     step_seed: StepSeed
+    loss: Loss = F.cross_entropy
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +68,23 @@ class LocalResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """A training rule. Subclasses define the length of the tail, how its gradients are mixed, and the local loss."""
+    """A training rule. Subclasses define the length of the tail, how its gradients are mixed, and the local loss.
+
+    A method of your own is a subclass, `@dataclass(frozen=True, kw_only=True)`, whose fields are its options. One that
+    changes no more than `loss`, `build_helper`, `wants_inputs`, `needs_classes` and `for_data` can be BackLink's base.
+
+    Raises:
+        ConfigError: where a subclass is defined that overrides a part by a name of earlier versions.
+    """
 
     name: ClassVar[str] = "method"
-    can_be_base: ClassVar[bool] = False  # BackLink can use its local losses
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        for old in _RENAMED.keys() & vars(cls).keys():
+            raise ConfigError(
+                f"{cls.__name__}.{old} is called {_RENAMED[old]} now, and would never be called by its old name"
+            )
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -102,8 +120,13 @@ class Method:
         return False
 
     @property
+    def needs_classes(self) -> bool:
+        """Return whether the local loss needs classes as labels, so that there is no regression."""
+        return False
+
+    @property
     def helper_lr(self) -> float:
-        """Return the constant learning rate of Adam for linked helpers; 0 if SGD updates every parameter."""
+        """Return the constant learning rate of Adam for linked helpers; 0 if the optimizer updates every parameter."""
         return 0.0
 
     def for_data(self, train: LabelledSet) -> "Method":
@@ -180,7 +203,7 @@ class Method:
 
     def loss(self, module: LocalModule, features: Tensor, batch: Batch) -> Tensor:
         """Return the local loss of the module's features (N, ...)."""
-        return F.cross_entropy(module.logits(features, batch.step_seed), batch.labels)
+        return batch.loss(module.logits(features, batch.step_seed), batch.labels)
 
     def scale_body(self, module: LocalModule, gradients: list[Tensor]) -> list[Tensor]:
         """Return the body's gradients as the update uses them."""
@@ -200,6 +223,35 @@ class Method:
     def mix(self, tail: Chain, local: Sequence[Tensor], link: Sequence[Tensor]) -> list[Tensor]:
         """Return the linked parameters' gradients, mixed from the local and the link ones (empty before the first arrive)."""
         raise AssertionError(f"{self.name} has no link to mix")
+
+
+_RENAMED = {
+    "arrange": "prepare",
+    "rest_named": "local_parameters",
+    "linked_named": "linked_parameters",
+    "settle": "link_gradients_to_mix",
+    "keeps_tail": "retains_tail",
+    "wants_images": "wants_inputs",
+}
+# What BackLink takes over from its base.
+OF_A_BASE = ("loss", "build_helper", "wants_inputs", "needs_classes", "for_data")
+
+
+def changed_parts(method: Method) -> list[str]:
+    """Return what a method changes in `Method` besides what BackLink takes over from its base; [] for a base.
+
+    A property counts if its value differs, so that DGL is a base in mode exact and none in mode async.
+    """
+    plain, kind, found = Method(), type(method), []
+    for name, part in vars(Method).items():
+        if name.startswith("_") or name == "name" or name in OF_A_BASE:
+            continue
+        same = getattr(kind, name) is part
+        if not same and isinstance(part, property):
+            same = getattr(method, name) == getattr(plain, name)
+        if not same:
+            found.append(name)
+    return found
 
 
 def _shapes(helper: nn.Module) -> tuple[type[nn.Module], dict[str, torch.Size]]:

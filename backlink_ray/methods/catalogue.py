@@ -7,7 +7,7 @@ from typing import Any
 
 from backlink_ray.methods.backlink import BackLink, BackLinkOptions
 from backlink_ray.methods.backprop import BP
-from backlink_ray.methods.base import Method
+from backlink_ray.methods.base import Method, changed_parts
 from backlink_ray.methods.ddg import DDG
 from backlink_ray.methods.dgl import DGL, DGLOptions
 from backlink_ray.methods.dni import DNI, DNIOptions
@@ -18,7 +18,7 @@ from backlink_ray.options import choice
 
 METHODS: dict[str, type[Method]] = {m.name: m for m in (BP, GLL, BackLink, DGL, PredSim, InfoPro, DDG, DNI)}
 # Methods whose local losses BackLink can use.
-BASES: dict[str, type[Method]] = {name: method for name, method in METHODS.items() if method.can_be_base}
+BASES: dict[str, type[Method]] = {name: method for name, method in METHODS.items() if not changed_parts(method())}
 
 
 @dataclass(frozen=True, kw_only=True)

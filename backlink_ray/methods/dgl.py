@@ -34,7 +34,6 @@ class DGL(DGLOptions, Method):
     """Decoupled greedy learning."""
 
     name: ClassVar[str] = "dgl"
-    can_be_base: ClassVar[bool] = True
 
     @property
     def replay_size(self) -> int:

@@ -53,6 +53,10 @@ class DNI(DNIOptions, Method):
     def helper_lr(self) -> float:
         return self.synthesizer_lr
 
+    @property
+    def needs_classes(self) -> bool:
+        return self.label_conditioning
+
     def build_helper(self, spec: ModuleSpec) -> nn.Module:
         classes = spec.num_classes if self.label_conditioning else 0
         if len(spec.feature_shape) == 3:

@@ -18,4 +18,3 @@ class GLL(Method):
     """Greedy local learning; equals BackLink with l = 0 or alpha = 1."""
 
     name: ClassVar[str] = "gll"
-    can_be_base: ClassVar[bool] = True

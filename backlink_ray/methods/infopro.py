@@ -51,7 +51,6 @@ class InfoPro(InfoProOptions, Method):
     """
 
     name: ClassVar[str] = "infopro"
-    can_be_base: ClassVar[bool] = True
     mean: tuple[float, ...] = (0.5,)
     std: tuple[float, ...] = (0.25,)
 

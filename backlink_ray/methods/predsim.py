@@ -35,7 +35,10 @@ class PredSim(PredSimOptions, Method):
     """Prediction and similarity matching."""
 
     name: ClassVar[str] = "predsim"
-    can_be_base: ClassVar[bool] = True
+
+    @property
+    def needs_classes(self) -> bool:
+        return True
 
     def build_helper(self, spec: ModuleSpec) -> nn.Module:
         return SimilarityBranch(spec.feature_shape)

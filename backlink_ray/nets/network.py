@@ -25,17 +25,18 @@ class Network(nn.Module):
 
     Args:
         units: modules applied one after another; each takes and returns one tensor. A unit is never cut.
-        classifier: maps the last unit's output to logits (N, classes). `split` may put a head of another family in its place.
+        classifier: maps the last unit's output to logits (N, classes), or to (N, columns) for the targets of a regression.
+            `split` may put a head of another family in its place.
         example: one input batch (n, ...) with n >= 1; only its shape and type matter.
         name: used in messages.
 
     Raises:
-        ConfigError: no units, a unit or classifier that cannot take the previous output or changes it in place, or a
-            parameter that two units share.
+        ConfigError: no units, a unit or classifier that cannot take the previous output or changes it in place, logits of
+            another shape, or a parameter that two units share.
 
     Attributes:
         input_shape: of one input, without batch.
-        num_classes: width of the classifier's output on the example.
+        num_classes: width of the logits.
         facts: output shape and use of random numbers of each unit.
     """
 
@@ -51,6 +52,21 @@ class Network(nn.Module):
         self._example_dtype = example.dtype
         self._check_parameters()
         self.facts, self.num_classes = self._run_example()
+
+    @classmethod
+    def from_sequential(cls, sequential: nn.Sequential, example: Tensor, name: str = "network") -> "Network":
+        """Return a network of a Sequential's children: the last one is the classifier, every other one a unit.
+
+        Raises:
+            ConfigError: fewer than two children, or whatever `Network` refuses.
+        """
+        children = list(sequential.children()) if isinstance(sequential, nn.Sequential) else []
+        if len(children) < 2:
+            raise ConfigError(
+                f"{type(sequential).__name__} with {len(children)} children to cut; allowed: a torch.nn.Sequential of one "
+                "unit or more and a classifier"
+            )
+        return cls(children[:-1], children[-1], example, name)
 
     def _check_parameters(self) -> None:
         if not len(self.units):
@@ -106,9 +122,14 @@ class Network(nn.Module):
     def _run_example(self) -> tuple[tuple[UnitFacts, ...], int]:
         x, found = self.example(), []
         for index, unit in enumerate(self.units):
-            x, uses = _run_checked(f"units[{index}]", unit, x)
+            x, uses = run_checked(f"units[{index}]", unit, x)
             found.append(UnitFacts(tuple(x.shape[1:]), uses))
-        logits, _ = _run_checked("classifier", self.classifier, x)
+        logits, _ = run_checked("classifier", self.classifier, x)
+        if logits.dim() != 2:
+            raise ConfigError(
+                f"classifier returns {tuple(logits.shape)}; allowed: logits (N, classes), or (N, columns) for a regression "
+                "(flatten dense outputs, and reshape them in the loss)"
+            )
         return tuple(found), int(logits.shape[-1])
 
 
@@ -118,7 +139,8 @@ def dtype_and_device(parameters: Iterable[Tensor]) -> tuple[torch.dtype, torch.d
     return found.dtype, found.device
 
 
-def _run_checked(name: str, module: nn.Module, x: Tensor) -> tuple[Tensor, bool]:
+def run_checked(name: str, module: nn.Module, x: Tensor) -> tuple[Tensor, bool]:
+    """Return module(x) and whether it draws random numbers; ConfigError for what no unit, classifier or head may do."""
     version = x._version
     try:
         uses = uses_rng(module, x)

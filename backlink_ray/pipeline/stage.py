@@ -24,7 +24,7 @@ from backlink_ray.pipeline.schedule import Action, run_actions, step_actions
 from backlink_ray.provenance import describe_process
 from backlink_ray.train.evaluation import Evaluation, EvaluationSum
 from backlink_ray.train.executor import Job, to_cpu
-from backlink_ray.train.optim import Updater
+from backlink_ray.train.optim import Updater, check_optimizer
 from backlink_ray.train.trainer import TrainState
 
 
@@ -69,6 +69,7 @@ class StagePlan:
 def plan_stages(job: Job) -> list[StagePlan]:
     """Return one plan per module; replicas are copies, and later stages get labels without inputs."""
     modules = job.method.prepare(job.modules)
+    check_optimizer(job.optimizer, [p for module in modules for p in module.parameters()])
     plans = []
     for k, module in enumerate(modules):
         before = modules[k - 1] if k else module
@@ -95,10 +96,10 @@ class Stage:
         self._replica: Chain = plan.replica.to(self._device).train()
         self._tail = self._module.tail(self._method.tail_length(self._module))
         self.connect(NoLink(), NoLink())
-        recipe = plan.job.recipe
-        self._body_updater = Updater(self._method.local_parameters(self._module), recipe)
-        self._tail_updater = Updater(self._method.linked_parameters(self._module), recipe, self._method.helper_lr)
-        self._replica_updater = Updater(self._replica.named(), recipe)
+        self._loss, optimizer = plan.job.loss_on(self._device), plan.job.optimizer
+        self._body_updater = Updater(self._method.local_parameters(self._module), optimizer)
+        self._tail_updater = Updater(self._method.linked_parameters(self._module), optimizer, self._method.helper_lr)
+        self._replica_updater = Updater(self._replica.named(), optimizer)
         self._batches = self._job.batches(self._device, plan.dtype)
         self._timeline = Timeline(plan.stage_index) if self._job.timeline else NoTimeline()
         self._actions = self._schedule()
@@ -191,7 +192,7 @@ class Stage:
     def _local_backward(self, step: int) -> None:
         method, module, graphs = self._method, self._module, (self._body_graph, self._tail_graph)
         inputs = self._inputs(step) if method.wants_inputs else self._nothing
-        batch = Batch(inputs, self._batches.labels(self._batch_of(step)), self._step_seed(step))
+        batch = Batch(inputs, self._batches.labels(self._batch_of(step)), self._step_seed(step), self._loss)
         waits = method.link_kind == "error" and method.has_link(module)
         retain = waits and method.retains_tail
         result = method.local_backward(module, *graphs, batch, self._method_state, retain=retain)
@@ -258,7 +259,7 @@ class Stage:
 
     def evaluate(self, which: str) -> Evaluation | None:
         """Pass one set through the stages; the last stage returns the result, the others None."""
-        total, job = EvaluationSum(), self._job
+        total, job = EvaluationSum(self._loss), self._job
         batches = evaluation_batches(job.evaluations[which], job.batch_size, self._plan.dtype, self._device)
         for index, (x, labels) in enumerate(batches):
             self.position = (index, f"evaluate {which}")
@@ -272,9 +273,9 @@ class Stage:
 
     def state(self) -> TrainState:
         """Return this stage's part of the state, on the CPU, without the replica, which belongs to the previous stage."""
-        momentum = {**self._body_updater.momentum(), **self._tail_updater.momentum()}
+        optimizer = {**self._body_updater.state(), **self._tail_updater.state()}
         method_state = dict(self._method_state.tensors(self._module.module_index))
-        return to_cpu(TrainState(state_of([self._module]), momentum, self._step, method_state))
+        return to_cpu(TrainState(state_of([self._module]), optimizer, self._step, method_state))
 
     def environment(self) -> dict[str, Any]:
         """Describe this stage's process and device."""
@@ -285,7 +286,7 @@ class Stage:
         copy_weights(state_of([self._module]), state.weights)
         copy_weights(dict(self._replica.named_state()), state.weights)
         for updater in (self._body_updater, self._tail_updater, self._replica_updater):
-            updater.load_momentum(state.momentum)
+            updater.load(state.optimizer)
         k, seed = self._module.module_index, self._job.seed
         self._method_state.load(k, state.method_state, self._module.chain, seed)
         if len(self._replica):
@@ -297,9 +298,9 @@ def merge_states(parts: Sequence[TrainState]) -> TrainState:
     """Return one state from the parts of all stages, which are at the same step."""
     assert len({part.step for part in parts}) == 1, [part.step for part in parts]
     weights = {n: t for part in parts for n, t in part.weights.items()}
-    momentum = {n: t for part in parts for n, t in part.momentum.items()}
+    optimizer = {n: t for part in parts for n, t in part.optimizer.items()}
     method_state = {n: t for part in parts for n, t in part.method_state.items()}
-    return TrainState(weights, momentum, parts[0].step, method_state)
+    return TrainState(weights, optimizer, parts[0].step, method_state)
 
 
 def merge_reports(parts: Sequence[StageReport]) -> StageReport:

@@ -16,7 +16,7 @@ from backlink_ray.nets.network import Network
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.options import RunOptions
 from backlink_ray.train.executor import Job
-from backlink_ray.train.optim import CosineSchedule, Recipe
+from backlink_ray.train.optim import CosineSchedule, Sgd
 
 
 def build_method(config: RunConfig) -> Method:
@@ -47,7 +47,7 @@ def make_job(config: RunConfig, dataset: Dataset, options: RunOptions) -> Job:
         evaluations=evaluations,
         batch_size=config.batch_size,
         lr=CosineSchedule(config.lr, steps, config.warmup_fraction),
-        recipe=Recipe(momentum=config.momentum, weight_decay=config.weight_decay),
+        optimizer=Sgd(momentum=config.momentum, weight_decay=config.weight_decay),
         seed=config.seed,
         devices=_devices(),
         torch_threads=config.torch_threads,

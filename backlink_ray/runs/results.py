@@ -112,12 +112,18 @@ def early_result(last: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def epoch_line(metrics: Mapping[str, Any], epochs: int) -> str:
-    """Return the progress line of an epoch: test error, local losses and speed."""
+    """Return the progress line of an epoch: test error or loss, local losses and speed."""
     losses = " ".join(f"{loss:.3f}" for loss in metrics["local_loss"])
     return (
-        f"epoch {metrics['epoch']}/{epochs}  test error {metrics['test_error_pct']:.2f} %  local losses {losses}  "
+        f"epoch {metrics['epoch']}/{epochs}  {test_text(metrics)}  local losses {losses}  "
         f"{metrics['images_per_s']:.0f} images/s"
     )
+
+
+def test_text(metrics: Mapping[str, Any]) -> str:
+    """Return the test error in words, or the test loss of a regression."""
+    error = metrics.get("test_error_pct")
+    return f"test loss {metrics['test_loss']:.4g}" if error is None else f"test error {error:.2f} %"
 
 
 def config_of(row: Mapping[str, Any]) -> RunConfig:

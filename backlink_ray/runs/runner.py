@@ -94,11 +94,14 @@ def _metrics(config: RunConfig, epoch: int, report: ChunkReport, executor: Execu
         "peak_memory_mib": max(report.peak_memory_mib),
         "local_loss": losses,
     }
-    if epoch == config.epochs:  # once per run: for CIFAR-100, 200 such lists would be most of the result
+    if (
+        test.class_images and epoch == config.epochs
+    ):  # once per run: for CIFAR-100, 200 such lists would be most of the result
         found["class_error_pct"] = test.class_error_pct
     if config.validation_fraction:
-        found["val_error_pct"] = executor.evaluate("val").error_pct
-    return found
+        val = executor.evaluate("val")
+        found |= {"val_error_pct": val.error_pct, "val_loss": val.loss}
+    return {name: value for name, value in found.items() if value is not None}  # a regression has no errors in percent
 
 
 def _result(
@@ -106,13 +109,16 @@ def _result(
 ) -> dict[str, Any]:
     last = {k: v for k, v in curve[-1].items() if k not in ("epoch", "time_ms", "local_loss")}
     rates = sorted(m["images_per_s"] for m in curve)
+    of_classes = {}
+    if job.train.has_classes:
+        best = min(m["test_error_pct"] for m in curve)
+        of_classes = {"class_train_images": _class_counts(job), "best_test_error_pct": best}
     return {
         "status": "FINISHED",
         "run_id": config.run_id,
         **last,
         "images_per_s": rates[len(rates) // 2],
-        **({"class_train_images": _class_counts(job)} if job.train.has_classes else {}),
-        "best_test_error_pct": min(m["test_error_pct"] for m in curve),
+        **of_classes,
         "weights_sha256": weights_sha256(executor.state()),
         "executor": executor.name,
         "memory_source": memory_source(executor.device),

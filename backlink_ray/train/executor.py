@@ -1,5 +1,6 @@
 """Executor: trains a job in chunks of steps, evaluates it, and returns its state; here, in one process."""
 
+import copy
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -8,37 +9,41 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from backlink_ray.data.checks import check_classes, check_inputs
+from backlink_ray.data.checks import check_inputs
 from backlink_ray.data.loader import Batches, evaluation_batches
-from backlink_ray.data.tensors import LabelledSet
+from backlink_ray.data.tensors import LabelledSet, cast
 from backlink_ray.local.module import LocalModule
 from backlink_ray.local.predict import forward_for_evaluation
 from backlink_ray.measure.metrics import peak_memory_mib, reset_peak_memory
 from backlink_ray.measure.timeline import Span
-from backlink_ray.methods.base import Method
+from backlink_ray.methods.base import Loss, Method
 from backlink_ray.nets.network import dtype_and_device
 from backlink_ray.provenance import describe_process
 from backlink_ray.train.evaluation import Evaluation, EvaluationSum
-from backlink_ray.train.optim import LearningRate, Recipe
+from backlink_ray.train.labels import check_labels, check_loss
+from backlink_ray.train.optim import LearningRate, MakeOptimizer, Sgd
 from backlink_ray.train.trainer import Trainer, TrainState, check_losses
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What an executor trains: modules, method, data and recipe, all decided.
+    """What an executor trains: modules, method, data, loss and optimizer, all decided.
 
     Attributes:
         modules: from `split`; the executor moves them, and leaves them trained where it found them.
         train: training set.
         evaluations: further sets by name, for example "test" and "val".
+        loss: called with logits (N, width) and labels; a scalar, the mean over the samples.
+        optimizer: called with a list of parameters, returns their optimizer; see `train.optim.check_optimizer`.
         devices: stage k runs on devices[k % len(devices)].
         stage_timeout_s: longest wait of a stage for its neighbour; the first step on a GPU can take half a minute.
         timeline: record what each stage does when.
 
     Raises:
-        ConfigError: the network or the method cannot take the inputs or labels of a set.
+        ConfigError: network, method or loss cannot take the inputs or labels of a set.
     """
 
     modules: list[LocalModule]
@@ -47,7 +52,8 @@ class Job:
     evaluations: Mapping[str, LabelledSet]
     batch_size: int
     lr: LearningRate
-    recipe: Recipe = field(default_factory=Recipe)
+    loss: Loss = F.cross_entropy
+    optimizer: MakeOptimizer = field(default_factory=Sgd)
     seed: int = 0
     devices: tuple[str, ...] = ("cpu",)
     torch_threads: int = 1
@@ -55,17 +61,21 @@ class Job:
     timeline: bool = False
 
     def __post_init__(self) -> None:
-        spec = self.modules[0].spec
+        first, last = self.modules[0].spec, self.modules[-1]
         for which, part in {"train": self.train, **self.evaluations}.items():
-            check_inputs(which, part.inputs, spec.input_shape, spec.takes_integers)
-            if part.has_classes:
-                check_classes(which, part.labels, spec.num_classes)
+            check_inputs(which, part.inputs, first.input_shape, first.takes_integers)
+            check_labels(which, part.labels, self.method, first.num_classes)
+            check_loss(self.loss, cast(part.labels[: self.batch_size], self.dtype), last)
         object.__setattr__(self, "method", self.method.for_data(self.train))
 
     @property
     def dtype(self) -> torch.dtype:
         """Return the type in which the network gets floating-point inputs and targets."""
         return dtype_and_device(p for module in self.modules for p in module.parameters())[0]
+
+    def loss_on(self, device: torch.device) -> Loss:
+        """Return the loss for `device`: a module, such as CrossEntropyLoss(weight=...), is copied there."""
+        return copy.deepcopy(self.loss).to(device) if isinstance(self.loss, nn.Module) else self.loss
 
     def batches(self, device: torch.device, dtype: torch.dtype) -> Batches:
         """Return the training batches on `device`."""
@@ -149,7 +159,8 @@ class LocalExecutor(Executor):
         self._move_back = remember_devices(job.modules)
         for module in job.modules:
             module.to(self.device)
-        self._trainer = Trainer(job.modules, job.method, job.lr, job.recipe, job.seed)
+        loss = job.loss_on(self.device)
+        self._trainer = Trainer(job.modules, job.method, job.lr, loss=loss, optimizer=job.optimizer, seed=job.seed)
         reset_peak_memory(self.device)
         self._restore_threads = use_torch_threads(job.torch_threads)
 
@@ -163,8 +174,7 @@ class LocalExecutor(Executor):
         return ChunkReport(table, time.perf_counter() - start, (0.0,) * num, (peak_memory_mib(self.device),) * num)
 
     def evaluate(self, which: str) -> Evaluation:
-        total = EvaluationSum()
-        job = self._job
+        job, total = self._job, EvaluationSum(self._trainer.loss)
         for inputs, labels in evaluation_batches(job.evaluations[which], job.batch_size, job.dtype, self.device):
             total.add(forward_for_evaluation(self._trainer.modules, inputs), labels)
         return total.result()
@@ -204,6 +214,6 @@ def use_torch_threads(count: int) -> Callable[[], None]:
 
 def to_cpu(state: TrainState) -> TrainState:
     """Return a copy of a state on the CPU, which later steps do not change."""
-    parts = (state.weights, state.momentum, state.method_state)
-    weights, momentum, method_state = ({n: t.detach().cpu().clone() for n, t in part.items()} for part in parts)
-    return TrainState(weights, momentum, state.step, method_state)
+    parts = (state.weights, state.optimizer, state.method_state)
+    weights, optimizer, method_state = ({n: t.detach().cpu().clone() for n, t in part.items()} for part in parts)
+    return TrainState(weights, optimizer, state.step, method_state)

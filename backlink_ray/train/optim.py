@@ -1,15 +1,19 @@
-"""Updater: SGD over named parameters whose gradients come as a list, and the recipe's learning rate."""
+"""Updater: any optimizer over named parameters whose gradients come as a list; SGD and a learning rate as the paper's."""
 
+import inspect
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from backlink_ray.errors import ConfigError
 from backlink_ray.options import check_options, flag, number
 
 LearningRate = Callable[[int], float]
+# Called with a list of parameters.
+MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +49,8 @@ class SgdOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe(SgdOptions):
-    """How a run updates its parameters; Nesterov is this library's choice."""
+class Sgd(SgdOptions):
+    """The default optimizer: called with parameters, it returns torch's SGD; Nesterov is this library's choice."""
 
     nesterov: bool = flag(True)
     """Nesterov's form of momentum."""
@@ -54,29 +58,43 @@ class Recipe(SgdOptions):
     def __post_init__(self) -> None:
         check_options(self)
 
+    def __call__(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        nesterov = self.nesterov and self.momentum > 0
+        return torch.optim.SGD(parameters, 0.0, self.momentum, weight_decay=self.weight_decay, nesterov=nesterov)
+
 
 class Updater:
-    """SGD, or Adam for helpers that need it, over named parameters.
+    """An optimizer over named parameters.
 
-    Both are elementwise, so updating a module in parts (body and head, tail, a tail's replica) gives the same bits as
-    updating it at once; a stage can therefore update its body before the tail's gradient has arrived.
+    Every parameter is updated on its own, so updating a module in parts (body and head, tail, a tail's replica) gives the
+    same bits as updating it at once; a stage can therefore update its body before the tail's gradient has arrived.
 
     Args:
         named: the parameters; a frozen one does not even decay.
-        recipe: of SGD.
-        adam_lr: constant learning rate of Adam, without decay; 0 for SGD.
+        make_optimizer: of all of them; `check_optimizer` says what must hold.
+        adam_lr: constant learning rate of torch's Adam, which then takes the optimizer's place; 0: the optimizer.
+
+    Raises:
+        ConfigError: the callable returns no optimizer, or one of other parameters, without one lr, or that needs a closure.
     """
 
-    def __init__(self, named: Iterable[tuple[str, nn.Parameter]], recipe: Recipe, adam_lr: float = 0.0) -> None:
+    def __init__(
+        self, named: Iterable[tuple[str, nn.Parameter]], make_optimizer: MakeOptimizer, adam_lr: float = 0.0
+    ) -> None:
         self._named = dict(named)
         self._adam_lr = adam_lr
-        parameters: list[Tensor] = [*self._named.values()] or [torch.empty(0)]
-        self._optimizer: torch.optim.Optimizer
-        if adam_lr:
-            self._optimizer = torch.optim.Adam(parameters, lr=adam_lr)
-        else:
-            decay, nesterov = recipe.weight_decay, recipe.nesterov and recipe.momentum > 0
-            self._optimizer = torch.optim.SGD(parameters, 0.0, recipe.momentum, weight_decay=decay, nesterov=nesterov)
+        self._make: MakeOptimizer = torch.optim.Adam if adam_lr else make_optimizer
+        self._optimizer = self._new()
+
+    def _new(self) -> torch.optim.Optimizer:
+        if not self._named:
+            return torch.optim.SGD([torch.empty(0)])  # does nothing; torch refuses an empty list
+        return _made(self._make, list(self._named.values()))
+
+    @property
+    def kind(self) -> str:
+        """Return the optimizer's class by name."""
+        return type(self._optimizer).__name__
 
     @property
     def names(self) -> list[str]:
@@ -84,34 +102,115 @@ class Updater:
         return list(self._named)
 
     def update(self, gradients: Sequence[Tensor | None], lr: float) -> None:
-        """Take one step along the gradients, one per parameter in order (None: no update); lr is for SGD."""
-        self._optimizer.param_groups[0]["lr"] = self._adam_lr or lr
+        """Take one step along the gradients, one per parameter in order (None: no update); lr is the optimizer's."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._adam_lr or lr
         for parameter, gradient in zip(self._named.values(), gradients, strict=True):
             if parameter.requires_grad:
                 parameter.grad = gradient
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
 
-    def momentum(self) -> dict[str, Tensor]:
-        """Return momentum by name, and Adam's state as "<name>/<part>", of every parameter that was updated at least once."""
-        return {
-            name if part == _MOMENTUM else f"{name}/{part}": tensor
-            for name, parameter in self._named.items()
-            for part, tensor in self._optimizer.state[parameter].items()
-            if tensor is not None
-        }
+    def state(self) -> dict[str, Tensor]:
+        """Return the optimizer's state by "<parameter>/<key>"; a plain number is a scalar, and its key ends in "#".
 
-    def load_momentum(self, state: dict[str, Tensor]) -> None:
-        """Restore momentum by name; a parameter without an entry starts without."""
-        for name, parameter in self._named.items():
-            own = {part: state[key].detach().clone() for part, key in self._keys(name) if key in state}
-            # Adam's step count stays on the CPU, wherever the parameter is.
-            self._optimizer.state[parameter] = {
-                part: tensor if part == "step" else tensor.to(parameter.device) for part, tensor in own.items()
-            }
+        Raises:
+            ConfigError: a value that is neither a tensor nor a number.
+        """
+        kept = [(name, self._optimizer.state.get(p, {})) for name, p in self._named.items()]
+        return dict(self._entry(name, key, value) for name, own in kept for key, value in own.items())
 
-    def _keys(self, name: str) -> list[tuple[str, str]]:
-        return [(part, f"{name}/{part}") for part in _ADAM] if self._adam_lr else [(_MOMENTUM, name)]
+    def _entry(self, name: str, key: object, value: object) -> tuple[str, Tensor]:
+        if isinstance(key, str) and "/" not in key:
+            if isinstance(value, Tensor):
+                return f"{name}/{key}", value
+            if type(value) in _NUMBERS:
+                return f"{name}/{key}{_NUMBER}", torch.tensor(value, dtype=_NUMBERS[type(value)])
+        raise ConfigError(
+            f"optimizer {self.kind} keeps {key!r}, a {type(value).__name__}, in the state of {name}, which a checkpoint cannot "
+            "hold; allowed: tensors, int, float and bool, by keys without '/'"
+        )
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Restore the optimizer's state; a parameter without an entry starts anew, and others' entries are left out."""
+        self._optimizer = self._new()
+        group = self._optimizer.param_groups[0]
+        for full, value in state.items():
+            name, _, key = full.rpartition("/")
+            if name not in self._named:
+                continue
+            parameter = self._named[name]
+            # As in torch's own load_state_dict: a step count stays on the CPU, wherever the parameter is.
+            on_cpu = key == "step" and not group.get("fused") and not group.get("capturable")
+            tensor = value.detach().clone()
+            own = tensor.item() if key.endswith(_NUMBER) else tensor.to("cpu" if on_cpu else parameter.device)
+            self._optimizer.state[parameter][key.removesuffix(_NUMBER)] = own
 
 
-_MOMENTUM, _ADAM = "momentum_buffer", ("step", "exp_avg", "exp_avg_sq")
+# A key that ends so was a Python number, which must come back as one: with a tensor, an optimizer would round differently.
+_NUMBER = "#"
+_NUMBERS = {bool: torch.bool, int: torch.int64, float: torch.float64}
+
+
+def _made(make_optimizer: MakeOptimizer, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    made = make_optimizer(parameters) if callable(make_optimizer) else make_optimizer
+    if not callable(make_optimizer) or not isinstance(made, torch.optim.Optimizer):
+        raise ConfigError(
+            f"optimizer={make_optimizer!r} gives a {type(made).__name__}; allowed: a callable (parameters) -> "
+            "torch.optim.Optimizer, such as lambda parameters: torch.optim.AdamW(parameters, weight_decay=0.1)"
+        )
+    kind, groups = type(made).__name__, made.param_groups
+    held = [p for group in groups for p in group["params"]]
+    if {*map(id, held)} != {*map(id, parameters)}:
+        raise ConfigError(
+            f"optimizer {kind} holds {len(held)} parameters and was given {len(parameters)} others; it must hold exactly "
+            "those that it is given (freeze one by requires_grad_(False))"
+        )
+    rates = {float(group["lr"]) if "lr" in group else None for group in groups}
+    if len(rates) > 1 or None in rates:
+        raise ConfigError(f"optimizer {kind} has the learning rates {rates}; allowed: one lr, which the schedule sets")
+    if inspect.signature(made.step).parameters.get("closure", _NO_CLOSURE).default is inspect.Parameter.empty:
+        raise ConfigError(f"optimizer {kind} needs a closure, and a stage cannot repeat a step of the whole network")
+    return made
+
+
+_NO_CLOSURE = inspect.Parameter("closure", inspect.Parameter.KEYWORD_ONLY, default=None)
+
+
+def check_optimizer(make_optimizer: MakeOptimizer, parameters: Iterable[nn.Parameter]) -> None:
+    """Check an optimizer by two steps on copies of two small parameters; nothing else is changed.
+
+    What must hold: it updates every parameter from that parameter's own gradient and state (no global norm, no random
+    numbers), keeps what it needs in `self.state[parameter]` as tensors and numbers, and has one lr, set at every step.
+
+    Raises:
+        ConfigError: something of that does not hold, by the optimizer's name.
+    """
+    small = sorted((p for p in parameters if p.requires_grad), key=nn.Parameter.numel)[:2]
+    together, apart = ([(str(i), nn.Parameter(p.detach().clone())) for i, p in enumerate(small)] for _ in range(2))
+    one, *parts = (Updater(named, make_optimizer) for named in (together, *([pair] for pair in apart)))
+    before = _outside_state(one)
+    for _ in range(2):
+        for updater in (one, *parts):
+            # Of different sizes, so that a common norm shows.
+            updater.update([torch.full_like(p, 100.0 ** int(name)) for name, p in updater._named.items()], 0.1)
+    changed = [name for name, value in _outside_state(one).items() if value != before.get(name)]
+    if changed:
+        raise ConfigError(
+            f"optimizer {one.kind} changes {', '.join(changed)}, which no checkpoint holds; keep it in self.state[parameter]"
+        )
+    ours = {**one.state(), **dict(together)}
+    theirs = {**{name: t for part in parts for name, t in part.state().items()}, **dict(apart)}
+    if ours.keys() != theirs.keys() or any(not torch.equal(t, theirs[name]) for name, t in ours.items()):
+        raise ConfigError(
+            f"optimizer {one.kind} updates two parameters differently together and apart (a global norm, random numbers), "
+            "and stages hold them apart; allowed: an update of each parameter from its own gradient and state"
+        )
+
+
+def _outside_state(updater: Updater) -> dict[str, str]:
+    """Return, as text, what an optimizer keeps beside the state of its parameters."""
+    optimizer = updater._optimizer
+    own = {n: v for n, v in vars(optimizer).items() if not n.startswith("_") and n not in ("state", "param_groups")}
+    groups = {n: v for group in optimizer.param_groups for n, v in group.items() if n not in ("params", "lr")}
+    return {name: repr(value) for name, value in (own | groups).items()}

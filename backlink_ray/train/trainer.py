@@ -5,21 +5,23 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from backlink_ray.data.checks import check_classes, check_inputs
+from backlink_ray.data.checks import check_inputs
 from backlink_ray.data.tensors import cast
 from backlink_ray.errors import ConfigError, NonFiniteLossError
 from backlink_ray.local.module import LocalModule, StepSeed
 from backlink_ray.local.predict import predict
 from backlink_ray.local.weights import check_weights, copy_weights, state_of
-from backlink_ray.methods.base import Batch, LocalResult, Method, Named
+from backlink_ray.methods.base import Batch, LocalResult, Loss, Method, Named
 from backlink_ray.methods.state import MethodState
 from backlink_ray.nets.network import dtype_and_device
 from backlink_ray.options import LARGEST_FLOAT, Option
 from backlink_ray.seeds import SEED
 from backlink_ray.train.evaluation import Evaluation, EvaluationSum
-from backlink_ray.train.optim import LearningRate, Recipe, Updater
+from backlink_ray.train.labels import check_labels, check_loss
+from backlink_ray.train.optim import LearningRate, MakeOptimizer, Sgd, Updater, check_optimizer
 
 _LR = Option(default=0.5, high=LARGEST_FLOAT, allowed="at least 0, finite")
 
@@ -33,13 +35,13 @@ class TrainState:
 
     Attributes:
         weights: parameters and buffers.
-        momentum: of the optimizers.
+        optimizer: state of the optimizers, see `Updater.state`.
         step: number of steps taken.
         method_state: what methods with late errors carry from one step to the next.
     """
 
     weights: dict[str, Tensor]
-    momentum: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
     step: int
     method_state: dict[str, Tensor] = field(default_factory=dict)
 
@@ -60,7 +62,7 @@ class TrainState:
         return cls(**parts, step=parts["weights"].pop("step"))
 
 
-PARTS = ("weights", "momentum", "method_state")
+PARTS = ("weights", "optimizer", "method_state")
 
 
 def check_state(modules: Sequence[LocalModule], state: TrainState) -> None:
@@ -70,7 +72,13 @@ def check_state(modules: Sequence[LocalModule], state: TrainState) -> None:
 
 
 def gradients(
-    modules: Sequence[LocalModule], method: Method, inputs: Tensor, labels: Tensor, step_seed: StepSeed | None = None
+    modules: Sequence[LocalModule],
+    method: Method,
+    inputs: Tensor,
+    labels: Tensor,
+    step_seed: StepSeed | None = None,
+    *,
+    loss: Loss = F.cross_entropy,
 ) -> dict[str, Tensor]:
     """Return the method's gradient of every parameter by name, without changing parameters or statistics.
 
@@ -81,18 +89,21 @@ def gradients(
         modules: from `split`.
         method: for example BackLink(propagation_length=2, alpha=0.5).
         inputs: float (N, C, H, W), or what the first unit takes.
-        labels: integers (N,), in 0..C-1.
+        labels: integers (N,), classes in 0..C-1; or floats (N, ...), targets of a regression.
         step_seed: source of dropout masks; by default seed 0, step 0.
+        loss: called with logits (N, width) and labels; a scalar, the mean over the samples.
 
     Raises:
-        ConfigError: the method cannot train these modules (the propagation length exceeds the smallest), or mode async; or the
-            network cannot take these inputs or labels.
+        ConfigError: the method cannot train these modules (the propagation length exceeds the smallest), mode async, or
+            network, method or loss cannot take these inputs or labels.
     """
     prepared = _prepare(modules, method)
+    batch = read_batch(prepared, method, inputs, labels, step_seed or StepSeed(), loss)
+    check_loss(loss, batch.labels, prepared[-1])
     kept = [(b, b.clone()) for module in prepared for b in module.buffers()]
     try:
         states = [MethodState() for _ in prepared]
-        found, _ = one_pass(prepared, method, read_batch(prepared, inputs, labels, step_seed or StepSeed()), states)
+        found, _ = one_pass(prepared, method, batch, states)
         named = [pair for m in prepared for pair in (*method.local_parameters(m), *method.linked_parameters(m))]
         return {name: found[name] if name in found else torch.zeros_like(p) for name, p in named}
     finally:
@@ -106,12 +117,13 @@ def _prepare(modules: Sequence[LocalModule], method: Method) -> list[LocalModule
     return method.prepare(modules)
 
 
-def read_batch(modules: Sequence[LocalModule], inputs: Tensor, labels: Tensor, step_seed: StepSeed) -> Batch:
+def read_batch(
+    modules: Sequence[LocalModule], method: Method, inputs: Tensor, labels: Tensor, step_seed: StepSeed, loss: Loss
+) -> Batch:
     """Return a batch on the modules' device, floating-point numbers in their type, integer labels as int64.
 
     Raises:
-        ConfigError: no examples, another number of labels, or inputs or (on a CPU, where it costs no wait) labels that the
-            network cannot take.
+        ConfigError: no examples, another number of labels, or inputs or labels that network or method cannot take.
     """
     if not (isinstance(inputs, Tensor) and isinstance(labels, Tensor)):
         found = ", ".join(type(part).__name__ for part in (inputs, labels))
@@ -122,10 +134,9 @@ def read_batch(modules: Sequence[LocalModule], inputs: Tensor, labels: Tensor, s
         )
     spec = modules[0].spec
     check_inputs("batch", inputs, spec.input_shape, spec.takes_integers)
-    if not labels.is_floating_point() and labels.device.type == "cpu":
-        check_classes("batch", labels, spec.num_classes)
+    check_labels("batch", labels, method, spec.num_classes)
     dtype, device = dtype_and_device(p for module in modules for p in module.parameters())
-    return Batch(cast(inputs.to(device), dtype), cast(labels.to(device), dtype), step_seed)
+    return Batch(cast(inputs.to(device), dtype), cast(labels.to(device), dtype), step_seed, loss)
 
 
 def one_pass(
@@ -184,11 +195,13 @@ class Trainer:
         modules: from `split`, put into training mode; they share the network's units, so the network itself is trained.
         method: the training rule.
         lr: eta, a number or a function of the step.
-        recipe: momentum, weight decay, Nesterov.
+        loss: called with a head's logits (N, width) and the labels; a scalar, the mean over the samples.
+        optimizer: called with a list of parameters, returns a torch.optim.Optimizer of them, whose lr is set at every step;
+            `train.optim.check_optimizer` says what must hold. Default: SGD as the paper states it.
         seed: of dropout masks.
 
     Raises:
-        ConfigError: the method cannot train these modules, or lr or seed is out of range.
+        ConfigError: the method cannot train these modules, the optimizer cannot work in parts, or lr or seed is out of range.
     """
 
     def __init__(
@@ -196,18 +209,22 @@ class Trainer:
         modules: Sequence[LocalModule],
         method: Method,
         lr: float | LearningRate = 0.5,
-        recipe: Recipe | None = None,
+        *,
+        loss: Loss = F.cross_entropy,
+        optimizer: MakeOptimizer | None = None,
         seed: int = 0,
     ) -> None:
-        self.modules, self.method, self.step_index = _prepare(modules, method), method, 0
+        self.modules, self.method, self.loss, self.step_index = _prepare(modules, method), method, loss, 0
         self._seed = SEED.read("seed", seed)
         self._lr = lr if callable(lr) else _LR.read("lr", lr)
         local, linked = (
             [pair for module in self.modules for pair in named(module)]
             for named in (method.local_parameters, method.linked_parameters)
         )
-        recipe = recipe or Recipe()
-        self._updaters = [Updater(local, recipe), Updater(linked, recipe, method.helper_lr)]
+        optimizer = optimizer or Sgd()
+        check_optimizer(optimizer, [p for _, p in (*local, *linked)])
+        self._updaters = [Updater(local, optimizer), Updater(linked, optimizer, method.helper_lr)]
+        self._loss_checked: tuple[object, ...] = ()
         self._method_states = [MethodState() for _ in self.modules]
         for module in self.modules:
             module.train()
@@ -252,12 +269,17 @@ class Trainer:
 
         Args:
             inputs: float (N, C, H, W), or what the first unit takes.
-            labels: integers (N,), in 0..C-1.
+            labels: integers (N,), classes in 0..C-1; or floats (N, ...), targets of a regression.
 
         Raises:
-            ConfigError: the network cannot take them; nothing has moved then.
+            ConfigError: network, method or loss cannot take them; nothing has moved then.
         """
-        batch = read_batch(self.modules, inputs, labels, StepSeed(self._seed, self.step_index))
+        step_seed = StepSeed(self._seed, self.step_index)
+        batch = read_batch(self.modules, self.method, inputs, labels, step_seed, self.loss)
+        kind = (batch.labels.dtype, batch.labels.shape[1:])
+        if kind != self._loss_checked:
+            check_loss(self.loss, batch.labels, self.modules[-1])
+            self._loss_checked = kind
         found, losses = one_pass(self.modules, self.method, batch, self._method_states)
         lr = self._lr(self.step_index) if callable(self._lr) else self._lr
         for updater in self._updaters:
@@ -266,10 +288,11 @@ class Trainer:
         return losses
 
     def evaluate(self, inputs: Tensor, labels: Tensor, batch_size: int = 512) -> Evaluation:
-        """Evaluate the last head on inputs (N, ...) and labels int64 (N,), as `predict` does; nothing changes."""
-        total = EvaluationSum()
-        logits = predict(self.modules, inputs, batch_size)
-        total.add(logits, cast(labels.to(inputs.device), logits.dtype))
+        """Evaluate the last head on inputs (N, ...) and labels as for `step`, as `predict` does; nothing changes."""
+        check_labels("evaluation", labels, self.method, self.modules[-1].spec.num_classes)
+        dtype, device = dtype_and_device(p for module in self.modules for p in module.parameters())
+        total = EvaluationSum(self.loss)
+        total.add(predict(self.modules, inputs, batch_size).to(device), cast(labels.to(device), dtype))
         return total.result()
 
     def state_dict(self) -> dict[str, Any]:
@@ -286,17 +309,17 @@ class Trainer:
 
     def state(self) -> TrainState:
         """Return the state; its tensors are the live ones, which the next step changes."""
-        momentum = {n: t for updater in self._updaters for n, t in updater.momentum().items()}
+        optimizer = {n: t for updater in self._updaters for n, t in updater.state().items()}
         states = zip(self.modules, self._method_states, strict=True)
         method_state = {n: t for module, state in states for n, t in state.tensors(module.module_index)}
-        return TrainState(state_of(self.modules), momentum, self.step_index, method_state)
+        return TrainState(state_of(self.modules), optimizer, self.step_index, method_state)
 
     def load(self, state: TrainState) -> None:
         """Continue from a state; ConfigError names the tensors that do not fit, and nothing has changed then."""
         check_state(self.modules, state)
         copy_weights(state_of(self.modules), state.weights)
         for updater in self._updaters:
-            updater.load_momentum(state.momentum)
+            updater.load(state.optimizer)
         for module, method_state in zip(self.modules, self._method_states, strict=True):
             method_state.load(module.module_index, state.method_state, module.chain, self._seed)
         self.step_index = state.step

@@ -1,12 +1,16 @@
 """Split and heads."""
 
+from typing import Any
+
 import pytest
 import torch
+from torch import nn
 
 import backlink_ray as bl
 from backlink_ray.local.heads import build_head
 from backlink_ray.methods.base import Method
-from tests.examples import tiny_network
+from tests.examples import batch, tiny_network
+from tests.own import narrow_head
 
 
 @pytest.mark.parametrize(
@@ -134,3 +138,84 @@ def test_refusals() -> None:
     flat = bl.Network([torch.nn.Flatten(), torch.nn.Linear(12, 4)], torch.nn.Linear(4, 2), torch.zeros(1, 3, 2, 2))
     with pytest.raises(bl.ConfigError, match=r"head='conv'.*\(12,\)"):
         bl.split(flat, 2, head="conv")
+
+
+def test_given_sizes() -> None:
+    modules = bl.split(tiny_network(8), sizes=(3, 3, 2))
+    assert [len(m.units) for m in modules] == [3, 3, 2]
+    assert [m.num_modules for m in modules] == [3, 3, 3]
+    assert [len(m.units) for m in bl.split(tiny_network(8), 2, sizes=[1, 7])] == [1, 7]
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"sizes": (3, 3)}, r"sizes=\(3, 3\) sum to 6, and tiny has 8 units; allowed: sizes that sum to 8"),
+        ({"sizes": (8, 0)}, "each of sizes=0 is out of range; allowed 1 or more"),
+        ({"sizes": (4.0, 4)}, r"each of sizes=4\.0 is a float"),
+        ({"sizes": (4, 4), "num_modules": 3}, r"num_modules=3 with sizes=\(4, 4\); allowed: 2"),
+        ({"sizes": (4, 4), "remainder": "back"}, "remainder='back' has no meaning with sizes"),
+        ({}, r"num_modules=0 .*1\.\.8"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(asked: dict[str, Any], message: str) -> None:
+    with pytest.raises(bl.ConfigError, match=message):
+        bl.split(tiny_network(8), **asked)
+
+
+def test_a_head_of_ones_own_stays_as_it_was_built_from_its_position() -> None:
+    """In the network's type; the last module keeps the network's own classifier."""
+    network = tiny_network(6).double()
+    one, two, other = (bl.split(network, 3, head=narrow_head, seed=seed) for seed in (4, 4, 5))
+    weights = [[m.head[0].weight for m in modules[:2]] for modules in (one, two, other)]  # type: ignore[index]
+    assert weights[0][0].dtype == torch.float64
+    assert all(torch.equal(a, b) for a, b in zip(weights[0], weights[1], strict=True))
+    assert not torch.equal(weights[0][0], weights[0][1])
+    assert not torch.equal(weights[0][0], weights[2][0])
+    bound = (1 / 6) ** 0.5  # of torch's own initial weights, on 6 channels; He's would be wider
+    assert all(w.abs().max() <= bound for w in weights[0])
+    assert one[-1].head is network.classifier
+    assert bl.gradients(one, bl.GLL(), *batch())["heads.0.0.weight"].any()
+
+
+SHARED = nn.Sequential(nn.Flatten(), nn.Linear(6 * 32 * 32, 10))
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        (lambda shape, classes: None, r"head returns a NoneType for \(6, 32, 32\); allowed: a torch.nn.Module"),
+        (lambda shape, classes: nn.Identity(), r"maps \(2, 6, 32, 32\) to \(2, 6, 32, 32\); allowed: logits \(N, 10\)"),
+        (
+            lambda shape, classes: nn.Linear(7, classes),
+            r"head of module 0 cannot take its input of shape \(2, 6, 32, 32\)",
+        ),
+        (
+            lambda shape, classes: nn.Sequential(nn.ReLU(inplace=True), SHARED),
+            "head of module 0 changes its input in place",
+        ),
+        (lambda shape, classes: SHARED, "two heads, or a head and a unit, share a parameter"),
+        (7, "head=7 is a int"),
+    ],
+)
+def test_heads_that_cannot_be_used_are_refused(head: Any, message: str) -> None:
+    with pytest.raises(bl.ConfigError, match=message):
+        bl.split(tiny_network(6), 3, head=head)
+
+
+def test_a_sequential_becomes_a_network() -> None:
+    sequential = nn.Sequential(nn.Linear(4, 6), nn.Sequential(nn.ReLU(), nn.Linear(6, 6)), nn.Linear(6, 3))
+    network = bl.Network.from_sequential(sequential, torch.zeros(1, 4))
+    assert [*network.units, network.classifier] == list(sequential)
+    x = torch.randn(5, 4)
+    assert torch.equal(network(x), sequential(x))
+    with pytest.raises(bl.ConfigError, match=r"network is a Sequential; allowed: .* bl\.Network\.from_sequential"):
+        bl.split(sequential, 2)  # type: ignore[arg-type]
+    for wrong in (nn.Linear(4, 3), nn.Sequential(nn.Linear(4, 3))):
+        with pytest.raises(bl.ConfigError, match="allowed: a torch.nn.Sequential of one unit or more and a classifier"):
+            bl.Network.from_sequential(wrong, torch.zeros(1, 4))  # type: ignore[arg-type]
+
+
+def test_logits_that_are_not_flat_are_refused() -> None:
+    with pytest.raises(bl.ConfigError, match=r"classifier returns \(2, 5, 8, 8\); allowed: logits \(N, classes\)"):
+        bl.Network([nn.Conv2d(3, 4, 3, padding=1)], nn.Conv2d(4, 5, 1), torch.zeros(1, 3, 8, 8))

@@ -67,5 +67,5 @@ def test_statistics_update_once_per_step_and_a_state_continues(name: str) -> Non
     assert torch.equal(*losses)
     ours, theirs = trainers[0].state(), fresh.state()
     assert all(torch.equal(ours.weights[n], theirs.weights[n]) for n in ours.weights)
-    assert ours.momentum.keys() == theirs.momentum.keys()
-    assert all(torch.equal(ours.momentum[n], theirs.momentum[n]) for n in ours.momentum)
+    assert ours.optimizer.keys() == theirs.optimizer.keys()
+    assert all(torch.equal(ours.optimizer[n], theirs.optimizer[n]) for n in ours.optimizer)

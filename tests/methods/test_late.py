@@ -10,7 +10,7 @@ import backlink_ray as bl
 from backlink_ray.local.module import LocalModule, StepSeed
 from backlink_ray.methods.base import Batch
 from backlink_ray.methods.state import MethodState
-from backlink_ray.train.optim import Recipe, Updater
+from backlink_ray.train.optim import Sgd, Updater
 from backlink_ray.train.trainer import one_pass
 from tests.examples import batch, tiny_network
 
@@ -29,7 +29,7 @@ def weights(modules: list[LocalModule]) -> Found:
 def check(method: bl.BackLink | bl.DDG, moved: Callable[[int, list[LocalModule]], list[Found]], steps: int = 6) -> None:
     """Compare a trainer with a loop in which step t moves module k along moved(t, modules)[k] (empty: not at all)."""
     trainer, modules = bl.Trainer(modules_of(), method, lr=LR), modules_of()
-    updaters = [Updater(m.named(), Recipe()) for m in modules]
+    updaters = [Updater(m.named(), Sgd()) for m in modules]
     for t in range(steps):
         trainer.step(*batch(seed=t))
         gradients = moved(t, modules)

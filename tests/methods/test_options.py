@@ -10,7 +10,7 @@ import pytest
 import backlink_ray as bl
 from backlink_ray.methods.catalogue import METHODS
 from backlink_ray.options import check_needs, check_options, choice, options_of, whole
-from backlink_ray.train.optim import Recipe
+from backlink_ray.train.optim import Sgd
 from tests.examples import tiny_network
 
 NUMBERS = [(name, option) for name, m in METHODS.items() for option, o in options_of(m).items() if not o.choices]
@@ -31,9 +31,9 @@ def test_numpy_numbers_are_accepted_and_anything_else_is_refused(method: str, op
 @pytest.mark.parametrize(
     ("make", "wrong"),
     [
-        (lambda x: Recipe(momentum=x), [True, 1, -0.1]),
-        (lambda x: Recipe(weight_decay=x), [True, -1e-4]),
-        (lambda x: Recipe(nesterov=x), [1, 0.5]),
+        (lambda x: Sgd(momentum=x), [True, 1, -0.1]),
+        (lambda x: Sgd(weight_decay=x), [True, -1e-4]),
+        (lambda x: Sgd(nesterov=x), [1, 0.5]),
         (lambda x: bl.Trainer(bl.split(tiny_network(4), 2), bl.GLL(), lr=x), [True, -0.1, float("inf")]),
         (lambda x: bl.Trainer(bl.split(tiny_network(4), 2), bl.GLL(), seed=x), [True, 1.0, -1]),
         (lambda x: bl.split(tiny_network(4), x), [True, 2.0, 0]),
@@ -60,7 +60,7 @@ def test_numpy_numbers_give_the_same_network_and_training() -> None:
     for ours, theirs in zip(plain, other, strict=True):
         assert all(a.equal(b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
     trainer = bl.Trainer(
-        other, bl.BackLink(propagation_length=1), lr=np.float64(0.5), recipe=Recipe(momentum=np.float64(0.5))
+        other, bl.BackLink(propagation_length=1), lr=np.float64(0.5), optimizer=Sgd(momentum=np.float64(0.5))
     )
     assert type(trainer._lr) is float
 

@@ -48,7 +48,7 @@ def test_turns_in_order_are_the_method_in_step(monkeypatch: pytest.MonkeyPatch) 
     for make, method in ((RoundRobinExecutor, DGL), (LocalExecutor, bl.DGL())):
         with make(job(method, 3, dropout=0.2)) as executor:
             losses = executor.train(5).losses
-            states.append((executor.state().weights, losses, executor.evaluate("test").wrong))
+            states.append((executor.state().weights, losses, executor.evaluate("test").error_pct))
     (ours, ours_losses, ours_wrong), (theirs, theirs_losses, theirs_wrong) = states
     assert [n for n in theirs if not torch.equal(ours[n], theirs[n])] == []
     assert torch.equal(ours_losses, theirs_losses)
@@ -142,7 +142,7 @@ def check_async(make: Callable[[Job], Executor], method: Method, in_step: Method
     with make(replace(job(method, 3, "conv", dropout=0.2), lr=late_lr)) as executor:
         losses, before = executor.train(STEPS).losses, executor.state().weights
         moving, after = executor.train(STEPS).losses, executor.state()
-        assert executor.evaluate("test").images == 40
+        assert sum(executor.evaluate("test").class_images) == 40
     assert torch.equal(losses[0], expected[0])  # the first stage never waits
     assert all(set(mine) <= set(theirs) for mine, theirs in zip(losses.tolist(), expected.tolist(), strict=True))
     assert moving.shape == (3, STEPS)

@@ -1,4 +1,4 @@
-"""With and without the pipeline: the same weights, batch norm buffers, momentum, losses and errors, bit for bit."""
+"""With and without the pipeline: the same weights, batch norm buffers, optimizer, losses and errors, bit for bit."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -32,7 +32,7 @@ def outcome(make: Callable[[Job], Executor], training: Job, chunks: tuple[int, i
         losses = torch.cat([executor.train(steps).losses for steps in chunks], dim=1)
         evaluation = executor.evaluate("test")
         state = executor.state()
-    return state.weights, state.momentum, state.method_state, losses, evaluation
+    return state.weights, state.optimizer, state.method_state, losses, evaluation
 
 
 def check_equal(make: Callable[[Job], Executor], new_job: Callable[[], Job], chunks: tuple[int, int] = (3, 2)) -> None:
@@ -47,7 +47,8 @@ def check_same(found: Outcome, expected: Outcome) -> None:
         assert [n for n in ours if not torch.equal(ours[n], theirs[n])] == []
     assert torch.equal(found[3], expected[3])
     assert found[4] == expected[4]
-    assert found[4].class_images == tuple(sample().test.labels.bincount(minlength=10).tolist())
+    images = sample().test.labels.bincount(minlength=10)
+    assert found[4].class_images in (tuple(images.tolist()), ())  # () for a regression
 
 
 class Setting(NamedTuple):
@@ -218,7 +219,7 @@ def test_continuing_from_a_state_equals_never_having_stopped(make: Callable[[Job
     assert again.step == end.step == 5
     for ours, theirs in (
         (again.weights, end.weights),
-        (again.momentum, end.momentum),
+        (again.optimizer, end.optimizer),
         (again.method_state, end.method_state),
     ):
         assert ours.keys() == theirs.keys()

@@ -32,14 +32,14 @@ def test_round_trip(tmp_path: Path) -> None:
     assert found[1] == {"curve": [1, 2]}
     assert found[0].step == 1
     assert all(torch.equal(found[0].weights[n], state.weights[n]) for n in state.weights)
-    assert all(torch.equal(found[0].momentum[n], state.momentum[n]) for n in state.momentum)
+    assert all(torch.equal(found[0].optimizer[n], state.optimizer[n]) for n in state.optimizer)
     assert weights_sha256(found[0]) == weights_sha256(state)
 
 
 def test_the_last_two_are_kept(tmp_path: Path) -> None:
     state = trained().state()
     for step in (10, 20, 30):
-        Checkpoints(tmp_path).save(TrainState(state.weights, state.momentum, step), {})
+        Checkpoints(tmp_path).save(TrainState(state.weights, state.optimizer, step), {})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000000020", "step-000000030"]
 
 
@@ -47,7 +47,7 @@ def test_fifty_bit_flips_are_all_found(tmp_path: Path, capsys: pytest.CaptureFix
     state = trained().state()
     checkpoints = Checkpoints(tmp_path)
     for step in (1, 2):
-        newest = checkpoints.save(TrainState(state.weights, state.momentum, step), {})
+        newest = checkpoints.save(TrainState(state.weights, state.optimizer, step), {})
     rng = random.Random(0)
     for _ in range(50):
         file = rng.choice(sorted(newest.iterdir()))
@@ -117,7 +117,7 @@ def test_a_checkpoint_that_is_a_pickle_is_never_run(tmp_path: Path) -> None:
 
     folder = tmp_path / "step-000000001"
     folder.mkdir()
-    for name in ("weights.safetensors", "momentum.safetensors", "state.json", "manifest.json"):
+    for name in ("weights.safetensors", "optimizer.safetensors", "state.json", "manifest.json"):
         (folder / name).write_bytes(pickle.dumps(Evil()))
     assert Checkpoints(tmp_path).newest() is None
     assert not (tmp_path / "ran").exists()
@@ -126,8 +126,8 @@ def test_a_checkpoint_that_is_a_pickle_is_never_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize("manifest", ["{}", "null", "[1]", '{"state.json": "x"}'])
 def test_an_empty_or_malformed_manifest_is_a_broken_checkpoint(tmp_path: Path, manifest: str) -> None:
     checkpoints, state = Checkpoints(tmp_path), trained().state()
-    checkpoints.save(TrainState(state.weights, state.momentum, 1), {})
-    (checkpoints.save(TrainState(state.weights, state.momentum, 2), {}) / "manifest.json").write_text(manifest)
+    checkpoints.save(TrainState(state.weights, state.optimizer, 1), {})
+    (checkpoints.save(TrainState(state.weights, state.optimizer, 2), {}) / "manifest.json").write_text(manifest)
     found = checkpoints.newest()
     assert found is not None
     assert found[0].step == 1

@@ -14,6 +14,7 @@ from backlink_ray.errors import ConfigError
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.job import make_job
 from backlink_ray.runs.options import RunOptions
+from backlink_ray.runs.results import epoch_line
 from backlink_ray.runs.runner import run
 from backlink_ray.train.executor import EvaluationSum
 
@@ -26,7 +27,7 @@ def test_errors_of_classes_by_hand() -> None:
     assert result.class_wrong == (2, 0, 0, 1)
     assert result.class_images == (3, 1, 0, 1)
     assert result.class_error_pct == [pytest.approx(200 / 3), 0.0, None, 100.0]
-    assert (result.wrong, result.images, result.error_pct) == (3, 5, 60.0)
+    assert result.error_pct == 60.0
 
 
 def test_a_run_writes_the_error_of_each_class_once_with_the_last_weights(tmp_path: Path) -> None:
@@ -44,6 +45,21 @@ def test_a_run_writes_the_error_of_each_class_once_with_the_last_weights(tmp_pat
     assert ["class_error_pct" in epoch for epoch in result["curve"]] == [False, True]
     with pytest.raises(ConfigError, match="seed=1.* seed 0"):
         make_job(config.replace(seed=1), data, RunOptions(output_dir=tmp_path))
+
+
+def test_a_run_on_float_labels_writes_losses_and_no_errors(tmp_path: Path) -> None:
+    whole = load_dataset("cifar10-sample", train_images=40, test_images=20)
+    train, test = (
+        replace(s, labels=torch.nn.functional.one_hot(s.labels, 10).float()) for s in (whole.train, whole.test)
+    )
+    data = replace(whole, train=train, test=test)
+    config = RunConfig(network="resnet8", num_modules=1, method="bp", lr=0.1, batch_size=20, epochs=1, executor="local")
+    result = run(config, data, RunOptions(output_dir=tmp_path))
+    assert result["test_loss"] == pytest.approx(2.3, abs=0.5)
+    assert [name for name in result if "error" in name or "class" in name] == []
+    assert epoch_line(result["curve"][0], 1).startswith(
+        f"epoch 1/1  test loss {result['test_loss']:.4g}  local losses "
+    )
 
 
 def test_a_part_of_every_class_of_a_long_tail_is_held_out() -> None:

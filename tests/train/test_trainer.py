@@ -7,12 +7,12 @@ import pytest
 import torch
 
 import backlink_ray as bl
-from backlink_ray.train.optim import CosineSchedule, Recipe, Updater
+from backlink_ray.train.optim import CosineSchedule, Sgd, Updater
 from tests.examples import batch, tiny_network
 from tests.methods.settings import SETTINGS
 
 
-def test_the_recipe_is_torchs_sgd_on_the_methods_gradients() -> None:
+def test_the_default_optimizer_is_torchs_sgd_on_the_methods_gradients() -> None:
     one, two = (bl.split(tiny_network().double(), 2) for _ in range(2))
     method = bl.BackLink(propagation_length=2, alpha=0.25)
     trainer = bl.Trainer(one, method, lr=0.1)
@@ -30,8 +30,8 @@ def test_updating_in_parts_equals_updating_at_once() -> None:
     torch.manual_seed(0)
     a = [torch.nn.Parameter(torch.randn(3)) for _ in range(4)]
     b = [torch.nn.Parameter(p.detach().clone()) for p in a]
-    whole = Updater([(str(i), p) for i, p in enumerate(a)], Recipe())
-    parts = [Updater([(str(i), b[i]) for i in part], Recipe()) for part in ((0, 3), (1, 2))]
+    whole = Updater([(str(i), p) for i, p in enumerate(a)], Sgd())
+    parts = [Updater([(str(i), b[i]) for i in part], Sgd()) for part in ((0, 3), (1, 2))]
     for step in range(4):
         gradients = [torch.full((3,), float(step + i)) for i in range(4)]
         whole.update(gradients, 0.1)

@@ -1,0 +1,61 @@
+"""Labels: checked together with method and loss before anything moves."""
+
+import warnings
+
+import torch
+from torch import Tensor
+
+from backlink_ray.data.checks import check_classes
+from backlink_ray.errors import ConfigError
+from backlink_ray.local.module import LocalModule
+from backlink_ray.methods.base import Loss, Method
+
+
+def check_labels(which: str, labels: Tensor, method: Method, num_classes: int) -> None:
+    """Raise ConfigError for labels that a method and a network cannot learn.
+
+    Args:
+        which: the set's name in messages.
+        labels: integers (N,) that name classes, whose range is checked on a CPU only, where it costs no wait; or floats
+            (N, ...), the targets of a regression.
+        method: that needs classes or not.
+        num_classes: width of the network's logits.
+    """
+    if labels.is_floating_point():
+        if method.needs_classes:
+            raise ConfigError(
+                f"method {method.name} needs classes, but the {which} labels are {labels.dtype}, targets of a regression; "
+                "allowed: integers (N,), or another method"
+            )
+    elif labels.dim() != 1:
+        raise ConfigError(
+            f"the {which} labels are {labels.dtype} of shape {tuple(labels.shape)}; allowed: integers (N,), which are "
+            "classes, or floats (N, ...), targets"
+        )
+    elif labels.device.type == "cpu":
+        check_classes(which, labels, num_classes)
+
+
+def check_loss(loss: Loss, labels: Tensor, module: LocalModule) -> None:
+    """Raise ConfigError unless loss(logits, labels) is one number with a gradient; tried once, on logits of zeros.
+
+    Args:
+        loss: called with logits (N, width) and labels.
+        labels: of one batch.
+        module: whose head gives the logits.
+    """
+    like = next(module.parameters(), torch.empty(0))
+    logits = torch.zeros(len(labels), module.spec.num_classes, dtype=like.dtype, device=labels.device).requires_grad_()
+    shapes = f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)} {labels.dtype}"
+    try:
+        with warnings.catch_warnings(), torch.enable_grad():
+            warnings.filterwarnings("error", "Using a target size")  # (N,) beside (N, 1) would be compared as (N, N)
+            found = loss(logits, labels)
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, UserWarning) as error:
+        raise ConfigError(f"the loss cannot take {shapes}: {error}") from error
+    if not isinstance(found, Tensor) or found.dim() or not found.requires_grad:
+        given = f"a tensor {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
+        raise ConfigError(
+            f"the loss returns {given} for {shapes}; allowed: a tensor without dimensions that depends on the logits, the "
+            "mean over the samples"
+        )

@@ -1,0 +1,96 @@
+"""What users write themselves, over the pipeline and in one process: the same bits, also after a kill and a resume."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import backlink_ray as bl
+from backlink_ray.methods.base import Method
+from backlink_ray.pipeline.threads import ThreadsExecutor
+from backlink_ray.train.checkpoint import Checkpoints
+from backlink_ray.train.executor import Executor, Job, LocalExecutor
+from backlink_ray.train.trainer import TrainState
+from tests.examples import job, sample, tiny_network
+from tests.own import OPTIMIZERS, CountedSgd, Sharpened, mean_absolute, narrow_head, two_groups
+from tests.pipeline.test_transparency import check_equal
+
+LINKED = bl.BackLink(propagation_length=1, alpha=0.25, base=Sharpened())
+
+
+def regression(method: Method, **options: Any) -> Job:
+    """A job that predicts the brightness of an image's three colours."""
+    data = sample()
+    train, test = (replace(s, labels=s.inputs.float().mean(dim=(2, 3)) / 255) for s in (data.train, data.test))
+    modules = bl.split(tiny_network(classes=3), sizes=(3, 3, 2), head=narrow_head)
+    asked = {"modules": modules, "train": train, "evaluations": {"test": test}, "loss": mean_absolute, **options}
+    return replace(job(method, 2), **asked)
+
+
+@pytest.mark.parametrize("link", ["replica", "error"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_as_threads(name: str, link: str) -> None:
+    method = bl.BackLink(propagation_length=1, alpha=0.25, link=link)
+    check_equal(ThreadsExecutor, lambda: job(method, 3, optimizer=OPTIMIZERS[name]))
+
+
+@pytest.mark.parametrize("method", [Sharpened(), LINKED], ids=["alone", "as a base"])
+def test_an_own_method_as_threads(method: Method) -> None:
+    check_equal(ThreadsExecutor, lambda: job(method, 3, "conv", dropout=0.2))
+
+
+def test_a_weighted_loss_as_threads() -> None:
+    weighted = torch.nn.CrossEntropyLoss(weight=torch.arange(1.0, 11.0))
+    check_equal(ThreadsExecutor, lambda: job(LINKED, 3, loss=weighted))
+
+
+@pytest.mark.parametrize("method", [LINKED, bl.DNI(), bl.DDG(), bl.InfoPro()], ids=lambda m: m.name)
+def test_a_regression_as_threads(method: Method) -> None:
+    check_equal(ThreadsExecutor, lambda: regression(method, optimizer=torch.optim.AdamW))
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("optimizer", [torch.optim.AdamW, CountedSgd])
+def test_everything_of_ones_own_over_ray(optimizer: Any, pooled_executor: Callable[[Job], Executor]) -> None:
+    check_equal(pooled_executor, lambda: regression(LINKED, optimizer=optimizer))
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.AdamW, torch.optim.Adagrad, two_groups, CountedSgd])
+def test_a_pipeline_continues_from_a_checkpoint_bit_for_bit(optimizer: Any, tmp_path: Path) -> None:
+    """Also with the state of another executor, and its replicas', which no checkpoint holds twice."""
+
+    def trained(make: Callable[[Job], Executor], steps: int, start: TrainState | None = None) -> TrainState:
+        with make(regression(LINKED, optimizer=optimizer)) as executor:
+            if start is not None:
+                executor.load(start)
+            executor.train(steps)
+            return executor.state()
+
+    end = trained(LocalExecutor, 5)
+    Checkpoints(tmp_path).save(trained(ThreadsExecutor, 3), {})
+    found = Checkpoints(tmp_path).newest()
+    assert found is not None
+    for make in (LocalExecutor, ThreadsExecutor):
+        again = trained(make, 2, found[0])
+        for part in ("weights", "optimizer"):
+            ours, theirs = getattr(again, part), getattr(end, part)
+            assert ours.keys() == theirs.keys()
+            assert [n for n in theirs if not torch.equal(ours[n], theirs[n])] == []
+
+
+def test_a_regression_learns_and_has_no_error_in_percent() -> None:
+    with LocalExecutor(regression(LINKED, optimizer=torch.optim.AdamW)) as executor:
+        before = executor.evaluate("test")
+        executor.train(20)
+        after = executor.evaluate("test")
+    assert after.loss < 0.7 * before.loss
+    assert (after.error_pct, after.class_error_pct) == (None, [])
+
+
+@pytest.mark.parametrize("make", [LocalExecutor, ThreadsExecutor])
+def test_an_optimizer_that_cannot_work_in_parts_is_refused_at_the_start(make: Callable[[Job], Executor]) -> None:
+    with pytest.raises(bl.ConfigError, match="LBFGS needs a closure"):
+        make(job(bl.GLL(), 2, optimizer=torch.optim.LBFGS))

@@ -1,0 +1,98 @@
+"""Losses and labels of the user's: regression, soft labels, and what is refused before anything moves."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import backlink_ray as bl
+from backlink_ray.local.module import StepSeed
+from backlink_ray.methods.base import Method
+from backlink_ray.train.executor import EvaluationSum
+from tests.examples import batch, job, sample, tiny_network
+from tests.own import mean_absolute
+
+
+def regression_batch(n: int = 8) -> tuple[Tensor, Tensor]:
+    return batch(n)[0], torch.randn(n, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [bl.BP(), bl.GLL(), bl.BackLink(propagation_length=1), bl.DGL(), bl.InfoPro(), bl.DNI(), bl.DDG()],
+    ids=lambda m: m.name,
+)
+def test_every_head_follows_the_given_loss(method: Method) -> None:
+    modules, (images, targets) = bl.split(tiny_network(4, classes=2).double(), 2), regression_batch()
+    found, other = (bl.gradients(modules, method, images, targets, loss=f) for f in (mean_absolute, F.mse_loss))
+    heads = [name for name in found if name in {n for m in modules for n, _ in m.head_named()} and found[name].any()]
+    assert heads
+    assert [name for name in heads if torch.equal(found[name], other[name])] == []
+    x = images
+    for module in modules:
+        x = module.train().chain(x, StepSeed())
+    named = dict(modules[-1].head_named())
+    expected = torch.autograd.grad(mean_absolute(modules[-1].head(x), targets), list(named.values()))
+    assert all(torch.allclose(found[n], g, rtol=0, atol=1e-12) for n, g in zip(named, expected, strict=True))
+
+
+def test_a_regression_is_evaluated_by_its_mean_loss_alone() -> None:
+    total, answers, targets = EvaluationSum(mean_absolute), torch.tensor([[1.0], [2.0], [4.0]]), torch.zeros(3, 1)
+    total.add(answers[:2], targets[:2])
+    total.add(answers[2:], targets[2:])
+    result = total.result()
+    assert result.loss == pytest.approx(7 / 3)
+    assert (result.error_pct, result.class_error_pct, result.class_images) == (None, [], ())
+
+
+def test_soft_and_narrow_labels_train_as_class_labels_do() -> None:
+    images, labels = batch()
+    asked = [labels, labels.to(torch.int32), labels.to(torch.uint8), F.one_hot(labels, 10).double()]
+    found = [bl.gradients(bl.split(tiny_network(4).double(), 2), bl.GLL(), images, y) for y in asked]
+    for other in found[1:]:
+        assert all(torch.allclose(found[0][n], g, rtol=0, atol=1e-12) for n, g in other.items())
+
+
+@pytest.mark.parametrize(
+    ("labels", "loss", "method", "message"),
+    [
+        (torch.tensor([0, 1, 2, 10]), None, bl.GLL(), r"batch labels hold 10 at \[3\]; allowed: classes 0\.\.9"),
+        (torch.full((4,), -100), None, bl.GLL(), r"batch labels hold -100 at \[0\]"),
+        (torch.zeros(4, 5, dtype=torch.int64), None, bl.GLL(), r"int64 of shape \(4, 5\); allowed: integers \(N,\)"),
+        (torch.zeros(3, dtype=torch.int64), None, bl.GLL(), "a batch has 4 inputs and 3 labels"),
+        (torch.zeros(4, 3), None, bl.GLL(), r"loss cannot take logits \(4, 10\) and labels \(4, 3\) torch.float32"),
+        (torch.zeros(4, 1), F.mse_loss, bl.GLL(), r"loss cannot take logits \(4, 10\) and labels \(4, 1\).*broadcast"),
+        (torch.zeros(4, 10), lambda a, b: (a - b) ** 2, bl.GLL(), r"loss returns a tensor \(4, 10\)"),
+        (torch.zeros(4, 10), lambda a, b: (a - b).sum().item(), bl.GLL(), "loss returns a float"),
+        (torch.zeros(4, 10), lambda a, b: b.sum(), bl.GLL(), r"a tensor \(\) .*depends on the logits"),
+        (torch.zeros(4, 10), mean_absolute, bl.PredSim(), "method predsim needs classes"),
+        (torch.zeros(4, 10), mean_absolute, bl.DNI(label_conditioning=True), "method dni needs classes"),
+        (torch.zeros(4, 10), mean_absolute, bl.BackLink(base=bl.PredSim()), "method backlink needs classes"),
+    ],
+)
+def test_what_cannot_be_learned_is_refused_before_anything_moves(
+    labels: Tensor, loss: Any, method: Method, message: str
+) -> None:
+    network, loss = tiny_network(6), loss or F.cross_entropy
+    trainer, before = bl.Trainer(bl.split(network, 2), method, loss=loss), network.state_dict()
+    before = {name: t.clone() for name, t in before.items()}
+    with pytest.raises(bl.ConfigError, match=message):
+        trainer.step(torch.zeros(4, 3, 32, 32), labels)
+    assert all(torch.equal(t, before[name]) for name, t in network.state_dict().items())
+
+
+def test_no_samples_are_refused() -> None:
+    with pytest.raises(bl.ConfigError, match="a batch has 0 inputs and 0 labels"):
+        bl.gradients(
+            bl.split(tiny_network(4), 2), bl.GLL(), torch.zeros(0, 3, 32, 32), torch.zeros(0, dtype=torch.int64)
+        )
+
+
+def test_a_job_names_the_set_whose_labels_do_not_fit() -> None:
+    good = job(bl.GLL(), 2)
+    wrong = replace(sample().test, labels=sample().test.labels + 1)
+    with pytest.raises(bl.ConfigError, match=r"test labels hold 10 at .*; allowed: classes 0\.\.9"):
+        replace(good, evaluations={"test": wrong})

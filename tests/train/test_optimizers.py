@@ -1,0 +1,150 @@
+"""Optimizers of the user's: torch's update on the method's gradients, their state in checkpoints, and what is refused."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import backlink_ray as bl
+from backlink_ray.train.checkpoint import Checkpoints
+from backlink_ray.train.optim import Updater
+from tests.examples import batch, tiny_network
+from tests.own import OPTIMIZERS, CountedSgd
+
+METHOD = bl.BackLink(propagation_length=1, alpha=0.25)
+
+
+def rate(step: int) -> float:
+    return 0.05 / (1 + step)
+
+
+def trainer_with(name: str, seed: int = 0) -> bl.Trainer:
+    return bl.Trainer(bl.split(tiny_network(4, seed=seed).double(), 2), METHOD, rate, optimizer=OPTIMIZERS[name])
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_step_is_the_optimizers_own_at_the_schedules_rate(name: str) -> None:
+    trainer, modules = trainer_with(name), bl.split(tiny_network(4).double(), 2)
+    named = dict(pair for m in modules for pair in m.named())
+    optimizer = OPTIMIZERS[name](list(named.values()))
+    for step in range(3):
+        trainer.step(*batch(seed=step))
+        for n, gradient in bl.gradients(modules, METHOD, *batch(seed=step)).items():
+            named[n].grad = gradient
+        for group in optimizer.param_groups:
+            group["lr"] = rate(step)
+        optimizer.step()
+    assert all(torch.equal(p, named[n]) for m in trainer.modules for n, p in m.named())
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_run_continues_from_a_checkpoint_bit_for_bit(name: str, tmp_path: Path) -> None:
+    trainer = trainer_with(name)
+    for step in range(4):
+        if step == 2:
+            Checkpoints(tmp_path).save(trainer.state(), {})
+        trainer.step(*batch(seed=step))
+    found = Checkpoints(tmp_path).newest()
+    assert found is not None
+    fresh = trainer_with(name, seed=5)
+    fresh.step(*batch(seed=9))  # whose state must go
+    fresh.load(found[0])
+    for step in (2, 3):
+        fresh.step(*batch(seed=step))
+    ours, theirs = fresh.state(), trainer.state()
+    assert ours.optimizer.keys() == theirs.optimizer.keys()
+    for part in ("weights", "optimizer"):
+        assert all(torch.equal(t, getattr(theirs, part)[n]) for n, t in getattr(ours, part).items())
+
+
+def test_plain_numbers_come_back_as_what_they_were() -> None:
+    """As a tensor, a count would round differently."""
+    p = nn.Parameter(torch.ones(2))
+    one, two = Updater([("w", p)], CountedSgd), Updater([("w", p)], CountedSgd)
+    one.update([torch.ones(2)], 0.1)
+    assert {name: t.item() for name, t in one.state().items()} == {"w/count#": 1, "w/rate#": 0.1}
+    two.load(one.state())
+    assert two._optimizer.state[p] == {"count": 1, "rate": 0.1}
+    assert [type(v) for v in two._optimizer.state[p].values()] == [int, float]
+    two.load({})
+    assert two.state() == {}
+
+
+class Base(torch.optim.Optimizer):
+    """SGD; its subclasses each do something that stages or checkpoints cannot follow."""
+
+    def __init__(self, parameters: Iterable[Tensor], **options: Any) -> None:
+        super().__init__(parameters, {"lr": 0.1, **options})
+        self.steps = [0]
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for p in group["params"]:
+                self.move(p, group)
+
+    def move(self, p: Tensor, group: dict[str, Any]) -> None:
+        p.sub_(group["lr"] * p.grad)
+
+
+class Counts(Base):
+    def move(self, p: Tensor, group: dict[str, Any]) -> None:
+        self.steps[0] += 1
+        super().move(p, group)
+
+
+class CountsInGroup(Base):
+    def move(self, p: Tensor, group: dict[str, Any]) -> None:
+        group["k"] = group.get("k", 0) + 1
+        super().move(p, group)
+
+
+class Remembers(Base):
+    def move(self, p: Tensor, group: dict[str, Any]) -> None:
+        self.state[p]["history"] = [1.0]
+        super().move(p, group)
+
+
+class Clips(Base):
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        torch.nn.utils.clip_grad_norm_(self.param_groups[0]["params"], 1.0)
+        super().step()
+
+
+class Noisy(Base):
+    def move(self, p: Tensor, group: dict[str, Any]) -> None:
+        p.sub_(group["lr"] * torch.randn_like(p))
+
+
+def two_rates(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.SGD([{"params": parameters[:1], "lr": 1.0}, {"params": parameters[1:], "lr": 0.1}])
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "message"),
+    [
+        (torch.optim.LBFGS, "optimizer LBFGS needs a closure"),
+        (two_rates, "optimizer SGD has the learning rates .*allowed: one lr"),
+        (lambda ps: torch.optim.SGD(ps[:-1]), "optimizer SGD holds 1 parameters and was given 2"),
+        (lambda ps: torch.optim.SGD([torch.zeros(2)]), "optimizer SGD holds 1 parameters"),
+        (lambda ps: None, "gives a NoneType; allowed: a callable"),
+        (torch.optim.SGD([torch.zeros(2)]), "gives a SGD; allowed: a callable"),
+        (Counts, "optimizer Counts changes steps, which no checkpoint holds"),
+        (CountsInGroup, "optimizer CountsInGroup changes k, which no checkpoint holds"),
+        (Remembers, "optimizer Remembers keeps 'history', a list"),
+        (Clips, "optimizer Clips updates two parameters differently together and apart"),
+        (Noisy, "optimizer Noisy updates two parameters differently"),
+    ],
+)
+def test_what_cannot_work_in_parts_is_refused_before_anything_moves(optimizer: Any, message: str) -> None:
+    network = tiny_network(4)
+    before = [p.clone() for p in network.parameters()]
+    with pytest.raises(bl.ConfigError, match=message):
+        bl.Trainer(bl.split(network, 2), METHOD, optimizer=optimizer)
+    assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
+    assert (
+        bl.Trainer(bl.split(network, 2), METHOD, optimizer=Base).step_index == 0
+    )  # what they all do besides is allowed
