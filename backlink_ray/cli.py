@@ -2,8 +2,8 @@
 
 import os
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,22 +11,35 @@ import tyro
 
 from backlink_ray.commands.bench import Bench
 from backlink_ray.commands.exit_codes import guarded
-from backlink_ray.data.datasets import data_root
 from backlink_ray.errors import ConfigError
 from backlink_ray.files import write_whole
+from backlink_ray.methods.catalogue import own_options
+from backlink_ray.options import mapping
 from backlink_ray.pipeline.resources import STAGE, StageResources
 from backlink_ray.runs.config import RunConfig
-from backlink_ray.runs.data import dataset_of
 from backlink_ray.runs.options import RunOptions
 from backlink_ray.runs.results import epoch_line, test_text
 from backlink_ray.runs.runner import run
 
 
 @dataclass(frozen=True, kw_only=True)
+class RunFlags(RunConfig):
+    """The fields of a run as flags; its method's own options are flags of their own."""
+
+    options: Annotated[Mapping[str, Any], tyro.conf.Fixed, tyro.conf.Suppress] = mapping()
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnFlags:
+    """The options of a method of the user's; the built-in methods have none."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Train:
     """Train one configuration into a run folder; the same command again resumes where it stopped."""
 
-    config: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig)
+    config: Annotated[RunFlags, tyro.conf.arg(name="")] = field(default_factory=RunFlags)
+    own: Annotated[OwnFlags, tyro.conf.arg(name="")] = field(default_factory=OwnFlags)
     output_dir: Path
     """The run folder: config.yaml, environment.json, metrics.jsonl, checkpoints/, result.json."""
     data_root: str = ""
@@ -39,20 +52,34 @@ class Train:
 
     def main(self) -> int:
         """Train, and print one line per epoch."""
-        config = self.config
+        config = RunConfig(**{**vars(self.config), "options": vars(self.own)})
         if self.timeline and not self.timeline.endswith(".png"):
             raise ConfigError(f"timeline={self.timeline!r} is not a PNG file; give a name that ends in .png")
-        dataset = dataset_of(config, data_root(self.data_root))
         options = RunOptions(
-            output_dir=self.output_dir,
             timeline=self.timeline,
             stage_timeout_s=self.stage_timeout_s,
             resources=self.resources,
             on_epoch=_print_epoch(config),
         )
-        result = run(config, dataset, options)
+        result = run(config, self.output_dir, data_root=self.data_root, options=options)
         print(f"{test_text(result)}, {result['images_per_s']:.0f} images/s, in {self.output_dir}")
         return 0
+
+
+def _train_with(arguments: Sequence[str]) -> type[Train]:
+    """Return the command with the options of the method or base that the arguments name by an import path as flags."""
+    found = {"method": "", "base": ""}
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        flag, equals, value = argument.partition("=")
+        if flag.startswith("--") and flag[2:] in found:
+            found[flag[2:]] = value if equals else following
+    flags: list[Any] = [
+        (name, Annotated[type(option.default), tyro.conf.arg(help="Option of your own method.")], option.default)
+        for name, option in own_options(found["method"] or RunConfig.method, found["base"] or RunConfig.base).items()
+    ]
+    own = make_dataclass("OwnFlags", flags, bases=(OwnFlags,), frozen=True, kw_only=True)
+    field_of_own: Any = ("own", Annotated[own, tyro.conf.arg(name="")], field(default_factory=own))
+    return make_dataclass("Train", [field_of_own], bases=(Train,), frozen=True, kw_only=True)
 
 
 def _print_epoch(config: RunConfig) -> Callable[[dict[str, Any]], None]:
@@ -123,7 +150,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line and run it; return the exit code as `guarded` does."""
 
     def run_command() -> int:
-        commands: dict[str, Callable[..., Any]] = {"train": Train, "bench": Bench, "report": Report, "sync": Sync}
+        given = sys.argv[1:] if arguments is None else arguments
+        train = _train_with(given) if given[:1] == ["train"] else Train
+        commands: dict[str, Callable[..., Any]] = {"train": train, "bench": Bench, "report": Report, "sync": Sync}
         command: Train | Bench | Report | Sync = tyro.extras.subcommand_cli_from_dict(
             commands, prog="backlink-ray", args=arguments, description=__doc__
         )

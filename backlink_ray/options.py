@@ -2,12 +2,13 @@
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from functools import cache
 from numbers import Integral, Real
 from typing import Any, TypeVar
 
 from backlink_ray.errors import ConfigError
+from backlink_ray.importing import is_path
 
 T = TypeVar("T")
 
@@ -25,6 +26,7 @@ class Option:
     Attributes:
         default: the default value, whose type is the option's.
         choices: every allowed value, including the default; empty if a range applies.
+        importable: an import path is allowed as well, see `importing.load`.
         low, high: the range of a number, both ends included.
         allowed: the range in words.
         needs: name and value of another option without which this one has no meaning.
@@ -33,6 +35,7 @@ class Option:
 
     default: Any
     choices: tuple[Any, ...] = ()
+    importable: bool = False
     low: float = 0
     high: float = _LARGEST
     allowed: str = ""
@@ -40,16 +43,21 @@ class Option:
     unused: Any = None
 
     def read(self, name: str, value: object) -> Any:
-        """Return the value as Python's bool, int, float or str; ConfigError gives value, rule and what is allowed."""
+        """Return the value as Python's own type; ConfigError gives value, rule and what is allowed."""
         kind, is_bool = type(self.default), type(value).__name__ in _BOOLS
-        if not (is_bool if kind is bool else isinstance(value, _ACCEPTED[kind]) and not is_bool):
+        if kind is tuple and isinstance(value, list | tuple):
+            return tuple(_POSITIVE.read(name, each) for each in value)
+        if kind is dict and isinstance(value, Mapping):
+            return {key: _plain(f"{name}[{key!r}]", value[key]) for key in sorted(value)}
+        if not (is_bool if kind is bool else isinstance(value, _ACCEPTED.get(kind, ())) and not is_bool):
             raise ConfigError(f"{name}={value!r} is a {type(value).__name__}; allowed: {kind.__name__}")
         try:
             own = kind(value)
         except OverflowError as error:
             raise ConfigError(f"{name}={value!r} is out of range; allowed {self.allowed}") from error
-        if self.choices and own not in self.choices:
-            raise ConfigError(f"{name}={own!r} is not known; allowed: {', '.join(map(str, self.choices))}")
+        if self.choices and own not in self.choices and not (self.importable and is_path(own)):
+            more = ", or an import path MODULE:NAME" * self.importable
+            raise ConfigError(f"{name}={own!r} is not known; allowed: {', '.join(map(str, self.choices))}{more}")
         if kind in (int, float) and not self.low <= own <= self.high:
             raise ConfigError(f"{name}={own!r} is out of range; allowed {self.allowed}")
         return own
@@ -80,9 +88,9 @@ def whole(
     return _declare(default, low=low, high=high, allowed=allowed or words, needs=needs, unused=unused)
 
 
-def choice(*choices: str, default: str = "") -> str:
-    """Declare one of some names; the first is the default unless another is given."""
-    return _declare(default or choices[0], choices=choices)
+def choice(*choices: str, default: str = "", importable: bool = False) -> str:
+    """Declare one of some names, or an import path; the first is the default unless another is given."""
+    return _declare(default or choices[0], choices=choices, importable=importable)
 
 
 def flag(default: bool) -> bool:
@@ -95,6 +103,30 @@ def text(default: str) -> str:
     return _declare(default)
 
 
+def whole_numbers() -> tuple[int, ...]:
+    """Declare any number of positive whole numbers; by default none."""
+    return _declare(())
+
+
+def mapping() -> Mapping[str, bool | int | float | str]:
+    """Declare values by name, whose names are checked elsewhere; by default none."""
+    found: Any = field(default_factory=dict, hash=False, metadata={"option": Option(default={})})
+    return found  # type: ignore[no-any-return]
+
+
+_POSITIVE = Option(default=1, low=1, allowed="1 or more")
+
+
+def _plain(name: str, value: object) -> Any:
+    """Return a bool, int, float or str, also numpy's, as Python's own type."""
+    if type(value).__name__ in _BOOLS:
+        return bool(value)
+    for kind, accepted in _ACCEPTED.items():
+        if isinstance(value, accepted):
+            return kind(value)
+    raise ConfigError(f"{name}={value!r} is a {type(value).__name__}; allowed: bool, int, float or str")
+
+
 def _declare(default: T, **rules: Any) -> T:
     return field(default=default, metadata={"option": Option(default=default, **rules)})
 
@@ -103,7 +135,12 @@ def _declare(default: T, **rules: Any) -> T:
 def options_of(owner: type[Any]) -> Mapping[str, Option]:
     """Return the options of a dataclass by name, in the order of its fields."""
     declared = {f.name: _declared(owner, f.name) for f in fields(owner)}
-    return {f.name: replace(declared[f.name], default=f.default) for f in fields(owner) if declared[f.name]}
+    return {f.name: replace(declared[f.name], default=default_of(f)) for f in fields(owner) if declared[f.name]}
+
+
+def default_of(declared: "Field[Any]") -> Any:
+    """Return the default value of a dataclass field, MISSING if it has none."""
+    return declared.default if declared.default_factory is MISSING else declared.default_factory()
 
 
 def _declared(owner: type[Any], name: str) -> Any:

@@ -8,6 +8,7 @@ import sys
 
 from backlink_ray import RunConfig
 from backlink_ray.commands.search import main
+from backlink_ray.paper.recipes import ALPHAS
 from backlink_ray.tuning.plan import Plan
 from backlink_ray.tuning.space import Space
 
@@ -16,10 +17,12 @@ SMOKE = PAPER.replace(
     dataset="cifar10-sample", lr=0.02, batch_size=16, epochs=2, train_images=160, test_images=100, torch_threads=1
 )
 PRESETS = {
-    "paper": Plan(base=PAPER, space=Space(num_modules=(2, 4, 8, 16), longest=4), num_samples=50),
+    "paper": Plan(
+        base=PAPER, space=Space(num_modules=(2, 4, 8, 16), longest=4, alphas=ALPHAS, lr=(0.05, 1.0)), num_samples=50
+    ),
     "smoke": Plan(
         base=SMOKE,
-        space=Space(num_modules=(2, 4), longest=4, lr=(0.005, 0.05)),
+        space=Space(num_modules=(2, 4), longest=4, alphas=ALPHAS, lr=(0.005, 0.05)),
         first=(SMOKE.replace(num_modules=2, propagation_length=2, alpha=0.5),),
         num_samples=3,
     ),

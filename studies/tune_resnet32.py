@@ -8,7 +8,7 @@ import sys
 
 from backlink_ray.commands.search import main
 from backlink_ray.paper.cells import find
-from backlink_ray.paper.recipes import default_alpha, recipe
+from backlink_ray.paper.recipes import ALPHAS, default_alpha, recipe
 from backlink_ray.tuning.plan import Plan
 from backlink_ray.tuning.space import Space
 
@@ -23,11 +23,13 @@ RUNS = (
     *(CPU.replace(propagation_length=length, alpha=default_alpha(length)) for length in (1, 2, 4)),
 )
 PRESETS = {
-    "paper": Plan(base=PAPER, space=Space(), num_samples=50),
+    "paper": Plan(
+        base=PAPER, space=Space(num_modules=(2, 4, 8, 16), longest=4, alphas=ALPHAS, lr=(0.05, 1.0)), num_samples=50
+    ),
     "cpu": Plan(base=CPU, runs=RUNS, metric="test_error_pct"),
     "smoke": Plan(
         base=SMOKE,
-        space=Space(num_modules=(2, 4), lr=(0.02, 0.2)),
+        space=Space(num_modules=(2, 4), longest=4, alphas=ALPHAS, lr=(0.02, 0.2)),
         first=(SMOKE.replace(num_modules=2, propagation_length=2, alpha=0.5),),
         num_samples=3,
     ),

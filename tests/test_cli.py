@@ -4,11 +4,14 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from backlink_ray.cli import main
+from tests.users import imported_from, write_project
 
 SMALL = [
     "--network", "resnet8", "--dataset", "cifar10-sample", "--num-modules", "2", "--propagation-length", "1", "--lr", "0.1",
@@ -75,6 +78,70 @@ def test_bad_input_is_one_line(
     tmp_path: Path, arguments: list[str], code: int, values: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     check_refused(train(tmp_path / "run", *arguments), code, values, capsys)
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    write_project(tmp_path, "cli")
+    monkeypatch.chdir(tmp_path)
+    with imported_from(tmp_path):
+        yield tmp_path
+
+
+def test_parts_of_the_users_are_trained_and_own_options_are_flags(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = [
+        "--network",
+        "cli_model:network",
+        "--optimizer",
+        "torch.optim:AdamW",
+        "--sizes",
+        "1",
+        "3",
+        "--executor",
+        "local",
+    ]
+    on_base = [*train(project / "run"), *own, "--base", "cli_method:Mine", "--gamma", "0.7", "--twice"]
+    assert main(on_base) == 0
+    stored = yaml.safe_load((project / "run" / "config.yaml").read_text())
+    assert stored["options"] == {"gamma": 0.7, "twice": True}
+    assert (stored["sizes"], stored["base"]) == ([1, 3], "cli_method:Mine")
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match="0"):
+        main(["train", "--method=cli_method:Mine", "--help"])
+    assert "--gamma" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--network", "cli_none:network"], "network='cli_none:network' cannot be imported: there is no module cli_none in "),
+        (["--network", "cli_model:nets"], r"cli_model.py defines network"),
+        (["--method", "cli_none:Mine"], "method='cli_none:Mine' cannot be imported"),
+        (["--network", "cli_model:network", "--sizes", "1", "1"], r"sizes=\(1, 1\) sum to 2"),
+        (["--network", "cli_model:network", "--num-modules", "5"], "num_modules=5 is out of range .* 4 units"),
+        (["--network", "cli_other:shape"], r"have shape \(3, 32, 32\), but the network was built for \(3, 8, 8\)"),
+        (["--network", "cli_other:classes"], "has 7 outputs; dataset='cifar10-sample' needs 10"),
+        (["--network", "cli_other:nothing"], "returns a NoneType; allowed: a backlink_ray.Network"),
+        (["--dataset", "cli_other:data"], "dataset='cli_other:data' returns a int; allowed: a backlink_ray.Dataset"),
+        (["--optimizer", "torch.optim:AdamW", "--momentum", "0.5"], "momentum=0.5 .*torch.optim:AdamW"),
+    ],
+)  # fmt: skip
+def test_bad_parts_of_the_users_are_one_line(
+    project: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (project / "cli_other.py").write_text(OTHER)
+    check_refused(train(project / "run", *arguments), 2, message, capsys)
+
+
+OTHER = """
+from cli_model import network
+def shape(num_classes, image_size, seed): return network(num_classes, 8, seed)
+def classes(num_classes, image_size, seed): return network(7, image_size, seed)
+def nothing(**_): ...
+def data(**_): return 3
+"""
 
 
 def test_a_cluster_too_small_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], ray_here: None) -> None:

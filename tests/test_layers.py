@@ -1,6 +1,7 @@
 """The house: imports go down only, and importing the library is light."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +10,9 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "backlink_ray"
 LAYERS = [
-    {"errors", "seeds", "provenance", "files", "text", "options"}, {"nets", "data", "measure", "tracking"}, {"local"},
-    {"methods"}, {"train"}, {"pipeline"}, {"runs"}, {"benchmarks"}, {"paper"}, {"tuning"}, {"figures"}, {"commands"}, {"cli"},
+    {"errors", "seeds", "provenance", "files", "text", "options", "importing"},
+    {"nets", "data", "measure", "tracking"}, {"local"}, {"methods"}, {"train"}, {"pipeline"}, {"runs"}, {"benchmarks"},
+    {"paper"}, {"tuning"}, {"figures"}, {"commands"}, {"cli"},
 ]  # fmt: skip
 ALLOWED = {
     "ray": (
@@ -85,6 +87,9 @@ def test_the_contents_page_is_complete() -> None:
 
     assert list(bl.__all__) == sorted(bl.__all__, key=lambda n: (not n.isupper(), n))
     assert all(hasattr(bl, name) for name in bl.__all__)
+    assert set(bl.__all__) <= set(dir(bl))
+    listed = (PACKAGE.parent / "README.md").read_text().split("## The library")[1].split("## ")[0]
+    assert set(re.findall(r"`(\w+)`", listed)) == set(bl.__all__)
 
 
 def test_no_file_is_long() -> None:

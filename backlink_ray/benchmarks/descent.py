@@ -12,7 +12,6 @@ from backlink_ray.measure.descent import ALL, Descent, MeanGradients, descent_by
 from backlink_ray.methods.backprop import BP
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.job import make_job
-from backlink_ray.runs.options import RunOptions
 from backlink_ray.train.checkpoint import Checkpoints
 from backlink_ray.train.executor import to_cpu, use_torch_threads
 from backlink_ray.train.trainer import Trainer, check_losses, gradients
@@ -36,7 +35,7 @@ def directions(
         ConfigError: the configuration does not fit the data.
         NonFiniteLossError: the run diverged; the values yielded so far remain valid.
     """
-    job = make_job(config, dataset, RunOptions(output_dir=folder))
+    job = make_job(config, dataset)
     batches = job.batches(torch.device(device), job.dtype)
     modules = [m.to(device) for m in job.modules]
     trainer = Trainer(modules, job.method, job.lr, loss=job.loss, optimizer=job.optimizer, seed=job.seed)

@@ -22,7 +22,6 @@ from backlink_ray.paper.cells import published_error_pct
 from backlink_ray.paper.recipes import default_alpha
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.data import dataset_of
-from backlink_ray.runs.options import RunOptions
 from backlink_ray.runs.results import Row
 from backlink_ray.runs.runner import run
 
@@ -149,7 +148,7 @@ def _headline(bench: Bench) -> Iterator[Row]:
         for cell in headline_cells(bench.smoke_test):
             config = cell.replace(seed=seed)
             data = dataset_of(config, data_root(bench.data_root))
-            result = run(config, data, RunOptions(output_dir=bench.output_dir / "runs" / config.run_id))
+            result = run(config, bench.output_dir / "runs" / config.run_id, dataset=data)
             kept = {name: value for name, value in result.items() if isinstance(value, (int, float, str))}
             yield {"cell": f"{config.head}/{config.run_name}", "paper": published_error_pct(config), **kept}
 

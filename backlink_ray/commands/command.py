@@ -15,8 +15,7 @@ from backlink_ray.errors import ConfigError
 from backlink_ray.runs.results import Results
 from backlink_ray.runs.tracked import track_files
 from backlink_ray.tracking.run import ExperimentInfo
-from backlink_ray.tracking.tracker import NoTracker, Tracker
-from backlink_ray.tracking.uri import default_tracking_uri, redact
+from backlink_ray.tracking.tracker import NoTracker, Tracker, open_tracker
 from backlink_ray.tuning.folder import check_study_folder, open_study_folder
 from backlink_ray.tuning.plan import Plan
 
@@ -123,12 +122,8 @@ class Command(ABC):
         return 1 if self.failed() else 0
 
     def _open_tracker(self) -> Tracker:
-        flag, env = self.flags.tracking_uri, os.environ.get("MLFLOW_TRACKING_URI", "")
-        uri = flag or env or default_tracking_uri(self.flags.storage)
-        source = "--tracking-uri" if flag else "$MLFLOW_TRACKING_URI" if env else "the storage path"
-        print(f"tracking to {redact(uri)} (from {source})", file=sys.stderr, flush=True)
-        name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or self.experiment()
-        return Tracker(uri, ExperimentInfo(name=name, note=self.note()), self.flags.storage)
+        info = ExperimentInfo(name=self.experiment(), note=self.note())
+        return open_tracker(self.flags.tracking_uri, info, self.flags.storage)
 
     def _last_lines(self, files: Sequence[Path], tracker: NoTracker) -> None:
         self.show()

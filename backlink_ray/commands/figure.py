@@ -22,7 +22,7 @@ from backlink_ray.errors import ConfigError
 from backlink_ray.figures.data import FigureData
 from backlink_ray.figures.style import name_of
 from backlink_ray.runs.config import RunConfig
-from backlink_ray.runs.results import Results, Row, Value
+from backlink_ray.runs.results import Results, Row, Value, columns_of
 from backlink_ray.seeds import derive_seed
 from backlink_ray.text import slug
 from backlink_ray.tracking.tracker import NoTracker
@@ -70,7 +70,7 @@ class MeasurementContext:
     def row(self, config: RunConfig, suffix: str = "", **measured: Value) -> Row:
         """Return a row of results: the configuration, what was measured, and on what."""
         return {
-            **dataclasses.asdict(config), "run_id": self.row_id(config, suffix), "status": "FINISHED",
+            **columns_of(config), "run_id": self.row_id(config, suffix), "status": "FINISHED",
             "reason": "done", **measured, "hardware": self.hardware, "device": self.device.split(":")[0],
             "commit": provenance.commit(), "date": time.strftime("%Y-%m-%d"),
         }  # fmt: skip

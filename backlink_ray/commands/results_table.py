@@ -7,8 +7,9 @@ from rich.console import Console
 from rich.table import Table
 
 from backlink_ray.paper.cells import published_error_pct
-from backlink_ray.runs.results import Row, config_of
+from backlink_ray.runs.results import Row, config_of, test_text
 from backlink_ray.text import markdown_table
+from backlink_ray.tuning.search import ordered
 
 COLUMNS = (
     "method", "K", "l", "alpha", "eta", "val error %", "test error %", "paper %", "images/s", "epoch s", "MiB", "executor",
@@ -18,8 +19,7 @@ COLUMNS = (
 
 def table_rows(rows: Sequence[Row], metric: str) -> list[list[str]]:
     """Return the cells of the table as text, the best run first, failed runs last."""
-    ordered = sorted(rows, key=lambda row: (row["status"] != "FINISHED", float(row.get(metric) or 0)))
-    return [_cells(row) for row in ordered]
+    return [_cells(row) for row in ordered(rows, metric)]
 
 
 def _cells(row: Row) -> list[str]:
@@ -64,6 +64,5 @@ def best_line(rows: Sequence[Row], metric: str) -> str:
     if published is not None:
         paper = f"the paper's {published:.2f} % (200 epochs, all images)"
     return (
-        f"best trial: {config.label} {config.run_name}, {metric} {best[metric]:.2f}, "
-        f"test error {best['test_error_pct']:.2f} % beside {paper}"
+        f"best trial: {config.label} {config.run_name}, {metric} {best[metric]:.2f}, {test_text(best)} beside {paper}"
     )

@@ -8,18 +8,18 @@ from pathlib import Path
 from backlink_ray.commands.command import Command, run_command
 from backlink_ray.commands.flags import TrialFlags, choose_preset, not_negative
 from backlink_ray.commands.results_table import COLUMNS, best_line, markdown, print_table, table_rows
-from backlink_ray.commands.trials import describe, estimate, local_cluster, run_trials, training_images
+from backlink_ray.commands.trials import describe, estimate, local_cluster, run_with_flags, training_images
 from backlink_ray.data.datasets import data_root
 from backlink_ray.errors import ConfigError
 from backlink_ray.figures.data import FigureData
 from backlink_ray.files import write_whole
 from backlink_ray.paper.cells import published_error_pct
 from backlink_ray.runs.config import RunConfig
-from backlink_ray.runs.data import load_for
 from backlink_ray.runs.results import Row, config_of
 from backlink_ray.tracking.tracker import NoTracker
 from backlink_ray.tuning.folder import MANIFEST, check_study_folder, open_study_folder
 from backlink_ray.tuning.plan import Plan
+from backlink_ray.tuning.search import prepare
 from backlink_ray.tuning.study import Study
 
 
@@ -32,7 +32,7 @@ class SearchFlags(TrialFlags):
     asha: bool = False
     """Stop trials of a search early if they rank low at an epoch (ASHA); best with several trials at once."""
     trade_off: bool = False
-    """Search for the trade-off of error, memory and step time (NSGA-II) instead of the error alone (TPE)."""
+    """Search for the trade-off of error, memory and step time instead of the error alone."""
     seeds: int = 1
     """Seeds per run of a list, from --seed up; a later start may ask for more."""
 
@@ -116,12 +116,12 @@ class SearchCommand(Command):
                 pass
 
     def prepare(self) -> None:
-        self._datasets = load_for(self.plan.examples, data_root(self.flags.data_root))
+        self.plan, self._datasets = prepare(self.plan, data_root(self.flags.data_root))
 
     def carry_out(self, tracker: NoTracker) -> None:
         study = Study(self.name, self.plan, self.folder, tracker)
         if study.left():
-            self.missing = run_trials(study, self.flags, self.plan.examples, self._datasets)
+            self.missing = run_with_flags(study, self.flags, self.plan.examples, self._datasets)
         else:
             print("nothing left to run: every trial has a result", file=sys.stderr, flush=True)
 
@@ -162,7 +162,10 @@ class SearchCommand(Command):
             + earlier * bool(self._earlier)
         )
         runs = plan.runs or (*listed, base)[:1] * plan.size
-        print(estimate([(run, training_images(run)) for run in runs], self.flags.gpus))
+        if base.import_paths:
+            print("no estimate: this study has parts of your own, which are not measured")
+        else:
+            print(estimate([(run, training_images(run)) for run in runs], self.flags.gpus))
 
 
 def _with_flags(plan: Plan, flags: SearchFlags, preset: str) -> Plan:

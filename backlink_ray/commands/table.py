@@ -12,7 +12,7 @@ import tyro
 from backlink_ray.commands.command import Command, run_command
 from backlink_ray.commands.flags import TrialFlags, choose_preset, not_negative
 from backlink_ray.commands.results_table import print_table
-from backlink_ray.commands.trials import describe, estimate, local_cluster, run_trials, training_images
+from backlink_ray.commands.trials import describe, estimate, local_cluster, run_with_flags, training_images
 from backlink_ray.data.datasets import data_root
 from backlink_ray.data.tensors import Dataset
 from backlink_ray.errors import ConfigError
@@ -143,7 +143,7 @@ class TableCommand(Command):
             print("nothing left to run: every requested run has ended", file=sys.stderr, flush=True)
         while not self.missing and (left := self._left(retry)):
             study = Study(self.name, self._plan(retry), self.folder, tracker)
-            self.missing = run_trials(study, self.flags, left, datasets or self._load(left))
+            self.missing = run_with_flags(study, self.flags, left, datasets or self._load(left))
             retry, datasets = False, {}  # failed runs are repeated once, and later runs may need other data
         for run_id, found in differences(self.grid, self._rows).items():
             if derive(self.folder / "runs" / run_id, found):

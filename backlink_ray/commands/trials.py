@@ -4,7 +4,6 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 
-import ray
 import torch
 
 from backlink_ray.benchmarks.speed import images_per_s
@@ -13,35 +12,22 @@ from backlink_ray.commands.flags import TrialFlags
 from backlink_ray.data.tensors import Dataset
 from backlink_ray.errors import ConfigError
 from backlink_ray.runs.config import RunConfig
-from backlink_ray.runs.executors import start_once
 from backlink_ray.tuning.resources import ClusterResources
 from backlink_ray.tuning.study import Study
-from backlink_ray.tuning.tuner import run_study
+from backlink_ray.tuning.tuner import run_trials
 
 
-def run_trials(study: Study, flags: TrialFlags, examples: Iterable[RunConfig], datasets: Mapping[str, Dataset]) -> int:
-    """Run the trials that are left of a study's plan, at least one; return how many an interruption left.
-
-    Args:
-        study: with trials left to run.
-        flags: address and size of the cluster.
-        examples: runs of the plan, at least one of every size.
-        datasets: by `data_key`.
-
-    Raises:
-        ConfigError: the cluster can never hold a run.
-        SecondInterruptError: Ctrl-C was pressed a second time.
-    """
-    start_once(flags.address)
-    found = ray.cluster_resources()
-    cluster = _cluster(found.get("GPU", 0.0), found.get("CPU", 0.0), flags)
-    for run in examples:
-        cluster.check(run)
+def run_with_flags(
+    study: Study, flags: TrialFlags, examples: Iterable[RunConfig], datasets: Mapping[str, Dataset]
+) -> int:
+    """Run the trials that are left of a study's plan, see `run_trials`; a second Ctrl-C is SecondInterruptError."""
     try:
-        run_study(study, datasets, cluster)
-    except KeyboardInterrupt as error:  # Tune handles the first Ctrl-C itself, by ending its trials in order
+        return run_trials(
+            study, examples, datasets, address=flags.address, gpus=flags.gpus, max_concurrent=flags.max_concurrent,
+            stage=flags.stage,
+        )  # fmt: skip
+    except KeyboardInterrupt as error:
         raise SecondInterruptError from error
-    return study.missing()
 
 
 def local_cluster(flags: TrialFlags) -> ClusterResources:

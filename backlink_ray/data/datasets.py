@@ -9,6 +9,7 @@ from backlink_ray.data.embedded import load_sample
 from backlink_ray.data.originals import load_cifar10, load_cifar10_lt, load_cifar100, load_stl10, load_svhn
 from backlink_ray.data.tensors import Dataset, LabelledSet
 from backlink_ray.errors import ConfigError
+from backlink_ray.importing import call, is_path
 
 # Number of training images of every data set.
 DATASETS = {
@@ -43,7 +44,7 @@ def load_dataset(
     """Load a data set and check its files.
 
     Args:
-        name: a key of DATASETS.
+        name: a key of DATASETS, or the import path of a function (root, download, seed) -> Dataset.
         root: folder of the original files; default `data_root()`.
         train_images: keep the first N training images in file order; 0 keeps all.
         test_images: likewise for the test images.
@@ -54,9 +55,17 @@ def load_dataset(
         ConfigError: an unknown name, or more images requested than the set has.
         DataError: a file is missing, truncated or corrupt, or the root is not writable.
     """
-    if name not in LOADERS:
-        raise ConfigError(f"dataset={name!r} is not known; allowed: {', '.join(LOADERS)}")
-    return LOADERS[name](root or data_root(), download, seed).first(train_images, test_images)
+    if name not in LOADERS and not is_path(name):
+        raise ConfigError(
+            f"dataset={name!r} is not known; allowed: {', '.join(LOADERS)}, or an import path MODULE:NAME"
+        )
+    if is_path(name):
+        found = call(name, "dataset", root=root or data_root(), download=download, seed=seed)
+    else:
+        found = LOADERS[name](root or data_root(), download, seed)
+    if not isinstance(found, Dataset):
+        raise ConfigError(f"dataset={name!r} returns a {type(found).__name__}; allowed: a backlink_ray.Dataset")
+    return found.first(train_images, test_images)
 
 
 def hold_out(dataset: Dataset, fraction: float, seed: int) -> tuple[LabelledSet, LabelledSet]:

@@ -1,10 +1,12 @@
 """Catalogue: every method by name, and the options of all methods."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from functools import cache
-from typing import Any
+from typing import Any, get_type_hints
 
+from backlink_ray.errors import ConfigError
+from backlink_ray.importing import is_path, load
 from backlink_ray.methods.backlink import BackLink, BackLinkOptions
 from backlink_ray.methods.backprop import BP
 from backlink_ray.methods.base import Method, changed_parts
@@ -14,7 +16,7 @@ from backlink_ray.methods.dni import DNI, DNIOptions
 from backlink_ray.methods.greedy import GLL
 from backlink_ray.methods.infopro import InfoPro, InfoProOptions
 from backlink_ray.methods.predsim import PredSim, PredSimOptions
-from backlink_ray.options import choice
+from backlink_ray.options import LARGEST_FLOAT, Option, choice, default_of, options_of
 
 METHODS: dict[str, type[Method]] = {m.name: m for m in (BP, GLL, BackLink, DGL, PredSim, InfoPro, DDG, DNI)}
 # Methods whose local losses BackLink can use.
@@ -29,24 +31,66 @@ class MethodOptions(DNIOptions, InfoProOptions, PredSimOptions, DGLOptions, Back
     """backlink: exact (both gradients from the same batch), stale (the next module's one batch older); dgl: exact, async."""
 
 
-@cache
-def takes(method: str) -> frozenset[str]:
+# What methods take from a run's own fields; any other field of a method of the user's is its own option.
+_SHARED = {*options_of(MethodOptions), "base"}
+
+
+def method_class(name: str, field: str = "method") -> type[Method]:
+    """Return a method by its name in METHODS or its import path; ConfigError names `field`."""
+    found = load(name, field) if is_path(name) else METHODS[name]
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise ConfigError(f"{field}={name!r} is no method; give a subclass of backlink_ray.Method")
+    return found
+
+
+def takes(method: str, field: str = "method") -> frozenset[str]:
     """Return the names of a method's arguments: its options and, if any, the base."""
-    return frozenset(f.name for f in fields(METHODS[method])) if method in METHODS else frozenset()
+    known = is_path(method) or method in METHODS
+    return frozenset(f.name for f in fields(method_class(method, field))) if known else frozenset()
 
 
-def make_method(method: str, base: str, values: Mapping[str, Any]) -> Method:
+def own_options(method: str, base: str) -> dict[str, Option]:
+    """Return the options that a run's method or its base has and no built-in method has, by name, in the order of their fields.
+
+    An option without a declared range is checked for its type alone.
+    """
+    named = {"base": base} if "base" in takes(method) else {}
+    return {n: o for field, name in ({"method": method} | named).items() for n, o in _own(name, field).items()}
+
+
+@cache
+def _own(method: str, field: str) -> dict[str, Option]:
+    if not is_path(method):
+        return {}
+    made: Any = method_class(method, field)
+    declared, types = options_of(made), get_type_hints(made)
+    found = {}
+    for each in (each for each in fields(made) if each.name not in _SHARED):
+        default = default_of(each)
+        if default is MISSING:
+            raise ConfigError(f"{field}={method!r} has no default value for its field {each.name!r}; give it one")
+        if each.name in declared:
+            found[each.name] = declared[each.name]
+        elif isinstance(default, bool | int | float | str):
+            kind = types[each.name] if types[each.name] in (bool, int, float, str) else type(default)
+            found[each.name] = Option(default=kind(default), low=-LARGEST_FLOAT, high=LARGEST_FLOAT, allowed="finite")
+    return found
+
+
+def make_method(method: str, base: str, values: Mapping[str, Any], field: str = "method") -> Method:
     """Return a method by name, made from those of the values that it takes.
 
     Args:
-        method: a name in METHODS.
-        base: a name in BASES, for a method that has a base; an option of both is the method's, and the base's stays default.
+        method: a name in METHODS, or an import path.
+        base: a name in BASES or an import path, for a method that has a base; an option of both is the method's, and the
+            base's stays default.
         values: options by name; other entries are ignored.
+        field: of the run that names the method.
 
     Raises:
-        ConfigError: the method does not allow a value.
+        ConfigError: it cannot be imported, or does not allow a value.
     """
-    own = {name: values[name] for name in takes(method) & values.keys()}
-    if "base" in takes(method):
-        own["base"] = make_method(base, "", {name: v for name, v in values.items() if name not in own})
-    return METHODS[method](**own)
+    own = {name: values[name] for name in takes(method, field) & values.keys()}
+    if "base" in takes(method, field):
+        own["base"] = make_method(base, "", {name: v for name, v in values.items() if name not in own}, "base")
+    return method_class(method, field)(**own)

@@ -1,8 +1,10 @@
-"""Built-in networks, initialised so that a unit's weights depend only on the seed and its index."""
+"""Networks by name: built in, with weights that depend only on the seed and a unit's index, or by an import path."""
 
 import torch
 from torch import nn
 
+from backlink_ray.errors import ConfigError
+from backlink_ray.importing import call, is_path
 from backlink_ray.nets.names import unit_count
 from backlink_ray.nets.network import Network
 from backlink_ray.nets.plain import CONVOLUTIONS, plain_units
@@ -18,10 +20,11 @@ _IMAGE_SIZE = Option(
 
 
 def build_network(name: str, *, num_classes: int = 10, image_size: int = 32, seed: int = 0) -> Network:
-    """Return a built-in network for images (N, 3, image_size, image_size).
+    """Return a network: a built-in one for images (N, 3, image_size, image_size), or the user's own.
 
     Args:
-        name: resnet<6n+2> ("resnet32": 16 units, "resnet110": 55), "alexnet" (8), "vgg16" (16) or vit<depth> (depth + 1).
+        name: resnet<6n+2> ("resnet32": 16 units, "resnet110": 55), "alexnet" (8), "vgg16" (16), vit<depth> (depth + 1), or the
+            import path of a function (num_classes, image_size, seed) -> Network, called with torch seeded by the seed.
         num_classes: width of the logits.
         image_size: height and width in pixels; 32 for CIFAR and SVHN, 96 for STL-10.
         seed: of the initial weights.
@@ -29,6 +32,8 @@ def build_network(name: str, *, num_classes: int = 10, image_size: int = 32, see
     Raises:
         ConfigError: an unknown name, images too small for it, or an argument out of range.
     """
+    if is_path(name):
+        return _own_network(name, num_classes, image_size, seed)
     unit_count(name)
     num_classes, image_size = _POSITIVE.read("num_classes", num_classes), _IMAGE_SIZE.read("image_size", image_size)
     seed = SEED.read("seed", seed)
@@ -38,6 +43,14 @@ def build_network(name: str, *, num_classes: int = 10, image_size: int = 32, see
         initialise(unit, seed, "unit", index)
     initialise(classifier, seed, "classifier", 0)
     return Network(units, classifier, torch.zeros(1, 3, image_size, image_size), name=name)
+
+
+def _own_network(path: str, num_classes: int, image_size: int, seed: int) -> Network:
+    with seeded(seed, "init/network"):
+        found = call(path, "network", num_classes=num_classes, image_size=image_size, seed=seed)
+    if not isinstance(found, Network):
+        raise ConfigError(f"network={path!r} returns a {type(found).__name__}; allowed: a backlink_ray.Network")
+    return found
 
 
 def _parts(name: str, num_classes: int, image_size: int) -> tuple[list[nn.Module], nn.Module]:

@@ -3,17 +3,32 @@
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from backlink_ray.data.datasets import DATASETS
 from backlink_ray.errors import ConfigError
+from backlink_ray.importing import digest, is_path, parameters_of
+from backlink_ray.local.heads import HEADS
 from backlink_ray.local.sizes import check_propagation, module_sizes
 from backlink_ray.local.split import SplitOptions
 from backlink_ray.methods.backprop import BP
-from backlink_ray.methods.catalogue import BASES, METHODS, MethodOptions, make_method, takes
+from backlink_ray.methods.catalogue import BASES, METHODS, MethodOptions, make_method, own_options, takes
 from backlink_ray.nets.names import unit_count
-from backlink_ray.options import Option, check_options, choice, flag, number, options_of, text, whole
+from backlink_ray.options import (
+    Option,
+    check_options,
+    choice,
+    default_of,
+    flag,
+    mapping,
+    number,
+    options_of,
+    text,
+    whole,
+    whole_numbers,
+)  # fmt: skip
 from backlink_ray.train.optim import SgdOptions
 
 # These do not change a run's weights, so they are not part of its identity. Exception: in mode async the executor decides
@@ -26,13 +41,21 @@ class RunFields:
     """The fields of a run that every method has."""
 
     network: str = text("resnet32")
-    """alexnet, vgg16, vit<depth> or resnet<6n+2>, for example resnet8, resnet32, resnet110."""
-    dataset: str = choice(*DATASETS, default="cifar10-sample")
-    """cifar10-sample is part of the package; the others are downloaded into the data root."""
-    method: str = choice(*METHODS, default="backlink")
-    """Training method: backlink, bp, gll, dgl, ...; an unknown name lists them all."""
-    base: str = choice(*BASES, default="gll")
-    """backlink only: the method whose local losses it extends: gll, dgl, ...; an unknown name lists them all."""
+    """alexnet, vgg16, vit<depth>, resnet<6n+2> (resnet8, resnet32, resnet110), or your own: MODULE:FUNCTION, see README."""
+    dataset: str = choice(*DATASETS, default="cifar10-sample", importable=True)
+    """cifar10-sample is part of the package; the others are downloaded into the data root; or MODULE:FUNCTION."""
+    method: str = choice(*METHODS, default="backlink", importable=True)
+    """Training method: backlink, bp, gll, dgl, ...; an unknown name lists them all; or MODULE:CLASS."""
+    base: str = choice(*BASES, default="gll", importable=True)
+    """backlink only: the method whose local losses it extends: gll, dgl, ...; an unknown name lists them all; or MODULE:CLASS."""
+    options: Mapping[str, bool | int | float | str] = mapping()
+    """Options of a method of your own: the fields that no built-in method has."""
+    sizes: tuple[int, ...] = whole_numbers()
+    """Units of each local module, from the first; K follows. By default sizes differ by one at most, see remainder."""
+    loss: str = choice("cross-entropy", importable=True)
+    """Loss of every head; or MODULE:FUNCTION, which maps logits and labels to a scalar."""
+    optimizer: str = choice("sgd", importable=True)
+    """sgd (Nesterov); or MODULE:NAME, for example torch.optim:AdamW; it gets weight_decay and momentum if it takes them."""
     lr: float = number(0.5)
     """eta: peak learning rate of SGD, after warm-up, before the cosine to zero."""
     warmup_fraction: float = number(0.05, 0.0, 1.0)
@@ -63,18 +86,84 @@ class RunConfig(MethodOptions, SgdOptions, SplitOptions, RunFields):
 
     Equal runs have equal identities: an option that the method does not have is set to the value that means its absence
     (l = 0, alpha = 1, K = 1 with bp, else the default), and any other value is refused.
+
+    network, dataset, method, base, head, loss and optimizer can be import paths. Their files are part of a run's identity, so
+    a changed model is a new run. A network of the user's is built, and K, l and sizes checked against it, when a run starts.
     """
+
+    head: str = choice(*HEADS, default="fc", importable=True)
+    """Auxiliary classifier of every local module: fc (pool, linear), conv, pool (PredSim's), mlp-sr (DGL's) or MODULE:NAME."""
 
     def __post_init__(self) -> None:
         check_options(self)
-        make_method(self.method, self.base, vars(self))  # checks that its options fit together
+        object.__setattr__(self, "options", self._complete_options())
+        make_method(self.method, self.base, self.values)  # checks that its options fit together
         for name, option in _without_meaning(vars(self)).items():
             absent = option.default if option.unused is None else option.unused
             if getattr(self, name) not in (option.default, absent):
                 self._refuse(name)
             object.__setattr__(self, name, absent)
-        sizes = module_sizes(unit_count(self.network), self.num_modules, self.remainder, self.network)
+        if self.sizes and self.num_modules not in (len(self.sizes), RunConfig.num_modules):
+            raise ConfigError(
+                f"num_modules={self.num_modules} contradicts sizes={self.sizes}; leave one of the two out"
+            )
+        if self.sizes:
+            object.__setattr__(self, "num_modules", len(self.sizes))
+        _ = self.optimizer_arguments  # checks that the optimizer takes them
+        if not is_path(self.network):
+            self.check_units(unit_count(self.network))
+
+    def _complete_options(self) -> dict[str, Any]:
+        """Return the method's own options, at their defaults where they were not given."""
+        own, given = own_options(self.method, self.base), self.options
+        for name in own:
+            if name in options_of(RunConfig):
+                raise ConfigError(
+                    f"method={self.method!r} has a field {name!r}, which every run has; give it another name"
+                )
+        for name in given:
+            if name not in own:
+                raise ConfigError(
+                    f"options={dict(given)} has {name!r}, which method={self.method!r} does not have as an option of its own; "
+                    f"allowed: {', '.join(own) or 'none'}"
+                )
+        return {name: option.read(name, given.get(name, option.default)) for name, option in sorted(own.items())}
+
+    def check_units(self, num_units: int) -> None:
+        """Raise ConfigError if K, sizes or l do not fit a network with `num_units`."""
+        sizes = module_sizes(num_units, self.num_modules, self.remainder, self.network, self.sizes)
         check_propagation(self.propagation_length, sizes, self.network)
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """Return all fields, and the method's own options, by name."""
+        return {**vars(self), **self.options}
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """Return the digest of the file behind each field that is an import path, "" for an installed distribution's."""
+        return {name: digest(path, name) for name, path in self.import_paths.items()}
+
+    @property
+    def optimizer_arguments(self) -> dict[str, float]:
+        """Return momentum and weight_decay, without what the optimizer does not take; ConfigError if that was given."""
+        options, found = options_of(SgdOptions), {}
+        takes_it = parameters_of(self.optimizer, "optimizer") if is_path(self.optimizer) else options.keys()
+        for name, option in options.items():
+            if name in takes_it:
+                found[name] = getattr(self, name)
+            elif getattr(self, name) != option.default:
+                raise ConfigError(
+                    f"{name}={getattr(self, name)} is no argument of optimizer={self.optimizer!r}; allowed: {option.default}, "
+                    "the default"
+                )
+        return found
+
+    @property
+    def import_paths(self) -> dict[str, str]:
+        """Return the fields that are import paths."""
+        importable = (name for name, option in options_of(RunConfig).items() if option.importable or name == "network")
+        return {name: getattr(self, name) for name in importable if is_path(getattr(self, name))}
 
     def _refuse(self, name: str) -> None:
         on = f" on base={self.base!r}" if "base" in takes(self.method) else ""
@@ -90,10 +179,16 @@ class RunConfig(MethodOptions, SgdOptions, SplitOptions, RunFields):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Return the fields that decide the result and are not at their defaults, so that a new field changes no identity."""
-        fields = ((f.name, getattr(self, f.name), f.default) for f in dataclasses.fields(self))
+        """Return the fields that decide the result and are not at their defaults, so that a new field changes no identity.
+
+        An import path has the digest of its file behind it.
+        """
+        fields = ((f.name, getattr(self, f.name), default_of(f)) for f in dataclasses.fields(self))
         left_out = _NOT_IDENTITY if self.mode != "async" else ("link",)
-        return {name: value for name, value, default in fields if value != default and name not in left_out}
+        found = {name: value for name, value, default in fields if value != default and name not in left_out}
+        if self.sizes:
+            found["sizes"] = list(self.sizes)  # as JSON reads it
+        return found | {name: f"{found[name]}@{known}" for name, known in self.digests.items() if known}
 
     @property
     def run_id(self) -> str:
@@ -107,22 +202,32 @@ class RunConfig(MethodOptions, SgdOptions, SplitOptions, RunFields):
 
     @property
     def run_name(self) -> str:
-        """Return a short name that sorts numerically, for example K08-l4-a0.50-e0.30-s0."""
+        """Return a short name that sorts numerically, for example K08-l4-a0.50-e0.30-s0; own options come before the seed."""
         lr = f"{self.lr:.2f}" if 0.01 <= self.lr < 100 else f"{self.lr:.1e}"
-        return f"K{self.num_modules:02d}-l{self.propagation_length}-a{self.alpha:.2f}-e{lr}-s{self.seed}"
+        own = "".join(f"-{name}={value:.3g}" for name, value in self.options.items() if isinstance(value, int | float))
+        return f"K{self.num_modules:02d}-l{self.propagation_length}-a{self.alpha:.2f}-e{lr}{own}-s{self.seed}"
 
     def replace(self, **changes: object) -> "RunConfig":
-        """Return a copy with some fields changed, checked like a new one; options without a meaning in it are reset first."""
-        values, options = vars(self), options_of(RunConfig)
-        changes = {n: options[n].read(n, value) if n in options else value for n, value in changes.items()}
-        reset = {name: option.default for name, option in _without_meaning({**values, **changes}).items()}
-        return RunConfig(**{**values, **reset, **changes})
+        """Return a copy with some fields or own options changed, checked like a new one.
+
+        Options without a meaning in it are reset first.
+        """
+        known = options_of(RunConfig)
+        own = {name: value for name, value in changes.items() if name not in known}
+        changes = {name: known[name].read(name, value) for name, value in changes.items() if name in known}
+        values = {**vars(self), **changes}
+        reset = {name: option.default for name, option in _without_meaning(values).items() if name not in changes}
+        values |= reset
+        if "options" not in changes:
+            has = own_options(values["method"], values["base"])
+            values["options"] = {name: value for name, value in self.options.items() if name in has} | own
+        return RunConfig(**values)
 
 
 def _without_meaning(values: dict[str, Any]) -> dict[str, Option]:
     """Return the options that have no effect given the other values of a run."""
     options, method = options_of(RunConfig), values["method"]
-    own = takes(method) | (takes(values["base"]) if "base" in takes(method) else frozenset())
+    own = takes(method) | (takes(values["base"], "base") if "base" in takes(method) else frozenset())
     candidates = {*options_of(MethodOptions), "base"}
     found = {n: options[n] for n in candidates if n not in own or not options[n].has_meaning(values)}
-    return found | ({"num_modules": options["num_modules"]} if method == BP.name else {})
+    return found | ({name: options[name] for name in ("num_modules", "sizes")} if method == BP.name else {})

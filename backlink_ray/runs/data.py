@@ -7,6 +7,7 @@ from backlink_ray.data.choice import hold_out_indices
 from backlink_ray.data.datasets import load_dataset
 from backlink_ray.data.loader import check_batch_size
 from backlink_ray.data.tensors import Dataset
+from backlink_ray.importing import is_path
 from backlink_ray.runs.config import RunConfig
 
 # Data sets whose training images are chosen by the run's seed.
@@ -15,7 +16,8 @@ _CHOSEN_BY_SEED = ("cifar10-lt",)
 
 def data_key(config: RunConfig) -> str:
     """Return a key that is equal for runs on the same images."""
-    return f"{config.dataset}-s{config.seed}" if config.dataset in _CHOSEN_BY_SEED else config.dataset
+    by_seed = config.dataset in _CHOSEN_BY_SEED or is_path(config.dataset)
+    return f"{config.dataset}-s{config.seed}" if by_seed else config.dataset
 
 
 def dataset_of(config: RunConfig, root: Path | None = None, *, download: bool = True) -> Dataset:

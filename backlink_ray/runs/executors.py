@@ -4,16 +4,23 @@ import logging
 import os
 import socket
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import torch
 
 from backlink_ray.errors import ConfigError
+from backlink_ray.importing import digest, folders, sources
 from backlink_ray.pipeline.resources import STAGE, StageResources
 from backlink_ray.pipeline.threads import RoundRobinExecutor, ThreadsExecutor
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.options import RunOptions
 from backlink_ray.train.executor import Executor, Job, LocalExecutor
+
+# A worker that imports torch and the user's modules starts in seconds; a busy cluster takes longer.
+WORKER_TIMEOUT_S = 120.0
 
 
 def choose_executor(
@@ -41,7 +48,7 @@ def choose_executor(
 
 def open_executor(config: RunConfig, job: Job, options: RunOptions) -> Executor:
     """Open the executor of a run, and print which it is and why; see `choose_executor`."""
-    gpus, cpus = _available() if config.executor == "auto" else (0.0, 0.0)
+    gpus, cpus = _available(config) if config.executor == "auto" else (0.0, 0.0)
     name, why = choose_executor(config, gpus, cpus, options.resources)
     print(f"executor {name}: {why}", file=sys.stderr, flush=True)
     if name == "local" and options.timeline:
@@ -50,56 +57,98 @@ def open_executor(config: RunConfig, job: Job, options: RunOptions) -> Executor:
             "use executor threads or ray"
         )
     if name == "ray":
-        return _open_ray(job, options)
+        return _open_ray(config, job, options)
     local = RoundRobinExecutor if job.method.replay_size else LocalExecutor
     return {"local": local, "threads": ThreadsExecutor}[name](job)
 
 
-def _available() -> tuple[float, float]:
+def _available(config: RunConfig) -> tuple[float, float]:
     """Return the GPUs and CPUs of the Ray cluster at $RAY_ADDRESS, else of this machine."""
     if not os.environ.get("RAY_ADDRESS"):
         return torch.cuda.device_count(), os.cpu_count() or 1
     import ray
 
-    start_once()
+    start_once(paths=config.import_paths)
     found = ray.cluster_resources()
     return found.get("GPU", 0.0), found.get("CPU", 0.0)
 
 
-def _open_ray(job: Job, options: RunOptions) -> Executor:
+def _open_ray(config: RunConfig, job: Job, options: RunOptions) -> Executor:
     from backlink_ray.pipeline.actors import RayExecutor  # a run on one device needs no Ray
 
-    start_once()
+    start_once(paths=config.import_paths)
     return RayExecutor(job, options.resources, options.placement_group)
 
 
-def start_once(address: str = "") -> None:
-    """Connect this process to Ray, unless it is connected.
+def start_once(address: str = "", paths: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Connect this process to Ray, unless it is connected, so that workers can import what the user's paths name.
 
     Args:
         address: of the cluster; default $RAY_ADDRESS, else a private cluster is started on this machine's loopback address.
+        paths: import paths, by the field that names them.
+
+    Raises:
+        ConfigError: the cluster cannot be used, or its workers cannot import one of the paths, or import another file.
     """
     import ray
 
     address = address or os.environ.get("RAY_ADDRESS", "")
+    own = [path for name, path in paths.items() if digest(path, name)]
     if ray.is_initialized():
-        return
-    if address:
-        _check_reachable(address)
-        try:
-            ray.init(address=address, log_to_driver=False)
-        except (ValueError, OSError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ConfigError(
-                f"address={address!r} cannot be used ({reason}); give HOST:PORT of a Ray cluster"
-            ) from error
-        return
+        pass
+    elif address:
+        # Another machine has none of the user's files: Ray copies those that this process has imported.
+        _join(address, {"py_modules": sources(own)} if own else {})
+    else:
+        _start({"env_vars": {"PYTHONPATH": _python_path(folders(own))}} if own else {})
+    if paths:
+        _check_workers(paths)
+
+
+def _python_path(first: Iterable[str]) -> str:
+    return os.pathsep.join([*first, *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
+def _join(address: str, environment: dict[str, Any]) -> None:
+    import ray
+
+    _check_reachable(address)
+    try:
+        ray.init(address=address, log_to_driver=False, runtime_env=environment or None)
+    except (ValueError, OSError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"address={address!r} cannot be used ({reason}); give HOST:PORT of a Ray cluster") from error
+
+
+def _start(environment: dict[str, Any]) -> None:
+    import ray
+
     os.environ.setdefault("RAY_DISABLE_IMPORT_WARNING", "1")
-    ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+    quiet: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.WARNING}
+    ray.init(address="local", runtime_env=environment or None, **quiet)
     # Ray makes its token readable for everybody.
     token = Path.home() / ".ray" / "auth_token"
     if token.exists():
         token.chmod(0o600)
+
+
+def _check_workers(paths: Mapping[str, str]) -> None:
+    """Import the paths in a worker: a fresh process, on another machine if the cluster has one."""
+    import ray
+
+    task = ray.remote(num_cpus=0, max_retries=0)(digest)
+    for name, path in paths.items():
+        way_out = (
+            "put its folder on PYTHONPATH of every machine, or connect first: ray.init(address=..., runtime_env={'py_modules': "
+            f"{sources([path])}}})"
+        )
+        try:
+            there = ray.get(task.remote(path, name), timeout=WORKER_TIMEOUT_S)
+        except ray.exceptions.RayError as error:
+            reason = str(getattr(error, "cause", None) or error).strip().splitlines()[-1]
+            raise ConfigError(f"{name}={path!r} cannot be imported by Ray's workers ({reason}); {way_out}") from error
+        if there != digest(path, name):
+            raise ConfigError(f"{name}={path!r} is another file for Ray's workers than here; {way_out}")
 
 
 def _check_reachable(address: str) -> None:

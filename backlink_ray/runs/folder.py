@@ -34,7 +34,7 @@ class RunFolder:
     """
 
     def __init__(self, path: Path, config: RunConfig, dataset: Dataset) -> None:
-        self._path = path
+        self.path = path
         self._check(config.run_id)
         if not self.result():
             make_folder(path, "output_dir")
@@ -42,22 +42,28 @@ class RunFolder:
 
     def _open(self, config: RunConfig, dataset: Dataset) -> None:
         facts = {name: getattr(dataset, name) for name in FACTS}
-        content = {"format": FORMAT, "run_id": config.run_id, **dataclasses.asdict(config), **facts}
-        write_whole(self._path / CONFIG, yaml.safe_dump(content, sort_keys=False))
-        (self._path / FAILURE).unlink(missing_ok=True)
+        content = {
+            "format": FORMAT,
+            "run_id": config.run_id,
+            **dataclasses.asdict(config),
+            **facts,
+            "files": config.digests,
+        }
+        write_whole(self.path / CONFIG, yaml.safe_dump(content, sort_keys=False))
+        (self.path / FAILURE).unlink(missing_ok=True)
 
     def _check(self, run_id: str) -> None:
-        found = _read(self._path)
+        found = _read(self.path)
         if not found:
             return
         if found.get("run_id") != run_id:
-            label = f"output_dir={str(self._path)!r}"
+            label = f"output_dir={str(self.path)!r}"
             raise ConfigError(f"{label} holds run {found.get('run_id')}, not {run_id}; give another folder")
-        _check_format(self._path, found)
+        _check_format(self.path, found)
 
     def result(self) -> dict[str, Any]:
         """Return the result of a finished run, else {}."""
-        return read_json(self._path / RESULT, RUN_AGAIN)
+        return read_json(self.path / RESULT, RUN_AGAIN)
 
     def describe(self, executor: str, first_epoch: int, stages: Sequence[dict[str, Any]]) -> None:
         """Add this attempt at the run to environment.json.
@@ -67,18 +73,18 @@ class RunFolder:
             first_epoch: the first epoch that this attempt trains.
             stages: the environment of each stage, see `Executor.environments`.
         """
-        file = self._path / ENVIRONMENT
+        file = self.path / ENVIRONMENT
         earlier = read_json(file, "delete it").get("attempts", [])
         attempt = {"executor": executor, "first_epoch": first_epoch, "stages": list(stages)}
         write_whole(file, json.dumps({"attempts": [*earlier, attempt]}, indent=2))
 
     def fail(self, reason: str, *, lost: bool) -> None:
         """Write failure.json: why the run failed, and whether a process or machine was lost, so that it can be resumed."""
-        write_whole(self._path / FAILURE, json.dumps({"status": "LOST" if lost else "FAILED", "reason": reason}))
+        write_whole(self.path / FAILURE, json.dumps({"status": "LOST" if lost else "FAILED", "reason": reason}))
 
     def append(self, metrics: dict[str, Any]) -> None:
         """Append one epoch to metrics.jsonl, which has one line per epoch."""
-        append_line(self._path / METRICS, metrics)
+        append_line(self.path / METRICS, metrics)
 
     def resume(self, last: dict[str, Any]) -> list[dict[str, Any]]:
         """Make metrics.jsonl end at the checkpoint that the run resumes from; return its epochs.
@@ -90,7 +96,7 @@ class RunFolder:
         Raises:
             StorageError: the file is damaged, or lacks an epoch before the checkpoint's.
         """
-        file, way_out = self._path / METRICS, f"delete {str(self._path)!r} to train from the beginning"
+        file, way_out = self.path / METRICS, f"delete {str(self.path)!r} to train from the beginning"
         epochs = read_lines(file, way_out)
         curve = [*epochs[: last["epoch"] - 1], last] if last else []
         if [metrics.get("epoch") for metrics in curve] != list(range(1, last.get("epoch", 0) + 1)):
@@ -102,7 +108,7 @@ class RunFolder:
 
     def finish(self, result: dict[str, Any]) -> dict[str, Any]:
         """Write result.json."""
-        write_whole(self._path / RESULT, json.dumps(result, indent=2))
+        write_whole(self.path / RESULT, json.dumps(result, indent=2))
         return result
 
 
@@ -110,7 +116,7 @@ def read_config(path: Path) -> tuple[RunConfig, dict[str, int]]:
     """Return the configuration of a run folder, and the FACTS of the run's data set.
 
     Raises:
-        ConfigError: it is no run folder, or of another format.
+        ConfigError: it is no run folder, or of another format, or the file of its network or head has changed.
         StorageError: config.yaml is damaged.
     """
     found = _read(path)
@@ -118,7 +124,13 @@ def read_config(path: Path) -> tuple[RunConfig, dict[str, int]]:
         raise ConfigError(f"run_folder={str(path)!r} has no {CONFIG}; give the --output-dir of a run")
     _check_format(path, found)
     fields = {field.name: found[field.name] for field in dataclasses.fields(RunConfig) if field.name in found}
-    return RunConfig(**fields), {name: found[name] for name in FACTS}
+    config = RunConfig(**fields)
+    for name in found["files"].keys() & {"network", "head"}:
+        if config.digests[name] != found["files"][name]:
+            raise ConfigError(
+                f"run folder {str(path)!r} was trained with another version of the file of {name}={fields[name]!r}; restore it"
+            )
+    return config, {name: found[name] for name in FACTS}
 
 
 def _read(path: Path) -> dict[str, Any]:

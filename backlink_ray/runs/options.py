@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from backlink_ray.pipeline.resources import STAGE, StageResources
@@ -15,7 +14,6 @@ class RunOptions:
     """Where a run runs and what it reports; nothing here changes its result.
 
     Attributes:
-        output_dir: the run folder.
         timeline: PNG file for a chart of what each stage does when; "" draws none.
         stage_timeout_s: longest time that a stage waits for its neighbour.
         resources: what Ray reserves for a stage.
@@ -23,9 +21,11 @@ class RunOptions:
         on_epoch: called with the metrics of each finished epoch.
     """
 
-    output_dir: Path
     timeline: str = ""
     stage_timeout_s: float = 120.0
     resources: StageResources = STAGE
     placement_group: Any = None
     on_epoch: EpochCallback = field(default=lambda _: None)
+
+
+DEFAULT = RunOptions()

@@ -17,7 +17,17 @@ Value = str | int | float | bool
 Row = dict[str, Any]
 
 # Of the last epoch's metrics: the result of a run that was stopped early.
-_EARLY_RESULT = ("test_error_pct", "val_error_pct", "images_per_s", "epoch_s", "peak_memory_mib", "executor")
+_EARLY_RESULT = (
+    "test_error_pct",
+    "val_error_pct",
+    "test_loss",
+    "val_loss",
+    "images_per_s",
+    "epoch_s",
+    "peak_memory_mib",
+    "executor",
+)
+_OPTION = "options."
 RESULTS, EXPORT = "results.jsonl", "results.parquet"
 
 
@@ -126,9 +136,19 @@ def test_text(metrics: Mapping[str, Any]) -> str:
     return f"test loss {metrics['test_loss']:.4g}" if error is None else f"test error {error:.2f} %"
 
 
+def columns_of(config: RunConfig) -> dict[str, Value]:
+    """Return a configuration as columns of a row: sizes as text, each option of the user's own method as options.NAME."""
+    columns = {name: getattr(config, name) for name in RunConfig.__dataclass_fields__ if name != "options"}
+    columns["sizes"] = " ".join(map(str, config.sizes))
+    return columns | {f"{_OPTION}{name}": value for name, value in config.options.items()}
+
+
 def config_of(row: Mapping[str, Any]) -> RunConfig:
     """Return the configuration of a row's run."""
-    return RunConfig(**{name: row[name] for name in RunConfig.__dataclass_fields__ if name in row})
+    columns = {name: row[name] for name in RunConfig.__dataclass_fields__ if name in row}
+    columns["sizes"] = tuple(map(int, row.get("sizes", "").split()))
+    own = {name.removeprefix(_OPTION): value for name, value in row.items() if name.startswith(_OPTION)}
+    return RunConfig(**columns, options=own)
 
 
 def made_with(folder: Path, rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:

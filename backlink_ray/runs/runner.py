@@ -4,39 +4,63 @@ import time
 from pathlib import Path
 from typing import Any
 
+from backlink_ray.data.datasets import data_root as find_data_root
 from backlink_ray.data.tensors import Dataset
-from backlink_ray.errors import StageError
+from backlink_ray.errors import ConfigError, StageError
 from backlink_ray.files import make_folder
 from backlink_ray.measure.metrics import memory_source
 from backlink_ray.measure.timeline import Span, draw
 from backlink_ray.runs.config import RunConfig
+from backlink_ray.runs.data import dataset_of
 from backlink_ray.runs.executors import open_executor
 from backlink_ray.runs.folder import RunFolder
 from backlink_ray.runs.job import make_job
-from backlink_ray.runs.options import RunOptions
+from backlink_ray.runs.options import DEFAULT, RunOptions
 from backlink_ray.train.checkpoint import Checkpoints, weights_sha256
 from backlink_ray.train.executor import ChunkReport, Executor, Job
 
 
-def run(config: RunConfig, dataset: Dataset, options: RunOptions) -> dict[str, Any]:
+def run(
+    config: RunConfig,
+    output_dir: str | Path,
+    *,
+    executor: str = "",
+    dataset: Dataset | None = None,
+    data_root: str = "",
+    options: RunOptions = DEFAULT,
+) -> dict[str, Any]:
     """Train one configuration to its end and write its run folder; return the content of result.json.
 
     A folder that holds this run's result is left as it is; one that holds its checkpoint is resumed from there.
 
+    Args:
+        config: what to train.
+        output_dir: the run folder.
+        executor: local, threads, ray or auto; default: the configuration's.
+        dataset: the data that the configuration names, if it is loaded already.
+        data_root: folder of the data sets; default $BACKLINK_RAY_DATA, else ~/.cache/backlink_ray.
+        options: where the run runs and what it reports.
+
     Raises:
         ConfigError: the folder belongs to another run, or the configuration does not fit the data or the machine.
+        DataError: the data set cannot be had.
         NonFiniteLossError, StageError: the run failed; its folder keeps the last checkpoint.
     """
-    folder = RunFolder(options.output_dir, config, dataset)
+    output_dir = Path(output_dir).expanduser()
+    config = config.replace(executor=executor or config.executor)
+    data = dataset or dataset_of(config, find_data_root(data_root))
+    folder = RunFolder(output_dir, config, data)
     done = folder.result()
+    if done and data.digest != done["dataset_digest"]:
+        raise ConfigError(f"output_dir={str(output_dir)!r} holds this run's result on other data; give another folder")
     if done:
         return done
     if options.timeline:
         make_folder(Path(options.timeline).parent, "timeline")
     try:
-        job = make_job(config, dataset, options)
-        with open_executor(config, job, options) as executor:
-            result, spans = _train(config, dataset.digest, job, options, folder, executor)
+        job = make_job(config, data, options)
+        with open_executor(config, job, options) as opened:
+            result, spans = _train(config, data.digest, job, options, folder, opened)
     except Exception as error:
         folder.fail(str(error), lost=isinstance(error, StageError) and error.lost)
         raise
@@ -48,7 +72,7 @@ def run(config: RunConfig, dataset: Dataset, options: RunOptions) -> dict[str, A
 def _train(
     config: RunConfig, digest: str, job: Job, options: RunOptions, folder: RunFolder, executor: Executor
 ) -> tuple[dict[str, Any], tuple[Span, ...]]:
-    checkpoints = Checkpoints(options.output_dir / "checkpoints")
+    checkpoints = Checkpoints(folder.path / "checkpoints")
     curve = _resume(checkpoints, executor, folder)
     folder.describe(executor.name, len(curve) + 1, executor.environments())
     spans: tuple[Span, ...] = ()

@@ -8,14 +8,17 @@ runs, and holds nothing that could be lost.
 
 import itertools
 import logging
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from backlink_ray.tracking.run import ExperimentInfo, TrackedRun
-from backlink_ray.tracking.uri import chart_link, checked_uri, redact, sync_command, ui_command
+from backlink_ray.tracking.uri import chart_link, checked_uri, default_tracking_uri, redact, sync_command, ui_command
 
 _log = logging.getLogger(__name__)
 
@@ -203,3 +206,19 @@ class Tracker(NoTracker):
                 "MLflow at %s fails (%s); training continues, and runs are logged later", redact(self._uri), reason
             )
         self._is_down = True
+
+
+def open_tracker(tracking_uri: str, experiment: ExperimentInfo, storage: Path) -> Tracker:
+    """Open a tracker and print where it tracks to.
+
+    Args:
+        tracking_uri: default $MLFLOW_TRACKING_URI, else SQLite in the storage folder.
+        experiment: $MLFLOW_EXPERIMENT_NAME overrides its name.
+        storage: folder of studies.
+    """
+    env = os.environ.get("MLFLOW_TRACKING_URI", "")
+    uri = tracking_uri or env or default_tracking_uri(storage)
+    source = "the tracking URI given" if tracking_uri else "$MLFLOW_TRACKING_URI" if env else "the storage path"
+    print(f"tracking to {redact(uri)} (from {source})", file=sys.stderr, flush=True)
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or experiment.name
+    return Tracker(uri, replace(experiment, name=name), storage)

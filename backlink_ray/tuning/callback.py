@@ -1,6 +1,5 @@
 """Callback: what the study's driver does when a trial starts, reports and ends."""
 
-import dataclasses
 import json
 import sys
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from backlink_ray.paper.cells import published_error_pct
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.data import data_key
 from backlink_ray.runs.outcome import Outcome, outcome_of
-from backlink_ray.runs.results import Value, epoch_line, numbers
+from backlink_ray.runs.results import Value, columns_of, epoch_line, numbers
 from backlink_ray.runs.tracked import end_tracking, start_tracking, track
 from backlink_ray.tuning.resources import ClusterResources
 from backlink_ray.tuning.study import Study
@@ -47,7 +46,7 @@ class StudyCallback(tune.Callback):
             **({"paper.error_pct": str(published)} if published is not None else {}),
         }  # fmt: skip
         folder, experiment = self._folder(trial), self._study.tracker.experiment
-        params, dataset = run_params(config), self._datasets[data_key(config)]
+        params, dataset = run_params(config) | self._searched(config), self._datasets[data_key(config)]
         start_tracking(folder, experiment, config.run_name, params=params, tags=tags, dataset=dataset)
         track(self._study.tracker, folder)
         self._started.add(config.run_id)
@@ -67,10 +66,16 @@ class StudyCallback(tune.Callback):
     def _label(self, config: RunConfig) -> str:
         tags = self._study.plan.tags.get(config.run_id, {})
         name = f"{tags['cell'].split()[0]} {tags['kind']} s{config.seed}" if tags else config.label
+        searched = "".join(f" {name}={_short(value)}" for name, value in self._searched(config).items())
         return (
             f"[{self._num_done}/{self._size} done] {name} K={config.num_modules} l={config.propagation_length} "
-            f"alpha={config.alpha:g} eta={config.lr:.3g}"
+            f"alpha={config.alpha:g} eta={config.lr:.3g}{searched}"
         )
+
+    def _searched(self, config: RunConfig) -> dict[str, Value]:
+        """Return the values of the user's own parameters of a search."""
+        space = self._study.plan.space
+        return {name: config.values[name] for name in space.parameters if name not in ("alpha", "lr")} if space else {}
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Record the result, or the last metrics if the trial was stopped early."""
@@ -107,7 +112,7 @@ def _row(config: RunConfig, outcome: Outcome) -> dict[str, Value]:
         name: str(outcome.result[name]) for name in ("executor", "memory_source") if name in outcome.result
     }
     known: dict[str, Value] = {"run_id": config.run_id, "status": outcome.status, "reason": outcome.reason}
-    return {**dataclasses.asdict(config), **known, **texts, **numbers(outcome.result)}
+    return {**columns_of(config), **known, **texts, **numbers(outcome.result)}
 
 
 def run_params(config: RunConfig) -> dict[str, str | int | float]:
@@ -115,8 +120,12 @@ def run_params(config: RunConfig) -> dict[str, str | int | float]:
     return {
         "K": config.num_modules, "l": config.propagation_length, "alpha": config.alpha, "eta": round(config.lr, 6),
         "seed": config.seed, "dataset": config.dataset, "network": config.network, "head": config.head,
-        "method": config.label, "batch_size": config.batch_size, "epochs": config.epochs,
+        "method": config.label, "batch_size": config.batch_size, "epochs": config.epochs, **config.options,
     }  # fmt: skip
+
+
+def _short(value: Value) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def about(dataset: Dataset) -> dict[str, str]:

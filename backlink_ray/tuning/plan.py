@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from backlink_ray.nets.names import unit_count
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.results import Row
 from backlink_ray.tuning.space import Space
@@ -20,7 +21,8 @@ class Plan:
         first: runs of a search before its first suggestion.
         num_samples: trials of a search.
         metric: minimised; the table is sorted by it.
-        objectives: metrics that a search minimises together by NSGA-II; if empty, it minimises the metric alone.
+        num_units: of the network of a search's base; 0: a built-in network's.
+        objectives: metrics that a search minimises together; if empty, it minimises the metric alone.
         asha: whether a search stops trials early that rank low.
         retry_failed: whether failed runs of a list run again.
         tags: additional tags of runs in MLflow, by run_id.
@@ -31,6 +33,7 @@ class Plan:
     space: Space | None = None
     first: tuple[RunConfig, ...] = ()
     num_samples: int = 20
+    num_units: int = 0
     metric: str = "val_error_pct"
     objectives: tuple[str, ...] = ()
     asha: bool = False
@@ -45,9 +48,21 @@ class Plan:
     @property
     def examples(self) -> tuple[RunConfig, ...]:
         """Return the runs of a list, or the first runs of a search and one run for each K."""
-        ks = self.space.num_modules if self.space else ()
-        at_each_k = (self.base.replace(num_modules=k, propagation_length=1) for k in ks)
-        return (*self.runs, *self.first, *at_each_k)
+        return (*self.runs, *self.first, *(self.space.at_each_k(self.base) if self.space else ()))
+
+    def suggest(self, trial: Any) -> dict[str, Any]:
+        """Choose a trial of a search, see `Space.suggest`."""
+        assert self.space is not None
+        return self.space.suggest(self.base, self._units, trial)
+
+    def check(self) -> None:
+        """Raise ConfigError if the space of a search does not fit its base."""
+        if self.space:
+            self.space.check(self.base, self._units)
+
+    @property
+    def _units(self) -> int:
+        return self.num_units or unit_count(self.base.network)
 
     def runs_left(self, rows: Iterable[Row]) -> list[RunConfig]:
         """Return the runs of a list that have no row in the results, or a failed one if failed runs are retried."""

@@ -1,7 +1,7 @@
 """Searcher: Ray Tune's interface to Optuna, on a database that outlives the driver."""
 
+import warnings
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,6 @@ from ray.tune.search.optuna import OptunaSearch
 from backlink_ray.errors import StorageError
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.tuning.plan import Plan
-from backlink_ray.tuning.space import SEARCHED
 
 
 class Searcher(OptunaSearch):
@@ -29,13 +28,15 @@ def open_searcher(plan: Plan, folder: Path, name: str, has_result: Callable[[Run
     a machine was lost, are suggested again first, so that their runs resume from their checkpoints.
 
     Args:
-        plan: of a search; TPE minimises its metric, or NSGA-II its objectives.
+        plan: of a search; its metric or objectives are minimised.
         folder: of the study; the database is optuna.db in it.
         name: of the study in the database.
         has_result: whether the study has a result of a run.
     """
     assert plan.space is not None
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(
+        optuna.logging.ERROR
+    )  # l, whose range depends on K, is chosen independently: no warning
     database = folder / "optuna.db"
     directions = [optuna.study.StudyDirection.MINIMIZE] * max(1, len(plan.objectives))
     try:
@@ -47,11 +48,11 @@ def open_searcher(plan: Plan, folder: Path, name: str, has_result: Callable[[Run
             f"{database} cannot be used ({reason}); delete it: results stay, Optuna starts anew"
         ) from error
     known = len(study.trials)
-    first = [{field: getattr(run, field) for field in SEARCHED} for run in plan.first]
+    first = [plan.space.choice_of(run) for run in plan.first]
     for choice in _without_result(study, lambda choice: has_result(plan.run_of(choice))) if known else first:
         study.enqueue_trial(choice)
     return Searcher(
-        space=partial(plan.space.suggest, plan.base),  # not a closure: Tune pickles its searcher
+        space=plan.suggest,  # not a closure: Tune pickles its searcher
         metric=list(plan.objectives) or plan.metric,
         mode=["min"] * len(plan.objectives) or "min",
         # A different seed at every start: the same one would repeat the earlier suggestions.
@@ -62,10 +63,16 @@ def open_searcher(plan: Plan, folder: Path, name: str, has_result: Callable[[Run
 
 
 def _sampler(several: bool, seed: int) -> optuna.samplers.BaseSampler:
-    if several:
-        # With Optuna's default population of 50, a study of a few tens of trials would end in its first, random generation.
-        return optuna.samplers.NSGAIISampler(population_size=10, seed=seed)
-    return optuna.samplers.TPESampler(seed=seed)
+    """Return TPE, with its options said, since the defaults of Optuna 4 and 5 differ; also for several objectives.
+
+    There Optuna recommends it over NSGA-II for a range that depends on another choice, as l's does on K, and NSGA-II needs
+    hundreds of trials, where a search has tens. Several at once are kept apart by the constant liar.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", optuna.exceptions.ExperimentalWarning
+        )  # Optuna 4: of multivariate and constant_liar
+        return optuna.samplers.TPESampler(n_startup_trials=10, multivariate=not several, constant_liar=True, seed=seed)
 
 
 def _without_result(study: optuna.Study, has_result: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:

@@ -1,54 +1,124 @@
-"""Space: the values of K, l, alpha and eta that a search chooses from."""
+"""Space: the values that a search chooses from."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+from backlink_ray.errors import ConfigError
 from backlink_ray.local.sizes import longest_propagation, module_sizes
-from backlink_ray.nets.names import unit_count
 from backlink_ray.runs.config import RunConfig
 
-SEARCHED = ("num_modules", "propagation_length", "alpha", "lr")
+Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
+# Data and network are the same for all trials of a search: they are loaded and checked once.
+_FIXED = ("network", "dataset", "train_images", "test_images", "sizes", "options", "executor", "seed")
+_OWN_AXES = {"num_modules": "num_modules", "propagation_length": "longest"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Space:
-    """The values that a search chooses from. Every suggestion is a valid run: l is bounded by the smallest module at K.
+    """The values that a search chooses from; what is not given stays as it is in the search's base.
 
     Attributes:
         num_modules: values of K, each 2 or more.
-        longest: largest propagation length, even if K allows more.
-        alphas: values of alpha; default: the paper's grid.
+        longest: searches l in 1..longest, within the smallest module at K; 0: l stays.
+        alphas: values of alpha.
         lr: lowest and highest eta, searched on a logarithmic scale.
+        parameters: distributions of Optuna by name: of any other field of RunConfig, or option of a method of your own.
     """
 
-    num_modules: tuple[int, ...] = (2, 4, 8, 16)
-    longest: int = 4
-    alphas: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
-    lr: tuple[float, float] = (0.05, 1.0)
+    num_modules: tuple[int, ...] = ()
+    longest: int = 0
+    alphas: tuple[float, ...] = ()
+    lr: tuple[float, float] | tuple[()] = ()
+    parameters: Mapping[str, Distribution] = field(default_factory=dict)
 
-    def suggest(self, base: RunConfig, trial: Any) -> dict[str, Any]:
-        """Choose K, then l within its bound, alpha and eta.
+    @property
+    def searched(self) -> dict[str, Distribution]:
+        """Return what is searched, by field or option; the range of propagation_length depends on K."""
+        found: dict[str, Distribution] = {}
+        if self.num_modules:
+            found["num_modules"] = CategoricalDistribution(self.num_modules)
+        if self.longest:
+            found["propagation_length"] = IntDistribution(1, self.longest)
+        if self.alphas:
+            found["alpha"] = CategoricalDistribution(self.alphas)
+        if self.lr:
+            found["lr"] = FloatDistribution(*self.lr, log=True)
+        return found | dict(self.parameters)
+
+    def choice_of(self, run: RunConfig) -> dict[str, Any]:
+        """Return what `suggest` returns where it chooses this run."""
+        return {name: run.values[name] for name in self.searched}
+
+    def suggest(self, base: RunConfig, num_units: int, trial: Any) -> dict[str, Any]:
+        """Choose K, then l within its bound, and the rest.
 
         Args:
-            base: its network and remainder bound l.
+            base: gives what is not searched.
+            num_units: of its network.
             trial: an optuna.Trial, or Ray's substitute for one.
 
         Returns:
-            The fields of RunConfig that SEARCHED names.
+            Values by field or option, see `searched`.
         """
-        k = trial.suggest_categorical("num_modules", list(self.num_modules))
-        limit = longest_propagation(module_sizes(unit_count(base.network), k, base.remainder, base.network))
-        return {
-            "num_modules": k,
-            "propagation_length": trial.suggest_int("propagation_length", 1, min(limit, self.longest)),
-            "alpha": trial.suggest_categorical("alpha", list(self.alphas)),
-            "lr": trial.suggest_float("lr", *self.lr, log=True),
-        }
+        found: dict[str, Any] = {}
+        for name, among in self.searched.items():
+            if name == "propagation_length":
+                among = IntDistribution(1, min(self.longest, self._limit(base, num_units, found)))
+            found[name] = _suggest(trial, name, among)
+        return found
+
+    def _limit(self, base: RunConfig, num_units: int, found: Mapping[str, Any]) -> int:
+        k = found.get("num_modules", base.num_modules)
+        return longest_propagation(module_sizes(num_units, k, base.remainder, base.network, base.sizes))
+
+    def at_each_k(self, base: RunConfig) -> list[RunConfig]:
+        """Return one run for each K."""
+        length = {"propagation_length": 1} if self.longest else {}
+        return [base.replace(num_modules=k, **length) for k in self.num_modules or (base.num_modules,)]
+
+    def check(self, base: RunConfig, num_units: int) -> None:
+        """Raise ConfigError if a value is invalid, or something is searched that the base's method does not have."""
+        if not self.searched:
+            raise ConfigError("the space is empty; give num_modules, longest, alphas, lr or parameters")
+        if self.num_modules and base.sizes:
+            raise ConfigError(
+                f"num_modules={self.num_modules} cannot be searched with sizes={base.sizes}; leave one out"
+            )
+        for name in self.parameters:
+            if name in _FIXED:
+                raise ConfigError(
+                    f"parameters has {name!r}, which is the same for all trials; start one search for each value"
+                )
+            if name in _OWN_AXES or name in ("alpha" * bool(self.alphas), "lr" * bool(self.lr)):
+                raise ConfigError(
+                    f"parameters has {name!r}; search it by {_OWN_AXES.get(name, name + ' alone')} of the space"
+                )
+        for run in self.at_each_k(base):
+            run.check_units(num_units)
+            for name, among in self.searched.items():
+                for value in _ends(among) if name not in _OWN_AXES else ():
+                    run.replace(**{name: value})
 
     @property
     def text(self) -> str:
         """Return the space in words."""
-        return (
-            f"K in {self.num_modules}, l in 1..{self.longest} within the smallest module, alpha in {self.alphas}, "
-            f"eta in {self.lr[0]}..{self.lr[1]}"
-        )
+        names = {"num_modules": "K", "propagation_length": "l", "lr": "eta"}
+        return ", ".join(f"{names.get(name, name)} in {_text(among)}" for name, among in self.searched.items())
+
+
+def _suggest(trial: Any, name: str, among: Distribution) -> Any:
+    if isinstance(among, CategoricalDistribution):
+        return trial.suggest_categorical(name, among.choices)
+    suggest = {FloatDistribution: trial.suggest_float, IntDistribution: trial.suggest_int}[type(among)]
+    return suggest(name, among.low, among.high, step=among.step, log=among.log)
+
+
+def _ends(among: Distribution) -> tuple[Any, ...]:
+    return among.choices if isinstance(among, CategoricalDistribution) else (among.low, among.high)
+
+
+def _text(among: Distribution) -> str:
+    return str(among.choices) if isinstance(among, CategoricalDistribution) else f"{among.low}..{among.high}"

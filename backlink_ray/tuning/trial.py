@@ -46,9 +46,7 @@ def trial(
         tune.report({**metrics, "executor": config.executor})
 
     group = get_current_placement_group() if config.executor == "ray" else None
-    options = RunOptions(
-        output_dir=runs / config.run_id, placement_group=group, on_epoch=report, resources=cluster.stage
-    )
-    result = run(config, ray.get(datasets[data_key(config)]), options)
+    options = RunOptions(placement_group=group, on_epoch=report, resources=cluster.stage)
+    result = run(config, runs / config.run_id, dataset=ray.get(datasets[data_key(config)]), options=options)
     if not reported:  # the run had finished before an earlier driver recorded it
         report(result["curve"][-1])

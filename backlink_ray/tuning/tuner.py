@@ -3,7 +3,7 @@
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,9 @@ from ray.tune.schedulers import ASHAScheduler
 
 from backlink_ray.data.tensors import Dataset
 from backlink_ray.errors import StudyError
+from backlink_ray.pipeline.resources import STAGE, StageResources
+from backlink_ray.runs.config import RunConfig
+from backlink_ray.runs.executors import start_once
 from backlink_ray.runs.tracked import end_open_runs, track_all
 from backlink_ray.tuning.callback import StudyCallback
 from backlink_ray.tuning.resources import ClusterResources
@@ -26,6 +29,38 @@ logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 # Tune's loggers would store every epoch three times more, and nobody reads that.
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+
+
+def run_trials(
+    study: Study, examples: Iterable[RunConfig], datasets: Mapping[str, Dataset], *, address: str = "", gpus: float = 0.0,
+    max_concurrent: int = 0, stage: StageResources = STAGE,
+) -> int:  # fmt: skip
+    """Run the trials that are left of a study's plan, at least one; return how many an interruption left.
+
+    Args:
+        study: with trials left to run.
+        examples: runs of the plan, at least one of every size.
+        datasets: by `data_key`.
+        address: of the cluster, see `start_once`.
+        gpus: to which an autoscaling cluster can grow; 0: those it has now.
+        max_concurrent: trials at once; 0: as many as the GPUs allow, one without a GPU.
+        stage: what a stage reserves.
+
+    Raises:
+        ConfigError: the cluster can never hold a run, or cannot import what a run names.
+        KeyboardInterrupt: Ctrl-C was pressed a second time; Tune handles the first itself, by ending its trials in order.
+    """
+    examples = list(examples)
+    start_once(address, {name: path for run in examples for name, path in run.import_paths.items()})
+    found = ray.cluster_resources()
+    num_gpus = max(found.get("GPU", 0.0), gpus)
+    cluster = ClusterResources(
+        num_gpus=num_gpus, num_cpus=found.get("CPU", 0.0), max_concurrent=max_concurrent, stage=stage
+    )
+    for run in examples:
+        cluster.check(run)
+    run_study(study, datasets, cluster)
+    return study.missing()
 
 
 def run_study(study: Study, datasets: Mapping[str, Dataset], cluster: ClusterResources) -> None:

@@ -9,9 +9,10 @@ import pytest
 
 from backlink_ray import RunConfig
 from backlink_ray.figures.tradeoff import pareto_front, trades
+from backlink_ray.runs.results import columns_of
 from backlink_ray.tuning.plan import Plan
 from backlink_ray.tuning.searcher import open_searcher
-from backlink_ray.tuning.space import SEARCHED, Space
+from backlink_ray.tuning.space import Space
 
 
 def test_the_front_by_hand() -> None:
@@ -25,9 +26,7 @@ BASE = RunConfig(network="resnet8", num_modules=2, propagation_length=1)
 
 
 def row(error: float, step_ms: float, **choice: Any) -> dict[str, Any]:
-    config = BASE.replace(**choice)
-    fields = {name: getattr(config, name) for name in RunConfig.__dataclass_fields__}
-    return {**fields, "test_error_pct": error, "step_ms": step_ms}
+    return {**columns_of(BASE.replace(**choice)), "test_error_pct": error, "step_ms": step_ms}
 
 
 def test_comparison_with_bp_over_all_seeds() -> None:
@@ -53,17 +52,20 @@ def test_without_bp_there_is_a_front_and_no_comparison() -> None:
     assert all(math.isnan(x) for x in (one.accuracy_drop_pp, one.memory_reduction_pct, one.time_reduction_pct))
 
 
+SPACE = Space(num_modules=(2,), longest=4, alphas=(0.25, 0.5), lr=(0.05, 1.0))
+
+
 def test_a_search_for_the_trade_off_learns_from_three_numbers(tmp_path: Path) -> None:
     names = ("val_error_pct", "peak_memory_mib", "step_ms")
     first = BASE.replace(alpha=0.5, lr=0.1)
-    plan = Plan(base=BASE, space=Space(num_modules=(2,)), objectives=names, first=(first,))
+    plan = Plan(base=BASE, space=SPACE, objectives=names, first=(first,))
 
     def search() -> Any:
         return open_searcher(plan, tmp_path, "s", lambda _run: True)
 
     opened = search()
-    assert opened.suggest("a") == {name: getattr(first, name) for name in SEARCHED}
-    assert set(opened.suggest("b")) == set(SEARCHED)
+    assert opened.suggest("a") == SPACE.choice_of(first)
+    assert set(opened.suggest("b")) == set(SPACE.searched)
     opened.on_trial_complete("a", dict(zip(names, (30.0, 500.0, 9.0), strict=True)))
     opened.on_trial_complete("b", dict(zip(names, (40.0, 400.0, 9.0), strict=True)))
     search()  # a later start continues the same study

@@ -8,7 +8,6 @@ from backlink_ray import RunConfig
 from backlink_ray.data.datasets import load_dataset
 from backlink_ray.methods.catalogue import BASES, METHODS
 from backlink_ray.runs.job import make_job
-from backlink_ray.runs.options import RunOptions
 from backlink_ray.train.executor import LocalExecutor
 
 BASE = RunConfig(
@@ -27,7 +26,7 @@ def test_it_learns(label: str, tmp_path: Path) -> None:
     own = {"base": base} if base else OPTIONS.get(method, {})
     config = BASE.replace(method=method, head=HEADS.get(base or method, "fc"), **own)
     dataset = load_dataset("cifar10-sample", train_images=BASE.train_images)
-    with LocalExecutor(make_job(config, dataset, RunOptions(output_dir=tmp_path))) as executor:
+    with LocalExecutor(make_job(config, dataset)) as executor:
         losses = [executor.train(len(dataset.train) // BASE.batch_size).losses.mean(dim=1) for _ in range(BASE.epochs)]
         error_pct = executor.evaluate("test").error_pct
     assert all(last < first or first == 0 for first, last in zip(losses[0].tolist(), losses[-1].tolist(), strict=True))

@@ -1,19 +1,18 @@
 """Rows as studies record them, for tests that read records."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 
 from backlink_ray.paper.cells import find
 from backlink_ray.paper.grid import Grid
 from backlink_ray.paper.recipes import Budget, recipe, with_alpha
 from backlink_ray.runs.config import RunConfig
-from backlink_ray.runs.results import Row, Value
+from backlink_ray.runs.results import Row, Value, columns_of
 
 
 def row_of(config: RunConfig, error: float, **more: Value) -> Row:
     """Return the row of a finished run whose best epoch was half a point better."""
     ended: Row = {"status": "FINISHED", "reason": "done", "test_error_pct": error, "best_test_error_pct": error - 0.5}
-    return {**dataclasses.asdict(config), "run_id": config.run_id, **ended, **more}
+    return {**columns_of(config), "run_id": config.run_id, **ended, **more}
 
 
 def runs_of(address: str, errors: Sequence[float], budget: Budget | None = None, alpha: float = 0.5) -> list[Row]:

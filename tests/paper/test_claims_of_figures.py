@@ -1,6 +1,5 @@
 """Claims that rest on figures: costs, best values and descent, on made-up measurements."""
 
-import dataclasses
 import shutil
 from collections.abc import Mapping, Sequence
 from itertools import product
@@ -13,6 +12,7 @@ from backlink_ray.paper.claims import claims, judge
 from backlink_ray.paper.evidence import Evidence
 from backlink_ray.paper.recipes import ALPHAS
 from backlink_ray.runs.config import RunConfig
+from backlink_ray.runs.results import columns_of, config_of
 from tests.paper.findings import claim, judged, record
 from tests.paper.rows import Row, row_of
 
@@ -22,7 +22,7 @@ def measured(config: RunConfig, hardware: str = "some GPU", **columns: float) ->
     device = "cpu" if "cores" in hardware else "cuda"
     run_id = "-".join((config.run_id, hardware.replace(" ", ""), config.executor))
     ended: Row = {"run_id": run_id, "status": "FINISHED", "device": device, "hardware": hardware}
-    return {**dataclasses.asdict(config), **ended, **columns}
+    return {**columns_of(config), **ended, **columns}
 
 
 BASE = RunConfig(network="resnet110", dataset="cifar10", head="conv", num_modules=2, propagation_length=1)
@@ -191,10 +191,7 @@ def test_the_best_alpha_of_each_k(tmp_path: Path) -> None:
     assert (part.verdict, part.ours) == ("reproduced", "holds in 2 of 2 lines run, 2 in all; seeds per point: 1")
     one = judged(tmp_path / "one", "best-alpha", rows[:-2], "figure_4_alpha")
     assert (one.verdict, one.ours) == ("not run yet", "holds in 1 of 1 lines run, 2 in all; seeds per point: 2")
-    smaller = [
-        row_of(RunConfig(**{f.name: row[f.name] for f in dataclasses.fields(RunConfig)}).replace(epochs=8), 1.0)
-        for row in rows
-    ]
+    smaller = [row_of(config_of(row).replace(epochs=8), 1.0) for row in rows]
     assert judged(tmp_path / "small", "best-alpha", smaller, "figure_4_alpha").ours == ""
 
 

@@ -3,8 +3,10 @@
 import ast
 import contextlib
 import dataclasses
+import hashlib
 import inspect
 import itertools
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,9 +21,11 @@ from backlink_ray.errors import ConfigError
 from backlink_ray.local.sizes import longest_propagation, module_sizes
 from backlink_ray.methods.catalogue import BASES, METHODS
 from backlink_ray.nets.names import unit_count
-from backlink_ray.options import Option, options_of
+from backlink_ray.options import Option, default_of, options_of
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.job import build_method
+from backlink_ray.runs.results import columns_of, config_of
+from tests.users import imported_from, write_project
 
 TABLES = Path(__file__).parents[2] / "shared" / "paper" / "tables.yaml"
 ONE_LINE = [
@@ -111,7 +115,7 @@ def test_run_id_depends_on_the_result_alone() -> None:
 
 def test_defaults_never_change() -> None:
     """An identity holds only what differs from the defaults, so a new default would change the meaning of old runs."""
-    assert {f.name: f.default for f in dataclasses.fields(RunConfig)} == DEFAULTS
+    assert {f.name: default_of(f) for f in dataclasses.fields(RunConfig)} == DEFAULTS
 
 
 DEFAULTS = {
@@ -122,7 +126,7 @@ DEFAULTS = {
     "synthesizer_width": 0, "label_conditioning": False, "remainder": "front", "lr": 0.5,
     "momentum": 0.9, "weight_decay": 0.0001, "warmup_fraction": 0.05, "batch_size": 512, "epochs": 200, "augment":
     True, "validation_fraction": 0.0, "train_images": 0, "test_images": 0, "seed": 0, "torch_threads": 1,
-    "executor": "auto",
+    "executor": "auto", "sizes": (), "options": {}, "loss": "cross-entropy", "optimizer": "sgd",
 }  # fmt: skip
 
 
@@ -217,10 +221,10 @@ def test_every_field_that_decides_the_result_is_part_of_the_identity() -> None:
     for name, option in options_of(RunConfig).items():
         changed = [run for run in runs if _other(run, name, option) is not None]
         different = [run for run in changed if _other(run, name, option).run_id != run.run_id]  # type: ignore[union-attr]
-        assert changed, name
+        assert changed or name == "options", name  # of a method of the user's: see below
         if not different:
             untouched.add(name)
-    assert untouched == {"link"}
+    assert untouched == {"link", "options"}
     assert all(run.replace(executor="ray").run_id == run.run_id for run in runs if run.mode != "async")
 
 
@@ -233,6 +237,9 @@ def _meaningful(method: str) -> Iterator[dict[str, Any]]:
         yield {"base": method, "propagation_length": 1}
 
 
+OTHERS = {"loss": ["torch.nn.functional:mse_loss"], "optimizer": ["torch.optim:AdamW"], "sizes": [(6, 10)]}
+
+
 def _other(run: RunConfig, name: str, option: Option) -> RunConfig | None:
     """Return the run with another value of one field, None if it has none that is valid there."""
     value = getattr(run, name)
@@ -243,7 +250,7 @@ def _other(run: RunConfig, name: str, option: Option) -> RunConfig | None:
         if isinstance(value, int)
         else ()
     )
-    values = option.choices or numbers or ("resnet110",)
+    values = OTHERS.get(name) or option.choices or numbers or ("resnet110",)
     for other in values:
         with contextlib.suppress(ConfigError):
             changed = run.replace(**{name: other})
@@ -265,3 +272,101 @@ def test_options_of_a_base_reach_it(base: str, option: str, value: float) -> Non
 def test_a_replacement_of_a_wrong_type_is_refused_by_name(changes: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=next(iter(changes))):
         RunConfig().replace(**changes)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Iterator[Path]:
+    write_project(tmp_path, "cfg")
+    with imported_from(tmp_path):
+        yield tmp_path
+
+
+def test_import_paths_are_part_of_the_identity_by_name_and_digest(project: Path) -> None:
+    run = RunConfig(network="cfg_model:network", optimizer="torch.optim:AdamW")
+    of_file = hashlib.sha256((project / "cfg_model.py").read_bytes()).hexdigest()[:16]
+    assert run.identity == {"network": f"cfg_model:network@{of_file}", "optimizer": "torch.optim:AdamW"}
+    (project / "cfg_second.py").write_text((project / "cfg_model.py").read_text() + "# changed\n")
+    digests = {
+        RunConfig(network=f"{module}:network").identity["network"].split("@")[1]
+        for module in ("cfg_model", "cfg_second")
+    }
+    assert len(digests) == 2
+
+
+def test_own_options_are_complete_checked_and_stored(project: Path) -> None:
+    run = RunConfig(method="cfg_method:Mine", options={"gamma": np.float32(0.5)})
+    assert run.options == {"gamma": 0.5, "twice": False}
+    assert RunConfig(method="cfg_method:Mine") == RunConfig(method="cfg_method:Mine", options={"gamma": 0.3})
+    assert run.replace(gamma=0.25, lr=0.1) == RunConfig(method="cfg_method:Mine", options={"gamma": 0.25}, lr=0.1)
+    assert run.replace(method="gll") == RunConfig(method="gll")
+    assert run.run_id != run.replace(twice=True).run_id
+    assert (run.alpha, run.propagation_length) == (1.0, 0)  # it has neither
+    stored = yaml.safe_load(yaml.safe_dump(dataclasses.asdict(run.replace(sizes=(3, 13)))))
+    assert RunConfig(**stored) == run.replace(sizes=(3, 13))
+    row = json.loads(json.dumps(columns_of(run.replace(sizes=(3, 13)))))
+    assert (row["options.gamma"], row["sizes"]) == (0.5, "3 13")
+    assert config_of(row) == run.replace(sizes=(3, 13))
+    assert getattr(build_method(run), "gamma") == 0.5  # noqa: B009
+    on_base = RunConfig(base="cfg_method:Mine", options={"twice": True})
+    assert getattr(build_method(on_base).base, "twice") is True  # type: ignore[attr-defined]  # noqa: B009
+
+
+OWN = """
+from dataclasses import dataclass
+import backlink_ray as bl
+
+@dataclass(frozen=True, kw_only=True)
+class Clash(bl.Method):
+    momentum: float = 0.5
+
+@dataclass(frozen=True, kw_only=True)
+class Required(bl.Method):
+    gamma: float
+
+@dataclass(frozen=True, kw_only=True)
+class Longer(bl.BackLink):
+    gamma: int = 1
+"""
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"options": {"gamma": 1.0}}, "options={'gamma': 1.0} has 'gamma', which method='backlink' does not have as an option"),
+        ({"method": "cfg_method:Mine", "options": {"beta": 1.0}},
+            "has 'beta', which method='cfg_method:Mine' does not have .*; allowed: gamma, twice"),
+        ({"method": "cfg_method:Mine", "options": {"gamma": "x"}}, "gamma='x' is a str; allowed: float"),
+        ({"method": "cfg_method:Mine", "options": {"gamma": float("nan")}}, "gamma=nan is out of range; allowed finite"),
+        ({"method": "cfg_method:Mine", "options": {"gamma": [1]}},
+            r"options\['gamma'\]=\[1\] is a list; allowed: bool, int, float or str"),
+        ({"method": "cfg_method:Mine", "alpha": 0.25}, "alpha=0.25 has no meaning for method='cfg_method:Mine'"),
+        ({"method": "cfg_model:network"}, "method='cfg_model:network' is no method; give a subclass of backlink_ray.Method"),
+        ({"base": "cfg_model:network"}, "base='cfg_model:network' is no method"),
+        ({"method": "cfg_absent:Mine"}, "method='cfg_absent:Mine' cannot be imported: there is no module cfg_absent"),
+        ({"method": "cfg_own:Clash"}, "has a field 'momentum', which every run has; give it another name"),
+        ({"method": "cfg_own:Required"}, "has no default value for its field 'gamma'"),
+        ({"method": "cfg_own:Longer", "propagation_length": 5}, "propagation_length=5 exceeds 4"),
+        ({"optimizer": "torch.optim:AdamW", "momentum": 0.5}, "momentum=0.5 is no argument of optimizer='torch.optim:AdamW'"),
+        ({"sizes": (3, 3)}, r"sizes=\(3, 3\) sum to 6"),
+        ({"sizes": (3, 13), "num_modules": 3}, "num_modules=3"),
+        ({"sizes": (1, 15), "propagation_length": 2}, "propagation_length=2 exceeds 1"),
+        ({"sizes": (0, 16)}, "=0 is out of range; allowed 1 or more"),
+        ({"sizes": 3}, "sizes=3 is a int; allowed: tuple"),
+        ({"method": "bp", "sizes": (8, 8)}, r"sizes=\(8, 8\) has no meaning for method='bp'"),
+        ({"loss": "hinge"}, "loss='hinge' is not known; allowed: cross-entropy, or an import path MODULE:NAME"),
+    ],
+)  # fmt: skip
+def test_parts_of_the_users_are_refused_by_name(project: Path, fields: dict[str, Any], message: str) -> None:
+    (project / "cfg_own.py").write_text(OWN)
+    with pytest.raises(ConfigError, match=message) as caught:
+        RunConfig(**fields)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_method_of_the_users_that_extends_backlink_takes_its_fields_from_the_run(project: Path) -> None:
+    (project / "cfg_own.py").write_text(OWN)
+    run = RunConfig(
+        method="cfg_own:Longer", alpha=0.25, propagation_length=1, base="predsim", beta=0.5, options={"gamma": 2}
+    )
+    method: Any = build_method(run)
+    assert (method.alpha, method.linked_units, method.base.beta, method.gamma) == (0.25, 1, 0.5, 2)

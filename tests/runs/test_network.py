@@ -11,6 +11,7 @@ from backlink_ray.errors import CheckpointError
 from backlink_ray.runs.options import RunOptions
 from backlink_ray.runs.runner import run
 from tests.examples import sample
+from tests.users import imported_from, write_project
 
 BASE = bl.RunConfig(
     network="resnet8", num_modules=4, propagation_length=1, lr=0.1, batch_size=32, epochs=1, executor="local"
@@ -34,7 +35,7 @@ def error_pct(network: bl.Network) -> float:
     ids=str,
 )
 def test_a_run_folder_gives_the_network_with_the_runs_error(tmp_path: Path, changes: dict[str, str]) -> None:
-    result = run(BASE.replace(**changes), sample(), RunOptions(output_dir=tmp_path))
+    result = run(BASE.replace(**changes), tmp_path, dataset=sample())
     network = bl.load_network(tmp_path)
     assert error_pct(network) == result["test_error_pct"]
     logits = bl.predict(network, sample().test.prepared())
@@ -54,14 +55,14 @@ def test_the_folder_of_a_run_that_is_going_on_is_read_and_not_touched(tmp_path: 
             seen.append(1)
 
     seen: list[int] = []
-    run(BASE.replace(epochs=2, head="conv"), sample(), RunOptions(output_dir=tmp_path, on_epoch=look))
+    run(BASE.replace(epochs=2, head="conv"), tmp_path, dataset=sample(), options=RunOptions(on_epoch=look))
     assert seen == [1]
 
 
 def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(bl.ConfigError, match=r"has no config\.yaml; give the --output-dir of a run"):
         bl.load_network(tmp_path)
-    run(BASE, sample(), RunOptions(output_dir=tmp_path))
+    run(BASE, tmp_path, dataset=sample())
     file = tmp_path / "config.yaml"
     content = yaml.safe_load(file.read_text())
     for changes, words in (
@@ -77,3 +78,14 @@ def test_refusals(tmp_path: Path) -> None:
         weights.unlink()
     with pytest.raises(CheckpointError, match="checkpoints has no checkpoint"):
         bl.load_network(tmp_path)
+
+
+def test_a_network_of_the_users_is_built_again_but_not_from_a_changed_file(tmp_path: Path) -> None:
+    write_project(tmp_path, "net")
+    with imported_from(tmp_path):
+        result = run(BASE.replace(network="net_model:network", head="conv"), tmp_path / "run", dataset=sample())
+        assert error_pct(bl.load_network(tmp_path / "run")) == result["test_error_pct"]
+    (tmp_path / "net_model.py").write_text((tmp_path / "net_model.py").read_text() + "# changed\n")
+    message = "another version of the file of network='net_model:network'; restore it"
+    with imported_from(tmp_path), pytest.raises(bl.ConfigError, match=message):
+        bl.load_network(tmp_path / "run")

@@ -29,7 +29,7 @@ DATA = load_dataset("cifar10-sample", train_images=120, test_images=50)
 
 def test_the_run_folder(tmp_path: Path) -> None:
     seen: list[int] = []
-    result = run(CONFIG, DATA, RunOptions(output_dir=tmp_path, on_epoch=lambda m: seen.append(m["epoch"])))
+    result = run(CONFIG, tmp_path, dataset=DATA, options=RunOptions(on_epoch=lambda m: seen.append(m["epoch"])))
     assert seen == [1, 2]
     assert {p.name for p in tmp_path.iterdir()} == {
         "config.yaml", "environment.json", "metrics.jsonl", "checkpoints", "result.json",
@@ -42,23 +42,23 @@ def test_the_run_folder(tmp_path: Path) -> None:
 
 
 def test_executors_give_one_result_and_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
-    local = run(CONFIG, DATA, RunOptions(output_dir=tmp_path / "a"))
-    threads = run(CONFIG.replace(executor="threads"), DATA, RunOptions(output_dir=tmp_path / "b"))
+    local = run(CONFIG, tmp_path / "a", dataset=DATA)
+    threads = run(CONFIG.replace(executor="threads"), tmp_path / "b", dataset=DATA)
     assert local["weights_sha256"] == threads["weights_sha256"]
     assert local["test_error_pct"] == threads["test_error_pct"]
-    assert run(CONFIG, DATA, RunOptions(output_dir=tmp_path / "b"))["executor"] == "threads"
+    assert run(CONFIG, tmp_path / "b", dataset=DATA)["executor"] == "threads"
 
 
 def test_an_interrupted_run_resumes_to_the_same_result(tmp_path: Path) -> None:
-    whole = run(CONFIG, DATA, RunOptions(output_dir=tmp_path / "whole"))
+    whole = run(CONFIG, tmp_path / "whole", dataset=DATA)
 
     def interrupt(metrics: dict[str, object]) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(CONFIG, DATA, RunOptions(output_dir=tmp_path / "cut", on_epoch=interrupt))
+        run(CONFIG, tmp_path / "cut", dataset=DATA, options=RunOptions(on_epoch=interrupt))
     seen: list[int] = []
-    result = run(CONFIG, DATA, RunOptions(output_dir=tmp_path / "cut", on_epoch=lambda m: seen.append(m["epoch"])))
+    result = run(CONFIG, tmp_path / "cut", dataset=DATA, options=RunOptions(on_epoch=lambda m: seen.append(m["epoch"])))
     assert seen == [2]
     assert result["weights_sha256"] == whole["weights_sha256"]
     assert [m["test_error_pct"] for m in result["curve"]] == [m["test_error_pct"] for m in whole["curve"]]
@@ -93,13 +93,12 @@ def stop_at(patch: pytest.MonkeyPatch, owner: type, name: str, call: int) -> Non
 def test_a_kill_between_any_two_writes_leaves_each_epoch_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: type, name: str, call: int
 ) -> None:
-    options = RunOptions(output_dir=tmp_path)
     with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
         stop_at(patch, owner, name, call)
-        run(CONFIG, DATA, options)
+        run(CONFIG, tmp_path, dataset=DATA)
     torn = tmp_path / "metrics.jsonl"
     torn.write_bytes((torn.read_bytes() if torn.exists() else b"") + b'{"epoch": 9, "te')
-    result = run(CONFIG, DATA, options)
+    result = run(CONFIG, tmp_path, dataset=DATA)
     assert epochs_of(tmp_path) == [m["epoch"] for m in result["curve"]] == [1, 2]
     assert result["weights_sha256"] == WHOLE.setdefault("weights", result["weights_sha256"])
 
@@ -115,12 +114,12 @@ def test_a_checkpoint_holds_its_own_epoch_alone_and_an_older_one_cuts_the_curve(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(config, DATA, RunOptions(output_dir=tmp_path, on_epoch=interrupt))
+        run(config, tmp_path, dataset=DATA, options=RunOptions(on_epoch=interrupt))
     *_, newest = sorted((tmp_path / "checkpoints").iterdir())
     assert json.loads((newest / "state.json").read_text())["extra"].keys() == {"run_id", "metrics"}
     (newest / "weights.safetensors").write_bytes(b"")
     times = [m["time_ms"] for m in map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())]
-    result = run(config, DATA, RunOptions(output_dir=tmp_path))
+    result = run(config, tmp_path, dataset=DATA)
     assert epochs_of(tmp_path) == [1, 2, 3]
     assert result["curve"][0]["time_ms"] == times[0]
     assert result["curve"][1]["time_ms"] > times[1]  # trained again
@@ -136,10 +135,10 @@ def test_a_curve_that_lacks_epochs_is_refused_and_never_invented(tmp_path: Path,
 
 
 def test_a_finished_folder_is_left_as_it_is(tmp_path: Path) -> None:
-    run(CONFIG, DATA, RunOptions(output_dir=tmp_path))
+    run(CONFIG, tmp_path, dataset=DATA)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
-    run(CONFIG.replace(executor="threads"), DATA, RunOptions(output_dir=tmp_path))
+    run(CONFIG.replace(executor="threads"), tmp_path, dataset=DATA)
     assert {
         path: (path.read_bytes(), path.stat().st_mtime_ns) for path in tmp_path.rglob("*") if path.is_file()
     } == before
@@ -150,7 +149,7 @@ def test_every_stage_reports_its_own_environment(
     tmp_path: Path, ray_here: None, monkeypatch: pytest.MonkeyPatch, executor: str, stages: int
 ) -> None:
     monkeypatch.setattr("socket.gethostname", lambda: "the driver's machine")  # actors are processes of their own
-    run(CONFIG.replace(executor=executor, epochs=1), DATA, RunOptions(output_dir=tmp_path / "runs" / "r"))
+    run(CONFIG.replace(executor=executor, epochs=1), tmp_path / "runs" / "r", dataset=DATA)
     (attempt,) = json.loads((tmp_path / "runs" / "r" / "environment.json").read_text())["attempts"]
     assert (attempt["executor"], attempt["first_epoch"], len(attempt["stages"])) == (executor, 1, stages)
     for stage in attempt["stages"]:
@@ -164,28 +163,28 @@ def test_every_stage_reports_its_own_environment(
 def test_a_folder_of_the_first_version_is_refused_with_its_version(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(f"run_id: {CONFIG.run_id}\n")
     with pytest.raises(ConfigError, match=r"was written by backlink_ray 0\.1\.0, .*; give another folder") as caught:
-        run(CONFIG, DATA, RunOptions(output_dir=tmp_path))
+        run(CONFIG, tmp_path, dataset=DATA)
     assert "\n" not in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
 
 
 def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
-    run(CONFIG, DATA, RunOptions(output_dir=tmp_path))
+    run(CONFIG, tmp_path, dataset=DATA)
     with pytest.raises(ConfigError, match=r"holds run \w+, not \w+; give another folder"):
-        run(CONFIG.replace(seed=1), DATA, RunOptions(output_dir=tmp_path))
+        run(CONFIG.replace(seed=1), tmp_path, dataset=DATA)
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot be written"):
-        run(CONFIG, DATA, RunOptions(output_dir=tmp_path / "file" / "x"))
+        run(CONFIG, tmp_path / "file" / "x", dataset=DATA)
 
 
 def test_held_out_images_are_evaluated_and_not_trained_on(tmp_path: Path) -> None:
-    config, options = CONFIG.replace(validation_fraction=0.25), RunOptions(output_dir=tmp_path)
-    job = runner.make_job(config, DATA, options)
+    config = CONFIG.replace(validation_fraction=0.25)
+    job = runner.make_job(config, DATA)
     train, held = ({x.numpy().tobytes() for x in s.inputs} for s in (job.train, job.evaluations["val"]))
     assert len(train) + len(held) == 120
     assert len(held) >= 30
     assert not train & held
-    result = run(config, DATA, options)
+    result = run(config, tmp_path, dataset=DATA)
     assert result["val_error_pct"] * len(held) / 100 == pytest.approx(round(result["val_error_pct"] * len(held) / 100))
 
 
@@ -205,9 +204,9 @@ def test_auto_looks_at_the_cluster_of_the_environment_not_at_this_machine(
     ray_here: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 64)
-    assert executors._available()[1] == 64
+    assert executors._available(CONFIG)[1] == 64
     monkeypatch.setenv("RAY_ADDRESS", "connected already")
-    assert executors._available() == (0.0, 2.0)
+    assert executors._available(CONFIG) == (0.0, 2.0)
 
 
 def test_four_stages_may_share_two_gpus() -> None:

@@ -23,8 +23,7 @@ from backlink_ray.errors import ConfigError, NonFiniteLossError
 from backlink_ray.figures.captions import budget, is_paper_budget
 from backlink_ray.figures.save import save_figure
 from backlink_ray.figures.style import new_figure, series_of
-from backlink_ray.runs.options import RunOptions
-from backlink_ray.runs.results import Results
+from backlink_ray.runs.results import Results, columns_of
 from backlink_ray.runs.runner import run
 from backlink_ray.tuning.folder import open_study_folder
 from backlink_ray.tuning.plan import Plan
@@ -193,9 +192,9 @@ def record_of(folder: Path, name: str, plan: Plan) -> None:
     """Run a plan in this process, without Tune, and record its runs as a study does."""
     with open_study_folder(folder, name, plan, "auto"):
         for config in plan.runs:
-            result = run(config, sample(), RunOptions(output_dir=folder / "runs" / config.run_id))
+            result = run(config, folder / "runs" / config.run_id, dataset=sample())
             numbers = {k: v for k, v in result.items() if isinstance(v, int | float | str)}
-            Results(folder).append({**dataclasses.asdict(config), **numbers, "run_id": config.run_id, "reason": "done"})
+            Results(folder).append({**columns_of(config), **numbers, "run_id": config.run_id, "reason": "done"})
 
 
 GRID_RUNS: dict[str, tuple[dict[str, Any], ...]] = {

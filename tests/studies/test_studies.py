@@ -64,10 +64,10 @@ BASE = RunConfig(network="resnet8", num_modules=2, propagation_length=1,
 sys.exit(main("tiny", {"smoke": PLAN}, ""))
 """
 # The second one diverges at once.
-SEARCH = """Plan(base=BASE.replace(epochs=12), space=Space(num_modules=(2,), lr=(1e-9, 1e30)), num_samples=2, metric="train_loss",
+SEARCH = """Plan(base=BASE.replace(epochs=12), space=Space(lr=(1e-9, 1e30)), num_samples=2, metric="train_loss",
     first=(BASE.replace(epochs=12, lr=0.05), BASE.replace(epochs=12, lr=1e30)))"""
 # The second one cannot learn, so it ranks low by its loss whatever the first one's is.
-ASHA = """Plan(base=BASE.replace(epochs=6), space=Space(num_modules=(2,), lr=(1e-9, 0.2)), num_samples=2, metric="train_loss",
+ASHA = """Plan(base=BASE.replace(epochs=6), space=Space(lr=(1e-9, 0.2)), num_samples=2, metric="train_loss",
     first=(BASE.replace(epochs=6, lr=0.05), BASE.replace(epochs=6, lr=1e-9)))"""
 
 

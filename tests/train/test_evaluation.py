@@ -13,7 +13,6 @@ from backlink_ray.data.originals import long_tailed
 from backlink_ray.errors import ConfigError
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.job import make_job
-from backlink_ray.runs.options import RunOptions
 from backlink_ray.runs.results import epoch_line
 from backlink_ray.runs.runner import run
 from backlink_ray.train.executor import EvaluationSum
@@ -36,7 +35,7 @@ def test_a_run_writes_the_error_of_each_class_once_with_the_last_weights(tmp_pat
     data = long_tailed(replace(whole, train=train, test=test), "sample-lt", 0)
     assert data.train_counts == [40, 30, 23, 18, 14, 10, 8, 6, 4, 3]
     config = RunConfig(network="resnet8", num_modules=1, method="bp", lr=0.1, batch_size=50, epochs=2, executor="local")
-    result = run(config, data, RunOptions(output_dir=tmp_path))
+    result = run(config, tmp_path, dataset=data)
     errors = json.loads((tmp_path / "result.json").read_text())["class_error_pct"]
     assert errors == result["class_error_pct"]
     assert len(errors) == 10
@@ -44,7 +43,7 @@ def test_a_run_writes_the_error_of_each_class_once_with_the_last_weights(tmp_pat
     assert sum(errors) / 10 == pytest.approx(result["test_error_pct"])  # the test set is balanced
     assert ["class_error_pct" in epoch for epoch in result["curve"]] == [False, True]
     with pytest.raises(ConfigError, match="seed=1.* seed 0"):
-        make_job(config.replace(seed=1), data, RunOptions(output_dir=tmp_path))
+        make_job(config.replace(seed=1), data)
 
 
 def test_a_run_on_float_labels_writes_losses_and_no_errors(tmp_path: Path) -> None:
@@ -54,7 +53,7 @@ def test_a_run_on_float_labels_writes_losses_and_no_errors(tmp_path: Path) -> No
     )
     data = replace(whole, train=train, test=test)
     config = RunConfig(network="resnet8", num_modules=1, method="bp", lr=0.1, batch_size=20, epochs=1, executor="local")
-    result = run(config, data, RunOptions(output_dir=tmp_path))
+    result = run(config, tmp_path, dataset=data)
     assert result["test_loss"] == pytest.approx(2.3, abs=0.5)
     assert [name for name in result if "error" in name or "class" in name] == []
     assert epoch_line(result["curve"][0], 1).startswith(

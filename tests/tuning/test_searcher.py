@@ -9,10 +9,10 @@ from backlink_ray.errors import StorageError
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.tuning.plan import Plan
 from backlink_ray.tuning.searcher import open_searcher
-from backlink_ray.tuning.space import SEARCHED, Space
+from backlink_ray.tuning.space import Space
 
 BASE = RunConfig(network="resnet32", validation_fraction=0.1)
-SPACE = Space(num_modules=(2, 4, 8, 16))
+SPACE = Space(num_modules=(2, 4, 8, 16), longest=4, alphas=(0.0, 0.25, 0.5, 0.75, 1.0), lr=(0.05, 1.0))
 FIRST = BASE.replace(num_modules=2, propagation_length=2, alpha=0.5, lr=0.1)
 PLAN = Plan(base=BASE, space=SPACE)
 
@@ -23,7 +23,7 @@ def test_a_hundred_suggestions_are_all_valid_runs() -> None:
     seen = set()
     for _ in range(100):
         trial = study.ask()
-        config = BASE.replace(**SPACE.suggest(BASE, trial))  # RunConfig refuses invalid runs
+        config = BASE.replace(**SPACE.suggest(BASE, 16, trial))  # RunConfig refuses invalid runs
         seen.add((config.num_modules, config.propagation_length))
         study.tell(trial, 1.0)
     assert {k for k, _ in seen} == {2, 4, 8, 16}
@@ -33,7 +33,7 @@ def test_a_hundred_suggestions_are_all_valid_runs() -> None:
 
 def test_choices_of_a_killed_driver_are_suggested_again(tmp_path: Path) -> None:
     plan = Plan(base=BASE, space=SPACE, first=(FIRST,))
-    first = {name: getattr(FIRST, name) for name in SEARCHED}
+    first = SPACE.choice_of(FIRST)
     one = open_searcher(plan, tmp_path, "s", lambda run: run == FIRST)
     assert one.suggest("a") == first
     one.on_trial_complete("a", {"val_error_pct": 50.0, "training_iteration": 1})

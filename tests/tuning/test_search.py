@@ -1,0 +1,81 @@
+"""bl.run and bl.tune from a stranger's script of several files: every executor, on a private cluster and on a remote one."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import backlink_ray as bl
+from backlink_ray.runs.results import Results
+from tests.tracking.mlflow_store import Store
+from tests.users import imported_from, write_project
+
+SCRIPT = """
+import json, os
+import backlink_ray as bl
+import ray
+from optuna.distributions import FloatDistribution
+from ray.cluster_utils import Cluster
+
+base = bl.RunConfig(
+    network="str_model:network", dataset="str_data:images", method="str_method:Mine", num_modules=2, lr=0.05, batch_size=20,
+    epochs=1, validation_fraction=0.25, options={"gamma": 0.5},
+)
+runs = {name: bl.run(base, f"runs/{name}", executor=name)["weights_sha256"] for name in ("local", "threads", "ray")}
+space = bl.Space(lr=(0.01, 0.1), parameters={"gamma": FloatDistribution(0.0, 1.0)})
+found = bl.tune(base.replace(executor="ray"), space, num_samples=2, storage="results", first=[base])
+ray.shutdown()
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 0, "include_dashboard": False})
+os.environ["RAY_ADDRESS"] = cluster.address
+try:
+    runs["remote"] = bl.run(base, "runs/remote", executor="ray")["weights_sha256"]
+finally:
+    ray.shutdown()
+    cluster.shutdown()
+data = bl.load_dataset("str_data:images")
+answers = bl.predict(bl.load_network(found.best_folder), data.test.prepared()).argmax(dim=1)
+assert 100 * float((answers != data.test.labels).float().mean()) == found.best_result["test_error_pct"]
+best = [found.best.options["gamma"], found.best_result["val_error_pct"], str(found.best_folder)]
+print(json.dumps({"runs": runs, "best": best, "rows": [row["options.gamma"] for row in found.rows]}))
+"""
+
+
+@pytest.mark.timeout(300)
+def test_a_strangers_script(tmp_path: Path) -> None:
+    """The modules lie beside the script and the process works elsewhere, so that nothing is found by accident."""
+    (tmp_path / "code").mkdir()
+    (tmp_path / "work").mkdir()
+    write_project(tmp_path / "code", "str")
+    (tmp_path / "code" / "script.py").write_text(SCRIPT)
+    command = [sys.executable, str(tmp_path / "code" / "script.py")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path / "work", timeout=280)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert len(set(found["runs"].values())) == 1, found["runs"]
+    assert "gamma=0.5 ray  epoch 1/1" in done.stdout
+    results = tmp_path / "work" / "results"
+    rows = Results(results / "search").rows()
+    assert sorted(found["rows"]) == sorted(row["options.gamma"] for row in rows)
+    assert found["best"][1] == min(row["val_error_pct"] for row in rows)
+    assert (Path(found["best"][2]) / "result.json").exists()
+    store = Store(results / "mlflow.db")
+    assert [status for _, status in store.runs()] == ["FINISHED"] * 2
+
+
+def test_a_ray_that_was_started_without_the_users_folder_is_refused_with_the_way_out(
+    tmp_path: Path, ray_here: None
+) -> None:
+    write_project(tmp_path, "ray")
+    config = bl.RunConfig(
+        network="ray_model:network", num_modules=2, propagation_length=1, batch_size=20, train_images=60, test_images=20
+    )
+    with (
+        imported_from(tmp_path),
+        pytest.raises(bl.ConfigError, match=r"cannot be imported by Ray's workers \(.*ray_model") as caught,
+    ):
+        bl.run(config, tmp_path / "run", executor="ray")
+    assert f"runtime_env={{'py_modules': ['{tmp_path}/ray_model.py', '{tmp_path}/ray_parts.py']}}" in str(caught.value)
+    assert "\n" not in str(caught.value)
