@@ -39,6 +39,13 @@ def images(root, download, seed):
 METHOD = """
 from dataclasses import dataclass
 import backlink_ray as bl
+from torch import nn
+
+def head(shape, num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(shape[0] * shape[1] * shape[2], num_classes))
+
+def loss(logits, labels):
+    return nn.functional.cross_entropy(logits, labels, label_smoothing=0.1)
 
 @dataclass(frozen=True, kw_only=True)
 class Mine(bl.Method):
@@ -51,7 +58,7 @@ class Mine(bl.Method):
 
 
 def write_project(folder: Path, name: str) -> None:
-    """Write NAME_parts.py, NAME_model.py, NAME_data.py and NAME_method.py; a process imports a name once, so each test has its own."""
+    """Write NAME_parts.py, NAME_model.py and so on; a process imports a name once, so each test has its own."""
     for kind, text in (
         ("parts", PARTS),
         ("model", MODEL.replace("PARTS", f"{name}_parts")),

@@ -11,6 +11,7 @@ from backlink_ray.data.tensors import Dataset
 from backlink_ray.errors import ConfigError, StudyError
 from backlink_ray.files import read_json
 from backlink_ray.pipeline.resources import STAGE, StageResources
+from backlink_ray.pipeline.stage import plan_stages
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.data import data_key, load_for
 from backlink_ray.runs.folder import RESULT, RUN_AGAIN
@@ -140,7 +141,7 @@ def prepare(plan: Plan, root: Path) -> tuple[Plan, dict[str, Dataset]]:
     datasets = load_for(plan.examples, root)
     for run in (run for run in plan.examples if run.import_paths):
         job = make_job(run, datasets[data_key(run)])
-        job.method.prepare(job.modules)
+        plan_stages(job)
         plan = replace(plan, num_units=sum(len(module.units) for module in job.modules))
     plan.check()
     return plan, datasets

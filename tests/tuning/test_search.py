@@ -21,10 +21,11 @@ from ray.cluster_utils import Cluster
 
 base = bl.RunConfig(
     network="str_model:network", dataset="str_data:images", method="str_method:Mine", num_modules=2, lr=0.05, batch_size=20,
-    epochs=1, validation_fraction=0.25, options={"gamma": 0.5},
+    epochs=1, validation_fraction=0.25, options={"gamma": 0.5}, head="str_method:head", loss="str_method:loss",
+    optimizer="torch.optim:AdamW",
 )
 runs = {name: bl.run(base, f"runs/{name}", executor=name)["weights_sha256"] for name in ("local", "threads", "ray")}
-space = bl.Space(lr=(0.01, 0.1), parameters={"gamma": FloatDistribution(0.0, 1.0)})
+space = bl.Space(parameters={"gamma": FloatDistribution(0.0, 1.0), "weight_decay": FloatDistribution(1e-4, 0.1, log=True)})
 found = bl.tune(base.replace(executor="ray"), space, num_samples=2, storage="results", first=[base])
 ray.shutdown()
 
@@ -55,7 +56,7 @@ def test_a_strangers_script(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert len(set(found["runs"].values())) == 1, found["runs"]
-    assert "gamma=0.5 ray  epoch 1/1" in done.stdout
+    assert "gamma=0.5 weight_decay=0.0001 ray  epoch 1/1" in done.stdout
     results = tmp_path / "work" / "results"
     rows = Results(results / "search").rows()
     assert sorted(found["rows"]) == sorted(row["options.gamma"] for row in rows)
