@@ -76,7 +76,8 @@ def _available(config: RunConfig) -> tuple[float, float]:
 def _open_ray(config: RunConfig, job: Job, options: RunOptions) -> Executor:
     from backlink_ray.pipeline.actors import RayExecutor  # a run on one device needs no Ray
 
-    start_once(paths=config.import_paths)
+    is_trial = options.placement_group is not None  # then the study's driver has connected, and checked the paths
+    start_once(paths={} if is_trial else config.import_paths)
     return RayExecutor(job, options.resources, options.placement_group)
 
 
