@@ -1,0 +1,89 @@
+"""The examples, copied out of the checkout as a stranger has them, with the results that they end in."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from backlink_ray.runs.results import Results
+from tests.tracking.mlflow_store import Store
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def run(folder: Path, script: str, *arguments: str) -> list[str]:
+    shutil.copytree(EXAMPLES, folder / "code", dirs_exist_ok=True)
+    command = [sys.executable, str(folder / "code" / script), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=280)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def found(pattern: str, line: str) -> str:
+    match = re.search(pattern, line)
+    assert match, line
+    return match[1]
+
+
+def test_every_example_is_short_and_tried_here() -> None:
+    names = {file.name for file in EXAMPLES.glob("*.py")}
+    assert names == {
+        "own_images.py",
+        "own_method.py",
+        "own_parts.py",
+        "own_study.py",
+        "resnet18.py",
+        "table.py",
+        "text.py",
+    }
+    assert all(len((EXAMPLES / name).read_text().splitlines()) < 40 for name in names)
+
+
+@pytest.mark.timeout(300)
+def test_own_parts_on_every_executor_in_a_search_and_loaded(tmp_path: Path) -> None:
+    lines = run(tmp_path, "own_study.py")
+    runs = [line for line in lines if re.match(r"(local|threads|ray) +error", line)]
+    assert len(runs) == 3
+    assert len({found(r"weights (\w{12})", line) for line in runs}) == 1
+    rows = Results(tmp_path / "results" / "search").rows()
+    assert len({row["options.gamma"] for row in rows}) == 4
+    assert [status for _, status in Store(tmp_path / "results" / "mlflow.db").runs()] == ["FINISHED"] * 4
+    assert found(r"test error ([\d.]+) %", lines[-1]) == found(r"test error ([\d.]+) %", lines[-2])
+
+
+@pytest.mark.parametrize("script", ["resnet18.py", "table.py", "text.py", "own_method.py"])
+@pytest.mark.timeout(300)
+def test_an_example_gives_the_same_weights_on_threads_and_in_one_process(tmp_path: Path, script: str) -> None:
+    assert _without_executor(run(tmp_path, script, "threads"), script) == _without_executor(
+        run(tmp_path, script, "local"), script
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["resnet18.py", "table.py", "text.py", "own_method.py"])
+@pytest.mark.timeout(300)
+def test_an_example_gives_the_same_weights_on_ray_and_in_one_process(tmp_path: Path, script: str) -> None:
+    assert _without_executor(run(tmp_path, script, "ray"), script) == _without_executor(
+        run(tmp_path, script, "local"), script
+    )
+
+
+def _without_executor(lines: list[str], script: str) -> str:
+    """Return the result, weights included, and check that the loaded network gives it again."""
+    (result,) = (line.partition(":")[2] for line in lines if "weights" in line)
+    if script == "resnet18.py":
+        assert found(r"test error ([\d.]+) %", lines[-1]) == found(r"test error ([\d.]+) %", result)
+    return result
+
+
+@pytest.mark.timeout(300)
+def test_a_folder_of_images_is_learned(tmp_path: Path) -> None:
+    lines = run(tmp_path, "own_images.py")
+    losses = [json.loads(found(r"losses (\[.*\])", line)) for line in lines if line.startswith("epoch")]
+    assert losses[-1][-1] < losses[0][-1] - 0.2
+    assert float(found(r"test error ([\d.]+) %", lines[-1])) < 85
+    assert (tmp_path / "network.pt").exists()
