@@ -2,8 +2,11 @@
 
 import contextlib
 import hashlib
+import random
+import sys
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -11,7 +14,7 @@ from backlink_ray.options import Option
 
 SEED = Option(default=0, allowed="0..2^63-1")
 
-# torch's default generators are shared by the whole process, so stages that are threads take turns.
+# Default generators are shared by the whole process, so stages that are threads take turns.
 _DEFAULT_GENERATOR = threading.Lock()
 
 
@@ -23,10 +26,46 @@ def derive_seed(seed: int, purpose: str, *indices: int) -> int:
 
 @contextlib.contextmanager
 def seeded(seed: int, purpose: str, *indices: int) -> Iterator[None]:
-    """Seed torch's default generators with `derive_seed(...)` inside `with`; restore their state afterwards."""
-    with _DEFAULT_GENERATOR, torch.random.fork_rng(devices=_devices_in_use()):
-        torch.manual_seed(derive_seed(seed, purpose, *indices))
+    """Seed the default generators of torch, Python and numpy with `derive_seed(...)` inside `with`; then restore their state."""
+    derived = derive_seed(seed, purpose, *indices)
+    with _DEFAULT_GENERATOR, torch.random.fork_rng(devices=_devices_in_use()), _kept_states():
+        torch.manual_seed(derived)
+        random.seed(derived)
+        if numpy := _numpy_random():
+            numpy.seed(derived % 2**32)
         yield
+
+
+@contextlib.contextmanager
+def turn() -> Iterator[None]:
+    """Keep other stages from drawing inside `with`: the backward of torch.utils.checkpoint sets the generators' states."""
+    with _DEFAULT_GENERATOR:
+        yield
+
+
+def generator_states() -> tuple[Any, ...]:
+    """Return the states of the default generators: equal tuples if nothing was drawn in between."""
+    of_torch = [torch.get_rng_state(), *(torch.cuda.get_rng_state(d) for d in _devices_in_use())]
+    numpy = _numpy_random()
+    kind, keys, *rest = numpy.get_state() if numpy else ("", ())
+    return *(tuple(state.tolist()) for state in of_torch), random.getstate(), (kind, tuple(keys), *rest)
+
+
+@contextlib.contextmanager
+def _kept_states() -> Iterator[None]:
+    numpy = _numpy_random()
+    of_python, of_numpy = random.getstate(), numpy and numpy.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(of_python)
+        if numpy:
+            numpy.set_state(of_numpy)
+
+
+def _numpy_random() -> Any:
+    """Return numpy.random if something has imported it; torch alone needs no numpy."""
+    return sys.modules.get("numpy.random")
 
 
 def _devices_in_use() -> list[int]:

@@ -1,13 +1,16 @@
 """Graph: one forward of a module, detached at both ends, through which an error can be backpropagated later."""
 
-import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from backlink_ray.errors import ConfigError
+from backlink_ray.local.copying import copy_chain
 from backlink_ray.local.module import Chain, StepSeed
+from backlink_ray.seeds import turn
 
 
 class Graph:
@@ -39,7 +42,8 @@ class Graph:
         self._module, self._context = module, context
         self._input = x.detach().requires_grad_(wants_input_gradient)
         # The statistics that the first forward updates; a few kilobytes, small beside the activations.
-        self._buffers = {n: b.clone() for n, b in module.named_buffers()}
+        self._live_buffers = dict(module.named_buffers())
+        self._buffers = {n: b.clone() for n, b in self._live_buffers.items()}
         self._weights = _copies(module) if copies_weights else {}
         with torch.set_grad_enabled(not recompute):
             output = self._forward({})
@@ -72,8 +76,36 @@ class Graph:
             self._recorded = None
         parameters = list(self._weights.values()) or list(self._module.parameters())
         inputs = [self._input] if self._input.requires_grad and to_input else []
-        gradients = differentiate(output, [*parameters, *inputs], error, retain=retain)
+        gradients = self._differentiate(output, [*parameters, *inputs], error, retain)
+        for parameter, copied in zip(self._module.parameters(), parameters, strict=True):
+            parameter.idle = copied.idle  # type: ignore[attr-defined]
         return gradients[: len(parameters)], gradients[-1] if inputs else error.new_empty(0)
+
+    def _differentiate(self, output: Tensor, inputs: Sequence[Tensor], error: Tensor, retain: bool) -> list[Tensor]:
+        before = [b._version for b in self._live_buffers.values()]
+        draws = isinstance(self._module, Chain) and any(self._module.uses_rng)
+        try:
+            with turn() if draws else nullcontext():
+                gradients = self._with_weights(lambda: differentiate(output, inputs, error, retain=retain))
+        except RuntimeError as failure:
+            if "donated buffer" not in str(failure):
+                raise
+            raise ConfigError(
+                "a compiled unit frees its graph in the first of two backward passes; allowed here: tail_memory='recompute'"
+            ) from failure
+        if before != [b._version for b in self._live_buffers.values()]:
+            raise ConfigError(
+                "a unit repeats its forward in its backward (torch.utils.checkpoint), which updates its batch norms' "
+                "statistics again; leave batch norms out of what is checkpointed"
+            )
+        return gradients
+
+    def _with_weights(self, call: Callable[[], list[Tensor]]) -> list[Tensor]:
+        """Return call(), with the copied weights in place: a checkpointed unit repeats its forward in the backward."""
+        if not self._weights:
+            return call()
+        weights = {f"module.{name}": weight for name, weight in self._weights.items()}
+        return torch.func.functional_call(_Calls(self._module), weights, (call,))  # type: ignore[no-any-return]
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield what `restored` needs from a forward that copied its weights: input, step, weights."""
@@ -85,12 +117,23 @@ class Graph:
     @classmethod
     def restored(cls, chain: Chain, tensors: Mapping[str, Tensor], step_seed: StepSeed) -> "Graph":
         """Compute again the forward that gave `tensors`; the chain's own weights and statistics do not change."""
-        own = copy.deepcopy(chain)
+        own = copy_chain(chain)
         with torch.no_grad():
             for name, parameter in own.named_parameters():
                 parameter.copy_(tensors[f"weights.{name}"])
         wanted = bool(tensors["input.wanted"])
         return cls(own, tensors["input"], step_seed, wants_input_gradient=wanted, copies_weights=True)
+
+
+class _Calls(nn.Module):
+    """Holds a module while something is called."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, call: Callable[[], list[Tensor]]) -> list[Tensor]:
+        return call()
 
 
 def _copies(module: nn.Module) -> dict[str, Tensor]:
@@ -100,10 +143,15 @@ def _copies(module: nn.Module) -> dict[str, Tensor]:
 def differentiate(
     output: Tensor, inputs: Sequence[Tensor], error: Tensor | None = None, *, retain: bool = False
 ) -> list[Tensor]:
-    """Return the gradient of output at each input; zeros for inputs that are frozen or that output does not depend on."""
+    """Return the gradient of output at each input; zeros for inputs that are frozen or that output does not depend on.
+
+    Those are marked `idle`, so that a parameter to which no gradient flows does not even decay, as in torch.
+    """
     live = [x for x in inputs if x.requires_grad]
     by_id: dict[int, Tensor | None] = {}
     if live and output.requires_grad:
         found = torch.autograd.grad(output, live, error, retain_graph=retain, allow_unused=True)
         by_id = {id(x): gradient for x, gradient in zip(live, found, strict=True)}
+    for x in inputs:
+        x.idle = by_id.get(id(x)) is None  # type: ignore[attr-defined]
     return [torch.zeros_like(x) if (gradient := by_id.get(id(x))) is None else gradient for x in inputs]

@@ -17,7 +17,7 @@ MakeHead = Callable[[tuple[int, ...], int], nn.Module]
 
 
 def build_head(family: str | MakeHead, network: Network, unit_index: int, seed: int = 0) -> nn.Module:
-    """Return a new head for the output of unit `unit_index`, in the network's type and on its device.
+    """Return a new head for the output of unit `unit_index`, in its type (a callable's: the network's) and on its device.
 
     Args:
         family: one of HEADS, or a callable, whose head keeps the initial weights that it is built with.
@@ -33,13 +33,11 @@ def build_head(family: str | MakeHead, network: Network, unit_index: int, seed: 
     if isinstance(family, str):
         head = HEADS[family](shapes[unit_index], maps[-1] if maps else shapes[-1], network.num_classes)
         initialise(head, seed, "head", unit_index)
-    else:
-        with seeded(seed, "init/head", unit_index):
-            head = family(shapes[unit_index], network.num_classes)
-        if not isinstance(head, nn.Module):
-            raise ConfigError(
-                f"head returns a {type(head).__name__} for {shapes[unit_index]}; allowed: a torch.nn.Module"
-            )
+        return head.to(network.features(unit_index))  # its type and device
+    with seeded(seed, "init/head", unit_index):
+        head = family(shapes[unit_index], network.num_classes)
+    if not isinstance(head, nn.Module):
+        raise ConfigError(f"head returns a {type(head).__name__} for {shapes[unit_index]}; allowed: a torch.nn.Module")
     dtype, device = network.dtype_and_device()
     return head.to(dtype=dtype, device=device)
 

@@ -1,15 +1,19 @@
 """LocalModule: a chain of units with a head, and the parts of the chain (body, tail) that a method works on."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from backlink_ray.errors import ConfigError
 from backlink_ray.nets.network import count_parameters
 from backlink_ray.seeds import seeded
+
+_T = TypeVar("_T", bound=Tensor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +45,9 @@ class Chain(nn.Module):
     def forward(self, x: Tensor, step_seed: StepSeed) -> Tensor:
         """Apply the units; random draws follow from (seed, step, unit index), so every copy of a unit draws the same."""
         for index, (unit, uses_rng) in enumerate(zip(self.units, self.uses_rng, strict=True), self.first_index):
-            seeds_now = uses_rng and unit.training
-            with seeded(step_seed.seed, "unit", step_seed.step, index) if seeds_now else nullcontext():
-                x = unit(x)
+            # In evaluation, too: a unit may draw there, or have parts that were left in training mode.
+            with seeded(step_seed.seed, "unit", step_seed.step, index) if uses_rng else nullcontext():
+                x = _apply(f"units[{index}]", unit, x)
         return x
 
     def part(self, start: int, stop: int) -> "Chain":
@@ -53,13 +57,30 @@ class Chain(nn.Module):
     def named(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield ("units.<global index>.<name>", parameter); the names do not depend on the split."""
         for index, unit in enumerate(self.units, self.first_index):
-            yield from unit.named_parameters(f"units.{index}")
+            yield from uncompiled(unit.named_parameters(f"units.{index}"))
 
     def named_state(self) -> Iterator[tuple[str, Tensor]]:
         """Yield every parameter, then every buffer (batch norm statistics, for example), by name."""
         yield from self.named()
         for index, unit in enumerate(self.units, self.first_index):
-            yield from unit.named_buffers(f"units.{index}")
+            yield from uncompiled(unit.named_buffers(f"units.{index}"))
+
+
+def uncompiled(named: Iterable[tuple[str, _T]]) -> Iterator[tuple[str, _T]]:
+    """Yield (name, tensor) with the names that they have without torch.compile."""
+    return ((name.replace("._orig_mod", ""), tensor) for name, tensor in named)
+
+
+def _apply(name: str, module: nn.Module, x: Tensor) -> Tensor:
+    """Return module(x); a ValueError at a batch of one, with which a batch norm cannot train, becomes one that says so."""
+    try:
+        return module(x)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+    except ValueError as error:
+        if len(x) != 1:
+            raise
+        raise ConfigError(
+            f"{name} cannot take a batch of one: {error}; allowed: batch_size 2 or more (drop_last=True of a loader)"
+        ) from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,9 +154,8 @@ class LocalModule(nn.Module):
 
     def logits(self, features: Tensor, step_seed: StepSeed) -> Tensor:
         """Return the head's logits (N, classes); random draws follow from (seed, step, module index)."""
-        seeds_now = self.head_uses_rng and self.head.training
-        with seeded(step_seed.seed, "head", step_seed.step, self.module_index) if seeds_now else nullcontext():
-            return self.head(features)  # type: ignore[no-any-return]
+        with seeded(step_seed.seed, "head", step_seed.step, self.module_index) if self.head_uses_rng else nullcontext():
+            return _apply(self.head_name, self.head, features)
 
     @property
     def head_name(self) -> str:
@@ -144,11 +164,11 @@ class LocalModule(nn.Module):
 
     def head_named(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield ("heads.<module index>.<name>", parameter), in the last module ("classifier.<name>", parameter)."""
-        return self.head.named_parameters(self.head_name)
+        return uncompiled(self.head.named_parameters(self.head_name))
 
     def helper_named(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield ("helpers.<module index>.<name>", parameter)."""
-        return self.helper.named_parameters(f"helpers.{self.module_index}")
+        return uncompiled(self.helper.named_parameters(f"helpers.{self.module_index}"))
 
     def network_named(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield the parameters that belong to the network itself: the units and, in the last module, the head."""
@@ -164,8 +184,8 @@ class LocalModule(nn.Module):
         """Yield every parameter and buffer by name."""
         yield from self.chain.named_state()
         for name, part in ((self.head_name, self.head), (f"helpers.{self.module_index}", self.helper)):
-            yield from part.named_parameters(name)
-            yield from part.named_buffers(name)
+            yield from uncompiled(part.named_parameters(name))
+            yield from uncompiled(part.named_buffers(name))
 
     def __repr__(self) -> str:
         first, count = self.chain.first_index, len(self.chain)

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from backlink_ray.data.tensors import cast
 from backlink_ray.errors import ConfigError
 from backlink_ray.local.module import LocalModule, StepSeed
-from backlink_ray.nets.network import dtype_and_device, in_mode
+from backlink_ray.nets.network import dtype_and_device
+from backlink_ray.nets.probe import in_mode
 from backlink_ray.options import Option
 
 _BATCH_SIZE = Option(default=512, low=1, allowed="1 or more")

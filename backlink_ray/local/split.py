@@ -5,14 +5,15 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 
-import torch
 from torch import nn
 
 from backlink_ray.errors import ConfigError
 from backlink_ray.local.heads import HEADS, MakeHead, build_head
 from backlink_ray.local.module import Chain, LocalModule, ModuleSpec
 from backlink_ray.local.sizes import module_sizes
-from backlink_ray.nets.network import NATIVE, Network, run_checked
+from backlink_ray.nets.network import NATIVE, Network
+from backlink_ray.nets.probe import examine
+from backlink_ray.nets.sharing import check_apart
 from backlink_ray.options import check_options, choice, whole
 from backlink_ray.seeds import SEED
 
@@ -66,11 +67,7 @@ def split(
     Raises:
         ConfigError: no `Network`, or K, sizes, a name, the seed or a head is not allowed.
     """
-    if not isinstance(network, Network):
-        raise ConfigError(
-            f"network is a {type(network).__name__}; allowed: bl.Network(units, classifier, example), or "
-            "bl.Network.from_sequential(sequential, example)"
-        )
+    _check_network(network)
     family = head if isinstance(head, str) or not callable(head) else "fc"
     asked = SplitOptions(num_modules=num_modules, head=family, final_head=final_head, remainder=remainder)
     seed, facts = SEED.read("seed", seed), network.facts
@@ -87,28 +84,30 @@ def split(
             takes_integers=network.takes_integers,
             feature_shape=facts[stop - 1].shape, num_classes=network.num_classes, seed=seed,
         )  # fmt: skip
-        modules.append(LocalModule(chain, classifier, _head_uses_rng(classifier, network, spec), spec))
-    _check_separate(modules)
+        modules.append(LocalModule(chain, classifier, _head_uses_rng(classifier, network, stop - 1, is_last, k), spec))
+    check_apart([*((f"heads[{k}]", module.head) for k, module in enumerate(modules[:-1])), *network.places()])
     return modules
 
 
-def _head_uses_rng(head: nn.Module, network: Network, spec: ModuleSpec) -> bool:
-    dtype, device = network.dtype_and_device()
-    features, name = (
-        torch.zeros(2, *spec.feature_shape, dtype=dtype, device=device),
-        f"head of module {spec.module_index}",
-    )
-    logits, uses_rng = run_checked(name, head, features)
-    if logits.shape != (2, spec.num_classes):
+def _head_uses_rng(head: nn.Module, network: Network, unit_index: int, is_last: bool, k: int) -> bool:
+    name, features = "classifier" if is_last else f"heads[{k}]", network.features(unit_index)
+    logits, facts = examine(name, head, features)
+    if logits.shape != (2, network.num_classes):
         raise ConfigError(
-            f"{name} maps {tuple(features.shape)} to {tuple(logits.shape)}; allowed: logits (N, {spec.num_classes})"
+            f"{name} maps {tuple(features.shape)} to {tuple(logits.shape)}; allowed: logits (N, {network.num_classes})"
         )
-    return uses_rng
+    return facts.uses_rng
 
 
-def _check_separate(modules: Sequence[LocalModule]) -> None:
-    parameters = [p for module in modules for p in (*module.chain.parameters(), *module.head.parameters())]
-    if len(parameters) != len(set(parameters)):
+def _check_network(network: nn.Module) -> None:
+    """Refuse what is no Network; one that is compiled as a whole, too, since modules call its units one by one."""
+    if not isinstance(getattr(network, "_orig_mod", network), Network):
         raise ConfigError(
-            "two heads, or a head and a unit, share a parameter; return a new module at every call of head"
+            f"network is a {type(network).__name__}; allowed: bl.Network(units, classifier, example), or "
+            "bl.Network.from_sequential(sequential, example)"
+        )
+    if not isinstance(network, Network) or network._compiled_call_impl is not None:
+        raise ConfigError(
+            "torch.compile(network) would have no effect, since modules call the units one by one; compile these: "
+            "bl.Network([torch.compile(unit) for unit in units], ...)"
         )

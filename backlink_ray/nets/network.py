@@ -1,27 +1,26 @@
 """Network: ordered units and a final classifier, the form in which every network enters the library."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from backlink_ray.errors import ConfigError
+from backlink_ray.nets.probe import UnitFacts, examine, random_like
+from backlink_ray.nets.sharing import check_apart
 
 NATIVE = "native"  # the classifier that a network was given
 
 
-@dataclass(frozen=True, slots=True)
-class UnitFacts:
-    """What the example input shows of a unit: the shape of its output (without batch) and whether it uses random numbers."""
-
-    shape: tuple[int, ...]
-    uses_rng: bool
-
-
 class Network(nn.Module):
     """Ordered units, then a classifier.
+
+    Any unit does that takes one tensor and returns one, of floating-point numbers. Frozen parameters stay as they are, and every
+    part is trained in the mode it is in when training starts (unless the whole network is in evaluation mode: then all parts
+    are trained in training mode). Random draws are to come from torch's, Python's or numpy's default generator, and states are
+    to be buffers: executors copy units, and repeat their draws from the step's seed. The example shows what `examine` refuses;
+    it cannot show a draw or a change of state that begins later, such as a dropout whose p is 0 at first.
 
     Args:
         units: modules applied one after another; each takes and returns one tensor. A unit is never cut.
@@ -31,13 +30,12 @@ class Network(nn.Module):
         name: used in messages.
 
     Raises:
-        ConfigError: no units, a unit or classifier that cannot take the previous output or changes it in place, logits of
-            another shape, or a parameter that two units share.
+        ConfigError: no units; a unit or classifier that `examine` refuses; logits of another shape; or memory that two share.
 
     Attributes:
         input_shape: of one input, without batch.
         num_classes: width of the logits.
-        facts: output shape and use of random numbers of each unit.
+        facts: of each unit.
     """
 
     def __init__(
@@ -50,7 +48,13 @@ class Network(nn.Module):
         self.name = name
         self.input_shape = tuple(example.shape[1:])
         self._example_dtype = example.dtype
-        self._check_parameters()
+        if not len(self.units):
+            raise ConfigError("units=[] is empty; allowed: one unit or more")
+        for name, part in self.places():
+            if any(is_lazy(t) for t in (*part.parameters(), *part.buffers())):
+                raise ConfigError(f"{name} is lazy and has no weights yet; call it once on an input before")
+        check_apart(self.places())
+        self._examined_as = self.dtype_and_device()[0]
         self.facts, self.num_classes = self._run_example()
 
     @classmethod
@@ -68,14 +72,9 @@ class Network(nn.Module):
             )
         return cls(children[:-1], children[-1], example, name)
 
-    def _check_parameters(self) -> None:
-        if not len(self.units):
-            raise ConfigError("units=[] is empty; allowed: one unit or more")
-        counts = [len(list(m.parameters())) for m in (*self.units, self.classifier)]
-        if sum(counts) != len(list(self.parameters())):
-            raise ConfigError(
-                "two units share a parameter, so they cannot be trained separately; give each unit its own parameters"
-            )
+    def places(self) -> list[tuple[str, nn.Module]]:
+        """Return the units and the classifier, each with the name that messages give it."""
+        return [*((f"units[{index}]", unit) for index, unit in enumerate(self.units)), ("classifier", self.classifier)]
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (N, classes) of inputs (N, ...)."""
@@ -96,8 +95,7 @@ class Network(nn.Module):
             self._classifiers[kind] = build()
         found = self._classifiers[kind]
         if found is not self.classifier:  # it was not there when the network was moved
-            dtype, device = self.dtype_and_device()
-            self.classifier = found.to(dtype=dtype, device=device)
+            self.classifier = found.to(self.features(-1))  # type and device
         return self.classifier
 
     def __repr__(self) -> str:
@@ -119,18 +117,23 @@ class Network(nn.Module):
         dtype = self._example_dtype if self.takes_integers else dtype
         return torch.zeros(batch_size, *self.input_shape, dtype=dtype, device=device)
 
+    def features(self, unit_index: int) -> Tensor:
+        """Return random numbers (2, ...) of the shape and type of a unit's output, on the network's device."""
+        (own, device), facts = self.dtype_and_device(), self.facts[unit_index]
+        dtype = own if facts.dtype == self._examined_as else facts.dtype  # the network may have changed its type since
+        return random_like(torch.empty(2, *facts.shape, dtype=dtype, device=device))
+
     def _run_example(self) -> tuple[tuple[UnitFacts, ...], int]:
-        x, found = self.example(), []
-        for index, unit in enumerate(self.units):
-            x, uses = run_checked(f"units[{index}]", unit, x)
-            found.append(UnitFacts(tuple(x.shape[1:]), uses))
-        logits, _ = run_checked("classifier", self.classifier, x)
-        if logits.dim() != 2:
+        x, found = random_like(self.example()), []
+        for name, part in self.places():
+            x, facts = examine(name, part, x)
+            found.append(facts)
+        if x.dim() != 2:
             raise ConfigError(
-                f"classifier returns {tuple(logits.shape)}; allowed: logits (N, classes), or (N, columns) for a regression "
+                f"classifier returns {tuple(x.shape)}; allowed: logits (N, classes), or (N, columns) for a regression "
                 "(flatten dense outputs, and reshape them in the loss)"
             )
-        return tuple(found), int(logits.shape[-1])
+        return tuple(found[:-1]), int(x.shape[-1])
 
 
 def dtype_and_device(parameters: Iterable[Tensor]) -> tuple[torch.dtype, torch.device]:
@@ -139,56 +142,6 @@ def dtype_and_device(parameters: Iterable[Tensor]) -> tuple[torch.dtype, torch.d
     return found.dtype, found.device
 
 
-def run_checked(name: str, module: nn.Module, x: Tensor) -> tuple[Tensor, bool]:
-    """Return module(x) and whether it draws random numbers; ConfigError for what no unit, classifier or head may do."""
-    version = x._version
-    try:
-        uses = uses_rng(module, x)
-        y = probe(module, x)
-    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError) as error:
-        raise ConfigError(f"{name} cannot take its input of shape {tuple(x.shape)}: {error}") from error
-    if not isinstance(y, Tensor):
-        raise ConfigError(f"{name} returns a {type(y).__name__}; a unit returns one tensor (wrap it to select one)")
-    if x._version != version:
-        # Its input is another unit's output, which that unit's head may still need.
-        raise ConfigError(f"{name} changes its input in place; make its first operation inplace=False")
-    return y, uses
-
-
-def probe(module: nn.Module, x: Tensor, training: bool = False) -> Tensor:
-    """Return module(x) without gradients, and without changing its buffers or its mode."""
-    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
-    with in_mode(training, module), torch.no_grad():
-        return torch.func.functional_call(module, buffers, (x,))  # type: ignore[no-any-return]
-
-
-@contextmanager
-def in_mode(training: bool, *modules: nn.Module) -> Iterator[None]:
-    """Put modules into training or evaluation mode inside `with`; then every part of them is in the mode it was found in."""
-    found = [(part, part.training) for module in modules for part in module.modules()]
-    try:
-        for module in modules:
-            module.train(training)
-        yield
-    finally:
-        for part, mode in found:
-            part.training = mode
-
-
 def count_parameters(module: nn.Module) -> int:
     """Return the number of values in a module's parameters."""
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-def uses_rng(module: nn.Module, x: Tensor) -> bool:
-    """Return whether module(x), in training mode, draws from torch's default generators (dropout, stochastic depth)."""
-    devices = [x.device] if x.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        before = _generator_states(devices)
-        # A batch norm refuses to train on one value per channel: repeat an example of one.
-        probe(module, x.expand(2, *x.shape[1:]) if len(x) == 1 else x, training=True)
-        return any(not torch.equal(a, b) for a, b in zip(before, _generator_states(devices), strict=True))
-
-
-def _generator_states(devices: Sequence[torch.device]) -> list[Tensor]:
-    return [torch.get_rng_state(), *(torch.cuda.get_rng_state(d) for d in devices)]

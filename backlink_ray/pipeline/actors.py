@@ -101,6 +101,8 @@ class ActorGroup(StageGroup):
 
     def _start(self, plans: Sequence[StagePlan], resources: StageResources, group: Any) -> None:
         reserved = {"num_cpus": resources.cpus_per_stage, "num_gpus": resources.gpus_per_stage}
+        for plan in plans:
+            _check_sendable(plan)
         cls = _actor_class()
         for k, plan in enumerate(plans):
             bundle = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=1 + k)
@@ -144,6 +146,20 @@ class ActorGroup(StageGroup):
             with contextlib.suppress(Exception):
                 remove_placement_group(self._owned)
             self._owned = None
+
+
+def _check_sendable(plan: StagePlan) -> None:
+    """Raise ConfigError that names the part that cannot be pickled; Ray's own error prints all the data instead."""
+    module = plan.job.modules[0]
+    units = ((f"units[{index}]", unit) for index, unit in enumerate(module.units, module.chain.first_index))
+    for name, part in (*units, (module.head_name, module.head), ("method", plan.job.method)):
+        try:
+            ray.cloudpickle.dumps(part)
+        except Exception as error:  # whatever a user's own __reduce__ raises
+            raise ConfigError(
+                f"{name} cannot be sent to the process of its stage: {error}; allowed: what pickle takes, or executor "
+                "threads or local"
+            ) from error
 
 
 def _reserve(resources: StageResources, num_stages: int) -> PlacementGroup:

@@ -163,4 +163,9 @@ def flatten(tensors: Sequence[Tensor]) -> Tensor:
 def unflatten(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     """Undo `flatten`, with the shapes and types of `like`."""
     parts = vector.split([t.numel() for t in like]) if like else ()
-    return [part.view(t.shape).to(t.dtype) for part, t in zip(parts, like, strict=True)]
+    return [_real(part, t).view(t.shape).to(t.dtype) for part, t in zip(parts, like, strict=True)]
+
+
+def _real(part: Tensor, like: Tensor) -> Tensor:
+    """Return the real part of what was flattened beside complex numbers, but is real itself."""
+    return part.real if part.is_complex() and not like.is_complex() else part

@@ -15,7 +15,7 @@ from backlink_ray.pipeline.exchange import CAPACITY, Kind, Link, Mailbox
 class ObjectStoreLink(Link):
     """One stage's connection to a neighbouring actor.
 
-    A message is a numpy view of the tensor: Ray copies it once, into the store, and the receiver maps it read-only; a
+    A message has a numpy view of the tensor: Ray copies it once, into the store, and the receiver maps it read-only; a
     torch tensor would be copied twice. A separate thread of the receiving actor puts it into the mailbox.
 
     Args:
@@ -30,9 +30,8 @@ class ObjectStoreLink(Link):
         self._pending: dict[Kind, deque[tuple[int, Any]]] = {kind: deque() for kind in Kind}
 
     def send(self, kind: Kind, step: int, tensor: Tensor) -> None:
-        array = tensor.detach().cpu().contiguous().numpy()
         pending = self._pending[kind]
-        pending.append((step, self._deliver.remote(str(kind), step, array)))
+        pending.append((step, self._deliver.remote(str(kind), step, _to_message(tensor))))
         while len(pending) > CAPACITY:
             self._confirm(kind, *pending.popleft())
 
@@ -47,11 +46,23 @@ class ObjectStoreLink(Link):
             raise LinkError(f"{kind} of step {step} could not be delivered: the neighbour is gone") from error
 
     def receive(self, kind: Kind, step: int) -> Tensor:
-        return self._to_tensor(self._inbox.take(kind, step, self._timeout_s))
+        return _to_tensor(self._inbox.take(kind, step, self._timeout_s), self._device)
 
     def receive_any(self, kind: Kind) -> tuple[int, Tensor]:
-        step, array = self._inbox.take_any(kind, self._timeout_s)
-        return step, self._to_tensor(array)
+        step, message = self._inbox.take_any(kind, self._timeout_s)
+        return step, _to_tensor(message, self._device)
 
-    def _to_tensor(self, array: "np.ndarray[Any, Any]") -> Tensor:
-        return torch.tensor(array, device=self._device)  # a copy: the store's memory is read-only
+
+Message = tuple["np.ndarray[Any, Any]", torch.dtype, torch.Size]
+
+
+def _to_message(tensor: Tensor) -> Message:
+    """Return the bytes of a tensor, its type and shape: numpy lacks some of torch's types, such as bfloat16."""
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy(), tensor.dtype, tensor.shape
+
+
+def _to_tensor(message: Message, device: torch.device) -> Tensor:
+    array, dtype, shape = message
+    if not array.size:
+        return torch.empty(shape, dtype=dtype, device=device)
+    return torch.tensor(array, device=device).view(dtype).view(shape)  # a copy: the store's memory is read-only

@@ -1,6 +1,5 @@
 """Stage: hosts one local module and the replica of the previous tail, and follows the schedule; a plain class."""
 
-import copy
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -11,8 +10,11 @@ import torch
 from torch import Tensor
 
 from backlink_ray.data.loader import evaluation_batches
+from backlink_ray.local.copying import copy_chain
 from backlink_ray.local.graph import Graph
+from backlink_ray.local.modes import TrainingModes
 from backlink_ray.local.module import Chain, LocalModule, StepSeed
+from backlink_ray.local.parameters import check_parameters
 from backlink_ray.local.predict import forward_for_evaluation
 from backlink_ray.local.weights import copy_weights, state_of
 from backlink_ray.measure.metrics import peak_memory_mib, reset_peak_memory
@@ -69,7 +71,9 @@ class StagePlan:
 def plan_stages(job: Job) -> list[StagePlan]:
     """Return one plan per module; replicas are copies, and later stages get labels without inputs."""
     modules = job.method.prepare(job.modules)
+    check_parameters(modules)
     check_optimizer(job.optimizer, [p for module in modules for p in module.parameters()])
+    TrainingModes(modules).restore()
     plans = []
     for k, module in enumerate(modules):
         before = modules[k - 1] if k else module
@@ -78,7 +82,7 @@ def plan_stages(job: Job) -> list[StagePlan]:
         needed = {name: s if k == 0 else s.without_inputs() for name, s in job.evaluations.items()}
         device = job.devices[k % len(job.devices)]
         own = replace(job, modules=[module], train=train, evaluations=needed, devices=(device,))
-        plans.append(StagePlan(own, job.dtype, copy.deepcopy(before.tail(length)), k, len(modules)))
+        plans.append(StagePlan(own, job.dtype, copy_chain(before.tail(length)), k, len(modules)))
     return plans
 
 
@@ -92,8 +96,8 @@ class Stage:
     def __init__(self, plan: StagePlan) -> None:
         self._plan, self._job, self._method = plan, plan.job, plan.job.method
         self._device = torch.device(plan.job.devices[0])
-        self._module: LocalModule = plan.job.modules[0].to(self._device).train()
-        self._replica: Chain = plan.replica.to(self._device).train()
+        self._module: LocalModule = plan.job.modules[0].to(self._device)
+        self._replica: Chain = plan.replica.to(self._device)
         self._tail = self._module.tail(self._method.tail_length(self._module))
         self.connect(NoLink(), NoLink())
         self._loss, optimizer = plan.job.loss_on(self._device), plan.job.optimizer
@@ -112,6 +116,11 @@ class Stage:
         self._drawn: tuple[int, Tensor] = (-1, self._nothing)
         self.position: tuple[int, str] = (0, "ready")
         reset_peak_memory(self._device)
+
+    @property
+    def module(self) -> LocalModule:
+        """Return the local module."""
+        return self._module
 
     def _schedule(self) -> Sequence[Action]:
         plan, method = self._plan, self._method

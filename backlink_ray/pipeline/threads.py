@@ -3,10 +3,12 @@
 import threading
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 
+from backlink_ray.nets.probe import in_mode
 from backlink_ray.pipeline.asyncstage import make_stage
 from backlink_ray.pipeline.controller import Outcome, PipelineExecutor, StageGroup, raise_first_failure
 from backlink_ray.pipeline.exchange import Mailbox, NoLink, QueueLink
@@ -24,7 +26,9 @@ class ThreadGroup(StageGroup):
         self._lock = threading.Lock()
 
     def call(self, name: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-        with self._lock:
+        # Stages may share a part without weights, such as one Dropout: it changes its mode for all of them at once.
+        modes = in_mode(False, *(s.module for s in self._stages)) if name == "evaluate" else nullcontext()
+        with self._lock, modes:
             futures = [self._pool.submit(getattr(s, name), *a) for s, a in zip(self._stages, arguments, strict=True)]
             self._wait(futures)
             outcomes = [Outcome(f.exception(), position=s.position) for f, s in zip(futures, self._stages, strict=True)]

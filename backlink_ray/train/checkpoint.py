@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from backlink_ray.errors import CheckpointError
@@ -117,5 +118,6 @@ def weights_sha256(state: TrainState) -> str:
     """Return the hash of all unit parameters and buffers in name order; it does not depend on method, split or heads."""
     total = hashlib.sha256()
     for name in sorted(n for n in state.weights if n.startswith("units.")):
-        total.update(name.encode() + state.weights[name].detach().cpu().contiguous().numpy().tobytes())
+        flat = state.weights[name].detach().cpu().contiguous().view(-1)  # numpy lacks bfloat16, but not its bytes
+        total.update(name.encode() + flat.view(torch.uint8).numpy().tobytes())
     return total.hexdigest()

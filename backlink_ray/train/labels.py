@@ -9,6 +9,7 @@ from backlink_ray.data.checks import check_classes
 from backlink_ray.errors import ConfigError
 from backlink_ray.local.module import LocalModule
 from backlink_ray.methods.base import Loss, Method
+from backlink_ray.nets.network import dtype_and_device
 
 
 def check_labels(which: str, labels: Tensor, method: Method, num_classes: int) -> None:
@@ -44,8 +45,8 @@ def check_loss(loss: Loss, labels: Tensor, module: LocalModule) -> None:
         labels: of one batch.
         module: whose head gives the logits.
     """
-    like = next(module.parameters(), torch.empty(0))
-    logits = torch.zeros(len(labels), module.spec.num_classes, dtype=like.dtype, device=labels.device).requires_grad_()
+    dtype, _ = dtype_and_device(module.parameters())
+    logits = torch.zeros(len(labels), module.spec.num_classes, dtype=dtype, device=labels.device).requires_grad_()
     shapes = f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)} {labels.dtype}"
     try:
         with warnings.catch_warnings(), torch.enable_grad():

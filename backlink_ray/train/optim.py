@@ -106,7 +106,7 @@ class Updater:
         for group in self._optimizer.param_groups:
             group["lr"] = self._adam_lr or lr
         for parameter, gradient in zip(self._named.values(), gradients, strict=True):
-            if parameter.requires_grad:
+            if parameter.requires_grad and not getattr(parameter, "idle", False):
                 parameter.grad = gradient
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)

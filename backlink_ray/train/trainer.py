@@ -11,7 +11,9 @@ from torch import Tensor
 from backlink_ray.data.checks import check_inputs
 from backlink_ray.data.tensors import cast
 from backlink_ray.errors import ConfigError, NonFiniteLossError
+from backlink_ray.local.modes import TrainingModes
 from backlink_ray.local.module import LocalModule, StepSeed
+from backlink_ray.local.parameters import check_parameters
 from backlink_ray.local.predict import predict
 from backlink_ray.local.weights import check_weights, copy_weights, state_of
 from backlink_ray.methods.base import Batch, LocalResult, Loss, Method, Named
@@ -114,7 +116,9 @@ def gradients(
 def _prepare(modules: Sequence[LocalModule], method: Method) -> list[LocalModule]:
     if method.replay_size:
         raise ConfigError("mode='async' does not keep step, and a Trainer does; use an executor, or mode exact")
-    return method.prepare(modules)
+    prepared = method.prepare(modules)
+    check_parameters(prepared)
+    return prepared
 
 
 def read_batch(
@@ -123,8 +127,11 @@ def read_batch(
     """Return a batch on the modules' device, floating-point numbers in their type, integer labels as int64.
 
     Raises:
-        ConfigError: no examples, another number of labels, or inputs or labels that network or method cannot take.
+        ConfigError: gradients are switched off, no examples, another number of labels, or inputs or labels that network or
+            method cannot take.
     """
+    if not torch.is_grad_enabled():
+        raise ConfigError("a step under torch.no_grad() or torch.inference_mode() has no gradients; take it outside")
     if not (isinstance(inputs, Tensor) and isinstance(labels, Tensor)):
         found = ", ".join(type(part).__name__ for part in (inputs, labels))
         raise ConfigError(f"a batch of ({found}) cannot be used; allowed: (inputs, labels), two tensors")
@@ -192,7 +199,9 @@ class Trainer:
     """Trains local modules step by step in one process.
 
     Args:
-        modules: from `split`, put into training mode; they share the network's units, so the network itself is trained.
+        modules: from `split`; they share the network's units, so the network itself is trained. Every part is trained in the
+            mode it is found in now (a batch norm in evaluation mode keeps its statistics), unless all units and the last head
+            are in evaluation mode: then somebody has evaluated, and all are put into training mode.
         method: the training rule.
         lr: eta, a number or a function of the step.
         loss: called with a head's logits (N, width) and the labels; a scalar, the mean over the samples.
@@ -226,8 +235,7 @@ class Trainer:
         self._updaters = [Updater(local, optimizer), Updater(linked, optimizer, method.helper_lr)]
         self._loss_checked: tuple[object, ...] = ()
         self._method_states = [MethodState() for _ in self.modules]
-        for module in self.modules:
-            module.train()
+        self._modes = TrainingModes(self.modules)
 
     def fit(self, batches: Iterable[Sequence[Tensor]], epochs: int = 1) -> Tensor:
         """Train on every batch of an iterable, `epochs` times over.
@@ -280,6 +288,7 @@ class Trainer:
         if kind != self._loss_checked:
             check_loss(self.loss, batch.labels, self.modules[-1])
             self._loss_checked = kind
+        self._modes.restore()
         found, losses = one_pass(self.modules, self.method, batch, self._method_states)
         lr = self._lr(self.step_index) if callable(self._lr) else self._lr
         for updater in self._updaters:

@@ -1,0 +1,29 @@
+"""Modes: every part of a module is trained in the mode it was found in."""
+
+from collections.abc import Sequence
+from itertools import chain
+
+from backlink_ray.local.module import LocalModule
+
+
+class TrainingModes:
+    """The modes in which modules are to be trained: those they are in now.
+
+    If all units and the last head are in evaluation mode, somebody has evaluated the network: then it is training mode for all.
+    """
+
+    def __init__(self, modules: Sequence[LocalModule]) -> None:
+        self._modules = modules
+        self._found = [] if self._evaluates() else [(p, p.training) for module in modules for p in module.modules()]
+
+    def restore(self) -> None:
+        """Put every part into its mode if the network is in evaluation mode."""
+        if self._evaluates():
+            for module in self._modules if not self._found else ():
+                module.train()
+            for part, mode in self._found:
+                part.training = mode
+
+    def _evaluates(self) -> bool:
+        units = (unit for module in self._modules for unit in module.units)
+        return not any(part.training for top in chain(units, [self._modules[-1].head]) for part in top.modules())
