@@ -22,7 +22,7 @@ from backlink_ray.pipeline.objectstore import ObjectStoreLink
 from backlink_ray.pipeline.resources import STAGE, StageResources
 from backlink_ray.pipeline.stage import StagePlan, plan_stages
 from backlink_ray.train.executor import ChunkReport, Job
-from backlink_ray.train.trainer import TrainState
+from backlink_ray.train.state import TrainState
 
 # Starting a Python process that imports torch takes seconds; after two minutes something is wrong.
 READY_TIMEOUT_S = 120.0

@@ -12,7 +12,8 @@ from backlink_ray.errors import LinkAbortedError, LinkError, StageError
 from backlink_ray.pipeline.stage import StagePlan, StageReport, merge_states
 from backlink_ray.train.evaluation import Evaluation
 from backlink_ray.train.executor import ChunkReport, Executor
-from backlink_ray.train.trainer import TrainState, check_losses, check_state
+from backlink_ray.train.state import TrainState, check_state
+from backlink_ray.train.trainer import check_losses
 
 
 @dataclass(frozen=True, slots=True)

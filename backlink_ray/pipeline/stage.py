@@ -27,7 +27,7 @@ from backlink_ray.provenance import describe_process
 from backlink_ray.train.evaluation import Evaluation, EvaluationSum
 from backlink_ray.train.executor import Job, to_cpu
 from backlink_ray.train.optim import Updater, check_optimizer
-from backlink_ray.train.trainer import TrainState
+from backlink_ray.train.state import TrainState
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from backlink_ray.errors import CheckpointError
 from backlink_ray.files import sync_folder, write_synced
-from backlink_ray.train.trainer import PARTS, TrainState
+from backlink_ray.train.state import PARTS, TrainState
 
 MANIFEST = "manifest.json"
 KEPT = 2  # the newest, and one to fall back on

@@ -25,7 +25,8 @@ from backlink_ray.provenance import describe_process
 from backlink_ray.train.evaluation import Evaluation, EvaluationSum
 from backlink_ray.train.labels import check_labels, check_loss
 from backlink_ray.train.optim import LearningRate, MakeOptimizer, Sgd
-from backlink_ray.train.trainer import Trainer, TrainState, check_losses
+from backlink_ray.train.state import TrainState
+from backlink_ray.train.trainer import Trainer, check_losses
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

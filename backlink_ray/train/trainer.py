@@ -1,7 +1,7 @@
 """Trainer: all local modules, one after another, in one process; the reference that the pipeline must equal."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from backlink_ray.local.modes import TrainingModes
 from backlink_ray.local.module import LocalModule, StepSeed
 from backlink_ray.local.parameters import check_parameters
 from backlink_ray.local.predict import predict
-from backlink_ray.local.weights import check_weights, copy_weights, state_of
+from backlink_ray.local.weights import copy_weights, state_of
 from backlink_ray.methods.base import Batch, LocalResult, Loss, Method, Named
 from backlink_ray.methods.state import MethodState
 from backlink_ray.nets.network import dtype_and_device
@@ -24,53 +24,9 @@ from backlink_ray.seeds import SEED
 from backlink_ray.train.evaluation import Evaluation, EvaluationSum
 from backlink_ray.train.labels import check_labels, check_loss
 from backlink_ray.train.optim import LearningRate, MakeOptimizer, Sgd, Updater, check_optimizer
+from backlink_ray.train.state import TrainState, check_state
 
 _LR = Option(default=0.5, high=LARGEST_FLOAT, allowed="at least 0, finite")
-
-
-@dataclass(frozen=True, slots=True)
-class TrainState:
-    """Everything needed to continue a run: tensors by name, and the number of steps taken.
-
-    Random draws need no state: they follow from the seed and the step. The replay buffers of mode async are not part of it:
-    such a run continues with empty ones, so its result differs from that of an uninterrupted run.
-
-    Attributes:
-        weights: parameters and buffers.
-        optimizer: state of the optimizers, see `Updater.state`.
-        step: number of steps taken.
-        method_state: what methods with late errors carry from one step to the next.
-    """
-
-    weights: dict[str, Tensor]
-    optimizer: dict[str, Tensor]
-    step: int
-    method_state: dict[str, Tensor] = field(default_factory=dict)
-
-    def flat(self) -> dict[str, Any]:
-        """Return one dict of tensors and numbers: weights by their names, the rest as "<attribute>/<name>", and "step"."""
-        rest = {f"{part}/{name}": value for part in PARTS[1:] for name, value in getattr(self, part).items()}
-        return {**self.weights, **rest, "step": self.step}
-
-    @classmethod
-    def of(cls, flat: Mapping[str, Any]) -> "TrainState":
-        """Return the state that `flat()` returned; ConfigError if there is no step."""
-        if "step" not in flat:
-            raise ConfigError(f"state={list(flat)[:3]}... has no step; give what Trainer.state_dict() returned")
-        parts: dict[str, dict[str, Any]] = {part: {} for part in PARTS}
-        for name, value in flat.items():
-            part, _, rest = name.partition("/")
-            parts[part if part in parts else "weights"][rest if part in parts else name] = value
-        return cls(**parts, step=parts["weights"].pop("step"))
-
-
-PARTS = ("weights", "optimizer", "method_state")
-
-
-def check_state(modules: Sequence[LocalModule], state: TrainState) -> None:
-    """Raise ConfigError, which names tensors and shapes, unless a state is of these modules."""
-    same = "a state of the same network, K, heads and method (load_units takes the units alone, whatever K was)"
-    check_weights(state_of(modules), state.weights, same, exact=True)
 
 
 def gradients(
@@ -84,6 +40,7 @@ def gradients(
 ) -> dict[str, Tensor]:
     """Return the method's gradient of every parameter by name, without changing parameters or statistics.
 
+    Names are by module: "units.<i>.*", "helpers.<k>.*", and "heads.<k>.*", which for the last module is the classifier.
     These are the gradients of a first step: where errors arrive in later steps (DDG, all modules but the last) they are 0,
     and in mode stale a tail has its local gradient, since there is no link gradient yet.
 
@@ -107,10 +64,16 @@ def gradients(
         states = [MethodState() for _ in prepared]
         found, _ = one_pass(prepared, method, batch, states)
         named = [pair for m in prepared for pair in (*method.local_parameters(m), *method.linked_parameters(m))]
-        return {name: found[name] if name in found else torch.zeros_like(p) for name, p in named}
+        by_name = {name: found[name] if name in found else torch.zeros_like(p) for name, p in named}
+        return {_by_module(name, len(prepared) - 1): gradient for name, gradient in by_name.items()}
     finally:
         for buffer, value in kept:
             buffer.copy_(value)
+
+
+def _by_module(name: str, last: int) -> str:
+    kind, _, rest = name.partition(".")
+    return f"heads.{last}.{rest}" if kind == "classifier" else name
 
 
 def _prepare(modules: Sequence[LocalModule], method: Method) -> list[LocalModule]:

@@ -1,7 +1,7 @@
 """Search: Ray Tune and Optuna look for the best run in a space, from Python; studies take the same path."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -115,21 +115,30 @@ def tune(
     )  # fmt: skip
     plan, datasets = prepare(plan, find_data_root(data_root))
     storage = Path(storage).expanduser().absolute()
+    size = {"address": address, "max_concurrent": max_concurrent, "stage": stage}
+    left = _carry_out(plan, name, datasets, storage, tracking_uri, size)
+    folder = storage / slug(name)
+    if left:
+        raise StudyError(f"{left} of {num_samples} trials in {folder} have no result yet; the same call continues")
+    return SearchResult(ordered(Results(folder).rows(), metric), metric, folder)
+
+
+def _carry_out(
+    plan: Plan, name: str, datasets: Mapping[str, Dataset], storage: Path, tracking_uri: str, size: dict[str, Any]
+) -> int:
+    """Run the trials that are left; return how many an interruption left."""
     folder = storage / slug(name)
     with open_study_folder(folder, name, plan, "auto"):
-        info = ExperimentInfo(name=f"backlink-{name}", note=f"{name}: lower `{metric}` is better.")
+        info = ExperimentInfo(name=f"backlink-{name}", note=f"{name}: lower `{plan.metric}` is better.")
         tracker = open_tracker(tracking_uri, info, storage)
         try:
             study = Study(name, plan, folder, tracker)
-            size: dict[str, Any] = {"address": address, "max_concurrent": max_concurrent, "stage": stage}
             left = run_trials(study, plan.examples, datasets, **size) if study.left() else 0
         finally:
             tracker.close()
         Results(folder).export()
     _last_line(tracker)
-    if left:
-        raise StudyError(f"{left} of {num_samples} trials in {folder} have no result yet; the same call continues")
-    return SearchResult(ordered(Results(folder).rows(), metric), metric, folder)
+    return left
 
 
 def prepare(plan: Plan, root: Path) -> tuple[Plan, dict[str, Dataset]]:

@@ -83,7 +83,7 @@ def test_the_last_heads_weights_are_called_the_classifiers_in_every_split() -> N
         assert names == {"units", "classifier"} | ({"heads"} if k > 1 else set())
         own = dict([*network.named_parameters(), *network.named_buffers()])
         assert own.keys() <= state_of(modules).keys()
-        assert "classifier.8.weight" in bl.gradients(modules, bl.GLL(), *floats())
+        assert f"heads.{k - 1}.8.weight" in bl.gradients(modules, bl.GLL(), *floats())
 
 
 def floats() -> tuple[torch.Tensor, torch.Tensor]:

@@ -13,7 +13,7 @@ from backlink_ray.methods.base import Method
 from backlink_ray.pipeline.threads import ThreadsExecutor
 from backlink_ray.train.checkpoint import Checkpoints
 from backlink_ray.train.executor import Executor, Job, LocalExecutor
-from backlink_ray.train.trainer import TrainState
+from backlink_ray.train.state import TrainState
 from tests.examples import job, sample, tiny_network
 from tests.own import OPTIMIZERS, CountedSgd, Sharpened, mean_absolute, narrow_head, two_groups
 from tests.pipeline.test_transparency import check_equal

@@ -13,7 +13,7 @@ import torch
 import backlink_ray as bl
 from backlink_ray.errors import CheckpointError
 from backlink_ray.train.checkpoint import Checkpoints, weights_sha256
-from backlink_ray.train.trainer import TrainState
+from backlink_ray.train.state import TrainState
 from tests.children import started
 from tests.examples import batch, tiny_network
 
