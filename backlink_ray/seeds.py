@@ -14,8 +14,9 @@ from backlink_ray.options import Option
 
 SEED = Option(default=0, allowed="0..2^63-1")
 
-# Default generators are shared by the whole process, so stages that are threads take turns.
-_DEFAULT_GENERATOR = threading.Lock()
+# Default generators are shared by the whole process, so stages that are threads take turns. One thread may seed within a seeding:
+# a network that is built under a seed tries its units under another.
+_DEFAULT_GENERATOR = threading.RLock()
 
 
 def derive_seed(seed: int, purpose: str, *indices: int) -> int:

@@ -230,6 +230,17 @@ def test_seeding_does_not_need_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
     assert drawn[0] == drawn[1]
 
 
+def test_units_examined_under_a_seed_draw_nothing_of_it() -> None:
+    """As when a network by import path is built under the run's seed."""
+    unit, classifier, drawn = layer_drop(), nn.Linear(WIDTH, 3), []
+    for looks in (True, False):
+        with seeded(1, "test"):
+            if looks:
+                bl.Network([unit], classifier, torch.zeros(2, WIDTH))
+            drawn.append((random.random(), float(torch.rand(()))))
+    assert drawn[0] == drawn[1]
+
+
 def test_a_backward_that_may_draw_waits_while_another_stage_draws() -> None:
     """torch.utils.checkpoint sets the states of the default generators in the backward."""
     module = bl.split(network(RANDOM["dropout, checkpointed"]), 1)[0]
