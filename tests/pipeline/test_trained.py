@@ -9,13 +9,15 @@ import torch
 
 import backlink_ray as bl
 from backlink_ray.data.loader import evaluation_batches
+from backlink_ray.local.heads import MakeHead
 from backlink_ray.pipeline.threads import RoundRobinExecutor, ThreadsExecutor
 from backlink_ray.train.evaluation import Evaluation, EvaluationSum
 from backlink_ray.train.executor import Executor, Job, LocalExecutor
 from tests.examples import job, sample, tiny_network
+from tests.own import narrow_head
 
 Make = Callable[[Job], Executor]
-HEADS = ("fc", "conv", "pool", "mlp-sr")
+HEADS = ("fc", "conv", "pool", "mlp-sr", narrow_head)
 METHODS = {
     "backlink": bl.BackLink(propagation_length=1),
     "bp": bl.BP(),
@@ -24,7 +26,7 @@ METHODS = {
 }
 
 
-def networks_job(head: str, method: str = "backlink") -> tuple[bl.Network, Job]:
+def networks_job(head: str | MakeHead, method: str = "backlink") -> tuple[bl.Network, Job]:
     network = tiny_network(dropout=0.1)
     return network, replace(job(METHODS[method], 2), modules=bl.split(network, 2, head=head))
 
@@ -36,7 +38,7 @@ def answer(network: bl.Network) -> Evaluation:
     return total.result()
 
 
-def check(make: Make, head: str, method: str = "backlink") -> None:
+def check(make: Make, head: str | MakeHead, method: str = "backlink") -> None:
     network, training = networks_job(head, method)
     before = answer(network)
     with make(training) as executor:
@@ -52,7 +54,7 @@ def check(make: Make, head: str, method: str = "backlink") -> None:
 
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("make", [LocalExecutor, ThreadsExecutor])
-def test_the_network_answers_as_the_run_did(make: Make, head: str) -> None:
+def test_the_network_answers_as_the_run_did(make: Make, head: str | MakeHead) -> None:
     check(make, head)
 
 
@@ -66,7 +68,7 @@ def test_with_other_methods(make: Make, method: str) -> None:
 
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize(("head", "method"), [*((head, "backlink") for head in HEADS), ("fc", "bp"), ("conv", "async")])
-def test_over_ray(head: str, method: str, pooled_executor: Make) -> None:
+def test_over_ray(head: str | MakeHead, method: str, pooled_executor: Make) -> None:
     check(pooled_executor, head, method)
 
 
