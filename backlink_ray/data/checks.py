@@ -1,6 +1,7 @@
 """Checks: what users give as inputs and labels, read and refused before anything is trained on it."""
 
 from collections.abc import Sequence
+from math import inf, isfinite
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ def read_pair(which: str, found: Any) -> tuple[Any, Any]:
 def read_inputs(which: str, found: Any) -> Tensor:
     """Return the inputs of the set `which`, (N, ...), on the CPU; ConfigError if they are no numbers, empty or not finite."""
     inputs = _tensor(f"{which} inputs", found)
-    if inputs.dtype == torch.bool or inputs.is_complex():
+    if inputs.dtype == torch.bool:
         raise ConfigError(
             f"{which} inputs are {inputs.dtype}; allowed: floating-point numbers or integers, as x.float() or x.long() gives"
         )
@@ -142,17 +143,31 @@ def check_normalisation(mean: Sequence[float], std: Sequence[float], inputs: Ten
     if inputs.dim() < 2 or not (inputs.is_floating_point() or (inputs.dtype == torch.uint8 and inputs.dim() == 4)):
         raise ConfigError(f"{given} have no meaning for {inputs.dtype} inputs of shape {tuple(inputs.shape)}")
     channels = inputs.shape[1]
-    if len(mean) != len(std) or len(mean) not in (1, channels) or not all(0 < value < float("inf") for value in std):
-        raise ConfigError(f"{given} do not fit {channels} channels; allowed: 1 or {channels} of both, std above 0")
+    if (
+        len(mean) != len(std)
+        or len(mean) not in (1, channels)
+        or not all(isfinite(m) and 0 < s < inf for m, s in zip(mean, std, strict=True))
+    ):
+        raise ConfigError(
+            f"{given} do not fit {channels} channels; allowed: 1 or {channels} of both, finite, std above 0"
+        )
 
 
 def _tensor(what: str, found: Any) -> Tensor:
+    import numpy as np
+
     try:
-        tensor = (found if isinstance(found, Tensor) else torch.tensor(found)).detach().cpu().contiguous()
+        if not isinstance(found, Tensor) and hasattr(
+            found, "__array__"
+        ):  # torch takes no reversed arrays, and no tables
+            found = torch.from_numpy(np.array(found, order="C"))
+        tensor = torch.as_tensor(found).detach().cpu().contiguous()
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(
             f"{what} are a {type(found).__name__} ({error}); allowed: a tensor or an array of numbers"
         ) from error
+    if tensor.is_complex():
+        raise ConfigError(f"{what} are {tensor.dtype}; allowed: floating-point numbers or integers")
     if not tensor.dim() or not len(tensor):
         raise ConfigError(f"{what} are empty, of shape {tuple(tensor.shape)}; allowed: one example or more")
     return tensor

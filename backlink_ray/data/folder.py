@@ -36,11 +36,12 @@ def read_folder(
         )
     if not 0 < test_fraction <= 0.5:
         raise ConfigError(f"test_fraction={test_fraction} is out of range; allowed above 0, to 0.5")
-    root = path / "train" if (path / "train").is_dir() else path
+    has_test = (path / "test").is_dir()
+    root = path / "train" if has_test or (path / "train").is_dir() else path
     names = _classes(root)
     size = (image_size, image_size) if image_size else None
     train = _read(root, names, size, resize=bool(size))
-    if (path / "test").is_dir():
+    if has_test:
         height, width = train[0].shape[2:]
         return train, _read(path / "test", names, (width, height), resize=bool(size)), names
     kept, held = hold_out_indices(train[1], test_fraction, seed)
@@ -70,7 +71,7 @@ def _read(root: Path, names: Sequence[str], size: tuple[int, int] | None, *, res
             raise DataError(f"{root / name} is a class that training lacks; its classes are {', '.join(names)}")
     images, labels = [], []
     for label, name in enumerate(names):
-        files = sorted(file for file in (root / name).rglob("*") if file.suffix.lower() in _ENDINGS)
+        files = sorted(file for file in (root / name).rglob("*") if _is_image(file.relative_to(root)))
         for file in files:
             image = _decode(file, size if resize else None)
             size = size or (image.shape[2], image.shape[1])
@@ -87,6 +88,11 @@ def _read(root: Path, names: Sequence[str], size: tuple[int, int] | None, *, res
     return torch.stack(images), torch.tensor(labels)
 
 
+def _is_image(file: Path) -> bool:
+    """Return whether a file is named as an image and not hidden: other programs leave copies of images in hidden folders."""
+    return file.suffix.lower() in _ENDINGS and not any(part.startswith(".") for part in file.parts)
+
+
 def _decode(file: Path, size: tuple[int, int] | None) -> Tensor:
     """Return an image as RGB, uint8 (3, H, W), resized to (width, height) if asked."""
     import numpy as np
@@ -94,6 +100,8 @@ def _decode(file: Path, size: tuple[int, int] | None) -> Tensor:
 
     try:
         with Image.open(file) as opened:
+            if opened.mode.startswith(("I", "F")):  # Pillow would cut them off at 255
+                raise ValueError(f"mode {opened.mode}, more than 8 bits per channel; save it with 8")
             image = opened.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{file} cannot be read as an image ({error}); fix or remove it") from error

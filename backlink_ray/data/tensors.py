@@ -132,8 +132,8 @@ class Dataset:
         *,
         name: str = "tensors",
         class_names: Sequence[str] | None = None,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
+        mean: float | Sequence[float] | None = None,
+        std: float | Sequence[float] | None = None,
         augmentation: Augment | None = None,
     ) -> "Dataset":
         """Return a data set of tensors or numpy arrays: images, tables, signals, tokens.
@@ -160,7 +160,9 @@ class Dataset:
             raise ConfigError(
                 f"train inputs are {found[0]}, test inputs {found[1]}; allowed: one type, one shape but for N"
             )
-        mean, std = (() if values is None else tuple(map(float, values)) for values in (mean, std))
+        mean, std = (
+            () if v is None else tuple(torch.as_tensor(v, dtype=torch.float64).flatten().tolist()) for v in (mean, std)
+        )
         sets = [
             LabelledSet(inputs=x, labels=y, mean=mean, std=std, augmentation=augmentation)
             for x, y in zip(inputs, labels, strict=True)
@@ -175,8 +177,8 @@ class Dataset:
         *,
         test_fraction: float = 0.1,
         seed: int = 0,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
+        mean: float | Sequence[float] | None = None,
+        std: float | Sequence[float] | None = None,
         augmentation: Augment | None = None,
     ) -> "Dataset":
         """Return a data set of image files, path/train/<class>/* and path/test/<class>/*, as RGB.
@@ -234,10 +236,6 @@ def digest(*sets: LabelledSet) -> str:
     total = hashlib.sha256()
     for one in sets:
         for tensor in (one.inputs, one.labels):
-            total.update(raw_bytes(tensor))
+            # Read in place, as the data may fill the memory; as bytes, since numpy lacks bfloat16.
+            total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return total.hexdigest()[:16]
-
-
-def raw_bytes(tensor: Tensor) -> bytes:
-    """Return the bytes of a tensor of any type, in order; numpy lacks bfloat16."""
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()

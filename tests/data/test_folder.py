@@ -76,6 +76,28 @@ def test_grey_images_and_other_formats_become_rgb(tmp_path: Path) -> None:
     assert np.ptp(data.train.inputs[0].numpy(), axis=0).max() == 0  # grey
 
 
+def test_hidden_files_are_no_images(folder: Path) -> None:
+    before = bl.Dataset.from_folder(folder).digest
+    write(folder / "train" / "cat" / ".ipynb_checkpoints", 1)
+    (folder / "train" / "cat" / "._01.png").write_bytes(b"no image")
+    assert bl.Dataset.from_folder(folder).digest == before
+
+
+def test_a_test_folder_is_never_a_class(folder: Path) -> None:
+    for name in ("cat", "Dog"):
+        (folder / "train" / name).rename(folder / name)
+    (folder / "train").rmdir()
+    with pytest.raises(DataError, match=r"train has no folders of images"):
+        bl.Dataset.from_folder(folder)
+
+
+@pytest.mark.parametrize(("kind", "ending"), [(np.uint16, "png"), (np.float32, "tiff")])
+def test_images_of_more_than_8_bits_are_refused(folder: Path, kind: type, ending: str) -> None:
+    Image.fromarray(np.full((8, 8), 1000, kind)).save(folder / "test" / "cat" / f"x.{ending}")
+    with pytest.raises(DataError, match=rf"cat/x.{ending} cannot be read .*more than 8 bits"):
+        bl.Dataset.from_folder(folder)
+
+
 def test_what_is_wrong_with_a_folder_is_said_with_its_name(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere has no folders of images; expected .*nowhere/<class>/\*"):
         bl.Dataset.from_folder(tmp_path / "nowhere")

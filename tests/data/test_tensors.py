@@ -1,5 +1,6 @@
 """Data sets of the user's own tensors: what they become, and every refusal by name."""
 
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 import backlink_ray as bl
 from backlink_ray.data.datasets import hold_out
 from backlink_ray.data.loader import Batches, evaluation_batches
-from backlink_ray.data.tensors import LabelledSet
+from backlink_ray.data.tensors import LabelledSet, digest
 
 NAN = float("nan")
 
@@ -77,6 +78,8 @@ BYTES = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
         ({"mean": (0.5,)}, r"mean=\(0.5,\), std=\(\) do not fit 5 channels; allowed: 1 or 5 of both"),
         ({"mean": (0.5, 1), "std": (1, 1)}, r"do not fit 5 channels"),
         ({"mean": (0.5,), "std": (0.0,)}, r"std above 0"),
+        ({"mean": NAN, "std": 1.0}, r"mean=\(nan,\).*finite"),
+        ({"train": (X, Y.to(torch.complex64))}, r"train labels are torch.complex64; allowed: floating"),
         ({"train": (Y[:, None], Y), "test": (Y[:, None], Y), "mean": (1,), "std": (1,)}, r"no meaning for torch.int64"),
         ({"augmentation": bl.Augmentation(pad=1, mode="reflect", flip=True)}, r"for images .* not for inputs .*\(4, 5\)"),
         ({"train": (BYTES, Y), "test": (BYTES, Y), "augmentation": PAD_8}, r"pad=8 .*allowed 0\.\.7"),
@@ -85,6 +88,12 @@ BYTES = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
 def test_what_cannot_be_trained_on_is_refused_by_name(given: dict[str, object], message: str) -> None:
     with pytest.raises(bl.ConfigError, match=message):
         bl.Dataset.from_tensors(**{"train": (X, Y), "test": (X, Y), **given})  # type: ignore[arg-type]
+
+
+def test_arrays_in_reverse_and_numbers_for_all_channels_are_read() -> None:
+    x = np.arange(20.0).reshape(4, 5)
+    data = bl.Dataset.from_tensors(train=(x[::-1], Y), test=(x, Y), mean=2.0, std=np.float32(4))
+    assert data.train.prepared(torch.float64).tolist() == ((x[::-1] - 2) / 4).tolist()
 
 
 def test_class_names_allow_a_class_without_examples() -> None:
@@ -161,3 +170,12 @@ def test_the_digest_is_that_of_the_bytes_of_any_type_and_follows_every_change() 
     assert data.first(test_images=5).digest != data.digest == data.first().digest
     half = [(x.bfloat16(), y) for x, y in (same["train"], same["test"])]  # type: ignore[attr-defined]
     assert bl.Dataset.from_tensors(half[0], half[1]).digest != data.digest
+
+
+def test_the_digest_copies_no_data() -> None:
+    large = LabelledSet(inputs=torch.zeros(4, 1_000_000), labels=Y)
+    tracemalloc.start()
+    digest(large)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1_000_000
