@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, make_dataclass
+from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -73,9 +73,14 @@ def _train_with(arguments: Sequence[str]) -> type[Train]:
         flag, equals, value = argument.partition("=")
         if flag.startswith("--") and flag[2:] in found:
             found[flag[2:]] = value if equals else following
+    own_by_name = own_options(found["method"] or RunConfig.method, found["base"] or RunConfig.base)
+    for name in own_by_name.keys() & {each.name for each in (*fields(Train), *fields(StageResources))}:
+        raise ConfigError(
+            f"method={found['method']!r} has a field {name!r}, which is another flag; give it another name"
+        )
     flags: list[Any] = [
         (name, Annotated[type(option.default), tyro.conf.arg(help="Option of your own method.")], option.default)
-        for name, option in own_options(found["method"] or RunConfig.method, found["base"] or RunConfig.base).items()
+        for name, option in own_by_name.items()
     ]
     own = make_dataclass("OwnFlags", flags, bases=(OwnFlags,), frozen=True, kw_only=True)
     field_of_own: Any = ("own", Annotated[own, tyro.conf.arg(name="")], field(default_factory=own))

@@ -7,6 +7,7 @@ import site
 import sys
 import sysconfig
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -62,7 +63,10 @@ def parameters_of(path: str, field: str) -> set[str]:
 
 
 def digest(path: str, field: str) -> str:
-    """Return the first 16 hexadecimal digits of the sha256 of the file that defines it; "" for an installed distribution's."""
+    """Return the first 16 hexadecimal digits of the sha256 of the file that is named, and of the one that defines it.
+
+    Files of installed distributions do not count; "" if no other is left.
+    """
     load(path, field)
     return _loaded[path][1]
 
@@ -118,7 +122,7 @@ def _import(name: str, path: str, field: str) -> ModuleType:
         raise ConfigError(f"{field}={path!r} cannot be imported: {_reason(error, name)}") from error
     finally:
         _in_progress.discard(name)
-    if not _file(module):
+    if not Path(_file(module) or "-").exists():  # in an archive, say
         raise ConfigError(
             f"{field}={path!r} has no file that another process could import; move it to a file such as my_model.py"
         )
@@ -153,13 +157,12 @@ def _place(module: ModuleType) -> Path:
 
 
 def _digest(found: Any, module: ModuleType) -> str:
-    try:
-        file = Path(inspect.getfile(inspect.unwrap(found))).resolve()
-    except TypeError:  # an instance, or a function in C
-        file = Path(_file(module)).resolve()
-    if file.is_dir() or any(file.is_relative_to(folder) for folder in _installed()):
-        return ""
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+    files = [_file(module)]  # which may only say where it comes from: "from my_nets import small as network"
+    with suppress(TypeError):  # an instance, or a function in C
+        files.append(inspect.getfile(inspect.unwrap(found)))
+    places = dict.fromkeys(Path(file).resolve() for file in files)
+    own = [p for p in places if p.is_file() and not any(p.is_relative_to(folder) for folder in _installed())]
+    return hashlib.sha256(b"".join(p.read_bytes() for p in own)).hexdigest()[:16] if own else ""
 
 
 def _installed() -> set[Path]:

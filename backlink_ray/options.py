@@ -48,7 +48,7 @@ class Option:
         if kind is tuple and isinstance(value, list | tuple):
             return tuple(_POSITIVE.read(name, each) for each in value)
         if kind is dict and isinstance(value, Mapping):
-            return {key: _plain(f"{name}[{key!r}]", value[key]) for key in sorted(value)}
+            return {key: _plain(f"{name}[{key!r}]", value[key]) for key in sorted(value, key=str)}
         if not (is_bool if kind is bool else isinstance(value, _ACCEPTED.get(kind, ())) and not is_bool):
             raise ConfigError(f"{name}={value!r} is a {type(value).__name__}; allowed: {kind.__name__}")
         try:

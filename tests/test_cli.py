@@ -117,6 +117,7 @@ def test_parts_of_the_users_are_trained_and_own_options_are_flags(
     ("arguments", "message"),
     [
         (["--network", "cli_none:network"], "network='cli_none:network' cannot be imported: there is no module cli_none in "),
+        (["--method", "cli_other:Mine"], "has a field 'timeline', which is another flag; give it another name"),
         (["--network", "cli_model:nets"], r"cli_model.py defines network"),
         (["--method", "cli_none:Mine"], "method='cli_none:Mine' cannot be imported"),
         (["--network", "cli_model:network", "--sizes", "1", "1"], r"sizes=\(1, 1\) sum to 2"),
@@ -136,7 +137,12 @@ def test_bad_parts_of_the_users_are_one_line(
 
 
 OTHER = """
+from dataclasses import dataclass
+from backlink_ray import Method
 from cli_model import network
+@dataclass(frozen=True)
+class Mine(Method):
+    timeline: float = 1.0
 def shape(num_classes, image_size, seed): return network(num_classes, 8, seed)
 def classes(num_classes, image_size, seed): return network(7, image_size, seed)
 def nothing(**_): ...

@@ -3,6 +3,7 @@
 import hashlib
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,13 +57,18 @@ def test_what_cannot_be_imported_is_one_line(folder: Path, path: str, message: s
     assert "\n" not in str(caught.value)
 
 
-def test_a_module_without_a_file_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_module_without_a_file_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = type(sys)("imp_made")
     exec_free = lambda: None  # noqa: E731
     made.network = exec_free  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "imp_made", made)
     with pytest.raises(ConfigError, match="has no file that another process could import"):
         importing.load("imp_made:network", "network")
+    with zipfile.ZipFile(folder / "imp.zip", "w") as archive:
+        archive.writestr("imp_zipped.py", "def network(): ...")
+    monkeypatch.syspath_prepend(folder / "imp.zip")
+    with pytest.raises(ConfigError, match="has no file that another process could import"):
+        importing.load("imp_zipped:network", "network")
 
 
 def test_arguments_are_checked_by_name_and_the_functions_own_errors_pass(folder: Path) -> None:
@@ -76,14 +82,18 @@ def test_arguments_are_checked_by_name_and_the_functions_own_errors_pass(folder:
         importing.call("imp_calls:bad", "dataset", seed=1)
 
 
-def test_the_digest_is_of_the_file_that_defines_it(folder: Path) -> None:
+def test_the_digest_is_of_the_files_that_name_and_define_it(folder: Path) -> None:
     package = folder / "imp_package"
     package.mkdir()
     (package / "__init__.py").write_text("from imp_package.net import network\n")
     (package / "net.py").write_text("def network(): pass\n")
     found = importing.digest("imp_package:network", "network")
-    assert found == hashlib.sha256((package / "net.py").read_bytes()).hexdigest()[:16]
+    both = (package / "__init__.py").read_bytes() + (package / "net.py").read_bytes()
+    assert found == hashlib.sha256(both).hexdigest()[:16]
     assert importing.digest("torch.optim:AdamW", "optimizer") == ""
+    (folder / "imp_again.py").write_text("from torch.optim import AdamW\nexec('def loss(a, b): ...')\n")
+    of_file = hashlib.sha256((folder / "imp_again.py").read_bytes()).hexdigest()[:16]
+    assert importing.digest("imp_again:AdamW", "optimizer") == importing.digest("imp_again:loss", "loss") == of_file
     (package / "net.py").write_text("changed")
     assert importing.digest("imp_package:network", "network") == found  # the process still runs what it imported
 

@@ -237,5 +237,5 @@ def digest(*sets: LabelledSet) -> str:
     for one in sets:
         for tensor in (one.inputs, one.labels):
             # Read in place, as the data may fill the memory; as bytes, since numpy lacks bfloat16.
-            total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+            total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return total.hexdigest()[:16]

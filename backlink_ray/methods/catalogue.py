@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
-from typing import Any, get_type_hints
+from typing import Any
 
 from backlink_ray.errors import ConfigError
 from backlink_ray.importing import is_path, load
@@ -63,7 +63,7 @@ def _own(method: str, field: str) -> dict[str, Option]:
     if not is_path(method):
         return {}
     made: Any = method_class(method, field)
-    declared, types = options_of(made), get_type_hints(made)
+    declared = options_of(made)
     found = {}
     for each in (each for each in fields(made) if each.name not in _SHARED):
         default = default_of(each)
@@ -72,7 +72,7 @@ def _own(method: str, field: str) -> dict[str, Option]:
         if each.name in declared:
             found[each.name] = declared[each.name]
         elif isinstance(default, bool | int | float | str):
-            kind = types[each.name] if types[each.name] in (bool, int, float, str) else type(default)
+            kind = float if each.type in (float, "float") else type(default)
             found[each.name] = Option(default=kind(default), low=-LARGEST_FLOAT, high=LARGEST_FLOAT, allowed="finite")
     return found
 

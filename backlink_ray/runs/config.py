@@ -216,6 +216,8 @@ class RunConfig(MethodOptions, SgdOptions, SplitOptions, RunFields):
         own = {name: value for name, value in changes.items() if name not in known}
         changes = {name: known[name].read(name, value) for name, value in changes.items() if name in known}
         values = {**vars(self), **changes}
+        if "sizes" in changes and "num_modules" not in changes:
+            values["num_modules"] = RunConfig.num_modules  # K follows
         reset = {name: option.default for name, option in _without_meaning(values).items() if name not in changes}
         values |= reset
         if "options" not in changes:

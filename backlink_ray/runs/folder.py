@@ -30,12 +30,12 @@ class RunFolder:
     A folder that already holds the result of this run is not changed.
 
     Raises:
-        ConfigError: the folder belongs to another run, is of another format, or cannot be written.
+        ConfigError: the folder belongs to another run, or to this one on other data, is of another format, or cannot be written.
     """
 
     def __init__(self, path: Path, config: RunConfig, dataset: Dataset) -> None:
         self.path = path
-        self._check(config.run_id)
+        self._check(config, dataset)
         if not self.result():
             make_folder(path, "output_dir")
             self._open(config, dataset)
@@ -47,19 +47,27 @@ class RunFolder:
             "run_id": config.run_id,
             **dataclasses.asdict(config),
             **facts,
+            "dataset_digest": dataset.digest,
             "files": config.digests,
         }
         write_whole(self.path / CONFIG, yaml.safe_dump(content, sort_keys=False))
         (self.path / FAILURE).unlink(missing_ok=True)
 
-    def _check(self, run_id: str) -> None:
-        found = _read(self.path)
+    def _check(self, config: RunConfig, dataset: Dataset) -> None:
+        found, label = _read(self.path), f"output_dir={str(self.path)!r}"
         if not found:
             return
-        if found.get("run_id") != run_id:
-            label = f"output_dir={str(self.path)!r}"
-            raise ConfigError(f"{label} holds run {found.get('run_id')}, not {run_id}; give another folder")
+        if found.get("run_id") != config.run_id:
+            files = found.get("files", {})
+            changed = [name for name, known in config.digests.items() if files.get(name, known) != known]
+            why = f" (changed: the file of {', '.join(changed)})" * bool(changed)
+            raise ConfigError(f"{label} holds run {found.get('run_id')}, not {config.run_id}{why}; give another folder")
         _check_format(self.path, found)
+        if found.get("dataset_digest") != dataset.digest:
+            raise ConfigError(
+                f"{label} holds this run on other data (digest {found.get('dataset_digest')}, here {dataset.digest}); restore "
+                "the data, or give another folder"
+            )
 
     def result(self) -> dict[str, Any]:
         """Return the result of a finished run, else {}."""

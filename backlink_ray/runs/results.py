@@ -77,6 +77,10 @@ class Results:
             last[row["run_id"]] = row
         return list(last.values())
 
+    def ended(self) -> int:
+        """Return how many ends are recorded: more than rows where a search has chosen a run again."""
+        return len(read_lines(self._file, _WAY_OUT))
+
     def done(self) -> set[str]:
         """Return the run_ids whose last row has the status FINISHED."""
         return {str(row["run_id"]) for row in self.rows() if row.get("status") == "FINISHED"}

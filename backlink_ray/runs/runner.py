@@ -6,7 +6,7 @@ from typing import Any
 
 from backlink_ray.data.datasets import data_root as find_data_root
 from backlink_ray.data.tensors import Dataset
-from backlink_ray.errors import ConfigError, StageError
+from backlink_ray.errors import StageError
 from backlink_ray.files import make_folder
 from backlink_ray.measure.metrics import memory_source
 from backlink_ray.measure.timeline import Span, draw
@@ -50,10 +50,7 @@ def run(
     config = config.replace(executor=executor or config.executor)
     data = dataset or dataset_of(config, find_data_root(data_root))
     folder = RunFolder(output_dir, config, data)
-    done = folder.result()
-    if done and data.digest != done["dataset_digest"]:
-        raise ConfigError(f"output_dir={str(output_dir)!r} holds this run's result on other data; give another folder")
-    if done:
+    if done := folder.result():
         return done
     if options.timeline:
         make_folder(Path(options.timeline).parent, "timeline")

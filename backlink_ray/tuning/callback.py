@@ -46,7 +46,7 @@ class StudyCallback(tune.Callback):
             **({"paper.error_pct": str(published)} if published is not None else {}),
         }  # fmt: skip
         folder, experiment = self._folder(trial), self._study.tracker.experiment
-        params, dataset = run_params(config) | self._searched(config), self._datasets[data_key(config)]
+        params, dataset = self._searched(config) | run_params(config), self._datasets[data_key(config)]
         start_tracking(folder, experiment, config.run_name, params=params, tags=tags, dataset=dataset)
         track(self._study.tracker, folder)
         self._started.add(config.run_id)
@@ -109,7 +109,9 @@ class StudyCallback(tune.Callback):
 
 def _row(config: RunConfig, outcome: Outcome) -> dict[str, Value]:
     texts: dict[str, Value] = {
-        name: str(outcome.result[name]) for name in ("executor", "memory_source") if name in outcome.result
+        name: str(outcome.result[name])
+        for name in ("executor", "memory_source", "dataset_digest")
+        if name in outcome.result
     }
     known: dict[str, Value] = {"run_id": config.run_id, "status": outcome.status, "reason": outcome.reason}
     return {**columns_of(config), **known, **texts, **numbers(outcome.result)}
@@ -117,11 +119,12 @@ def _row(config: RunConfig, outcome: Outcome) -> dict[str, Value]:
 
 def run_params(config: RunConfig) -> dict[str, str | int | float]:
     """Return the parameters for MLflow's table; config.yaml has all of them."""
-    return {
+    known: dict[str, str | int | float] = {
         "K": config.num_modules, "l": config.propagation_length, "alpha": config.alpha, "eta": round(config.lr, 6),
         "seed": config.seed, "dataset": config.dataset, "network": config.network, "head": config.head,
-        "method": config.label, "batch_size": config.batch_size, "epochs": config.epochs, **config.options,
+        "method": config.label, "batch_size": config.batch_size, "epochs": config.epochs,
     }  # fmt: skip
+    return known | {f"options.{name}" if name in known else name: value for name, value in config.options.items()}
 
 
 def _short(value: Value) -> str:

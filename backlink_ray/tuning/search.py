@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,10 @@ from backlink_ray.tuning.plan import Plan
 from backlink_ray.tuning.space import Space
 from backlink_ray.tuning.study import Study
 from backlink_ray.tuning.tuner import run_trials
+
+# What every epoch reports and a search can minimise.
+_MEASURED = ("val_loss", "test_loss", "train_loss", "epoch_s", "step_ms", "link_ms", "peak_memory_mib")
+_OF_CLASSES = ("val_error_pct", "test_error_pct")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +97,8 @@ def tune(
         storage: folder of studies; this one's is NAME in it.
         name: of the study.
         tracking_uri: MLflow's; default $MLFLOW_TRACKING_URI, else SQLite in the storage folder.
-        metric: minimised, a number of result.json: val_error_pct and val_loss need a validation_fraction in the base.
+        metric: minimised, a number of result.json, for a regression val_loss: what begins with val_ needs a validation_fraction
+            in the base.
         objectives: metrics that are minimised together, in place of the metric, by which rows are ordered all the same.
         first: runs to begin with.
         asha: stop trials early that rank low.
@@ -114,6 +120,7 @@ def tune(
         asha=asha,
     )  # fmt: skip
     plan, datasets = prepare(plan, find_data_root(data_root))
+    _check_metrics((metric, *objectives), all(data.train.has_classes for data in datasets.values()))
     storage = Path(storage).expanduser().absolute()
     size = {"address": address, "max_concurrent": max_concurrent, "stage": stage}
     left = _carry_out(plan, name, datasets, storage, tracking_uri, size)
@@ -121,6 +128,14 @@ def tune(
     if left:
         raise StudyError(f"{left} of {num_samples} trials in {folder} have no result yet; the same call continues")
     return SearchResult(ordered(Results(folder).rows(), metric), metric, folder)
+
+
+def _check_metrics(names: Sequence[str], has_classes: bool) -> None:
+    measured = (*_MEASURED, *_OF_CLASSES) if has_classes else _MEASURED
+    for name in names:
+        if name not in measured:
+            problem = "is measured with classes alone" if name in _OF_CLASSES else "is not measured"
+            raise ConfigError(f"metric={name!r} {problem}; allowed here: {', '.join(measured)}")
 
 
 def _carry_out(
@@ -158,7 +173,7 @@ def prepare(plan: Plan, root: Path) -> tuple[Plan, dict[str, Dataset]]:
 
 def ordered(rows: Sequence[Row], metric: str) -> list[Row]:
     """Return rows with the best finished run first and failed ones last."""
-    return sorted(rows, key=lambda row: (row["status"] != "FINISHED", float(row.get(metric) or 0)))
+    return sorted(rows, key=lambda row: (row["status"] != "FINISHED", float(row.get(metric, inf))))
 
 
 def _last_line(tracker: Tracker) -> None:

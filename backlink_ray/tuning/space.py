@@ -26,6 +26,9 @@ class Space:
         alphas: values of alpha.
         lr: lowest and highest eta, searched on a logarithmic scale.
         parameters: distributions of Optuna by name: of any other field of RunConfig, or option of a method of your own.
+
+    Raises:
+        ConfigError: a value of another kind.
     """
 
     num_modules: tuple[int, ...] = ()
@@ -33,6 +36,21 @@ class Space:
     alphas: tuple[float, ...] = ()
     lr: tuple[float, float] | tuple[()] = ()
     parameters: Mapping[str, Distribution] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, among in self.parameters.items():
+            if not isinstance(among, Distribution):
+                raise ConfigError(
+                    f"parameters[{name!r}]={among!r} is a {type(among).__name__}; allowed: a distribution of Optuna, for example "
+                    "FloatDistribution(0, 1)"
+                )
+        try:
+            _ = self.searched
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"num_modules={self.num_modules}, longest={self.longest}, alphas={self.alphas}, lr={self.lr} cannot be searched "
+                f"({error}); allowed: lists of values, and lr=(lowest, highest), above 0"
+            ) from error
 
     @property
     def searched(self) -> dict[str, Distribution]:

@@ -20,7 +20,7 @@ class Study:
     def left(self) -> int:
         """Return how many trials of the plan are left: failed ones are done in a search, and may run again in a list."""
         if self.plan.space:
-            return max(0, self.plan.num_samples - len(self.results.rows()))
+            return max(0, self.plan.num_samples - self.results.ended())
         return len(self.runs_left())
 
     def missing(self) -> int:

@@ -1,6 +1,7 @@
 """Trial: one run of a study in a process of its own, and the resources that it reserves."""
 
 from collections.abc import Mapping
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ from ray.tune.execution.placement_groups import PlacementGroupFactory
 from ray.util.placement_group import get_current_placement_group
 
 from backlink_ray.data.tensors import Dataset
+from backlink_ray.errors import ConfigError
+from backlink_ray.files import exclusive
+from backlink_ray.importing import digest
 from backlink_ray.runs.data import data_key
 from backlink_ray.runs.options import RunOptions
 from backlink_ray.runs.runner import run
@@ -28,6 +32,7 @@ def trial(
     cluster: ClusterResources,
     datasets: Mapping[str, "ray.ObjectRef[Dataset]"],
     runs: Path,
+    files: Mapping[tuple[str, str], str],
 ) -> None:
     """Run one trial, in bundle 0 of its placement group; stage k runs in bundle 1 + k.
 
@@ -37,7 +42,16 @@ def trial(
         cluster: decides the executor.
         datasets: by `data_key`; only the trial's own is fetched.
         runs: the study's folder of run folders.
+        files: the digests that the driver has found, by field and import path.
+
+    Raises:
+        ConfigError: a file is another one now: the result would be recorded as the earlier file's.
     """
+    for (name, path), known in files.items():
+        if digest(path, name) != known:
+            raise ConfigError(
+                f"{name}={path!r} has changed since the study was started; restore the file and start again"
+            )
     config = cluster.resolve(plan.run_of(choice))
     reported: list[int] = []
 
@@ -47,6 +61,9 @@ def trial(
 
     group = get_current_placement_group() if config.executor == "ray" else None
     options = RunOptions(placement_group=group, on_epoch=report, resources=cluster.stage)
-    result = run(config, runs / config.run_id, dataset=ray.get(datasets[data_key(config)]), options=options)
+    data = ray.get(datasets[data_key(config)])
+    runs.mkdir(parents=True, exist_ok=True)
+    with exclusive(runs / f".{config.run_id}.lock", inf):  # a search may choose a run again while it is running
+        result = run(config, runs / config.run_id, dataset=data, options=options)
     if not reported:  # the run had finished before an earlier driver recorded it
         report(result["curve"][-1])

@@ -12,10 +12,13 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
 from backlink_ray.data.tensors import Dataset
-from backlink_ray.errors import StudyError
+from backlink_ray.errors import ConfigError, StudyError
+from backlink_ray.importing import digest
 from backlink_ray.pipeline.resources import STAGE, StageResources
 from backlink_ray.runs.config import RunConfig
+from backlink_ray.runs.data import data_key
 from backlink_ray.runs.executors import start_once
+from backlink_ray.runs.results import config_of
 from backlink_ray.runs.tracked import end_open_runs, track_all
 from backlink_ray.tuning.callback import StudyCallback
 from backlink_ray.tuning.resources import ClusterResources
@@ -47,10 +50,11 @@ def run_trials(
         stage: what a stage reserves.
 
     Raises:
-        ConfigError: the cluster can never hold a run, or cannot import what a run names.
+        ConfigError: the cluster can never hold a run, or cannot import what a run names, or the study has results on other data.
         KeyboardInterrupt: Ctrl-C was pressed a second time; Tune handles the first itself, by ending its trials in order.
     """
     examples = list(examples)
+    _check_data(study, datasets)
     start_once(address, {name: path for run in examples for name, path in run.import_paths.items()})
     found = ray.cluster_resources()
     num_gpus = max(found.get("GPU", 0.0), gpus)
@@ -63,12 +67,24 @@ def run_trials(
     return study.missing()
 
 
+def _check_data(study: Study, datasets: Mapping[str, Dataset]) -> None:
+    for row in study.results.rows():
+        here = datasets.get(data_key(config_of(row)))
+        if here and row.get("dataset_digest", here.digest) != here.digest:
+            raise ConfigError(
+                f"{str(study.folder)!r} has results on other data named {row['dataset']!r} (digest {row['dataset_digest']}, here "
+                f"{here.digest}); restore the data, or give another --storage-path"
+            )
+
+
 def run_study(study: Study, datasets: Mapping[str, Dataset], cluster: ClusterResources) -> None:
     """Run the trials that are left, at least one; `datasets` holds their data by `data_key`."""
     end_open_runs(study.folder / "runs", "the process that ran the study died")
     references = {key: ray.put(dataset) for key, dataset in datasets.items()}
+    runs = (study.plan.base, *study.plan.examples)
+    files = {(name, path): digest(path, name) for run in runs for name, path in run.import_paths.items()}
     trainable = tune.with_parameters(
-        trial, plan=study.plan, cluster=cluster, datasets=references, runs=study.folder / "runs"
+        trial, plan=study.plan, cluster=cluster, datasets=references, runs=study.folder / "runs", files=files
     )
     tuner = tune.Tuner(
         tune.with_resources(trainable, partial(trial_resources, plan=study.plan, cluster=cluster)),

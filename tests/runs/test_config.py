@@ -306,6 +306,7 @@ def test_own_options_are_complete_checked_and_stored(project: Path) -> None:
     row = json.loads(json.dumps(columns_of(run.replace(sizes=(3, 13)))))
     assert (row["options.gamma"], row["sizes"]) == (0.5, "3 13")
     assert config_of(row) == run.replace(sizes=(3, 13))
+    assert run.replace(sizes=(3, 13)).replace(sizes=[np.int64(3), 6, 7]) == run.replace(sizes=(3, 6, 7))
     assert getattr(build_method(run), "gamma") == 0.5  # noqa: B009
     on_base = RunConfig(base="cfg_method:Mine", options={"twice": True})
     assert getattr(build_method(on_base).base, "twice") is True  # type: ignore[attr-defined]  # noqa: B009
@@ -326,6 +327,7 @@ class Required(bl.Method):
 @dataclass(frozen=True, kw_only=True)
 class Longer(bl.BackLink):
     gamma: int = 1
+    other: "Unknown | None" = None
 """
 
 

@@ -168,10 +168,12 @@ def test_a_folder_of_the_first_version_is_refused_with_its_version(tmp_path: Pat
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
 
 
-def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
-    run(CONFIG, tmp_path, dataset=DATA)
+def test_a_folder_of_another_run_or_of_other_data_is_refused_also_if_it_is_not_finished(tmp_path: Path) -> None:
+    RunFolder(tmp_path, CONFIG, DATA)
     with pytest.raises(ConfigError, match=r"holds run \w+, not \w+; give another folder"):
         run(CONFIG.replace(seed=1), tmp_path, dataset=DATA)
+    with pytest.raises(ConfigError, match=r"holds this run on other data \(digest \w+, here \w+\); restore the data"):
+        run(CONFIG, tmp_path, dataset=DATA.first(test_images=49))
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot be written"):
         run(CONFIG, tmp_path / "file" / "x", dataset=DATA)

@@ -86,6 +86,16 @@ def test_a_space_that_does_not_fit_is_refused(base: dict[str, Any], space: dict[
         plan.check()
 
 
+@pytest.mark.parametrize(
+    "space", [{"lr": (1.0, 0.1)}, {"lr": (0.0, 0.1)}, {"lr": (0.1,)}, {"alphas": 0.5}, {"parameters": {"beta": (0, 1)}}]
+)
+def test_what_is_no_space_is_refused(space: dict[str, Any]) -> None:
+    with pytest.raises(
+        ConfigError, match=r"cannot be searched \(.*; allowed: |parameters\['beta'\]=\(0, 1\) is a tuple"
+    ):
+        bl.Space(**space)
+
+
 def test_l_is_within_the_smallest_module_of_a_network_of_the_users() -> None:
     base, space = bl.RunConfig(network="spc_model:network", num_modules=2), bl.Space(num_modules=(2, 4), longest=4)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
@@ -98,3 +108,26 @@ def test_ranking_by_held_out_data_needs_some(tmp_path: Path) -> None:
         ConfigError, match="metric='val_error_pct' is measured on held-out data; give the base a validation"
     ):
         bl.tune(bl.RunConfig(), bl.Space(lr=(0.1, 1.0)), storage=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["val_error_pct", "accuracy"])
+def test_a_metric_that_is_not_measured_is_refused_before_anything_starts(tmp_path: Path, name: str) -> None:
+    (tmp_path / "spc_targets.py").write_text(TARGETS)
+    base = bl.RunConfig(
+        network="spc_targets:network", dataset="spc_targets:data", loss="torch.nn.functional:mse_loss", num_modules=2,
+        propagation_length=1, batch_size=4, validation_fraction=0.1,
+    )  # fmt: skip
+    with imported_from(tmp_path), pytest.raises(ConfigError, match=f"metric='{name}' is .*; allowed here: val_loss, "):
+        bl.tune(base, bl.Space(lr=(0.1, 1.0)), storage=tmp_path / "results", metric=name)
+    assert not (tmp_path / "results").exists()
+
+
+TARGETS = """
+import torch
+import backlink_ray as bl
+def network(num_classes, **_):
+    layers = [torch.nn.Linear(3, 3) for _ in range(4)]
+    return bl.Network.from_sequential(torch.nn.Sequential(*layers, torch.nn.Linear(3, num_classes)), torch.zeros(1, 3))
+def data(**_):
+    return bl.Dataset.from_tensors((torch.ones(9, 3), torch.ones(9)), (torch.ones(9, 3), torch.ones(9)))
+"""

@@ -5,12 +5,21 @@ from pathlib import Path
 
 import pytest
 
+from backlink_ray.data.datasets import load_dataset
 from backlink_ray.errors import ConfigError
 from backlink_ray.pipeline.resources import StageResources
 from backlink_ray.runs.config import RunConfig
+from backlink_ray.runs.results import columns_of
+from backlink_ray.tracking.tracker import NoTracker
+from backlink_ray.tuning.callback import run_params
 from backlink_ray.tuning.folder import MANIFEST, open_study_folder
 from backlink_ray.tuning.plan import Plan
 from backlink_ray.tuning.resources import ClusterResources
+from backlink_ray.tuning.space import Space
+from backlink_ray.tuning.study import Study
+from backlink_ray.tuning.trial import trial
+from backlink_ray.tuning.tuner import run_trials
+from tests.users import imported_from
 
 PLAN = Plan(base=RunConfig(lr=0.3), num_samples=1)
 
@@ -66,6 +75,47 @@ def test_a_start_that_was_killed_at_once_blocks_nothing(tmp_path: Path) -> None:
     (tmp_path / f".{MANIFEST}.1-2.tmp").touch()
     with open_study_folder(tmp_path, "study", PLAN, "auto"):
         assert json.loads((tmp_path / MANIFEST).read_text())["study"] == "study"
+
+
+def test_a_run_that_is_chosen_again_counts_as_a_trial(tmp_path: Path) -> None:
+    plan = Plan(base=PLAN.base, space=Space(alphas=(0.5,)), num_samples=3)
+    study = Study("study", plan, tmp_path, NoTracker())
+    for left in (2, 1, 0, 0):
+        study.results.append({"run_id": plan.base.run_id, "status": "FINISHED"})
+        assert study.left() == study.missing() == left
+
+
+def test_results_on_other_data_are_not_added_to(tmp_path: Path) -> None:
+    study = Study("study", PLAN, tmp_path, NoTracker())
+    study.results.append({**columns_of(PLAN.base), "run_id": PLAN.base.run_id, "dataset_digest": "0123"})
+    with pytest.raises(ConfigError, match=r"results on other data named 'cifar10-sample' \(digest 0123, here \w+\)"):
+        run_trials(study, [], {"cifar10-sample": load_dataset("cifar10-sample")})
+
+
+def test_a_file_that_changes_while_a_study_runs_is_named(tmp_path: Path) -> None:
+    (tmp_path / "std_loss.py").write_text("def loss(logits, labels): ...")
+    files = {("loss", "std_loss:loss"): "0123"}
+    with imported_from(tmp_path), pytest.raises(ConfigError, match="loss='std_loss:loss' has changed since the study"):
+        trial({}, PLAN, ClusterResources(num_gpus=0, num_cpus=1), {}, tmp_path / "runs", files)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_own_options_hide_no_parameter_of_a_run(tmp_path: Path) -> None:
+    (tmp_path / "std_method.py").write_text(METHOD)
+    with imported_from(tmp_path):
+        params = run_params(RunConfig(method="std_method:Mine", num_modules=2, options={"K": 7}))
+    assert (params["K"], params["options.K"], params["eta"], params["gamma"]) == (2, 7, 0.5, 1.0)
+
+
+METHOD = """
+from dataclasses import dataclass
+import backlink_ray as bl
+
+@dataclass(frozen=True)
+class Mine(bl.Method):
+    K: int = 3
+    gamma: float = 1
+"""
 
 
 def test_a_trial_that_can_never_be_placed_is_refused_before_anything_starts() -> None:
