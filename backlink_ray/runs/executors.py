@@ -140,7 +140,8 @@ def _check_workers(paths: Mapping[str, str]) -> None:
     task = ray.remote(num_cpus=0, max_retries=0)(digest)
     for name, path in paths.items():
         way_out = (
-            "put its folder on PYTHONPATH of every machine, or connect first: ray.init(address=..., runtime_env={'py_modules': "
+            "put its folder on PYTHONPATH of every machine, or call ray.shutdown() first, so that Ray starts anew with it, and "
+            "on a cluster that this process joins itself ray.init(address=..., runtime_env={'py_modules': "
             f"{sources([path])}}})"
         )
         try:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from backlink_ray.errors import StorageError
+from backlink_ray.errors import ConfigError, StorageError
 from backlink_ray.files import read_json
 from backlink_ray.runs.folder import FAILURE, RESULT, RUN_AGAIN
 from backlink_ray.runs.results import early_result
@@ -57,7 +57,8 @@ def outcome_of(folder: Path, epochs: int, last: dict[str, Any], error: str | Non
         return recorded
     if error is not None:  # a run that fails records why; this one had no time to
         lines = [line.strip() for line in error.splitlines() if line.strip()]
-        return Outcome("LOST", lines[-1] if lines else "the trial's process died")
+        line = lines[-1] if lines else "the trial's process died"
+        return Outcome("LOST", line.removeprefix(f"{ConfigError.__module__}.ConfigError: "))
     reached = int(last.get("epoch", 0))
     if reached < epochs:
         return Outcome("STOPPED", f"stopped early, after epoch {reached}", early_result(last))

@@ -83,7 +83,8 @@ class StudyCallback(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Record the failure and its reason."""
-        self._end(trial, str(trial.get_error() or ""))
+        file = Path(trial.error_file or "-")  # Tune copies it to its storage later, where trial.get_error() looks
+        self._end(trial, file.read_text() if file.exists() else "")
 
     def _end(self, trial: Any, error: str | None) -> None:
         config = self._config(trial)
