@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from itertools import chain
 
 from backlink_ray.local.module import LocalModule
+from backlink_ray.nets.probe import restore_modes
 
 
 class TrainingModes:
@@ -21,8 +22,7 @@ class TrainingModes:
         if self._evaluates():
             for module in self._modules if not self._found else ():
                 module.train()
-            for part, mode in self._found:
-                part.training = mode
+            restore_modes(self._found)
 
     def _evaluates(self) -> bool:
         units = (unit for module in self._modules for unit in module.units)

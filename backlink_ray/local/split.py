@@ -65,7 +65,7 @@ def split(
         sizes: units of each module, for example (3, 3, 2); () for modules of equal size.
 
     Raises:
-        ConfigError: no `Network`, or K, sizes, a name, the seed or a head is not allowed.
+        ConfigError: no `Network`, or K, sizes, a name, the seed or a head is not allowed; the network is as it was then.
     """
     _check_network(network)
     family = head if isinstance(head, str) or not callable(head) else "fc"
@@ -73,19 +73,25 @@ def split(
     seed, facts = SEED.read("seed", seed), network.facts
     sizes = module_sizes(len(facts), asked.num_modules, remainder, network.name, sizes)
     native = final_head == "native" or family == "fc" or len(facts[-1].shape) != 3
-    modules, num_modules = list[LocalModule](), len(sizes)
-    for k, stop in enumerate(accumulate(sizes)):
-        start = stop - sizes[k]
-        chain = Chain(list(network.units)[start:stop], start, [fact.uses_rng for fact in facts[start:stop]])
-        build, is_last = partial(build_head, head, network, stop - 1, seed), k == num_modules - 1
-        classifier = network.switch_classifier(NATIVE if native else family, build) if is_last else build()
-        spec = ModuleSpec(
-            module_index=k, num_modules=num_modules, input_shape=network.input_shape,
-            takes_integers=network.takes_integers,
-            feature_shape=facts[stop - 1].shape, num_classes=network.num_classes, seed=seed,
-        )  # fmt: skip
-        modules.append(LocalModule(chain, classifier, _head_uses_rng(classifier, network, stop - 1, is_last, k), spec))
-    check_apart([*((f"heads[{k}]", module.head) for k, module in enumerate(modules[:-1])), *network.places()])
+    modules, num_modules, before = list[LocalModule](), len(sizes), network.classifier
+    try:
+        for k, stop in enumerate(accumulate(sizes)):
+            start = stop - sizes[k]
+            chain = Chain(list(network.units)[start:stop], start, [fact.uses_rng for fact in facts[start:stop]])
+            build, is_last = partial(build_head, head, network, stop - 1, seed), k == num_modules - 1
+            classifier = network.switch_classifier(NATIVE if native else family, build) if is_last else build()
+            spec = ModuleSpec(
+                module_index=k, num_modules=num_modules, input_shape=network.input_shape,
+                takes_integers=network.takes_integers,
+                feature_shape=facts[stop - 1].shape, num_classes=network.num_classes, seed=seed,
+            )  # fmt: skip
+            modules.append(
+                LocalModule(chain, classifier, _head_uses_rng(classifier, network, stop - 1, is_last, k), spec)
+            )
+        check_apart([*((f"heads[{k}]", module.head) for k, module in enumerate(modules[:-1])), *network.places()])
+    except BaseException:
+        network.classifier = before
+        raise
     return modules
 
 

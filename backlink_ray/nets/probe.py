@@ -1,8 +1,10 @@
 """Probe: what a few forwards on an example show of a unit or head, which stays as it was."""
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,10 +47,10 @@ def examine(name: str, module: nn.Module, x: Tensor) -> tuple[Tensor, UnitFacts]
         raise ConfigError(f"{name} returns a {type(y).__name__}; a unit returns one tensor (wrap it to select one)")
     if not y.is_floating_point():
         raise ConfigError(f"{name} returns {y.dtype}, through which no error can flow; allowed: floating-point numbers")
-    if x._version != version or not _same(x, kept):
+    if x._version != version or not same(x, kept):
         # Its input is another unit's output, which that unit's head may still need.
         raise ConfigError(f"{name} changes its input in place; make its first operation inplace=False")
-    if not _same(first, second):
+    if not same(first, second):
         raise ConfigError(
             f"{name} answers differently to the same input and seed: a generator or a state of its own, which no other "
             "process has; draw from torch's, Python's or numpy's default generator, and keep states in buffers"
@@ -69,15 +71,19 @@ def _draws(module: nn.Module, x: Tensor, *, training: bool) -> tuple[Tensor, boo
         return y, generator_states() != before
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
+def same(a: Any, b: Any) -> bool:
     """Return whether two answers are equal but for rounding, which may differ on a GPU."""
+    if not isinstance(a, Tensor):
+        return bool(a == b)
     return a.is_meta or (a.shape == b.shape and torch.allclose(a, b, rtol=1e-2, atol=1e-4, equal_nan=True))
 
 
 def probe(module: nn.Module, x: Tensor, training: bool = False) -> Tensor:
     """Return module(x) without gradients, without compiling it, and without changing its buffers or its mode."""
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
-    with in_mode(training, module), torch.no_grad(), torch.compiler.set_stance("force_eager"):
+    # Without dynamo, which takes a second to import, nothing can be compiled.
+    eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+    with in_mode(training, module), torch.no_grad(), eager:
         return torch.func.functional_call(module, buffers, (x,))  # type: ignore[no-any-return]
 
 
@@ -90,5 +96,12 @@ def in_mode(training: bool, *modules: nn.Module) -> Iterator[None]:
             module.train(training)
         yield
     finally:
-        for part, mode in found:
+        restore_modes(found)
+
+
+def restore_modes(found: Iterable[tuple[nn.Module, bool]]) -> None:
+    """Put parts, each after the one that holds it, into the modes found; by `train`, which may do more than set the mode."""
+    for part, mode in found:
+        if part.training != mode:
+            part.train(mode)
             part.training = mode

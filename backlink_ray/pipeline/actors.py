@@ -5,7 +5,6 @@ import math
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import ray
@@ -152,7 +151,8 @@ def _check_sendable(plan: StagePlan) -> None:
     """Raise ConfigError that names the part that cannot be pickled; Ray's own error prints all the data instead."""
     module = plan.job.modules[0]
     units = ((f"units[{index}]", unit) for index, unit in enumerate(module.units, module.chain.first_index))
-    for name, part in (*units, (module.head_name, module.head), ("method", plan.job.method)):
+    rest = ((name, getattr(plan.job, name)) for name in ("method", "loss", "optimizer", "lr"))
+    for name, part in (*units, (module.head_name, module.head), *rest):
         try:
             ray.cloudpickle.dumps(part)
         except Exception as error:  # whatever a user's own __reduce__ raises
@@ -213,7 +213,7 @@ class RayExecutor(PipelineExecutor):
 
     def __init__(self, job: Job, resources: StageResources = STAGE, group: PlacementGroup | None = None) -> None:
         own = resources.where_gpus_are(ray.cluster_resources().get("GPU", 0.0))
-        plans = plan_stages(replace(job, devices=("cuda" if own.gpus_per_stage else "cpu",)))
+        plans = plan_stages(job.with_parts(devices=("cuda" if own.gpus_per_stage else "cpu",)))
         self.actors = ActorGroup(plans, own, group)
         super().__init__(self.actors, plans)
         self._ahead = False  # the stages, in their own processes, have weights that the job's modules lack

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from backlink_ray.errors import LinkAbortedError, LinkError, StageError
+from backlink_ray.errors import ConfigError, LinkAbortedError, LinkError, StageError
 from backlink_ray.pipeline.stage import StagePlan, StageReport, merge_states
 from backlink_ray.train.evaluation import Evaluation
 from backlink_ray.train.executor import ChunkReport, Executor
@@ -100,6 +100,11 @@ class PipelineExecutor(Executor):
         self._step = 0
 
     def train(self, num_steps: int) -> ChunkReport:
+        if any(map(torch.is_autocast_enabled, ("cpu", "cuda"))):
+            raise ConfigError(
+                "torch.autocast holds for the calling thread alone, and stages run in others; train outside of it, with a "
+                "network in the type wanted (network.to(torch.bfloat16)), or use executor local"
+            )
         start, first = time.perf_counter(), self._step
         reports: list[StageReport] = self._all("run", num_steps)
         self._step += num_steps

@@ -53,16 +53,25 @@ class ObjectStoreLink(Link):
         return step, _to_tensor(message, self._device)
 
 
-Message = tuple["np.ndarray[Any, Any]", torch.dtype, torch.Size]
+Message = tuple["np.ndarray[Any, Any]", torch.dtype, torch.Size, tuple[int, ...]]
 
 
 def _to_message(tensor: Tensor) -> Message:
-    """Return the bytes of a tensor, its type and shape: numpy lacks some of torch's types, such as bfloat16."""
-    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy(), tensor.dtype, tensor.shape
+    """Return the bytes of a tensor, its type (numpy lacks some of torch's, such as bfloat16), shape and strides.
+
+    Channels last, or transposed, the same values may be summed up in another order, so the receiver gets them as they were.
+    """
+    packed = tensor.detach().cpu().contiguous()
+    # Elements of an expanded tensor share memory, which cannot be written.
+    strides = packed.stride() if 0 in tensor.stride() else tensor.stride()
+    return packed.view(-1).view(torch.uint8).numpy(), tensor.dtype, tensor.shape, strides
 
 
 def _to_tensor(message: Message, device: torch.device) -> Tensor:
-    array, dtype, shape = message
+    array, dtype, shape, strides = message
     if not array.size:
         return torch.empty(shape, dtype=dtype, device=device)
-    return torch.tensor(array, device=device).view(dtype).view(shape)  # a copy: the store's memory is read-only
+    packed = torch.tensor(array, device=device).view(dtype).view(shape)  # a copy: the store's memory is read-only
+    if packed.stride() == strides:
+        return packed
+    return torch.empty_strided(shape, strides, dtype=dtype, device=device).copy_(packed)

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ from backlink_ray.pipeline.schedule import Action, run_actions, step_actions
 from backlink_ray.provenance import describe_process
 from backlink_ray.train.evaluation import Evaluation, EvaluationSum
 from backlink_ray.train.executor import Job, to_cpu
-from backlink_ray.train.optim import Updater, check_optimizer
+from backlink_ray.train.optim import Updater, check_copies, check_optimizer
 from backlink_ray.train.state import TrainState
 
 
@@ -72,7 +72,9 @@ def plan_stages(job: Job) -> list[StagePlan]:
     """Return one plan per module; replicas are copies, and later stages get labels without inputs."""
     modules = job.method.prepare(job.modules)
     check_parameters(modules)
-    check_optimizer(job.optimizer, [p for module in modules for p in module.parameters()])
+    parameters = [p for module in modules for p in module.parameters()]
+    check_optimizer(job.optimizer, parameters)
+    check_copies(job.optimizer, parameters)
     TrainingModes(modules).restore()
     plans = []
     for k, module in enumerate(modules):
@@ -81,7 +83,7 @@ def plan_stages(job: Job) -> list[StagePlan]:
         train = job.train if k == 0 or job.method.wants_inputs else job.train.without_inputs()
         needed = {name: s if k == 0 else s.without_inputs() for name, s in job.evaluations.items()}
         device = job.devices[k % len(job.devices)]
-        own = replace(job, modules=[module], train=train, evaluations=needed, devices=(device,))
+        own = job.with_parts(modules=[module], train=train, evaluations=needed, devices=(device,))
         plans.append(StagePlan(own, job.dtype, copy_chain(before.tail(length)), k, len(modules)))
     return plans
 
@@ -292,9 +294,12 @@ class Stage:
 
     def load(self, state: TrainState) -> None:
         """Load this stage's part, and its replica's, of a complete state, which the executor has checked."""
+        updaters = self._body_updater, self._tail_updater, self._replica_updater
+        for updater in updaters:
+            updater.check(state.optimizer)
         copy_weights(state_of([self._module]), state.weights)
         copy_weights(dict(self._replica.named_state()), state.weights)
-        for updater in (self._body_updater, self._tail_updater, self._replica_updater):
+        for updater in updaters:
             updater.load(state.optimizer)
         k, seed = self._module.module_index, self._job.seed
         self._method_state.load(k, state.method_state, self._module.chain, seed)

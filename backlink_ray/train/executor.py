@@ -74,6 +74,13 @@ class Job:
         """Return the type in which the network gets floating-point inputs and targets."""
         return dtype_and_device(p for module in self.modules for p in module.parameters())[0]
 
+    def with_parts(self, **parts: Any) -> "Job":
+        """Return this job with other parts, not checked again, and with the method as it is for the whole training set."""
+        other = copy.copy(self)
+        for name, part in parts.items():
+            object.__setattr__(other, name, part)
+        return other
+
     def loss_on(self, device: torch.device) -> Loss:
         """Return the loss for `device`: a module, such as CrossEntropyLoss(weight=...), is copied there."""
         return copy.deepcopy(self.loss).to(device) if isinstance(self.loss, nn.Module) else self.loss

@@ -3,13 +3,15 @@
 import warnings
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from backlink_ray.data.checks import check_classes
 from backlink_ray.errors import ConfigError
 from backlink_ray.local.module import LocalModule
 from backlink_ray.methods.base import Loss, Method
 from backlink_ray.nets.network import dtype_and_device
+from backlink_ray.nets.probe import same
+from backlink_ray.seeds import generator_states, seeded
 
 
 def check_labels(which: str, labels: Tensor, method: Method, num_classes: int) -> None:
@@ -38,7 +40,9 @@ def check_labels(which: str, labels: Tensor, method: Method, num_classes: int) -
 
 
 def check_loss(loss: Loss, labels: Tensor, module: LocalModule) -> None:
-    """Raise ConfigError unless loss(logits, labels) is one number with a gradient; tried once, on logits of zeros.
+    """Raise ConfigError unless loss(logits, labels) is one number with a gradient, and the same one in every stage.
+
+    It is tried twice, on logits of zeros; parameters of its own, which nothing would train, are refused.
 
     Args:
         loss: called with logits (N, width) and labels.
@@ -49,9 +53,10 @@ def check_loss(loss: Loss, labels: Tensor, module: LocalModule) -> None:
     logits = torch.zeros(len(labels), module.spec.num_classes, dtype=dtype, device=labels.device).requires_grad_()
     shapes = f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)} {labels.dtype}"
     try:
-        with warnings.catch_warnings(), torch.enable_grad():
+        with warnings.catch_warnings(), torch.enable_grad(), seeded(0, "probe"):
             warnings.filterwarnings("error", "Using a target size")  # (N,) beside (N, 1) would be compared as (N, N)
-            found = loss(logits, labels)
+            before, found = generator_states(), loss(logits, labels)
+            repeats = generator_states() == before and same(found, loss(logits, labels))
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, UserWarning) as error:
         raise ConfigError(f"the loss cannot take {shapes}: {error}") from error
     if not isinstance(found, Tensor) or found.dim() or not found.requires_grad:
@@ -59,4 +64,14 @@ def check_loss(loss: Loss, labels: Tensor, module: LocalModule) -> None:
         raise ConfigError(
             f"the loss returns {given} for {shapes}; allowed: a tensor without dimensions that depends on the logits, the "
             "mean over the samples"
+        )
+    if not repeats:
+        raise ConfigError(
+            "the loss draws random numbers, or answers differently to the same logits and labels, so stages would disagree; "
+            "allowed: a function of logits and labels alone"
+        )
+    if isinstance(loss, nn.Module) and any(p.requires_grad for p in loss.parameters()):
+        raise ConfigError(
+            f"the loss, a {type(loss).__name__}, has parameters, which no optimizer gets; freeze them "
+            "(loss.requires_grad_(False)), or train them as the helper of a method of your own"
         )

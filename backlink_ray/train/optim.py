@@ -4,6 +4,8 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby, islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -106,8 +108,9 @@ class Updater:
         for group in self._optimizer.param_groups:
             group["lr"] = self._adam_lr or lr
         for parameter, gradient in zip(self._named.values(), gradients, strict=True):
-            if parameter.requires_grad and not getattr(parameter, "idle", False):
-                parameter.grad = gradient
+            moves = gradient is not None and parameter.requires_grad and not getattr(parameter, "idle", False)
+            # None otherwise: there may be a gradient of the user's own.
+            parameter.grad = _laid_out(gradient, parameter) if moves else None  # type: ignore[arg-type]
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
 
@@ -131,6 +134,23 @@ class Updater:
             "hold; allowed: tensors, int, float and bool, by keys without '/'"
         )
 
+    def check(self, state: Mapping[str, Tensor]) -> None:
+        """Raise ConfigError if a state lacks what this optimizer keeps from its first step on: then it is another's."""
+        found: dict[str, set[str]] = {}
+        for name, _, key in (full.rpartition("/") for full in state):
+            found.setdefault(name, set()).add(key)
+        smallest = {p.dim(): p for p in sorted(self._named.values(), key=nn.Parameter.numel, reverse=True)}
+        copies = [(str(dim), nn.Parameter(p.detach().clone())) for dim, p in smallest.items()]
+        trial = Updater(copies, self._make, self._adam_lr)
+        trial.update([torch.ones_like(p) for _, p in copies], 0.0)
+        for name, dim in ((name, p.dim()) for name, p in self._named.items() if name in found):
+            missing = {full.partition("/")[2] for full in trial.state() if full.startswith(f"{dim}/")} - found[name]
+            if missing:
+                raise ConfigError(
+                    f"the state of {name} lacks {', '.join(sorted(missing))}, which {self.kind} keeps; it has "
+                    f"{', '.join(sorted(found[name]))}; allowed: a state of the same optimizer"
+                )
+
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Restore the optimizer's state; a parameter without an entry starts anew, and others' entries are left out."""
         self._optimizer = self._new()
@@ -142,9 +162,16 @@ class Updater:
             parameter = self._named[name]
             # As in torch's own load_state_dict: a step count stays on the CPU, wherever the parameter is.
             on_cpu = key == "step" and not group.get("fused") and not group.get("capturable")
-            tensor = value.detach().clone()
+            tensor = _laid_out(value.detach().clone(), parameter)
             own = tensor.item() if key.endswith(_NUMBER) else tensor.to("cpu" if on_cpu else parameter.device)
             self._optimizer.state[parameter][key.removesuffix(_NUMBER)] = own
+
+
+def _laid_out(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """Return a tensor of a parameter's shape with its strides: fused optimizers take values in the order of memory."""
+    if tensor.stride() == parameter.stride() or tensor.shape != parameter.shape:
+        return tensor
+    return torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
 
 
 # A key that ends so was a Python number, which must come back as one: with a tensor, an optimizer would round differently.
@@ -178,7 +205,7 @@ _NO_CLOSURE = inspect.Parameter("closure", inspect.Parameter.KEYWORD_ONLY, defau
 
 
 def check_optimizer(make_optimizer: MakeOptimizer, parameters: Iterable[nn.Parameter]) -> None:
-    """Check an optimizer by two steps on copies of two small parameters; nothing else is changed.
+    """Check an optimizer by two steps on copies of a few small parameters; nothing else is changed.
 
     What must hold: it updates every parameter from that parameter's own gradient and state (no global norm, no random
     numbers), keeps what it needs in `self.state[parameter]` as tensors and numbers, and has one lr, set at every step.
@@ -186,14 +213,32 @@ def check_optimizer(make_optimizer: MakeOptimizer, parameters: Iterable[nn.Param
     Raises:
         ConfigError: something of that does not hold, by the optimizer's name.
     """
-    small = sorted((p for p in parameters if p.requires_grad), key=nn.Parameter.numel)[:2]
+    try:
+        _check_parts(make_optimizer, list(_two_of_each_kind(parameters)))
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever an optimizer of the user's own raises
+        name = getattr(make_optimizer, "__name__", repr(make_optimizer))
+        raise ConfigError(
+            f"optimizer {name} cannot update these parameters: {error}; allowed: any torch.optim.Optimizer that can"
+        ) from error
+
+
+def _two_of_each_kind(parameters: Iterable[nn.Parameter]) -> Iterable[nn.Parameter]:
+    """Yield the two smallest of every number of dimensions: an optimizer may treat matrices otherwise than biases."""
+    found = sorted((p for p in parameters if p.requires_grad), key=lambda p: (p.dim(), p.numel()))
+    for _, kind in groupby(found, key=nn.Parameter.dim):
+        yield from islice(kind, 2)
+
+
+def _check_parts(make_optimizer: MakeOptimizer, small: Sequence[nn.Parameter]) -> None:
     together, apart = ([(str(i), nn.Parameter(p.detach().clone())) for i, p in enumerate(small)] for _ in range(2))
     one, *parts = (Updater(named, make_optimizer) for named in (together, *([pair] for pair in apart)))
     before = _outside_state(one)
     for _ in range(2):
         for updater in (one, *parts):
             # Of different sizes, so that a common norm shows.
-            updater.update([torch.full_like(p, 100.0 ** int(name)) for name, p in updater._named.items()], 0.1)
+            updater.update([torch.full_like(p, 100.0 ** (int(name) % 2)) for name, p in updater._named.items()], 0.1)
     changed = [name for name, value in _outside_state(one).items() if value != before.get(name)]
     if changed:
         raise ConfigError(
@@ -206,6 +251,22 @@ def check_optimizer(make_optimizer: MakeOptimizer, parameters: Iterable[nn.Param
             f"optimizer {one.kind} updates two parameters differently together and apart (a global norm, random numbers), "
             "and stages hold them apart; allowed: an update of each parameter from its own gradient and state"
         )
+
+
+def check_copies(make_optimizer: MakeOptimizer, parameters: Sequence[nn.Parameter]) -> None:
+    """Refuse an optimizer that gives copies other options than the parameters themselves, which stages do not have."""
+    copies = [nn.Parameter(p.detach(), p.requires_grad) for p in parameters]
+    ours, theirs = (_options(_made(make_optimizer, list(held)), held) for held in (parameters, copies))
+    if ours != theirs:
+        raise ConfigError(
+            "the optimizer gives copies of parameters other options than the parameters themselves, so it looks for certain "
+            "ones, and stages hold copies; allowed: options that follow from a parameter's shape (p.dim() < 2), or executor local"
+        )
+
+
+def _options(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> list[dict[str, Any]]:
+    of = {id(p): {n: v for n, v in g.items() if n != "params"} for g in optimizer.param_groups for p in g["params"]}
+    return [of[id(p)] for p in parameters]
 
 
 def _outside_state(updater: Updater) -> dict[str, str]:

@@ -65,7 +65,7 @@ def gradients(
         found, _ = one_pass(prepared, method, batch, states)
         named = [pair for m in prepared for pair in (*method.local_parameters(m), *method.linked_parameters(m))]
         by_name = {name: found[name] if name in found else torch.zeros_like(p) for name, p in named}
-        return {_by_module(name, len(prepared) - 1): gradient for name, gradient in by_name.items()}
+        return {_by_module(name, prepared[-1].module_index): gradient for name, gradient in by_name.items()}
     finally:
         for buffer, value in kept:
             buffer.copy_(value)
@@ -289,6 +289,8 @@ class Trainer:
     def load(self, state: TrainState) -> None:
         """Continue from a state; ConfigError names the tensors that do not fit, and nothing has changed then."""
         check_state(self.modules, state)
+        for updater in self._updaters:
+            updater.check(state.optimizer)
         copy_weights(state_of(self.modules), state.weights)
         for updater in self._updaters:
             updater.load(state.optimizer)

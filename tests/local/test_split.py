@@ -219,3 +219,12 @@ def test_a_sequential_becomes_a_network() -> None:
 def test_logits_that_are_not_flat_are_refused() -> None:
     with pytest.raises(bl.ConfigError, match=r"classifier returns \(2, 5, 8, 8\); allowed: logits \(N, classes\)"):
         bl.Network([nn.Conv2d(3, 4, 3, padding=1)], nn.Conv2d(4, 5, 1), torch.zeros(1, 3, 8, 8))
+
+
+def test_a_split_that_is_refused_leaves_the_network_as_it_was() -> None:
+    network, shared = tiny_network(), nn.Linear(6, 10)
+    bl.split(network, 2, head="conv")
+    before = network.classifier
+    with pytest.raises(bl.ConfigError, match="share memory"):
+        bl.split(network, 3, head=lambda shape, classes: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), shared))
+    assert network.classifier is before

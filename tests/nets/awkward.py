@@ -168,6 +168,26 @@ def with_lambda() -> nn.Module:
     return unit
 
 
+class Merging(nn.Module):
+    """Low-rank weights beside frozen ones, which it merges for evaluation and takes apart for training, as loralib does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.merged = nn.Linear(WIDTH, WIDTH).requires_grad_(False), False
+        self.a, self.b = (nn.Parameter(torch.ones(*shape) / 8) for shape in ((WIDTH, 2), (2, WIDTH)))
+
+    def train(self, mode: bool = True) -> "Merging":
+        super().train(mode)
+        if self.merged == mode:
+            self.inner.weight.data.add_((self.a @ self.b).detach(), alpha=-1 if mode else 1)
+            self.merged = not mode
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.inner(x)
+        return torch.tanh(y if self.merged else y + x @ (self.a @ self.b).T)
+
+
 # These train as in plain torch, bit for bit, and alike in every executor.
 AS_TORCH: dict[str, Callable[[], nn.Module]] = {
     "batch norm in eval()": norm_in_eval,

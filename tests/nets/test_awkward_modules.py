@@ -30,6 +30,7 @@ from tests.nets.awkward import (
     REFUSED,
     WIDTH,
     Applies,
+    Merging,
     layer_drop,
     norm_in_eval,
     normed,
@@ -140,6 +141,17 @@ def test_who_evaluated_before_training_and_between_trains_in_the_modes_first_fou
     net.eval()
     bl.Trainer(bl.split(net, 2), ONE).step(*images())
     assert all(part.training for unit in net.units for part in unit.modules())
+
+
+def test_a_unit_that_merges_weights_for_evaluation_is_taken_apart_again_for_training() -> None:
+    net = network(Merging, Merging)
+    trainer = bl.Trainer(bl.split(net, 2), ONE)
+    for leave in (lambda: None, net.eval, lambda: bl.predict(net, images()[0])):
+        before = [net.units[i].a.clone() for i in (1, 2)]
+        leave()
+        trainer.step(*images())
+        assert not any(torch.equal(a, net.units[i].a) for i, a in zip((1, 2), before, strict=True))
+    check_same(lambda: network(Merging, Merging), ONE)
 
 
 def test_a_frozen_module_trains_its_head_alone() -> None:

@@ -1,14 +1,16 @@
 """What users write themselves, over the pipeline and in one process: the same bits, also after a kill and a resume."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 import backlink_ray as bl
+from backlink_ray.data.tensors import LabelledSet
 from backlink_ray.methods.base import Method
 from backlink_ray.pipeline.threads import ThreadsExecutor
 from backlink_ray.train.checkpoint import Checkpoints
@@ -40,6 +42,70 @@ def test_every_optimizer_as_threads(name: str, link: str) -> None:
 @pytest.mark.parametrize("method", [Sharpened(), LINKED], ids=["alone", "as a base"])
 def test_an_own_method_as_threads(method: Method) -> None:
     check_equal(ThreadsExecutor, lambda: job(method, 3, "conv", dropout=0.2))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contrast(bl.Method):
+    """Its loss is scaled by the contrast of the training images."""
+
+    name: ClassVar[str] = "contrast"
+    scale: float = 0.02
+
+    def for_data(self, train: LabelledSet) -> Method:
+        return replace(self, scale=self.scale * float(train.inputs.float().std()))
+
+    def loss(self, module: bl.LocalModule, features: Tensor, batch: bl.Batch) -> Tensor:
+        return self.scale * super().loss(module, features, batch)
+
+
+def test_a_method_sees_the_whole_training_set_once_as_threads() -> None:
+    check_equal(ThreadsExecutor, lambda: job(Contrast(), 3))
+
+
+def fused(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, fused=True)
+
+
+def test_a_fused_optimizer_of_weights_in_channels_last(tmp_path: Path) -> None:
+    """It takes values in the order of memory, and the gradients and states that arrive are contiguous."""
+
+    def training() -> Job:
+        modules = bl.split(tiny_network().to(memory_format=torch.channels_last), 3)
+        return replace(job(LINKED, 3, optimizer=fused), modules=modules)
+
+    check_equal(ThreadsExecutor, training)
+    with LocalExecutor(training()) as one, LocalExecutor(training()) as other:
+        one.train(1)
+        Checkpoints(tmp_path).save(one.state(), {})
+        found = Checkpoints(tmp_path).newest()
+        assert found is not None
+        other.load(found[0])
+        one.train(1)
+        other.train(1)
+        assert all(torch.equal(t, other.state().weights[n]) for n, t in one.state().weights.items())
+
+
+def test_an_optimizer_that_looks_for_certain_parameters_is_refused_where_stages_hold_copies() -> None:
+    training = job(LINKED, 3)
+    first = {id(p) for p in training.modules[0].parameters()}
+
+    def by_identity(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        groups = ([p for p in parameters if (id(p) in first) == own] for own in (True, False))
+        return torch.optim.SGD([{"params": g, "weight_decay": 0.1 * i} for i, g in enumerate(groups)], lr=0.1)
+
+    training = replace(training, optimizer=by_identity)
+    with pytest.raises(bl.ConfigError, match="gives copies of parameters other options"):
+        ThreadsExecutor(training)
+    LocalExecutor(training).close()
+
+
+def test_autocast_around_stages_is_refused() -> None:
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        ThreadsExecutor(job(LINKED, 2)) as running,
+        pytest.raises(bl.ConfigError, match=r"torch\.autocast holds for the calling thread alone"),
+    ):
+        running.train(1)
 
 
 def test_a_weighted_loss_as_threads() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 import backlink_ray as bl
 from backlink_ray.local.module import StepSeed
@@ -28,13 +28,13 @@ def regression_batch(n: int = 8) -> tuple[Tensor, Tensor]:
 def test_every_head_follows_the_given_loss(method: Method) -> None:
     modules, (images, targets) = bl.split(tiny_network(4, classes=2).double(), 2), regression_batch()
     found, other = (bl.gradients(modules, method, images, targets, loss=f) for f in (mean_absolute, F.mse_loss))
-    heads = [name for name in found if name in {n for m in modules for n, _ in m.head_named()} and found[name].any()]
+    heads = [name for name in found if name.startswith("heads.") and found[name].any()]
     assert heads
     assert [name for name in heads if torch.equal(found[name], other[name])] == []
     x = images
     for module in modules:
         x = module.train().chain(x, StepSeed())
-    named = dict(modules[-1].head_named())
+    named = dict(modules[-1].head.named_parameters("heads.1"))
     expected = torch.autograd.grad(mean_absolute(modules[-1].head(x), targets), list(named.values()))
     assert all(torch.allclose(found[n], g, rtol=0, atol=1e-12) for n, g in zip(named, expected, strict=True))
 
@@ -56,6 +56,23 @@ def test_soft_and_narrow_labels_train_as_class_labels_do() -> None:
         assert all(torch.allclose(found[0][n], g, rtol=0, atol=1e-12) for n, g in other.items())
 
 
+class Growing:
+    count = 0
+
+    def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
+        self.count += 1
+        return self.count * F.mse_loss(logits, targets)
+
+
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return F.mse_loss(self.scale * logits, targets)
+
+
 @pytest.mark.parametrize(
     ("labels", "loss", "method", "message"),
     [
@@ -68,6 +85,9 @@ def test_soft_and_narrow_labels_train_as_class_labels_do() -> None:
         (torch.zeros(4, 10), lambda a, b: (a - b) ** 2, bl.GLL(), r"loss returns a tensor \(4, 10\)"),
         (torch.zeros(4, 10), lambda a, b: (a - b).sum().item(), bl.GLL(), "loss returns a float"),
         (torch.zeros(4, 10), lambda a, b: b.sum(), bl.GLL(), r"a tensor \(\) .*depends on the logits"),
+        (torch.zeros(4, 10), lambda a, b: F.mse_loss(F.dropout(a), b), bl.GLL(), "loss draws random numbers"),
+        (torch.ones(4, 10), Growing(), bl.GLL(), "or answers differently to the same"),
+        (torch.ones(4, 10), Scaled(), bl.GLL(), "loss, a Scaled, has parameters, .*method of your own"),
         (torch.zeros(4, 10), mean_absolute, bl.PredSim(), "method predsim needs classes"),
         (torch.zeros(4, 10), mean_absolute, bl.DNI(label_conditioning=True), "method dni needs classes"),
         (torch.zeros(4, 10), mean_absolute, bl.BackLink(base=bl.PredSim()), "method backlink needs classes"),

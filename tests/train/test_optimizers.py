@@ -33,7 +33,7 @@ def test_a_step_is_the_optimizers_own_at_the_schedules_rate(name: str) -> None:
     for step in range(3):
         trainer.step(*batch(seed=step))
         for n, gradient in bl.gradients(modules, METHOD, *batch(seed=step)).items():
-            named[n].grad = gradient
+            named[n.replace("heads.1.", "classifier.")].grad = gradient
         for group in optimizer.param_groups:
             group["lr"] = rate(step)
         optimizer.step()
@@ -71,6 +71,30 @@ def test_plain_numbers_come_back_as_what_they_were() -> None:
     assert [type(v) for v in two._optimizer.state[p].values()] == [int, float]
     two.load({})
     assert two.state() == {}
+
+
+@pytest.mark.parametrize(("one", "other"), [("adamw", "heavy ball"), ("heavy ball", "adamw"), ("adamw", "adagrad")])
+def test_another_optimizers_state_is_refused_and_nothing_moves(one: str, other: str) -> None:
+    trainer, fresh = trainer_with(one), trainer_with(other, seed=5)
+    trainer.step(*batch())
+    before = [p.clone() for m in fresh.modules for p in m.parameters()]
+    with pytest.raises(
+        bl.ConfigError, match=r"the state of units\.0\.0\.weight lacks .*; allowed: a state of the same"
+    ):
+        fresh.load_state_dict(trainer.state_dict())
+    assert all(
+        torch.equal(a, b) for a, b in zip(before, (p for m in fresh.modules for p in m.parameters()), strict=True)
+    )
+
+
+def test_a_gradient_of_the_users_own_moves_nothing() -> None:
+    modules = bl.split(tiny_network(4).double(), 2)
+    frozen = modules[0].chain.requires_grad_(False)
+    before = [p.clone() for p in frozen.parameters()]
+    for p in frozen.parameters():
+        p.grad = torch.ones_like(p)
+    bl.Trainer(modules, METHOD).step(*batch())
+    assert all(torch.equal(a, b) for a, b in zip(before, frozen.parameters(), strict=True))
 
 
 class Base(torch.optim.Optimizer):
@@ -119,6 +143,11 @@ class Noisy(Base):
         p.sub_(group["lr"] * torch.randn_like(p))
 
 
+class NoisyMatrices(Noisy):
+    def move(self, p: Tensor, group: dict[str, Any]) -> None:
+        (Noisy if p.dim() > 1 else Base).move(self, p, group)
+
+
 def two_rates(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.SGD([{"params": parameters[:1], "lr": 1.0}, {"params": parameters[1:], "lr": 0.1}])
 
@@ -128,7 +157,7 @@ def two_rates(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     [
         (torch.optim.LBFGS, "optimizer LBFGS needs a closure"),
         (two_rates, "optimizer SGD has the learning rates .*allowed: one lr"),
-        (lambda ps: torch.optim.SGD(ps[:-1]), "optimizer SGD holds 1 parameters and was given 2"),
+        (lambda ps: torch.optim.SGD(ps[:-1] or ps), "optimizer SGD holds . parameters and was given"),
         (lambda ps: torch.optim.SGD([torch.zeros(2)]), "optimizer SGD holds 1 parameters"),
         (lambda ps: None, "gives a NoneType; allowed: a callable"),
         (torch.optim.SGD([torch.zeros(2)]), "gives a SGD; allowed: a callable"),
@@ -137,6 +166,8 @@ def two_rates(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         (Remembers, "optimizer Remembers keeps 'history', a list"),
         (Clips, "optimizer Clips updates two parameters differently together and apart"),
         (Noisy, "optimizer Noisy updates two parameters differently"),
+        (NoisyMatrices, "optimizer NoisyMatrices updates two parameters differently"),
+        (torch.optim.SparseAdam, "optimizer SparseAdam cannot update these parameters: .*dense"),
     ],
 )
 def test_what_cannot_work_in_parts_is_refused_before_anything_moves(optimizer: Any, message: str) -> None:
