@@ -163,8 +163,8 @@ class LocalModule(nn.Module):
         return "classifier" if self.is_last else f"heads.{self.module_index}"
 
     def head_named(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Yield ("heads.<module index>.<name>", parameter), in the last module ("classifier.<name>", parameter)."""
-        return uncompiled(self.head.named_parameters(self.head_name))
+        """Yield ("heads.<module index>.<name>", parameter), as gradients and the optimizer's state are named."""
+        return uncompiled(self.head.named_parameters(f"heads.{self.module_index}"))
 
     def helper_named(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield ("helpers.<module index>.<name>", parameter)."""
@@ -181,7 +181,7 @@ class LocalModule(nn.Module):
         return itertools.chain(self.chain.named(), self.head_named(), self.helper_named())
 
     def named_state(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield every parameter and buffer by name."""
+        """Yield every parameter and buffer by the name of a weight: those of the last head are the network's classifier's."""
         yield from self.chain.named_state()
         for name, part in ((self.head_name, self.head), (f"helpers.{self.module_index}", self.helper)):
             yield from uncompiled(part.named_parameters(name))

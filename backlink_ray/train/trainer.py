@@ -64,16 +64,10 @@ def gradients(
         states = [MethodState() for _ in prepared]
         found, _ = one_pass(prepared, method, batch, states)
         named = [pair for m in prepared for pair in (*method.local_parameters(m), *method.linked_parameters(m))]
-        by_name = {name: found[name] if name in found else torch.zeros_like(p) for name, p in named}
-        return {_by_module(name, prepared[-1].module_index): gradient for name, gradient in by_name.items()}
+        return {name: found[name] if name in found else torch.zeros_like(p) for name, p in named}
     finally:
         for buffer, value in kept:
             buffer.copy_(value)
-
-
-def _by_module(name: str, last: int) -> str:
-    kind, _, rest = name.partition(".")
-    return f"heads.{last}.{rest}" if kind == "classifier" else name
 
 
 def _prepare(modules: Sequence[LocalModule], method: Method) -> list[LocalModule]:
