@@ -13,7 +13,7 @@ if __name__ == "__main__":
         result = bl.run(base, f"runs/{executor}", executor=executor)
         print(f"{executor:8} error {result['test_error_pct']:.2f} %, weights {result['weights_sha256'][:12]}")
     space = bl.Space(alphas=(0.25, 0.5, 0.75), parameters={"gamma": FloatDistribution(0.0, 0.3)})
-    found = bl.tune(base, space, num_samples=4, storage="results")
+    found = bl.tune(base.replace(executor="threads"), space, num_samples=4, storage="results")
     best, error = found.best, found.best_result["test_error_pct"]
     print(
         f"best of {len(found.rows)}: alpha {best.alpha:g}, gamma {best.options['gamma']:.3f}, test error {error:.2f} %"

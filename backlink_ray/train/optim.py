@@ -246,11 +246,16 @@ def _check_parts(make_optimizer: MakeOptimizer, small: Sequence[nn.Parameter]) -
         )
     ours = {**one.state(), **dict(together)}
     theirs = {**{name: t for part in parts for name, t in part.state().items()}, **dict(apart)}
-    if ours.keys() != theirs.keys() or any(not torch.equal(t, theirs[name]) for name, t in ours.items()):
+    if ours.keys() != theirs.keys() or not all(_equal(t, theirs[name]) for name, t in ours.items()):
         raise ConfigError(
             f"optimizer {one.kind} updates two parameters differently together and apart (a global norm, random numbers), "
             "and stages hold them apart; allowed: an update of each parameter from its own gradient and state"
         )
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    """Return whether two tensors are equal, where NaN, which a network may hold, equals itself."""
+    return a.shape == b.shape and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
 
 
 def check_copies(make_optimizer: MakeOptimizer, parameters: Sequence[nn.Parameter]) -> None:
