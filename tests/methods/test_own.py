@@ -51,7 +51,8 @@ def test_it_is_backlinks_base() -> None:
 @dataclass(frozen=True, kw_only=True)
 class HelpedEverywhere(Sharpened):
     def loss(self, module: LocalModule, features: torch.Tensor, batch: bl.Batch) -> torch.Tensor:
-        return batch.loss(module.logits(features, batch.step_seed), batch.labels) + module.helper(features).mean()
+        logits = module.logits(features, batch.step_seed)
+        return batch.loss(logits, batch.labels) + module.helper(logits).mean()
 
 
 def test_the_last_module_says_that_it_has_no_helper() -> None:
