@@ -85,7 +85,7 @@ def _classes(labels: dict[str, Tensor], class_names: tuple[str, ...]) -> tuple[t
         if y.dim() != 1:
             raise ConfigError(
                 f"{which} labels have shape {tuple(y.shape)}; allowed for classes: (N,), which y.flatten() makes of a column, "
-                "and y.argmax(1) of one-hot rows"
+                "and y.argmax(1) of one-hot rows; several at once are floats, y.float(), for a loss of their own"
             )
     train, test = (y.long() for y in labels.values())
     count = len(class_names) or max(0, int(train.max())) + 1

@@ -106,7 +106,10 @@ class ModuleSpec:
 
 
 class NoHelper(nn.Module):
-    """The helper of a module whose method needs none."""
+    """The helper of a module whose method needs none, and of the last module."""
+
+    def forward(self, *_: Tensor) -> Tensor:
+        raise ConfigError("this module has no helper; the last one never has (module.is_last)")
 
 
 class LocalModule(nn.Module):

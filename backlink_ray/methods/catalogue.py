@@ -64,6 +64,13 @@ def _own(method: str, field: str) -> dict[str, Option]:
         return {}
     made: Any = method_class(method, field)
     declared = options_of(made)
+    for each in (each for each in fields(made) if each.name in options_of(MethodOptions)):
+        own, default = default_of(each), options_of(MethodOptions)[each.name].default
+        if own not in (MISSING, default):
+            raise ConfigError(
+                f"{field}={method!r} has the field {each.name}={own!r}, but every run has one of that name, {default!r} by "
+                "default; give it another name, or that default"
+            )
     found = {}
     for each in (each for each in fields(made) if each.name not in _SHARED):
         default = default_of(each)

@@ -42,7 +42,10 @@ class Network(nn.Module):
         self, units: Iterable[nn.Module], classifier: nn.Module, example: Tensor, name: str = "network"
     ) -> None:
         super().__init__()
-        self.units = nn.ModuleList(units)
+        listed = list(units) if isinstance(units, Iterable) else [None]
+        if not all(isinstance(unit, nn.Module) for unit in listed):
+            raise ConfigError(f"units is a {type(units).__name__}; allowed: a list of torch.nn.Module, each a unit")
+        self.units = nn.ModuleList(listed)
         self.classifier = classifier
         self._classifiers: dict[object, nn.Module] = {NATIVE: classifier}
         self.name = name

@@ -126,6 +126,8 @@ class RunConfig(MethodOptions, SgdOptions, SplitOptions, RunFields):
                 raise ConfigError(
                     f"options={dict(given)} has {name!r}, which method={self.method!r} does not have as an option of its own; "
                     f"allowed: {', '.join(own) or 'none'}"
+                    + f"; {name} is given to the run itself, beside options"
+                    * (name in options_of(RunConfig))
                 )
         return {name: option.read(name, given.get(name, option.default)) for name, option in sorted(own.items())}
 

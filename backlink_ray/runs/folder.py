@@ -55,7 +55,8 @@ class RunFolder:
 
     def _check(self, config: RunConfig, dataset: Dataset) -> None:
         found, label = _read(self.path), f"output_dir={str(self.path)!r}"
-        if not found:
+        refused = (self.path / FAILURE).exists() and not (self.path / ENVIRONMENT).exists()  # before anything started
+        if not found or refused:
             return
         if found.get("run_id") != config.run_id:
             files = found.get("files", {})

@@ -43,7 +43,9 @@ def make_job(config: RunConfig, dataset: Dataset, options: RunOptions = DEFAULT)
     """Build network, split, method and data of a run; ConfigError if they do not fit together."""
     dataset.check_seed(config.seed)
     network, modules = build_modules(config, dataset.num_classes, dataset.image_size)
-    if network.num_classes != dataset.num_classes:
+    # A loss of the user's may compare several outputs with each target: a distribution's parameters, logits of tokens.
+    several = is_path(config.loss) and not dataset.train.has_classes and network.num_classes % dataset.num_classes == 0
+    if network.num_classes != dataset.num_classes and not several:
         raise ConfigError(
             f"network={config.network!r} has {network.num_classes} outputs; dataset={config.dataset!r} needs "
             f"{dataset.num_classes}; build it with the num_classes that it is given"

@@ -39,6 +39,23 @@ def check_labels(which: str, labels: Tensor, method: Method, num_classes: int) -
         check_classes(which, labels, num_classes)
 
 
+def _check_probabilities(loss: Loss, labels: Tensor) -> None:
+    """Refuse numbers to predict under cross-entropy, which takes them for probabilities: with one output it is always 0."""
+    if not labels.is_floating_point() or not (
+        loss is nn.functional.cross_entropy or isinstance(loss, nn.CrossEntropyLoss)
+    ):
+        return
+    sums = labels.sum(dim=1) if labels.dim() == 2 and labels.shape[1] > 1 else labels.new_zeros(1)
+    if labels.min() < 0 or not torch.allclose(
+        sums, torch.ones_like(sums), rtol=0, atol=0.02
+    ):  # bfloat16 rounds by 0.004
+        raise ConfigError(
+            f"cross-entropy cannot learn labels {tuple(labels.shape)} {labels.dtype} that are no rows of probabilities; give "
+            "integers (N,) for classes, or another loss: torch.nn.functional.mse_loss for numbers, "
+            "binary_cross_entropy_with_logits for several classes at once"
+        )
+
+
 def check_loss(loss: Loss, labels: Tensor, module: LocalModule) -> None:
     """Raise ConfigError unless loss(logits, labels) is one number with a gradient, and the same one in every stage.
 
@@ -49,6 +66,8 @@ def check_loss(loss: Loss, labels: Tensor, module: LocalModule) -> None:
         labels: of one batch.
         module: whose head gives the logits.
     """
+    if isinstance(loss, type):
+        raise ConfigError(f"the loss is the class {loss.__name__}; allowed: an object of it, or a function")
     dtype, _ = dtype_and_device(module.parameters())
     logits = torch.zeros(len(labels), module.spec.num_classes, dtype=dtype, device=labels.device).requires_grad_()
     shapes = f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)} {labels.dtype}"
@@ -59,6 +78,7 @@ def check_loss(loss: Loss, labels: Tensor, module: LocalModule) -> None:
             repeats = generator_states() == before and same(found, loss(logits, labels))
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, UserWarning) as error:
         raise ConfigError(f"the loss cannot take {shapes}: {error}") from error
+    _check_probabilities(loss, labels)
     if not isinstance(found, Tensor) or found.dim() or not found.requires_grad:
         given = f"a tensor {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
         raise ConfigError(

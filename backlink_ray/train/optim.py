@@ -183,7 +183,7 @@ def _made(make_optimizer: MakeOptimizer, parameters: list[nn.Parameter]) -> torc
     made = make_optimizer(parameters) if callable(make_optimizer) else make_optimizer
     if not callable(make_optimizer) or not isinstance(made, torch.optim.Optimizer):
         raise ConfigError(
-            f"optimizer={make_optimizer!r} gives a {type(made).__name__}; allowed: a callable (parameters) -> "
+            f"optimizer, a {type(make_optimizer).__name__}, gives a {type(made).__name__}; allowed: a callable (parameters) -> "
             "torch.optim.Optimizer, such as lambda parameters: torch.optim.AdamW(parameters, weight_decay=0.1)"
         )
     kind, groups = type(made).__name__, made.param_groups

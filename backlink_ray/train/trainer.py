@@ -257,8 +257,9 @@ class Trainer:
         """Evaluate the last head on inputs (N, ...) and labels as for `step`, as `predict` does; nothing changes."""
         check_labels("evaluation", labels, self.method, self.modules[-1].spec.num_classes)
         dtype, device = dtype_and_device(p for module in self.modules for p in module.parameters())
-        total = EvaluationSum(self.loss)
-        total.add(predict(self.modules, inputs, batch_size).to(device), cast(labels.to(device), dtype))
+        labels, total = cast(labels.to(device), dtype), EvaluationSum(self.loss)
+        check_loss(self.loss, labels, self.modules[-1])
+        total.add(predict(self.modules, inputs, batch_size).to(device), labels)
         return total.result()
 
     def state_dict(self) -> dict[str, Any]:

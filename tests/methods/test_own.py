@@ -48,6 +48,18 @@ def test_it_is_backlinks_base() -> None:
     assert not torch.equal(linked["units.1.0.weight"], other["units.1.0.weight"])
 
 
+@dataclass(frozen=True, kw_only=True)
+class HelpedEverywhere(Sharpened):
+    def loss(self, module: LocalModule, features: torch.Tensor, batch: bl.Batch) -> torch.Tensor:
+        logits = module.logits(features, batch.step_seed)
+        return batch.loss(logits, batch.labels) + module.helper(logits).mean()
+
+
+def test_the_last_module_says_that_it_has_no_helper() -> None:
+    with pytest.raises(bl.ConfigError, match=r"no helper; the last one never has \(module.is_last\)"):
+        bl.gradients(modules_of(), HelpedEverywhere(), *batch())
+
+
 def test_bases_are_what_changes_no_more_than_the_loss() -> None:
     assert list(BASES) == ["gll", "dgl", "predsim", "infopro"]
 

@@ -123,6 +123,9 @@ def test_what_a_network_refuses() -> None:
     example = torch.zeros(1, 3, 8, 8)
     with pytest.raises(bl.ConfigError, match=r"units=\[\]"):
         bl.Network([], nn.Identity(), example)
+    for units, given in ((nn.Conv2d(3, 4, 3), "Conv2d"), ([torch.relu], "list")):
+        with pytest.raises(bl.ConfigError, match=rf"units is a {given}; allowed: a list of torch.nn.Module"):
+            bl.Network(units, nn.Identity(), example)  # type: ignore[arg-type]
     with pytest.raises(bl.ConfigError, match=r"units\[1\] .*\(2, 4, 6, 6\)"):
         bl.Network([nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3)], nn.Identity(), example)
     shared = nn.Conv2d(3, 3, 3, padding=1)

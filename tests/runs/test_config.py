@@ -321,6 +321,10 @@ class Clash(bl.Method):
     momentum: float = 0.5
 
 @dataclass(frozen=True, kw_only=True)
+class OtherDefault(bl.Method):
+    beta: float = 0.1
+
+@dataclass(frozen=True, kw_only=True)
 class Required(bl.Method):
     gamma: float
 
@@ -336,7 +340,7 @@ class Longer(bl.BackLink):
     [
         ({"options": {"gamma": 1.0}}, "options={'gamma': 1.0} has 'gamma', which method='backlink' does not have as an option"),
         ({"method": "cfg_method:Mine", "options": {"beta": 1.0}},
-            "has 'beta', which method='cfg_method:Mine' does not have .*; allowed: gamma, twice"),
+            "has 'beta', which method='cfg_method:Mine' does not have .*; allowed: gamma, twice; beta is given to the run"),
         ({"method": "cfg_method:Mine", "options": {"gamma": "x"}}, "gamma='x' is a str; allowed: float"),
         ({"method": "cfg_method:Mine", "options": {"gamma": float("nan")}}, "gamma=nan is out of range; allowed finite"),
         ({"method": "cfg_method:Mine", "options": {"gamma": [1]}},
@@ -346,6 +350,7 @@ class Longer(bl.BackLink):
         ({"base": "cfg_model:network"}, "base='cfg_model:network' is no method"),
         ({"method": "cfg_absent:Mine"}, "method='cfg_absent:Mine' cannot be imported: there is no module cfg_absent"),
         ({"method": "cfg_own:Clash"}, "has a field 'momentum', which every run has; give it another name"),
+        ({"method": "cfg_own:OtherDefault"}, "has the field beta=0.1, but every run has one of that name, 0.99 by default"),
         ({"method": "cfg_own:Required"}, "has no default value for its field 'gamma'"),
         ({"method": "cfg_own:Longer", "propagation_length": 5}, "propagation_length=5 exceeds 4"),
         ({"optimizer": "torch.optim:AdamW", "momentum": 0.5}, "momentum=0.5 is no argument of optimizer='torch.optim:AdamW'"),

@@ -89,3 +89,44 @@ def test_a_network_of_the_users_is_built_again_but_not_from_a_changed_file(tmp_p
     message = "another version of the file of network='net_model:network'; restore it"
     with imported_from(tmp_path), pytest.raises(bl.ConfigError, match=message):
         bl.load_network(tmp_path / "run")
+
+
+DENSE = """
+import backlink_ray as bl
+import torch
+from torch import nn
+
+def network(num_classes, image_size, seed):
+    units = [nn.Embedding(7, 8), *(nn.Sequential(nn.Linear(8, 8), nn.Tanh()) for _ in range(3))]
+    return bl.Network(units, head((5, 8), num_classes), torch.zeros(1, 5, dtype=torch.int64))
+
+def too_many(num_classes, image_size, seed):
+    return bl.Network([nn.Embedding(7, 8)], nn.Sequential(nn.Flatten(), nn.Linear(40, 36)), torch.zeros(1, 5, dtype=torch.int64))
+
+def head(shape, outputs):
+    return nn.Sequential(nn.Linear(8, 7), nn.Flatten())
+
+def loss(logits, labels):
+    return nn.functional.cross_entropy(logits.view(-1, 7), labels.flatten().long())
+
+def data(root, download, seed):
+    x = torch.arange(6).repeat(40, 1).add(torch.arange(40)[:, None]) % 7
+    return bl.Dataset.from_tensors((x[:32, :5], x[:32, 1:].float()), (x[32:, :5], x[32:, 1:].float()))
+"""
+
+
+def test_answers_at_every_place_are_trained_by_a_loss_of_the_users(tmp_path: Path) -> None:
+    (tmp_path / "dense.py").write_text(DENSE)
+    parts = {"network": "dense:network", "dataset": "dense:data", "head": "dense:head", "loss": "dense:loss"}
+    dense = BASE.replace(**parts, batch_size=8, epochs=30)
+    with imported_from(tmp_path):
+        result = run(dense, tmp_path / "run")
+        data, network = bl.load_dataset("dense:data").test, bl.load_network(tmp_path / "run")
+        answer = bl.predict(network, data.prepared()).view(8, 5, 7).argmax(dim=2)
+        assert (result["test_loss"] < 0.5, answer.tolist()) == (True, data.labels.tolist())
+        for changes, words in (
+            ({"network": "dense:too_many", "num_modules": 1, "propagation_length": 0}, "has 36 outputs; .* needs 5"),
+            ({"loss": "cross-entropy"}, "has 35 outputs; .* needs 5"),
+        ):
+            with pytest.raises(bl.ConfigError, match=words):
+                run(dense.replace(**changes), tmp_path / "other")

@@ -88,6 +88,9 @@ class Scaled(nn.Module):
         (torch.zeros(4, 10), lambda a, b: F.mse_loss(F.dropout(a), b), bl.GLL(), "loss draws random numbers"),
         (torch.ones(4, 10), Growing(), bl.GLL(), "or answers differently to the same"),
         (torch.ones(4, 10), Scaled(), bl.GLL(), "loss, a Scaled, has parameters, .*method of your own"),
+        (torch.zeros(4, 10), torch.nn.MSELoss, bl.GLL(), "the loss is the class MSELoss; allowed: an object of it"),
+        (torch.zeros(4, 10), None, bl.GLL(), r"cross-entropy cannot learn labels \(4, 10\).*mse_loss for numbers"),
+        (torch.eye(10)[:4] * 2 - 0.1, torch.nn.CrossEntropyLoss(), bl.GLL(), "no rows of probabilities"),
         (torch.zeros(4, 10), mean_absolute, bl.PredSim(), "method predsim needs classes"),
         (torch.zeros(4, 10), mean_absolute, bl.DNI(label_conditioning=True), "method dni needs classes"),
         (torch.zeros(4, 10), mean_absolute, bl.BackLink(base=bl.PredSim()), "method backlink needs classes"),
@@ -102,6 +105,18 @@ def test_what_cannot_be_learned_is_refused_before_anything_moves(
     with pytest.raises(bl.ConfigError, match=message):
         trainer.step(torch.zeros(4, 3, 32, 32), labels)
     assert all(torch.equal(t, before[name]) for name, t in network.state_dict().items())
+
+
+def test_cross_entropy_of_one_number_is_refused_since_it_is_always_zero() -> None:
+    trainer = bl.Trainer(bl.split(tiny_network(4, classes=1), 2), bl.GLL())
+    with pytest.raises(bl.ConfigError, match=r"cross-entropy cannot learn labels \(4, 1\) torch.float32"):
+        trainer.step(torch.zeros(4, 3, 32, 32), torch.ones(4, 1))
+
+
+def test_an_evaluation_compares_no_column_with_a_row() -> None:
+    trainer = bl.Trainer(bl.split(tiny_network(4, classes=1), 2), bl.GLL(), loss=F.mse_loss)
+    with pytest.raises(bl.ConfigError, match=r"logits \(4, 1\) and labels \(4,\).*broadcast"):
+        trainer.evaluate(torch.zeros(4, 3, 32, 32), torch.ones(4))
 
 
 def test_no_samples_are_refused() -> None:
