@@ -36,12 +36,7 @@ def read_inputs(which: str, found: Any) -> Tensor:
 def read_labels(
     given: dict[str, Any], lengths: Sequence[int], class_names: tuple[str, ...]
 ) -> tuple[tuple[Tensor, Tensor], tuple[str, ...]]:
-    """Return the labels of both sets, int64 (N,) or floating-point (N, D), and the names of the classes, () for targets.
-
-    Args:
-        given: labels of "train" and "test".
-        lengths: of the inputs.
-        class_names: empty if not given.
+    """Return the labels of "train" and "test", int64 (N,) or floating-point (N, D), and the classes' names, () for targets.
 
     Raises:
         ConfigError: another type, shape or length, a label out of range, a class without training examples and without a
@@ -111,22 +106,20 @@ def check_classes(which: str, labels: Tensor, num_classes: int) -> None:
         )
 
 
-def check_inputs(which: str, inputs: Tensor, shape: tuple[int, ...], integers: bool) -> None:
-    """Raise ConfigError unless a network takes inputs of this type and shape.
+def are_images(inputs: Tensor) -> bool:
+    """Return whether inputs are uint8 images (N, C, H, W)."""
+    return inputs.dtype == torch.uint8 and inputs.dim() == 4
 
-    Args:
-        which: the set's name in messages.
-        inputs: uint8 images, other integers, or floating-point numbers.
-        shape: of the network's input, without batch.
-        integers: whether the network takes integers.
-    """
+
+def check_inputs(which: str, inputs: Tensor, shape: tuple[int, ...], integers: bool) -> None:
+    """Raise ConfigError unless a network takes inputs (N, *shape) of this type; `integers`: whether it takes integers."""
     found = tuple(inputs.shape[1:])
     if found != shape:
         raise ConfigError(
             f"the {which} inputs have shape {found}, but the network was built for {shape}; build it with an example of that "
             "shape"
         )
-    is_images = inputs.dtype == torch.uint8 and inputs.dim() == 4
+    is_images = are_images(inputs)
     if (is_images or inputs.is_floating_point()) == integers:
         reach = f"the {which} inputs are {inputs.dtype}" + ", images, which a network gets as floats" * is_images
         takes = "integers" if integers else "floating-point numbers"
@@ -140,7 +133,7 @@ def check_normalisation(mean: Sequence[float], std: Sequence[float], inputs: Ten
     if not mean and not std:
         return
     given = f"mean={tuple(mean)}, std={tuple(std)}"
-    if inputs.dim() < 2 or not (inputs.is_floating_point() or (inputs.dtype == torch.uint8 and inputs.dim() == 4)):
+    if inputs.dim() < 2 or not (inputs.is_floating_point() or are_images(inputs)):
         raise ConfigError(f"{given} have no meaning for {inputs.dtype} inputs of shape {tuple(inputs.shape)}")
     channels = inputs.shape[1]
     if (
@@ -157,9 +150,8 @@ def _tensor(what: str, found: Any) -> Tensor:
     import numpy as np
 
     try:
-        if not isinstance(found, Tensor) and hasattr(
-            found, "__array__"
-        ):  # torch takes no reversed arrays, and no tables
+        # torch takes no reversed arrays, and no tables.
+        if not isinstance(found, Tensor) and hasattr(found, "__array__"):
             found = torch.from_numpy(np.array(found, order="C"))
         tensor = torch.as_tensor(found).detach().cpu().contiguous()
     except (TypeError, ValueError, RuntimeError) as error:

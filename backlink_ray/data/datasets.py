@@ -69,20 +69,6 @@ def load_dataset(
 
 
 def hold_out(dataset: Dataset, fraction: float, seed: int) -> tuple[LabelledSet, LabelledSet]:
-    """Split the training set, class by class if it has any, into a part to train on and one that searches are ranked by.
-
-    Args:
-        dataset: left unchanged.
-        fraction: share of every class, or of all targets, to hold out, 0..0.5, rounded up to whole examples.
-        seed: of the choice.
-
-    Returns:
-        The examples to train on, and the held-out ones.
-
-    Raises:
-        ConfigError: a fraction outside 0..0.5.
-    """
-    if not 0 <= fraction <= 0.5:
-        raise ConfigError(f"fraction={fraction} is out of range; allowed 0..0.5")
+    """Return the training examples to train on, and those that searches are ranked by; see `hold_out_indices`."""
     kept, held = hold_out_indices(dataset.train.labels, fraction, seed)
     return dataset.train.take(kept), dataset.train.take(held)

@@ -3,9 +3,7 @@
 import hashlib
 import io
 from pathlib import Path
-
-import torch
-from torch import Tensor
+from typing import Any
 
 from backlink_ray.data.originals import as_cifar10
 from backlink_ray.data.tensors import Dataset
@@ -39,10 +37,9 @@ def _check() -> None:
         )
 
 
-def _decode(rows: list[tuple[bytes, int]]) -> tuple[Tensor, Tensor]:
+def _decode(rows: list[tuple[bytes, int]]) -> tuple[Any, list[int]]:
     import numpy as np
     from PIL import Image
 
     pixels = np.stack([np.asarray(Image.open(io.BytesIO(webp)).convert("RGB")) for webp, _ in rows])
-    labels = torch.tensor([label for _, label in rows], dtype=torch.int64)
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), labels
+    return pixels.transpose(0, 3, 1, 2), [label for _, label in rows]

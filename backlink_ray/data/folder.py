@@ -20,11 +20,7 @@ def read_folder(
 ) -> tuple[Examples, Examples, tuple[str, ...]]:
     """Return (images, labels) for training and for testing, uint8 (N, 3, H, W) and int64 (N,), and the classes' names.
 
-    Args:
-        path: with train/<class>/* and test/<class>/*, or train/<class>/* alone, or <class>/*.
-        image_size: resize to this height and width; None: all images must have one size.
-        test_fraction: the part of each class that is held out if there is no folder test, above 0, to 0.5.
-        seed: chooses it.
+    Arguments are those of `Dataset.from_folder`.
 
     Raises:
         ConfigError: image_size or test_fraction is out of range.

@@ -84,8 +84,6 @@ def evaluation_batches(
 
     Inputs are empty, (0, ...), where the set has none.
     """
-    if batch_size < 1:
-        raise ConfigError(f"batch_size={batch_size} is out of range; allowed 1 or more")
     prepare = Preparation(images, dtype, device)
     for start in range(0, len(images), batch_size):
         part = slice(start, start + batch_size)

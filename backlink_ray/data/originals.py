@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from backlink_ray.data.augmentation import Augmentation
 from backlink_ray.data.choice import choose, long_tail_counts
@@ -20,7 +18,8 @@ from backlink_ray.data.provision import Download, provide
 from backlink_ray.data.tensors import Dataset
 from backlink_ray.errors import DataError
 
-Examples = tuple[Tensor, Tensor]
+# Images (N, 3, H, W) and labels, as torchvision has them.
+Examples = tuple["np.ndarray[Any, Any]", Any]
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SVHN_CLASSES = tuple("0123456789")
@@ -90,7 +89,7 @@ def load_svhn(root: Path, download: bool, _seed: int = 0) -> Dataset:
     wanted = [Download(url=url, filename=name, md5=md5, members=((name, md5),)) for url, name, md5 in files]
     provide("svhn", wanted, root, download)
     try:
-        train, test = (_svhn_images(SVHN(root, split=split)) for split in ("train", "test"))
+        train, test = ((part.data, part.labels) for part in (SVHN(root, split=split) for split in ("train", "test")))
     except ImportError as error:
         raise DataError("SVHN's files are in MATLAB's format, which needs scipy; pip install scipy") from error
     return _svhn(train=train, test=test)
@@ -118,22 +117,11 @@ def _load_cifar(source: Any, root: Path, download: bool) -> tuple[Examples, Exam
     wanted = Download(url=source.url, filename=source.filename, md5=source.tgz_md5, members=members)
     provide(source.base_folder, [wanted], root, download)
     train, test = source(root, train=True), source(root, train=False)
-    return _cifar_images(train), _cifar_images(test), tuple(train.classes)
-
-
-def _cifar_images(source: Any) -> Examples:
-    return _examples(torch.from_numpy(source.data).permute(0, 3, 1, 2), source.targets)
-
-
-def _svhn_images(source: Any) -> Examples:
-    return _examples(torch.from_numpy(source.data), source.labels.tolist())
+    pairs = [(part.data.transpose(0, 3, 1, 2), part.targets) for part in (train, test)]
+    return pairs[0], pairs[1], tuple(train.classes)
 
 
 def _stl10_images(folder: Path, split: str) -> Examples:
     pixels = np.fromfile(folder / f"{split}_X.bin", np.uint8).reshape(-1, 3, 96, 96)
     labels = np.fromfile(folder / f"{split}_y.bin", np.uint8) - 1  # classes are numbered from 1
-    return _examples(torch.from_numpy(pixels).transpose(2, 3), labels.tolist())  # images are stored by column
-
-
-def _examples(pixels: Tensor, labels: list[int]) -> Examples:
-    return pixels.contiguous(), torch.tensor(labels, dtype=torch.int64)
+    return pixels.transpose(0, 1, 3, 2), labels  # images are stored by column

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from backlink_ray.data.augmentation import Augmentation
-from backlink_ray.data.checks import check_normalisation, read_inputs, read_labels, read_pair
+from backlink_ray.data.checks import are_images, check_normalisation, read_inputs, read_labels, read_pair
 from backlink_ray.data.folder import read_folder
 from backlink_ray.errors import ConfigError
 
@@ -50,7 +50,7 @@ class LabelledSet:
     @property
     def is_images(self) -> bool:
         """Return whether the inputs are uint8 images."""
-        return self.inputs.dtype == torch.uint8 and self.inputs.dim() == 4
+        return are_images(self.inputs)
 
     @property
     def has_classes(self) -> bool:
