@@ -46,7 +46,7 @@ class Option:
         """Return the value as Python's own type; ConfigError gives value, rule and what is allowed."""
         kind, is_bool = type(self.default), type(value).__name__ in _BOOLS
         if kind is tuple and isinstance(value, list | tuple):
-            return tuple(_POSITIVE.read(name, each) for each in value)
+            return tuple(POSITIVE.read(name, each) for each in value)
         if kind is dict and isinstance(value, Mapping):
             return {key: _plain(f"{name}[{key!r}]", value[key]) for key in sorted(value, key=str)}
         if not (is_bool if kind is bool else isinstance(value, _ACCEPTED.get(kind, ())) and not is_bool):
@@ -114,7 +114,7 @@ def mapping() -> Mapping[str, bool | int | float | str]:
     return found  # type: ignore[no-any-return]
 
 
-_POSITIVE = Option(default=1, low=1, allowed="1 or more")
+POSITIVE = Option(default=1, low=1, allowed="1 or more")
 
 
 def _plain(name: str, value: object) -> Any:

@@ -40,11 +40,13 @@ class Graph:
         copies_weights: bool = False,
     ) -> None:
         self._module, self._context = module, context
+        self._trained = module  # whose parameters the gradients are for
         self._input = x.detach().requires_grad_(wants_input_gradient)
         # The statistics that the first forward updates; a few kilobytes, small beside the activations.
         self._live_buffers = dict(module.named_buffers())
         self._buffers = {n: b.clone() for n, b in self._live_buffers.items()}
-        self._weights = _copies(module) if copies_weights else {}
+        copied = module.named_parameters() if copies_weights else ()
+        self._weights = {n: p.detach().clone().requires_grad_(p.requires_grad) for n, p in copied}
         with torch.set_grad_enabled(not recompute):
             output = self._forward({})
         self.output = output.detach()
@@ -77,7 +79,7 @@ class Graph:
         parameters = list(self._weights.values()) or list(self._module.parameters())
         inputs = [self._input] if self._input.requires_grad and to_input else []
         gradients = self._differentiate(output, [*parameters, *inputs], error, retain)
-        for parameter, copied in zip(self._module.parameters(), parameters, strict=True):
+        for parameter, copied in zip(self._trained.parameters(), parameters, strict=True):
             parameter.idle = copied.idle  # type: ignore[attr-defined]
         return gradients[: len(parameters)], gradients[-1] if inputs else error.new_empty(0)
 
@@ -122,7 +124,9 @@ class Graph:
             for name, parameter in own.named_parameters():
                 parameter.copy_(tensors[f"weights.{name}"])
         wanted = bool(tensors["input.wanted"])
-        return cls(own, tensors["input"], step_seed, wants_input_gradient=wanted, copies_weights=True)
+        graph = cls(own, tensors["input"], step_seed, wants_input_gradient=wanted, copies_weights=True)
+        graph._trained = chain
+        return graph
 
 
 class _Calls(nn.Module):
@@ -134,10 +138,6 @@ class _Calls(nn.Module):
 
     def forward(self, call: Callable[[], list[Tensor]]) -> list[Tensor]:
         return call()
-
-
-def _copies(module: nn.Module) -> dict[str, Tensor]:
-    return {n: p.detach().clone().requires_grad_(p.requires_grad) for n, p in module.named_parameters()}
 
 
 def differentiate(

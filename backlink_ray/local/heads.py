@@ -7,7 +7,7 @@ from torch import nn
 
 from backlink_ray.errors import ConfigError
 from backlink_ray.nets.build import PooledLinear, initialise
-from backlink_ray.nets.network import Network
+from backlink_ray.nets.network import Network, dtype_and_device
 from backlink_ray.nets.resnet import conv3x3
 from backlink_ray.nets.vit import TokenMean
 from backlink_ray.seeds import seeded
@@ -19,11 +19,7 @@ MakeHead = Callable[[tuple[int, ...], int], nn.Module]
 def build_head(family: str | MakeHead, network: Network, unit_index: int, seed: int = 0) -> nn.Module:
     """Return a new head for the output of unit `unit_index`, in its type (a callable's: the network's) and on its device.
 
-    Args:
-        family: one of HEADS, or a callable, whose head keeps the initial weights that it is built with.
-        network: the network that the head is for.
-        unit_index: global index of the local module's last unit.
-        seed: of the initial weights, which depend on unit_index as well.
+    Its initial weights follow from the seed and unit_index, global; a callable's head keeps those that it is built with.
 
     Raises:
         ConfigError: a conv or mlp-sr head on features without height and width, or a callable that returns no module.
@@ -38,7 +34,7 @@ def build_head(family: str | MakeHead, network: Network, unit_index: int, seed: 
         head = family(shapes[unit_index], network.num_classes)
     if not isinstance(head, nn.Module):
         raise ConfigError(f"head returns a {type(head).__name__} for {shapes[unit_index]}; allowed: a torch.nn.Module")
-    dtype, device = network.dtype_and_device()
+    dtype, device = dtype_and_device(network)
     return head.to(dtype=dtype, device=device)
 
 

@@ -60,15 +60,19 @@ class Chain(nn.Module):
             yield from uncompiled(unit.named_parameters(f"units.{index}"))
 
     def named_state(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield every parameter, then every buffer (batch norm statistics, for example), by name."""
-        yield from self.named()
+        """Yield every parameter and buffer (batch norm statistics, for example) by name."""
         for index, unit in enumerate(self.units, self.first_index):
-            yield from uncompiled(unit.named_buffers(f"units.{index}"))
+            yield from _state(f"units.{index}", unit)
 
 
 def uncompiled(named: Iterable[tuple[str, _T]]) -> Iterator[tuple[str, _T]]:
     """Yield (name, tensor) with the names that they have without torch.compile."""
     return ((name.replace("._orig_mod", ""), tensor) for name, tensor in named)
+
+
+def _state(name: str, part: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from uncompiled(part.named_parameters(name))
+    yield from uncompiled(part.named_buffers(name))
 
 
 def _apply(name: str, module: nn.Module, x: Tensor) -> Tensor:
@@ -186,9 +190,8 @@ class LocalModule(nn.Module):
     def named_state(self) -> Iterator[tuple[str, Tensor]]:
         """Yield every parameter and buffer by the name of a weight: those of the last head are the network's classifier's."""
         yield from self.chain.named_state()
-        for name, part in ((self.head_name, self.head), (f"helpers.{self.module_index}", self.helper)):
-            yield from uncompiled(part.named_parameters(name))
-            yield from uncompiled(part.named_buffers(name))
+        yield from _state(self.head_name, self.head)
+        yield from _state(f"helpers.{self.module_index}", self.helper)
 
     def __repr__(self) -> str:
         first, count = self.chain.first_index, len(self.chain)

@@ -10,9 +10,7 @@ from backlink_ray.errors import ConfigError
 from backlink_ray.local.module import LocalModule, StepSeed
 from backlink_ray.nets.network import dtype_and_device
 from backlink_ray.nets.probe import in_mode
-from backlink_ray.options import Option
-
-_BATCH_SIZE = Option(default=512, low=1, allowed="1 or more")
+from backlink_ray.options import POSITIVE
 
 
 def predict(model: nn.Module | Sequence[LocalModule], inputs: Tensor, batch_size: int = 512) -> Tensor:
@@ -29,16 +27,14 @@ def predict(model: nn.Module | Sequence[LocalModule], inputs: Tensor, batch_size
     Raises:
         ConfigError: batch_size is out of range, or the modules lack the last one.
     """
-    size = _BATCH_SIZE.read("batch_size", batch_size)
+    size = POSITIVE.read("batch_size", batch_size)
     if not isinstance(model, nn.Module) and not (model and model[-1].is_last):
         raise ConfigError(f"the last module is missing among {list(model)}; give all modules of the network")
-    logits = [_logits(model, x).to(inputs.device) for x in inputs.split(size)]
-    return torch.cat(logits)
+    return torch.cat([_logits(model, x).to(inputs.device) for x in inputs.split(size)])
 
 
 def _logits(model: nn.Module | Sequence[LocalModule], x: Tensor) -> Tensor:
-    parts = [model] if isinstance(model, nn.Module) else model
-    dtype, device = dtype_and_device(p for part in parts for p in part.parameters())
+    dtype, device = dtype_and_device(*([model] if isinstance(model, nn.Module) else model))
     x = cast(x.to(device), dtype)
     if not isinstance(model, nn.Module):
         return forward_for_evaluation(model, x)

@@ -3,9 +3,7 @@
 from collections.abc import Sequence
 
 from backlink_ray.errors import ConfigError
-from backlink_ray.options import Option
-
-_SIZE = Option(default=1, low=1, allowed="1 or more")
+from backlink_ray.options import POSITIVE
 
 
 def module_sizes(
@@ -39,7 +37,7 @@ def module_sizes(
 
 
 def _checked_sizes(num_units: int, num_modules: int, remainder: str, network: str, sizes: Sequence[int]) -> list[int]:
-    own, given = [_SIZE.read("each of sizes", size) for size in sizes], tuple(sizes)
+    own, given = [POSITIVE.read("each of sizes", size) for size in sizes], tuple(sizes)
     if sum(own) != num_units:
         raise ConfigError(
             f"sizes={given} sum to {sum(own)}, and {network} has {num_units} units; allowed: sizes that sum to {num_units}"

@@ -10,10 +10,9 @@ from backlink_ray.nets.network import Network
 from backlink_ray.nets.plain import CONVOLUTIONS, plain_units
 from backlink_ray.nets.resnet import WIDTHS, resnet_units
 from backlink_ray.nets.vit import vit_classifier, vit_units
-from backlink_ray.options import Option
+from backlink_ray.options import POSITIVE, Option
 from backlink_ray.seeds import SEED, seeded
 
-_POSITIVE = Option(default=1, low=1, allowed="1 or more")
 _IMAGE_SIZE = Option(
     default=1, low=1, allowed="1 or more; 0 means data that are no square images: use a network of your own"
 )
@@ -35,7 +34,7 @@ def build_network(name: str, *, num_classes: int = 10, image_size: int = 32, see
     if is_path(name):
         return _own_network(name, num_classes, image_size, seed)
     unit_count(name)
-    num_classes, image_size = _POSITIVE.read("num_classes", num_classes), _IMAGE_SIZE.read("image_size", image_size)
+    num_classes, image_size = POSITIVE.read("num_classes", num_classes), _IMAGE_SIZE.read("image_size", image_size)
     seed = SEED.read("seed", seed)
     with seeded(seed, "init/network"):
         units, classifier = _parts(name, num_classes, image_size)

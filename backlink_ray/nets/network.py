@@ -57,7 +57,7 @@ class Network(nn.Module):
             if any(is_lazy(t) for t in (*part.parameters(), *part.buffers())):
                 raise ConfigError(f"{name} is lazy and has no weights yet; call it once on an input before")
         check_apart(self.places())
-        self._examined_as = self.dtype_and_device()[0]
+        self._examined_as = dtype_and_device(self)[0]
         self.facts, self.num_classes = self._run_example()
 
     @classmethod
@@ -105,10 +105,6 @@ class Network(nn.Module):
         sizes = f"{len(self.units)} units, {count_parameters(self):,} parameters"
         return f"Network({self.name}: {sizes}, inputs {self.input_shape}, {self.num_classes} classes)"
 
-    def dtype_and_device(self) -> tuple[torch.dtype, torch.device]:
-        """Return type and device of the first floating-point parameter (float32 on the CPU if there is none)."""
-        return dtype_and_device(self.parameters())
-
     @property
     def takes_integers(self) -> bool:
         """Return whether the example held integers, such as tokens."""
@@ -116,13 +112,13 @@ class Network(nn.Module):
 
     def example(self, batch_size: int = 2) -> Tensor:
         """Return zeros (batch_size, ...) as input of the first unit, in the network's type and on its device."""
-        dtype, device = self.dtype_and_device()
+        dtype, device = dtype_and_device(self)
         dtype = self._example_dtype if self.takes_integers else dtype
         return torch.zeros(batch_size, *self.input_shape, dtype=dtype, device=device)
 
     def features(self, unit_index: int) -> Tensor:
         """Return random numbers (2, ...) of the shape and type of a unit's output, on the network's device."""
-        (own, device), facts = self.dtype_and_device(), self.facts[unit_index]
+        (own, device), facts = dtype_and_device(self), self.facts[unit_index]
         dtype = own if facts.dtype == self._examined_as else facts.dtype  # the network may have changed its type since
         return random_like(torch.empty(2, *facts.shape, dtype=dtype, device=device))
 
@@ -139,8 +135,9 @@ class Network(nn.Module):
         return tuple(found[:-1]), int(x.shape[-1])
 
 
-def dtype_and_device(parameters: Iterable[Tensor]) -> tuple[torch.dtype, torch.device]:
+def dtype_and_device(*modules: nn.Module) -> tuple[torch.dtype, torch.device]:
     """Return type and device of the first floating-point parameter (float32 on the CPU if there is none)."""
+    parameters = (parameter for module in modules for parameter in module.parameters())
     found = next((p for p in parameters if p.is_floating_point()), torch.empty(0))
     return found.dtype, found.device
 

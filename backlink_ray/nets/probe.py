@@ -23,12 +23,7 @@ class UnitFacts:
 
 
 def examine(name: str, module: nn.Module, x: Tensor) -> tuple[Tensor, UnitFacts]:
-    """Return module(x) in evaluation mode, and what was seen.
-
-    Args:
-        name: of the module, for messages, for example "units[1]".
-        module: in any mode.
-        x: an input (n, ...), with n >= 1.
+    """Return module(x) in evaluation mode for an input (n, ...) with n >= 1, and what was seen.
 
     Raises:
         ConfigError: the module cannot take x, changes it in place, returns something else than a tensor of floating-point

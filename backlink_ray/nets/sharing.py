@@ -1,6 +1,7 @@
 """Sharing: units, classifier and heads are trained apart, so no two of them may hold the same memory."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -9,10 +10,7 @@ from backlink_ray.errors import ConfigError
 
 
 def check_apart(places: Iterable[tuple[str, nn.Module]]) -> None:
-    """Refuse modules that share memory.
-
-    Args:
-        places: name and module, for example ("units[0]", unit).
+    """Refuse modules, each with the name of its place, that share memory.
 
     Raises:
         ConfigError: a parameter or buffer of one place is, or overlaps, one of another place, or another one of its own;
@@ -20,7 +18,7 @@ def check_apart(places: Iterable[tuple[str, nn.Module]]) -> None:
     """
     seen: dict[object, list[tuple[int, int, str]]] = {}
     for place, module in places:
-        for name, tensor in _tensors(module):
+        for name, tensor in chain(module.named_parameters(), module.named_buffers()):
             storage, start, stop = _memory(tensor)
             here, others = f"{place}.{name}", seen.setdefault(storage, [])
             for first, last, there in others:
@@ -30,11 +28,6 @@ def check_apart(places: Iterable[tuple[str, nn.Module]]) -> None:
                         "own (tensor.clone(), copy.deepcopy(module)), or put what shares it into one unit, as one object"
                     )
             others.append((start, stop, here))
-
-
-def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from module.named_parameters()
-    yield from module.named_buffers()
 
 
 def _memory(tensor: Tensor) -> tuple[object, int, int]:

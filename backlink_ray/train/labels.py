@@ -15,14 +15,9 @@ from backlink_ray.seeds import generator_states, seeded
 
 
 def check_labels(which: str, labels: Tensor, method: Method, num_classes: int) -> None:
-    """Raise ConfigError for labels that a method and a network cannot learn.
+    """Raise ConfigError for labels that a method, and a network with logits (N, num_classes), cannot learn.
 
-    Args:
-        which: the set's name in messages.
-        labels: integers (N,) that name classes, whose range is checked on a CPU only, where it costs no wait; or floats
-            (N, ...), the targets of a regression.
-        method: that needs classes or not.
-        num_classes: width of the network's logits.
+    The range of classes is checked on a CPU only, where it costs no wait.
     """
     if labels.is_floating_point():
         if method.needs_classes:
@@ -59,16 +54,12 @@ def _check_probabilities(loss: Loss, labels: Tensor) -> None:
 def check_loss(loss: Loss, labels: Tensor, module: LocalModule) -> None:
     """Raise ConfigError unless loss(logits, labels) is one number with a gradient, and the same one in every stage.
 
-    It is tried twice, on logits of zeros; parameters of its own, which nothing would train, are refused.
-
-    Args:
-        loss: called with logits (N, width) and labels.
-        labels: of one batch.
-        module: whose head gives the logits.
+    It is tried twice, on logits of zeros as the module's head gives them; parameters of its own, which nothing would train,
+    are refused.
     """
     if isinstance(loss, type):
         raise ConfigError(f"the loss is the class {loss.__name__}; allowed: an object of it, or a function")
-    dtype, _ = dtype_and_device(module.parameters())
+    dtype, _ = dtype_and_device(module)
     logits = torch.zeros(len(labels), module.spec.num_classes, dtype=dtype, device=labels.device).requires_grad_()
     shapes = f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)} {labels.dtype}"
     try:

@@ -283,19 +283,6 @@ def test_a_step_without_gradients_is_refused(mode: Callable[[], torch.no_grad]) 
         assert trainer.step(*images()).isfinite().all()
 
 
-@pytest.mark.parametrize(
-    "labels",
-    [torch.full((8,), -100), torch.full((8,), 10), torch.zeros(0, dtype=torch.int64)],
-    ids=["-100", "10", "none"],
-)
-def test_a_bad_batch_is_refused_before_anything_moves(labels: Tensor) -> None:
-    trainer = bl.Trainer(bl.split(network(normed), 2), ONE)
-    before = {n: t.clone() for n, t in trainer.state().weights.items()}
-    with pytest.raises(bl.ConfigError, match="batch"):
-        trainer.step(images()[0][: len(labels)], labels)
-    assert all(torch.equal(t, before[n]) for n, t in trainer.state().weights.items())
-
-
 def test_a_batch_of_one_names_unit_and_batch_size(narrow_linear_units: None) -> None:
     net = network(plain, normed)
     x, labels = images()
@@ -328,6 +315,18 @@ def test_late_errors_of_checkpointed_units_use_the_weights_of_their_forward() ->
             trainer.step(*images(step))
         found.append(list(net.units.parameters()))
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_late_errors_after_a_resume_leave_unused_weights_alone() -> None:
+    one, again = (
+        bl.Trainer(bl.split(network(*[AS_TORCH["unused weights"]] * 2), 2), bl.DDG(), lr=0.1) for _ in range(2)
+    )
+    one.step(*images(0))
+    again.load_state_dict(copy.deepcopy(one.state_dict()))
+    for trainer in (one, again):
+        trainer.step(*images(1))
+    assert one.state_dict().keys() == again.state_dict().keys()
+    assert all(torch.equal(t, again.state().weights[n]) for n, t in one.state().weights.items())
 
 
 def test_a_checkpointed_batch_norm_is_refused_since_it_would_count_twice() -> None:
