@@ -13,7 +13,7 @@ from backlink_ray.methods.backprop import BP
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.job import make_job
 from backlink_ray.train.checkpoint import Checkpoints
-from backlink_ray.train.executor import to_cpu, use_torch_threads
+from backlink_ray.train.executor import to_cpu
 from backlink_ray.train.trainer import Trainer, check_losses, gradients
 
 
@@ -25,12 +25,6 @@ def directions(
     Both gradients are means over the batches of the next epoch, at fixed weights and in training mode. An interrupted run
     continues after its last complete epoch, where it measures again.
 
-    Args:
-        config: of the run.
-        dataset: that config.dataset names.
-        device: to train and measure on.
-        folder: of the run's checkpoints.
-
     Raises:
         ConfigError: the configuration does not fit the data.
         NonFiniteLossError: the run diverged; the values yielded so far remain valid.
@@ -39,11 +33,12 @@ def directions(
     batches = job.batches(torch.device(device), job.dtype)
     modules = [m.to(device) for m in job.modules]
     trainer = Trainer(modules, job.method, job.lr, loss=job.loss, optimizer=job.optimizer, seed=job.seed)
-    restore_threads = use_torch_threads(config.torch_threads)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(config.torch_threads)
     try:
         yield from _epochs(config, trainer, batches, Checkpoints(folder))
     finally:
-        restore_threads()
+        torch.set_num_threads(threads)
 
 
 def _epochs(

@@ -27,7 +27,7 @@ from backlink_ray.provenance import describe_process
 from backlink_ray.train.evaluation import Evaluation, EvaluationSum
 from backlink_ray.train.executor import Job, to_cpu
 from backlink_ray.train.optim import Updater, check_copies, check_optimizer
-from backlink_ray.train.state import TrainState
+from backlink_ray.train.state import PARTS, TrainState
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,10 +311,8 @@ class Stage:
 def merge_states(parts: Sequence[TrainState]) -> TrainState:
     """Return one state from the parts of all stages, which are at the same step."""
     assert len({part.step for part in parts}) == 1, [part.step for part in parts]
-    weights = {n: t for part in parts for n, t in part.weights.items()}
-    optimizer = {n: t for part in parts for n, t in part.optimizer.items()}
-    method_state = {n: t for part in parts for n, t in part.method_state.items()}
-    return TrainState(weights, optimizer, parts[0].step, method_state)
+    merged = {name: {n: t for part in parts for n, t in getattr(part, name).items()} for name in PARTS}
+    return TrainState(**merged, step=parts[0].step)
 
 
 def merge_reports(parts: Sequence[StageReport]) -> StageReport:

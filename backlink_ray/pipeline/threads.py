@@ -14,7 +14,7 @@ from backlink_ray.pipeline.controller import Outcome, PipelineExecutor, StageGro
 from backlink_ray.pipeline.exchange import Mailbox, NoLink, QueueLink
 from backlink_ray.pipeline.stage import Stage, StageReport, merge_reports, plan_stages
 from backlink_ray.seeds import derive_seed
-from backlink_ray.train.executor import Job, remember_devices, use_torch_threads
+from backlink_ray.train.executor import Job, remember
 
 
 class ThreadGroup(StageGroup):
@@ -83,7 +83,7 @@ class ThreadsExecutor(PipelineExecutor):
     name = "threads"
 
     def __init__(self, job: Job) -> None:
-        self._move_back = remember_devices(job.modules)
+        self._give_back = remember(job.modules)
         plans, size = plan_stages(job), max(1, job.method.replay_size)
         forward = [Mailbox(size) for _ in plans]  # forward[k]: from stage k - 1 to stage k
         backward = [Mailbox(size) for _ in plans]  # backward[k]: from stage k + 1 to stage k
@@ -94,13 +94,11 @@ class ThreadsExecutor(PipelineExecutor):
             after = NoLink() if plan.is_last else QueueLink(backward[k], forward[k + 1], *rest)
             stages[k].connect(before, after)
         super().__init__(self._group_of(stages, [*forward, *backward], job), plans)
-        self._restore_threads = use_torch_threads(job.torch_threads)
+        torch.set_num_threads(job.torch_threads)
 
     def close(self, *, failed: bool = False) -> None:
         super().close(failed=failed)
-        self._restore_threads()
-        if not failed:
-            self._move_back()
+        self._give_back(failed)
 
     def _group_of(self, stages: Sequence[Stage], mailboxes: Sequence[Mailbox], job: Job) -> StageGroup:
         return ThreadGroup(stages, mailboxes)

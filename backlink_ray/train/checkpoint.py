@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from backlink_ray.errors import CheckpointError
 from backlink_ray.files import sync_folder, write_synced
@@ -48,9 +47,10 @@ class Checkpoints:
         final = self._folder / f"step-{state.step:09d}"
         working = self._folder / f".writing-{os.getpid()}-{final.name}"
         files = {
-            **{f"{part}.safetensors": save(_contiguous(getattr(state, part))) for part in PARTS},
-            "state.json": json.dumps({"step": state.step, "extra": dict(extra)}).encode(),
+            f"{part}.safetensors": save({n: t.detach().cpu().contiguous() for n, t in getattr(state, part).items()})
+            for part in PARTS
         }
+        files["state.json"] = json.dumps({"step": state.step, "extra": dict(extra)}).encode()
         files[MANIFEST] = json.dumps({name: hashlib.sha256(raw).hexdigest() for name, raw in files.items()}).encode()
         try:
             self._write(working, final, files)
@@ -108,10 +108,6 @@ def _read(folder: Path) -> tuple[TrainState, dict[str, Any]]:
     state = json.loads(files["state.json"])
     parts = {part: load(files[f"{part}.safetensors"]) for part in PARTS}
     return TrainState(**parts, step=state["step"]), state["extra"]
-
-
-def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
 def weights_sha256(state: TrainState) -> str:

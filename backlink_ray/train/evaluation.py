@@ -35,11 +35,7 @@ class Evaluation:
 
 
 class EvaluationSum:
-    """Adds up errors and losses batch by batch, without synchronising with the device in between.
-
-    Args:
-        loss: called as in training.
-    """
+    """Adds up errors and losses batch by batch, without synchronising with the device in between."""
 
     def __init__(self, loss: Loss = F.cross_entropy) -> None:
         self._loss_of, self._count = loss, 0

@@ -5,7 +5,6 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -25,7 +24,7 @@ from backlink_ray.provenance import describe_process
 from backlink_ray.train.evaluation import Evaluation, EvaluationSum
 from backlink_ray.train.labels import check_labels, check_loss
 from backlink_ray.train.optim import LearningRate, MakeOptimizer, Sgd
-from backlink_ray.train.state import TrainState
+from backlink_ray.train.state import PARTS, TrainState
 from backlink_ray.train.trainer import Trainer, check_losses
 
 
@@ -72,7 +71,7 @@ class Job:
     @property
     def dtype(self) -> torch.dtype:
         """Return the type in which the network gets floating-point inputs and targets."""
-        return dtype_and_device(p for module in self.modules for p in module.parameters())[0]
+        return dtype_and_device(*self.modules)[0]
 
     def with_parts(self, **parts: Any) -> "Job":
         """Return this job with other parts, not checked again, and with the method as it is for the whole training set."""
@@ -164,13 +163,13 @@ class LocalExecutor(Executor):
         self._job = job
         self.device = torch.device(job.devices[0])
         self._batches = job.batches(self.device, job.dtype)
-        self._move_back = remember_devices(job.modules)
+        self._give_back = remember(job.modules)
         for module in job.modules:
             module.to(self.device)
         loss = job.loss_on(self.device)
         self._trainer = Trainer(job.modules, job.method, job.lr, loss=loss, optimizer=job.optimizer, seed=job.seed)
         reset_peak_memory(self.device)
-        self._restore_threads = use_torch_threads(job.torch_threads)
+        torch.set_num_threads(job.torch_threads)
 
     def train(self, num_steps: int) -> ChunkReport:
         start, first = time.perf_counter(), self._trainer.step_index
@@ -197,31 +196,23 @@ class LocalExecutor(Executor):
         return [describe_process(str(self.device))]
 
     def close(self, *, failed: bool = False) -> None:
-        self._restore_threads()
-        if not failed:
-            self._move_back()
+        self._give_back(failed)
 
 
-def remember_devices(modules: Sequence[LocalModule]) -> Callable[[], None]:
-    """Return a function that moves the modules back to the devices where they are now."""
+def remember(modules: Sequence[LocalModule]) -> Callable[[bool], None]:
+    """Return a function that restores torch's number of threads and, unless training failed, the modules' devices."""
+    threads = torch.get_num_threads()
     devices = [next(module.parameters(), torch.empty(0)).device for module in modules]
 
-    def move_back() -> None:
-        for module, device in zip(modules, devices, strict=True):
+    def give_back(failed: bool) -> None:
+        torch.set_num_threads(threads)
+        for module, device in () if failed else zip(modules, devices, strict=True):
             module.to(device)
 
-    return move_back
-
-
-def use_torch_threads(count: int) -> Callable[[], None]:
-    """Set the number of torch's CPU threads in this process; return a function that restores the previous one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    return partial(torch.set_num_threads, before)
+    return give_back
 
 
 def to_cpu(state: TrainState) -> TrainState:
     """Return a copy of a state on the CPU, which later steps do not change."""
-    parts = (state.weights, state.optimizer, state.method_state)
-    weights, optimizer, method_state = ({n: t.detach().cpu().clone() for n, t in part.items()} for part in parts)
-    return TrainState(weights, optimizer, state.step, method_state)
+    copies = {part: {n: t.detach().cpu().clone() for n, t in getattr(state, part).items()} for part in PARTS}
+    return TrainState(**copies, step=state.step)

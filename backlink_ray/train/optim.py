@@ -196,12 +196,10 @@ def _made(make_optimizer: MakeOptimizer, parameters: list[nn.Parameter]) -> torc
     rates = {float(group["lr"]) if "lr" in group else None for group in groups}
     if len(rates) > 1 or None in rates:
         raise ConfigError(f"optimizer {kind} has the learning rates {rates}; allowed: one lr, which the schedule sets")
-    if inspect.signature(made.step).parameters.get("closure", _NO_CLOSURE).default is inspect.Parameter.empty:
+    closure = inspect.signature(made.step).parameters.get("closure")
+    if closure and closure.default is closure.empty:
         raise ConfigError(f"optimizer {kind} needs a closure, and a stage cannot repeat a step of the whole network")
     return made
-
-
-_NO_CLOSURE = inspect.Parameter("closure", inspect.Parameter.KEYWORD_ONLY, default=None)
 
 
 def check_optimizer(make_optimizer: MakeOptimizer, parameters: Iterable[nn.Parameter]) -> None:

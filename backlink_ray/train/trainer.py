@@ -84,8 +84,7 @@ def read_batch(
     """Return a batch on the modules' device, floating-point numbers in their type, integer labels as int64.
 
     Raises:
-        ConfigError: gradients are switched off, no examples, another number of labels, or inputs or labels that network or
-            method cannot take.
+        ConfigError: gradients are switched off, or network or method cannot take the inputs or labels.
     """
     if not torch.is_grad_enabled():
         raise ConfigError("a step under torch.no_grad() or torch.inference_mode() has no gradients; take it outside")
@@ -99,7 +98,7 @@ def read_batch(
     spec = modules[0].spec
     check_inputs("batch", inputs, spec.input_shape, spec.takes_integers)
     check_labels("batch", labels, method, spec.num_classes)
-    dtype, device = dtype_and_device(p for module in modules for p in module.parameters())
+    dtype, device = dtype_and_device(*modules)
     return Batch(cast(inputs.to(device), dtype), cast(labels.to(device), dtype), step_seed, loss)
 
 
@@ -230,11 +229,7 @@ class Trainer:
         return table.mean(dim=1)
 
     def step(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        """Train on one batch and return the local losses (K,) before the update.
-
-        Args:
-            inputs: float (N, C, H, W), or what the first unit takes.
-            labels: integers (N,), classes in 0..C-1; or floats (N, ...), targets of a regression.
+        """Train on inputs and labels as for `gradients`; return the local losses (K,) before the update.
 
         Raises:
             ConfigError: network, method or loss cannot take them; nothing has moved then.
@@ -256,7 +251,7 @@ class Trainer:
     def evaluate(self, inputs: Tensor, labels: Tensor, batch_size: int = 512) -> Evaluation:
         """Evaluate the last head on inputs (N, ...) and labels as for `step`, as `predict` does; nothing changes."""
         check_labels("evaluation", labels, self.method, self.modules[-1].spec.num_classes)
-        dtype, device = dtype_and_device(p for module in self.modules for p in module.parameters())
+        dtype, device = dtype_and_device(*self.modules)
         labels, total = cast(labels.to(device), dtype), EvaluationSum(self.loss)
         check_loss(self.loss, labels, self.modules[-1])
         total.add(predict(self.modules, inputs, batch_size).to(device), labels)
