@@ -14,9 +14,8 @@ from typing import Any
 
 from backlink_ray.errors import ConfigError
 
-_loaded: dict[
-    str, tuple[Any, str]
-] = {}  # a process keeps running the code it has imported, whatever the file says later
+# A process keeps running the code it has imported, whatever the file says later.
+_loaded: dict[str, tuple[Any, str]] = {}
 _in_progress: set[str] = set()
 
 
@@ -73,7 +72,8 @@ def digest(path: str, field: str) -> str:
 
 def folders(paths: Iterable[str]) -> list[str]:
     """Return the folders from which a fresh process imports what some loaded import paths name."""
-    return list(dict.fromkeys(str(_place(_top(path)).parent) for path in paths if _loaded[path][1]))
+    tops = (sys.modules[path.partition(":")[0].partition(".")[0]] for path in paths if _loaded[path][1])
+    return list(dict.fromkeys(str(_place(top).parent) for top in tops))
 
 
 def sources(paths: Iterable[str]) -> list[str]:
@@ -138,10 +138,6 @@ def _reason(error: BaseException, name: str) -> str:
         )
     text = next(iter(str(error).strip().splitlines()), "")
     return f"{type(error).__name__}: {text}; try python -c 'import {name}'"
-
-
-def _top(path: str) -> ModuleType:
-    return sys.modules[path.partition(":")[0].partition(".")[0]]
 
 
 def _file(module: ModuleType) -> str:

@@ -33,13 +33,10 @@ def load_for(configs: Iterable[RunConfig], root: Path) -> dict[str, Dataset]:
         ConfigError, DataError: data is unavailable, or too small for a run.
     """
     found: dict[str, Dataset] = {}
-    sizes: dict[tuple[str, float], int] = {}
     for config in configs:
         key = data_key(config)
         if key not in found:
             found[key] = dataset_of(config, root)
-        part = (key, config.validation_fraction)
-        if part not in sizes:
-            sizes[part] = len(hold_out_indices(found[key].train.labels, config.validation_fraction, config.seed)[0])
-        check_batch_size(config.batch_size, sizes[part])
+        kept, _ = hold_out_indices(found[key].train.labels, config.validation_fraction, config.seed)
+        check_batch_size(config.batch_size, len(kept))
     return found

@@ -4,7 +4,7 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -101,13 +101,10 @@ def start_once(address: str = "", paths: Mapping[str, str] = MappingProxyType({}
         # Another machine has none of the user's files: Ray copies those that this process has imported.
         _join(address, {"py_modules": sources(own)} if own else {})
     else:
-        _start({"env_vars": {"PYTHONPATH": _python_path(folders(own))}} if own else {})
+        path = os.pathsep.join([*folders(own), *filter(None, [os.environ.get("PYTHONPATH")])])
+        _start({"env_vars": {"PYTHONPATH": path}} if own else {})
     if paths:
         _check_workers(paths)
-
-
-def _python_path(first: Iterable[str]) -> str:
-    return os.pathsep.join([*first, *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 def _join(address: str, environment: dict[str, Any]) -> None:

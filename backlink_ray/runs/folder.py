@@ -75,13 +75,7 @@ class RunFolder:
         return read_json(self.path / RESULT, RUN_AGAIN)
 
     def describe(self, executor: str, first_epoch: int, stages: Sequence[dict[str, Any]]) -> None:
-        """Add this attempt at the run to environment.json.
-
-        Args:
-            executor: its name.
-            first_epoch: the first epoch that this attempt trains.
-            stages: the environment of each stage, see `Executor.environments`.
-        """
+        """Add this attempt at the run to environment.json, with the first epoch that it trains; see `Executor.environments`."""
         file = self.path / ENVIRONMENT
         earlier = read_json(file, "delete it").get("attempts", [])
         attempt = {"executor": executor, "first_epoch": first_epoch, "stages": list(stages)}

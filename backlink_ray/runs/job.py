@@ -65,7 +65,7 @@ def make_job(config: RunConfig, dataset: Dataset, options: RunOptions = DEFAULT)
         loss=load(config.loss, "loss") if is_path(config.loss) else F.cross_entropy,
         optimizer=_optimizer(config),
         seed=config.seed,
-        devices=_devices(),
+        devices=tuple(f"cuda:{i}" for i in range(torch.cuda.device_count())) or ("cpu",),
         torch_threads=config.torch_threads,
         stage_timeout_s=options.stage_timeout_s,
         timeline=bool(options.timeline),
@@ -76,7 +76,3 @@ def _optimizer(config: RunConfig) -> MakeOptimizer:
     if is_path(config.optimizer):
         return partial(load(config.optimizer, "optimizer"), **config.optimizer_arguments)
     return Sgd(momentum=config.momentum, weight_decay=config.weight_decay)
-
-
-def _devices() -> tuple[str, ...]:
-    return tuple(f"cuda:{i}" for i in range(torch.cuda.device_count())) or ("cpu",)

@@ -62,7 +62,8 @@ def run(
         folder.fail(str(error), lost=isinstance(error, StageError) and error.lost)
         raise
     if options.timeline and spans:
-        _draw(config, result["executor"], spans, Path(options.timeline))
+        what = f"{config.network}, {config.run_name}, {config.head} heads, batch {config.batch_size}"
+        draw(spans, Path(options.timeline), f"{what}, executor {result['executor']}")
     return result
 
 
@@ -70,7 +71,10 @@ def _train(
     config: RunConfig, digest: str, job: Job, options: RunOptions, folder: RunFolder, executor: Executor
 ) -> tuple[dict[str, Any], tuple[Span, ...]]:
     checkpoints = Checkpoints(folder.path / "checkpoints")
-    curve = _resume(checkpoints, executor, folder)
+    state, extra = checkpoints.newest() or (None, {})
+    if state:
+        executor.load(state)
+    curve = folder.resume(extra.get("metrics", {}))
     folder.describe(executor.name, len(curve) + 1, executor.environments())
     spans: tuple[Span, ...] = ()
     steps = len(job.train) // config.batch_size
@@ -87,15 +91,6 @@ def _train(
     result = folder.finish(_result(config, digest, curve, executor, job))
     options.on_epoch(curve[-1])  # after writing the result, since the callback of the last epoch may end this process
     return result, spans
-
-
-def _resume(checkpoints: Checkpoints, executor: Executor, folder: RunFolder) -> list[dict[str, Any]]:
-    found = checkpoints.newest()
-    if found is None:
-        return folder.resume({})
-    state, extra = found
-    executor.load(state)
-    return folder.resume(extra["metrics"])
 
 
 def _metrics(config: RunConfig, epoch: int, report: ChunkReport, executor: Executor) -> dict[str, Any]:
@@ -115,9 +110,8 @@ def _metrics(config: RunConfig, epoch: int, report: ChunkReport, executor: Execu
         "peak_memory_mib": max(report.peak_memory_mib),
         "local_loss": losses,
     }
-    if (
-        test.class_images and epoch == config.epochs
-    ):  # once per run: for CIFAR-100, 200 such lists would be most of the result
+    # Once per run: for CIFAR-100, 200 such lists would be most of the result.
+    if test.class_images and epoch == config.epochs:
         found["class_error_pct"] = test.class_error_pct
     if config.validation_fraction:
         val = executor.evaluate("val")
@@ -132,8 +126,9 @@ def _result(
     rates = sorted(m["images_per_s"] for m in curve)
     of_classes = {}
     if job.train.has_classes:
+        counts = job.train.labels.bincount(minlength=job.modules[0].spec.num_classes).tolist()
         best = min(m["test_error_pct"] for m in curve)
-        of_classes = {"class_train_images": _class_counts(job), "best_test_error_pct": best}
+        of_classes = {"class_train_images": counts, "best_test_error_pct": best}
     return {
         "status": "FINISHED",
         "run_id": config.run_id,
@@ -146,12 +141,3 @@ def _result(
         "dataset_digest": digest,
         "curve": curve,
     }
-
-
-def _class_counts(job: Job) -> list[int]:
-    return job.train.labels.bincount(minlength=job.modules[0].spec.num_classes).tolist()
-
-
-def _draw(config: RunConfig, executor: str, spans: tuple[Span, ...], path: Path) -> None:
-    title = f"{config.network}, {config.run_name}, {config.head} heads, batch {config.batch_size}, executor {executor}"
-    draw(spans, path, title)
