@@ -128,9 +128,8 @@ class Command(ABC):
     def _last_lines(self, files: Sequence[Path], tracker: NoTracker) -> None:
         self.show()
         print(f"results: {', '.join(map(str, files or (self.folder,)))}")
-        link, start = tracker.link(self.group_by, self.only), tracker.command()
-        if link:
-            print(f"MLflow: {start + '  then open ' if start else ''}{link}")
+        if page := tracker.page(self.group_by, self.only):
+            print(page)
         print(resume_line(), flush=True)
 
 

@@ -48,21 +48,13 @@ Picture = Callable[[FigureData], Sequence[Path]]
 Elsewhere = Callable[[Path, RunConfig], list[Row]]
 
 
-def _no_picture(_data: FigureData) -> Sequence[Path]:
-    return ()
-
-
-def _nowhere(_storage: Path, _base: RunConfig) -> list[Row]:
-    return []
-
-
 def main(
     name: str,
     presets: dict[str, Plan],
     description: str,
     arguments: Sequence[str] | None = None,
-    picture: Picture = _no_picture,
-    elsewhere: Elsewhere = _nowhere,
+    picture: Picture = lambda _data: (),
+    elsewhere: Elsewhere = lambda _storage, _base: [],
 ) -> int:
     """Run a search or a list of runs from its command line; return the exit code as `guarded` does.
 

@@ -32,13 +32,8 @@ def run_with_flags(
 
 def local_cluster(flags: TrialFlags) -> ClusterResources:
     """Return this machine as a cluster, for a dry run."""
-    return _cluster(torch.cuda.device_count(), os.cpu_count() or 1, flags)
-
-
-def _cluster(num_gpus: float, num_cpus: float, flags: TrialFlags) -> ClusterResources:
-    return ClusterResources(
-        num_gpus=max(num_gpus, flags.gpus), num_cpus=num_cpus, max_concurrent=flags.max_concurrent, stage=flags.stage
-    )
+    gpus, cpus = max(torch.cuda.device_count(), flags.gpus), os.cpu_count() or 1
+    return ClusterResources(num_gpus=gpus, num_cpus=cpus, max_concurrent=flags.max_concurrent, stage=flags.stage)
 
 
 def describe(name: str, run: RunConfig, cluster: ClusterResources, published: float | None) -> str:

@@ -42,12 +42,8 @@ class NoTracker:
         """Return 0: no run is left."""
         return 0
 
-    def link(self, group_by: str = "K", only: str = "") -> str:
+    def page(self, group_by: str = "K", only: str = "") -> str:
         """Return "": there is no page."""
-        return ""
-
-    def command(self) -> str:
-        """Return "": there is no server to start."""
         return ""
 
 
@@ -112,22 +108,19 @@ class Tracker(NoTracker):
             _log.warning("%d runs are not in MLflow at %s yet; to sync them later: %s", left, where, command)
         return left
 
-    def link(self, group_by: str = "K", only: str = "") -> str:
-        """Return the browser link to the comparison chart of all or `only` some runs, grouped as in `view_state`.
+    def page(self, group_by: str = "K", only: str = "") -> str:
+        """Return where a browser shows the comparison chart of all or `only` some runs, grouped as in `view_state`.
 
-        For a store without a server, it is for the server that `command` starts. If MLflow does not answer within 10 s,
-        the link is a simpler one.
+        For a store without a server, the command that starts one comes first. If MLflow does not answer within 10 s, the link
+        is a simpler one.
         """
         links = [chart_link(self._uri)]
         # In a thread, because MLflow blocks for 102 s if a database server is down.
         thread = threading.Thread(target=self._share_link, args=(group_by, only, links), daemon=True)
         thread.start()
         thread.join(_LINK_TIMEOUT_S)
-        return links[-1]
-
-    def command(self) -> str:
-        """Return the command that starts MLflow's page on http://127.0.0.1:5000, "" if a server already runs."""
-        return ui_command(self._uri)
+        start = ui_command(self._uri)
+        return f"MLflow: {start + '  then open ' if start else ''}{links[-1]}"
 
     def _share_link(self, group_by: str, only: str, links: list[str]) -> None:
         sink = self._new_sink()  # not self._sink, which belongs to the other thread

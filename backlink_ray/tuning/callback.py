@@ -66,7 +66,8 @@ class StudyCallback(tune.Callback):
     def _label(self, config: RunConfig) -> str:
         tags = self._study.plan.tags.get(config.run_id, {})
         name = f"{tags['cell'].split()[0]} {tags['kind']} s{config.seed}" if tags else config.label
-        searched = "".join(f" {name}={_short(value)}" for name, value in self._searched(config).items())
+        texts = {n: f"{v:.3g}" if isinstance(v, float) else str(v) for n, v in self._searched(config).items()}
+        searched = "".join(f" {name}={text}" for name, text in texts.items())
         return (
             f"[{self._num_done}/{self._size} done] {name} K={config.num_modules} l={config.propagation_length} "
             f"alpha={config.alpha:g} eta={config.lr:.3g}{searched}"
@@ -126,10 +127,6 @@ def run_params(config: RunConfig) -> dict[str, str | int | float]:
         "method": config.label, "batch_size": config.batch_size, "epochs": config.epochs,
     }  # fmt: skip
     return known | {f"options.{name}" if name in known else name: value for name, value in config.options.items()}
-
-
-def _short(value: Value) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def about(dataset: Dataset) -> dict[str, str]:

@@ -20,7 +20,7 @@ from backlink_ray.runs.job import make_job
 from backlink_ray.runs.results import Results, Row, config_of
 from backlink_ray.text import slug
 from backlink_ray.tracking.run import ExperimentInfo
-from backlink_ray.tracking.tracker import Tracker, open_tracker
+from backlink_ray.tracking.tracker import open_tracker
 from backlink_ray.tuning.folder import open_study_folder
 from backlink_ray.tuning.plan import Plan
 from backlink_ray.tuning.space import Space
@@ -152,7 +152,7 @@ def _carry_out(
         finally:
             tracker.close()
         Results(folder).export()
-    _last_line(tracker)
+    print(tracker.page(), file=sys.stderr, flush=True)
     return left
 
 
@@ -174,9 +174,3 @@ def prepare(plan: Plan, root: Path) -> tuple[Plan, dict[str, Dataset]]:
 def ordered(rows: Sequence[Row], metric: str) -> list[Row]:
     """Return rows with the best finished run first and failed ones last."""
     return sorted(rows, key=lambda row: (row["status"] != "FINISHED", float(row.get(metric, inf))))
-
-
-def _last_line(tracker: Tracker) -> None:
-    if link := tracker.link():
-        start = tracker.command()
-        print(f"MLflow: {start + '  then open ' if start else ''}{link}", file=sys.stderr, flush=True)

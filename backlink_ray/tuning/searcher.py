@@ -27,16 +27,11 @@ def open_searcher(plan: Plan, folder: Path, name: str, has_result: Callable[[Run
     A trial that a killed driver left running is marked failed. Choices without a result, because the driver, the trial or
     a machine was lost, are suggested again first, so that their runs resume from their checkpoints.
 
-    Args:
-        plan: of a search; its metric or objectives are minimised.
-        folder: of the study; the database is optuna.db in it.
-        name: of the study in the database.
-        has_result: whether the study has a result of a run.
+    `has_result` says whether the study has a result of a run.
     """
     assert plan.space is not None
-    optuna.logging.set_verbosity(
-        optuna.logging.ERROR
-    )  # l, whose range depends on K, is chosen independently: no warning
+    # l, whose range depends on K, is chosen independently: no warning.
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     database = folder / "optuna.db"
     directions = [optuna.study.StudyDirection.MINIMIZE] * max(1, len(plan.objectives))
     try:
@@ -69,9 +64,8 @@ def _sampler(several: bool, seed: int) -> optuna.samplers.BaseSampler:
     hundreds of trials, where a search has tens. Several at once are kept apart by the constant liar.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", optuna.exceptions.ExperimentalWarning
-        )  # Optuna 4: of multivariate and constant_liar
+        # Optuna 4: of multivariate and constant_liar.
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         return optuna.samplers.TPESampler(n_startup_trials=10, multivariate=not several, constant_liar=True, seed=seed)
 
 

@@ -84,13 +84,11 @@ class Space:
         found: dict[str, Any] = {}
         for name, among in self.searched.items():
             if name == "propagation_length":
-                among = IntDistribution(1, min(self.longest, self._limit(base, num_units, found)))
+                k = found.get("num_modules", base.num_modules)
+                sizes = module_sizes(num_units, k, base.remainder, base.network, base.sizes)
+                among = IntDistribution(1, min(self.longest, longest_propagation(sizes)))
             found[name] = _suggest(trial, name, among)
         return found
-
-    def _limit(self, base: RunConfig, num_units: int, found: Mapping[str, Any]) -> int:
-        k = found.get("num_modules", base.num_modules)
-        return longest_propagation(module_sizes(num_units, k, base.remainder, base.network, base.sizes))
 
     def at_each_k(self, base: RunConfig) -> list[RunConfig]:
         """Return one run for each K."""

@@ -5,7 +5,6 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import Any
 
 import ray
 from ray import tune
@@ -86,9 +85,10 @@ def run_study(study: Study, datasets: Mapping[str, Dataset], cluster: ClusterRes
     trainable = tune.with_parameters(
         trial, plan=study.plan, cluster=cluster, datasets=references, runs=study.folder / "runs", files=files
     )
+    param_space = {} if study.plan.space else {"run_id": tune.grid_search([run.run_id for run in study.runs_left()])}
     tuner = tune.Tuner(
         tune.with_resources(trainable, partial(trial_resources, plan=study.plan, cluster=cluster)),
-        param_space=_param_space(study),
+        param_space=param_space,
         tune_config=_tune_config(study, cluster),
         run_config=_run_config(study, datasets, cluster),
     )
@@ -102,21 +102,18 @@ def run_study(study: Study, datasets: Mapping[str, Dataset], cluster: ClusterRes
         track_all(study.tracker, study.folder)
 
 
-def _param_space(study: Study) -> dict[str, Any]:
-    return {} if study.plan.space else {"run_id": tune.grid_search([run.run_id for run in study.runs_left()])}
-
-
 def _tune_config(study: Study, cluster: ClusterResources) -> tune.TuneConfig:
     limit = (cluster.max_concurrent or (0 if cluster.num_gpus else 1)) or None
     if not study.plan.space:
         return tune.TuneConfig(num_samples=1, max_concurrent_trials=limit)
     recorded = {row["run_id"] for row in study.results.rows()}
     searcher = open_searcher(study.plan, study.folder, study.name, lambda run: run.run_id in recorded)
-    has_one_metric = not study.plan.objectives  # several are known to the searcher alone
+    epochs, has_one_metric = study.plan.base.epochs, not study.plan.objectives  # several: known to the searcher alone
+    asha = ASHAScheduler(time_attr="epoch", max_t=epochs, grace_period=max(1, epochs // 20), reduction_factor=3)
     return tune.TuneConfig(
         num_samples=study.left(),
         search_alg=searcher,
-        scheduler=_asha(study.plan.base.epochs) if study.plan.asha else None,
+        scheduler=asha if study.plan.asha else None,
         max_concurrent_trials=limit,
         metric=study.plan.metric if has_one_metric else None,
         mode="min" if has_one_metric else None,
@@ -128,7 +125,3 @@ def _run_config(study: Study, datasets: Mapping[str, Dataset], cluster: ClusterR
     attempt = f"attempt-{len(list((study.folder / 'tune').glob('attempt-*'))):03d}"
     callback = StudyCallback(study, cluster, datasets)
     return tune.RunConfig(name=attempt, storage_path=str(study.folder / "tune"), callbacks=[callback], verbose=0)
-
-
-def _asha(epochs: int) -> ASHAScheduler:
-    return ASHAScheduler(time_attr="epoch", max_t=epochs, grace_period=max(1, epochs // 20), reduction_factor=3)

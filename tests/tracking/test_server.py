@@ -95,11 +95,10 @@ def test_artifacts_link_and_secrets(tmp_path: Path, server: Server, caplog: pyte
         "s", 0, curve=curve, artifacts=[tmp_path / "config.yaml"], tags={"empty": ""}, status="FAILED", end_reason=""
     )
     tracker.log("s", lambda: run)
-    link = tracker.link()
+    page = tracker.page()
     assert tracker.close() == 0
-    assert link.startswith(f"{server.uri}/#/experiments/")
-    assert link.endswith("&compareRunsMode=CHART&viewStateShareKey=backlink-K")
-    assert tracker.command() == ""
+    assert page.startswith(f"MLflow: {server.uri}/#/experiments/")
+    assert page.endswith("&compareRunsMode=CHART&viewStateShareKey=backlink-K")
     store = Store(server.database)
     assert store.runs("s") == [("s", "FAILED")]
     assert store.points("s") == {("s", "b", 0, 1 / 3): 1, ("s", "progress/epoch", 0, 1.0): 1}
