@@ -30,17 +30,11 @@ def found(pattern: str, line: str) -> str:
 
 
 def test_every_example_is_short_and_tried_here() -> None:
-    names = {file.name for file in EXAMPLES.glob("*.py")}
-    assert names == {
-        "own_images.py",
-        "own_method.py",
-        "own_parts.py",
-        "own_study.py",
-        "resnet18.py",
-        "table.py",
-        "text.py",
+    files = list(EXAMPLES.glob("*.py"))
+    assert {file.stem for file in files} == {
+        *["own_images", "own_method", "own_parts", "own_study", "resnet18", "table", "text"]
     }
-    assert all(len((EXAMPLES / name).read_text().splitlines()) < 40 for name in names)
+    assert all(len(file.read_text().splitlines()) < 40 for file in files)
 
 
 @pytest.mark.timeout(300)
@@ -55,21 +49,12 @@ def test_own_parts_on_every_executor_in_a_search_and_loaded(tmp_path: Path) -> N
     assert found(r"test error ([\d.]+) %", lines[-1]) == found(r"test error ([\d.]+) %", lines[-2])
 
 
+@pytest.mark.parametrize("executor", ["threads", pytest.param("ray", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("script", ["resnet18.py", "table.py", "text.py", "own_method.py"])
 @pytest.mark.timeout(300)
-def test_an_example_gives_the_same_weights_on_threads_and_in_one_process(tmp_path: Path, script: str) -> None:
-    assert _without_executor(run(tmp_path, script, "threads"), script) == _without_executor(
-        run(tmp_path, script, "local"), script
-    )
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("script", ["resnet18.py", "table.py", "text.py", "own_method.py"])
-@pytest.mark.timeout(300)
-def test_an_example_gives_the_same_weights_on_ray_and_in_one_process(tmp_path: Path, script: str) -> None:
-    assert _without_executor(run(tmp_path, script, "ray"), script) == _without_executor(
-        run(tmp_path, script, "local"), script
-    )
+def test_an_example_gives_the_same_weights_as_in_one_process(tmp_path: Path, script: str, executor: str) -> None:
+    ours, theirs = (_without_executor(run(tmp_path, script, name), script) for name in (executor, "local"))
+    assert ours == theirs
 
 
 def _without_executor(lines: list[str], script: str) -> str:

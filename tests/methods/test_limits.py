@@ -210,19 +210,11 @@ def test_infopro_weights_are_linear_from_the_first_to_the_last_auxiliary_module(
     [
         (lambda: bl.PredSim(beta=1.5), "beta=1.5 is out of range; allowed 0..1"),
         (lambda: bl.InfoPro(lambda1_last=-1.0), "lambda1_last=-1.0 is out of range; allowed at least 0, finite"),
-        (
-            lambda: bl.BackLink(base=bl.DGL(mode="async")),
-            "base='dgl' changes replay_size, which BackLink decides itself",
-        ),
         (lambda: bl.gradients(modules_of(2), bl.DGL(mode="async"), *batch()), "mode='async' does not keep step"),
         (lambda: bl.DNI(synthesizer_lr=0.0), "synthesizer_lr=0.0 is out of range; allowed above 0"),
         (
             lambda: bl.DNI(synthesizer_width=-1),
             r"synthesizer_width=-1 is out of range; allowed 0 \(as the features\) or more",
-        ),
-        (
-            lambda: bl.BackLink(base=bl.BP()),
-            r"base='bp' changes prepare, wants_error, which .* allowed: .* such as GLL\(\) or InfoPro\(\)",
         ),
         (lambda: bl.BackLink(link="wire"), "link='wire' is not known; allowed: replica, error"),
         (
