@@ -5,11 +5,9 @@ import torch
 from backlink_ray.data.tensors import LabelledSet
 from backlink_ray.local.module import LocalModule
 from backlink_ray.local.sizes import longest_propagation, module_sizes
-from backlink_ray.local.split import split
-from backlink_ray.nets.build import build_network
 from backlink_ray.nets.names import unit_count
 from backlink_ray.runs.config import RunConfig
-from backlink_ray.runs.job import build_method
+from backlink_ray.runs.job import build_method, build_modules
 from backlink_ray.train.executor import Job
 
 
@@ -29,10 +27,7 @@ def propagation_lengths(network: str, num_modules: int, longest: int = 4) -> ran
 
 def modules_of(config: RunConfig) -> list[LocalModule]:
     """Return the local modules of a configuration, on the CPU."""
-    network = build_network(config.network, seed=config.seed)
-    return split(
-        network, config.num_modules, config.head, config.remainder, final_head=config.final_head, seed=config.seed
-    )
+    return build_modules(config, num_classes=10, image_size=32)[1]
 
 
 def job_for(config: RunConfig, images: LabelledSet, *devices: str) -> Job:
