@@ -36,14 +36,12 @@ def check_labels(which: str, labels: Tensor, method: Method, num_classes: int) -
 
 def _check_probabilities(loss: Loss, labels: Tensor) -> None:
     """Refuse numbers to predict under cross-entropy, which takes them for probabilities: with one output it is always 0."""
-    if not labels.is_floating_point() or not (
-        loss is nn.functional.cross_entropy or isinstance(loss, nn.CrossEntropyLoss)
-    ):
+    is_cross_entropy = loss is nn.functional.cross_entropy or isinstance(loss, nn.CrossEntropyLoss)
+    if not (labels.is_floating_point() and is_cross_entropy):
         return
     sums = labels.sum(dim=1) if labels.dim() == 2 and labels.shape[1] > 1 else labels.new_zeros(1)
-    if labels.min() < 0 or not torch.allclose(
-        sums, torch.ones_like(sums), rtol=0, atol=0.02
-    ):  # bfloat16 rounds by 0.004
+    # bfloat16 rounds by 0.004.
+    if labels.min() < 0 or not torch.allclose(sums, torch.ones_like(sums), rtol=0, atol=0.02):
         raise ConfigError(
             f"cross-entropy cannot learn labels {tuple(labels.shape)} {labels.dtype} that are no rows of probabilities; give "
             "integers (N,) for classes, or another loss: torch.nn.functional.mse_loss for numbers, "
