@@ -110,6 +110,12 @@ class Network(nn.Module):
         """Return whether the example held integers, such as tokens."""
         return not self._example_dtype.is_floating_point
 
+    def example(self, batch_size: int = 2) -> Tensor:
+        """Return zeros (batch_size, ...) as input of the first unit, in the network's type and on its device."""
+        dtype, device = dtype_and_device(self)
+        dtype = self._example_dtype if self.takes_integers else dtype
+        return torch.zeros(batch_size, *self.input_shape, dtype=dtype, device=device)
+
     def features(self, unit_index: int) -> Tensor:
         """Return random numbers (2, ...) of the shape and type of a unit's output, on the network's device."""
         (own, device), facts = dtype_and_device(self), self.facts[unit_index]
@@ -117,9 +123,7 @@ class Network(nn.Module):
         return random_like(torch.empty(2, *facts.shape, dtype=dtype, device=device))
 
     def _run_example(self) -> tuple[tuple[UnitFacts, ...], int]:
-        dtype, device = dtype_and_device(self)
-        dtype = self._example_dtype if self.takes_integers else dtype
-        x, found = random_like(torch.zeros(2, *self.input_shape, dtype=dtype, device=device)), []
+        x, found = random_like(self.example()), []
         for name, part in self.places():
             x, facts = examine(name, part, x)
             found.append(facts)
