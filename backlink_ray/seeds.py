@@ -65,8 +65,9 @@ def _kept_states() -> Iterator[None]:
 
 
 def _numpy_random() -> Any:
-    """Return numpy.random if something has imported it; torch alone needs no numpy."""
-    return sys.modules.get("numpy.random")
+    """Return numpy.random where torch has found numpy, which it needs not: numpy itself imports this part when it is asked."""
+    numpy = sys.modules.get("numpy")
+    return numpy and numpy.random
 
 
 def _devices_in_use() -> list[int]:
