@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from backlink_ray.data.augmentation import Augmentation
 from backlink_ray.data.datasets import load_dataset
 from backlink_ray.data.tensors import Dataset
-from backlink_ray.errors import ConfigError
+from backlink_ray.errors import BacklinkError, ConfigError
 from backlink_ray.local.module import LocalModule
 from backlink_ray.local.predict import predict
 from backlink_ray.local.split import split
@@ -44,6 +44,7 @@ __all__ = [
     "GLL",
     "Augmentation",
     "BackLink",
+    "BacklinkError",
     "Batch",
     "ConfigError",
     "Dataset",

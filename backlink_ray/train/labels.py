@@ -50,9 +50,9 @@ def _check_probabilities(loss: Loss, labels: Tensor) -> None:
 
 
 def check_loss(loss: Loss, labels: Tensor, module: LocalModule) -> None:
-    """Raise ConfigError unless loss(logits, labels) is one number with a gradient, and the same one in every stage.
+    """Raise ConfigError unless loss(logits, labels) is one number with a gradient, the same in every stage, and no sum.
 
-    It is tried twice, on logits of zeros as the module's head gives them; parameters of its own, which nothing would train,
+    It is tried on logits of zeros as the module's head gives them; parameters of its own, which nothing would train,
     are refused.
     """
     if isinstance(loss, type):
@@ -65,6 +65,7 @@ def check_loss(loss: Loss, labels: Tensor, module: LocalModule) -> None:
             warnings.filterwarnings("error", "Using a target size")  # (N,) beside (N, 1) would be compared as (N, N)
             before, found = generator_states(), loss(logits, labels)
             repeats = generator_states() == before and same(found, loss(logits, labels))
+            of_twice = loss(torch.cat([logits, logits]), torch.cat([labels, labels]))
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, UserWarning) as error:
         raise ConfigError(f"the loss cannot take {shapes}: {error}") from error
     _check_probabilities(loss, labels)
@@ -78,6 +79,10 @@ def check_loss(loss: Loss, labels: Tensor, module: LocalModule) -> None:
         raise ConfigError(
             "the loss draws random numbers, or answers differently to the same logits and labels, so stages would disagree; "
             "allowed: a function of logits and labels alone"
+        )
+    if same(of_twice, 2 * found) and not same(of_twice, found):
+        raise ConfigError(
+            "the loss is a sum over the samples; allowed: the mean (reduction='mean'), whatever the batch"
         )
     if isinstance(loss, nn.Module) and any(p.requires_grad for p in loss.parameters()):
         raise ConfigError(

@@ -85,6 +85,7 @@ class Scaled(nn.Module):
         (torch.zeros(4, 10), lambda a, b: F.mse_loss(F.dropout(a), b), bl.GLL(), "loss draws random numbers"),
         (torch.ones(4, 10), Growing(), bl.GLL(), "or answers differently to the same"),
         (torch.ones(4, 10), Scaled(), bl.GLL(), "loss, a Scaled, has parameters, .*method of your own"),
+        (torch.ones(4, 10), torch.nn.MSELoss(reduction="sum"), bl.GLL(), "sum over the samples; allowed: the mean"),
         (torch.zeros(4, 10), torch.nn.MSELoss, bl.GLL(), "the loss is the class MSELoss; allowed: an object of it"),
         (torch.zeros(4, 10), None, bl.GLL(), r"cross-entropy cannot learn labels \(4, 10\).*mse_loss for numbers"),
         (torch.eye(10)[:4] * 2 - 0.1, torch.nn.CrossEntropyLoss(), bl.GLL(), "no rows of probabilities"),
