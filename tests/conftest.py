@@ -26,6 +26,8 @@ FIRST = (
     "tests/studies/test_studies.py",
     "tests/pipeline/",
     "tests/studies/",
+    "tests/test_examples.py",
+    "tests/tuning/",
     "tests/test_cli.py",
     "tests/tracking/",
     "tests/methods/",

@@ -49,20 +49,33 @@ def test_own_parts_on_every_executor_in_a_search_and_loaded(tmp_path: Path) -> N
     assert found(r"test error ([\d.]+) %", lines[-1]) == found(r"test error ([\d.]+) %", lines[-2])
 
 
-@pytest.mark.parametrize("executor", ["threads", pytest.param("ray", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("script", ["resnet18.py", "table.py", "text.py", "own_method.py"])
+# What a script reports, in percent, and what it would be at least if nothing were learned.
+LEARNED = {
+    "resnet18.py": ("error", 80.0),
+    "table.py": ("", 50.0),
+    "text.py": ("error", 70.0),
+    "own_method.py": ("error", 92.0),
+}
+
+
+@pytest.mark.parametrize("script", LEARNED)
 @pytest.mark.timeout(300)
-def test_an_example_gives_the_same_weights_as_in_one_process(tmp_path: Path, script: str, executor: str) -> None:
-    ours, theirs = (_without_executor(run(tmp_path, script, name), script) for name in (executor, "local"))
-    assert ours == theirs
+def test_an_example_learns(tmp_path: Path, script: str) -> None:
+    name, chance = LEARNED[script]
+    lines = run(tmp_path, script)
+    (result,) = (line for line in lines if "weights" in line)
+    assert float(found(name + r" ([\d.]+) ?%", result)) < chance
+    if script == "resnet18.py":  # the loaded network answers as the run did
+        assert found(r"error ([\d.]+)", lines[-1]) == found(r"error ([\d.]+)", result)
 
 
-def _without_executor(lines: list[str], script: str) -> str:
-    """Return the result, weights included, and check that the loaded network gives it again."""
-    (result,) = (line.partition(":")[2] for line in lines if "weights" in line)
-    if script == "resnet18.py":
-        assert found(r"test error ([\d.]+) %", lines[-1]) == found(r"test error ([\d.]+) %", result)
-    return result
+@pytest.mark.slow
+@pytest.mark.parametrize("script", LEARNED)
+@pytest.mark.timeout(300)
+def test_an_example_gives_the_same_weights_on_every_executor(tmp_path: Path, script: str) -> None:
+    lines = [line for name in ("local", "threads", "ray") for line in run(tmp_path, script, name) if "weights" in line]
+    assert len({line.partition(":")[2] for line in lines}) == 1
+    assert len(lines) == 3
 
 
 @pytest.mark.timeout(300)
