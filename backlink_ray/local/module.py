@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from backlink_ray.errors import ConfigError
+from backlink_ray.local.engine import Engine
 from backlink_ray.nets.network import count_parameters
 from backlink_ray.seeds import seeded
 
@@ -18,10 +19,16 @@ _T = TypeVar("_T", bound=Tensor)
 
 @dataclass(frozen=True, slots=True)
 class StepSeed:
-    """What the random draws of one training step follow from, so that every process draws the same."""
+    """What one training step follows from besides weights and inputs, so that every process computes the same.
+
+    Attributes:
+        seed, step: of random draws.
+        engine: how the step is computed; by default in float32 and uncompiled, as in an evaluation.
+    """
 
     seed: int = 0
     step: int = 0
+    engine: Engine = Engine()
 
 
 class Chain(nn.Module):

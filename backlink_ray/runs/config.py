@@ -10,6 +10,7 @@ from typing import Any
 from backlink_ray.data.datasets import DATASETS
 from backlink_ray.errors import ConfigError
 from backlink_ray.importing import digest, is_path, parameters_of
+from backlink_ray.local.engine import EngineOptions
 from backlink_ray.local.heads import HEADS
 from backlink_ray.local.sizes import check_propagation, module_sizes
 from backlink_ray.local.split import SplitOptions
@@ -81,7 +82,7 @@ class RunFields:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig(MethodOptions, SgdOptions, SplitOptions, RunFields):
+class RunConfig(MethodOptions, SgdOptions, EngineOptions, SplitOptions, RunFields):
     """One training run. Paper symbols: K = num_modules, l = propagation_length, eta = lr.
 
     Equal runs have equal identities: an option that the method does not have is set to the value that means its absence

@@ -1,0 +1,97 @@
+"""Engine: how the steps of a run are computed: the type of the numbers, the order of the pixels, compiled or not.
+
+What is bfloat16 with precision bf16: what convolutions and matrix products of units, heads and helpers work on, and so the
+activations and errors between units, also those that travel between stages. Everything else is float32: weights, gradients and
+momentum, statistics of batch norms, logits and losses, and the parameter gradients that a link carries. Evaluation always
+computes in float32, uncompiled, so a run's error is what `predict` and the trained network answer.
+"""
+
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from backlink_ray.errors import ConfigError
+from backlink_ray.options import check_options, choice
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """How steps are computed."""
+
+    memory_format: str = choice("channels_last", "contiguous")
+    """Order in memory of images, feature maps and convolutions' weights: channels_last is the faster one."""
+    precision: str = choice("fp32", "tf32", "bf16")
+    """Of convolutions and matrix products: fp32; tf32 (GPUs only); bf16: in bfloat16, with float32 weights and losses."""
+    compile: str = choice("none", "units")
+    """units: every unit through torch.compile, which takes a minute at the beginning."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine(EngineOptions):
+    """How steps are computed.
+
+    Raises:
+        ConfigError: an unknown name.
+    """
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+    def check(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Raise ConfigError if steps of a network of that type cannot be computed like this on a device."""
+        if self.precision == "tf32" and device.type != "cuda":
+            raise ConfigError(f"precision='tf32' is for GPUs, and this run is on {device.type}; allowed: fp32, bf16")
+        if self.precision == "bf16" and dtype != torch.float32:
+            raise ConfigError(f"precision='bf16' needs a network in float32, not in {dtype}; allowed: fp32")
+        if self.compile == "units" and device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++", "c++"))):
+            raise ConfigError("compile='units' needs a C++ compiler, such as g++, on PATH; allowed without one: none")
+
+    @contextmanager
+    def running(self, device: torch.device) -> Iterator[None]:
+        """Compute inside `with` as every process does: without subnormal numbers, and with TF32 on a GPU only if asked for.
+
+        Convolutions are 5 to 55 times slower on subnormal numbers, which weights and momentum become late in training.
+        TF32 is a switch of the whole process, which stays as it is set here: other stages of it may still be computing.
+        """
+        before = flushes_subnormals()
+        torch.set_flush_denormal(True)
+        if device.type == "cuda":
+            how = "tf32" if self.precision == "tf32" else "ieee"
+            torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.conv.fp32_precision = how
+        try:
+            yield
+        finally:
+            torch.set_flush_denormal(before)
+
+    def autocast(self, device: torch.device) -> AbstractContextManager[object]:
+        """Return the context of a forward: with precision bf16, torch's autocast."""
+        if self.precision != "bf16":
+            return nullcontext()
+        return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)  # no weight is used twice
+
+    def arrange(self, x: Tensor) -> Tensor:
+        """Return x, if it has four dimensions, in this memory format."""
+        return x.contiguous(memory_format=self.torch_format) if x.dim() == 4 else x
+
+    def arrange_weights(self, modules: Iterable[nn.Module]) -> None:
+        """Bring the convolutions' weights into this memory format, in place."""
+        for parameter in (p for module in modules for p in module.parameters()):
+            parameter.data = self.arrange(parameter.data)
+
+    @property
+    def torch_format(self) -> torch.memory_format:
+        """Return the memory format as torch names it."""
+        return torch.channels_last if self.memory_format == "channels_last" else torch.contiguous_format
+
+
+# Half of it is subnormal.
+_SMALLEST = 2.0**-1022
+
+
+def flushes_subnormals() -> bool:
+    """Return whether this thread takes subnormal numbers for 0."""
+    return _SMALLEST * 0.5 == 0.0
