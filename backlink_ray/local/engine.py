@@ -7,7 +7,7 @@ computes in float32, uncompiled, so a run's error is what `predict` and the trai
 """
 
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -61,7 +61,7 @@ class Engine(EngineOptions):
         torch.set_flush_denormal(True)
         if device.type == "cuda":
             how = "tf32" if self.precision == "tf32" else "ieee"
-            torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.conv.fp32_precision = how
+            torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.conv.fp32_precision = how  # type: ignore[attr-defined]
         try:
             yield
         finally:
@@ -72,6 +72,10 @@ class Engine(EngineOptions):
         if self.precision != "bf16":
             return nullcontext()
         return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)  # no weight is used twice
+
+    def widen(self, x: Tensor) -> Tensor:
+        """Return what was computed with precision bf16 as float32; anything else as it is."""
+        return x.float() if self.precision == "bf16" else x
 
     def arrange(self, x: Tensor) -> Tensor:
         """Return x, if it has four dimensions, in this memory format."""
@@ -86,6 +90,18 @@ class Engine(EngineOptions):
     def torch_format(self) -> torch.memory_format:
         """Return the memory format as torch names it."""
         return torch.channels_last if self.memory_format == "channels_last" else torch.contiguous_format
+
+
+# In float32 and uncompiled, as evaluations are.
+DEFAULT = Engine()
+
+
+def compiled(unit: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Return a unit that torch.compile compiles when it is first called; unit and weights are the same, so are their names."""
+    # Units of one class share their code, which is compiled for each shape, and for graphs with and without input gradient.
+    torch._dynamo.config.recompile_limit = max(256, torch._dynamo.config.recompile_limit)
+    torch._functorch.config.donated_buffer = False  # else a graph cannot be retained for the next module's error
+    return unit if hasattr(unit, "_orig_mod") else torch.compile(unit, dynamic=False)
 
 
 # Half of it is subnormal.

@@ -18,7 +18,7 @@ class Graph:
 
     Detaching both ends is what makes learning local: no error passes unless it is passed on explicitly. A backward without
     a graph (freed by an earlier backward, or never recorded) repeats the forward with the buffers of the first one, so batch
-    norm statistics are updated once.
+    norm statistics are updated once; that is why a graph that is to be repeated keeps them.
 
     Args:
         module: called with x and context; an empty chain returns its input.
@@ -26,6 +26,7 @@ class Graph:
         context: a chain's `StepSeed`, a synthesizer's labels.
         wants_input_gradient: whether `backward` can also return the gradient at x.
         recompute: record no graph now.
+        repeatable: allow a backward after the graph was freed.
         copies_weights: forward with a copy of the parameters, so that they may be updated before the backward.
     """
 
@@ -37,20 +38,25 @@ class Graph:
         *,
         wants_input_gradient: bool,
         recompute: bool = False,
+        repeatable: bool = False,
         copies_weights: bool = False,
     ) -> None:
         self._module, self._context = module, context
         self._trained = module  # whose parameters the gradients are for
         self._input = x.detach().requires_grad_(wants_input_gradient)
-        # The statistics that the first forward updates; a few kilobytes, small beside the activations.
-        self._live_buffers = dict(module.named_buffers())
-        self._buffers = {n: b.clone() for n, b in self._live_buffers.items()}
+        kept = module.named_buffers() if recompute or repeatable else ()
+        self._buffers = {n: b.clone() for n, b in kept}
         copied = module.named_parameters() if copies_weights else ()
         self._weights = {n: p.detach().clone().requires_grad_(p.requires_grad) for n, p in copied}
-        with torch.set_grad_enabled(not recompute):
+        # Compiled without gradients, the forward might round otherwise than with them.
+        with torch.set_grad_enabled(not recompute or self._is_compiled):
             output = self._forward({})
         self.output = output.detach()
         self._recorded: Tensor | None = None if recompute else output
+
+    @property
+    def _is_compiled(self) -> bool:
+        return isinstance(self._context, StepSeed) and self._context.engine.compile != "none"
 
     def _forward(self, buffers: Mapping[str, Tensor]) -> Tensor:
         replaced = {**self._weights, **buffers}
@@ -76,15 +82,16 @@ class Graph:
         output = self._forward(clones) if self._recorded is None else self._recorded
         if not retain:
             self._recorded = None
-        parameters = list(self._weights.values()) or list(self._module.parameters())
+        parameters = list(self._weights.values()) or _parameters(self._module)
         inputs = [self._input] if self._input.requires_grad and to_input else []
-        gradients = self._differentiate(output, [*parameters, *inputs], error, retain)
-        for parameter, copied in zip(self._trained.parameters(), parameters, strict=True):
+        gradients = self._differentiate(output, [*parameters, *inputs], error.to(output.dtype), retain)
+        for parameter, copied in zip(_parameters(self._trained), parameters, strict=True) if self._weights else ():
             parameter.idle = copied.idle  # type: ignore[attr-defined]
         return gradients[: len(parameters)], gradients[-1] if inputs else error.new_empty(0)
 
     def _differentiate(self, output: Tensor, inputs: Sequence[Tensor], error: Tensor, retain: bool) -> list[Tensor]:
-        before = [b._version for b in self._live_buffers.values()]
+        buffers = list(self._module.buffers())
+        before = [b._version for b in buffers]
         draws = isinstance(self._module, Chain) and any(self._module.uses_rng)
         try:
             with turn() if draws else nullcontext():
@@ -95,7 +102,7 @@ class Graph:
             raise ConfigError(
                 "a compiled unit frees its graph in the first of two backward passes; allowed here: tail_memory='recompute'"
             ) from failure
-        if before != [b._version for b in self._live_buffers.values()]:
+        if before != [b._version for b in buffers]:
             raise ConfigError(
                 "a unit repeats its forward in its backward (torch.utils.checkpoint), which updates its batch norms' "
                 "statistics again; leave batch norms out of what is checkpointed"
@@ -127,6 +134,10 @@ class Graph:
         graph = cls(own, tensors["input"], step_seed, wants_input_gradient=wanted, copies_weights=True)
         graph._trained = chain
         return graph
+
+
+def _parameters(module: nn.Module) -> list[nn.Parameter]:
+    return module.weights if isinstance(module, Chain) else list(module.parameters())
 
 
 class _Calls(nn.Module):

@@ -1,16 +1,16 @@
 """LocalModule: a chain of units with a head, and the parts of the chain (body, tail) that a method works on."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from backlink_ray.errors import ConfigError
-from backlink_ray.local.engine import Engine
+from backlink_ray.local.engine import DEFAULT, Engine, compiled
 from backlink_ray.nets.network import count_parameters
 from backlink_ray.seeds import seeded
 
@@ -28,7 +28,7 @@ class StepSeed:
 
     seed: int = 0
     step: int = 0
-    engine: Engine = Engine()
+    engine: Engine = DEFAULT
 
 
 class Chain(nn.Module):
@@ -45,21 +45,50 @@ class Chain(nn.Module):
         self.units = nn.ModuleList(units)
         self.first_index = first_index
         self.uses_rng = tuple(uses_rng)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Forget what is found once and kept for every step; a copy finds its own."""
+        self._weights: list[nn.Parameter] | None = None
+        self._parts: dict[tuple[int, int], Chain] = {}
+        self._compiled: dict[int, Callable[[Tensor], Tensor]] = {}  # by global index, shared with the parts
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_weights": None, "_parts": {}, "_compiled": {}}  # type: ignore[no-untyped-call]
 
     def __len__(self) -> int:
         return len(self.units)
 
     def forward(self, x: Tensor, step_seed: StepSeed) -> Tensor:
         """Apply the units; random draws follow from (seed, step, unit index), so every copy of a unit draws the same."""
-        for index, (unit, uses_rng) in enumerate(zip(self.units, self.uses_rng, strict=True), self.first_index):
-            # In evaluation, too: a unit may draw there, or have parts that were left in training mode.
-            with seeded(step_seed.seed, "unit", step_seed.step, index) if uses_rng else nullcontext():
-                x = _apply(f"units[{index}]", unit, x)
+        engine = step_seed.engine
+        with engine.autocast(x.device):
+            for index, (unit, uses_rng) in enumerate(zip(self.units, self.uses_rng, strict=True), self.first_index):
+                call = self._compiled_unit(index, unit) if engine.compile == "units" else unit
+                # In evaluation, too: a unit may draw there, or have parts that were left in training mode.
+                with seeded(step_seed.seed, "unit", step_seed.step, index) if uses_rng else nullcontext():
+                    x = _apply(f"units[{index}]", call, x)
         return x
+
+    def _compiled_unit(self, index: int, unit: nn.Module) -> Callable[[Tensor], Tensor]:
+        if index not in self._compiled:
+            self._compiled[index] = compiled(unit)
+        return self._compiled[index]
 
     def part(self, start: int, stop: int) -> "Chain":
         """Return the chain of units start..stop-1 (local positions), sharing them."""
-        return Chain(list(self.units)[start:stop], self.first_index + start, self.uses_rng[start:stop])
+        if (start, stop) not in self._parts:
+            part = Chain(list(self.units)[start:stop], self.first_index + start, self.uses_rng[start:stop])
+            part._compiled = self._compiled
+            self._parts[start, stop] = part
+        return self._parts[start, stop]
+
+    @property
+    def weights(self) -> list[nn.Parameter]:
+        """Return the parameters in order, found once: a step needs them several times."""
+        if self._weights is None:
+            self._weights = list(self.parameters())
+        return self._weights
 
     def named(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield ("units.<global index>.<name>", parameter); the names do not depend on the split."""
@@ -82,10 +111,17 @@ def _state(name: str, part: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from uncompiled(part.named_buffers(name))
 
 
-def _apply(name: str, module: nn.Module, x: Tensor) -> Tensor:
-    """Return module(x); a ValueError at a batch of one, with which a batch norm cannot train, becomes one that says so."""
+def _apply(name: str, module: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Return module(x); errors at a batch of one, with which a batch norm cannot train, and of `view` say what to do."""
     try:
-        return module(x)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+        return module(x)
+    except RuntimeError as error:
+        if "view size is not compatible" not in str(error):
+            raise
+        raise ConfigError(
+            f"{name} cannot take features in the order {'channels_last' if x.dim() == 4 else 'that they have'}: {error}; "
+            "allowed: flatten or reshape in place of view, or memory_format='contiguous'"
+        ) from error
     except ValueError as error:
         if len(x) != 1:
             raise
@@ -167,9 +203,9 @@ class LocalModule(nn.Module):
         return self.chain.part(len(self.chain) - length, len(self.chain))
 
     def logits(self, features: Tensor, step_seed: StepSeed) -> Tensor:
-        """Return the head's logits (N, classes); random draws follow from (seed, step, module index)."""
+        """Return the head's logits (N, classes), float32 at least; random draws follow from (seed, step, module index)."""
         with seeded(step_seed.seed, "head", step_seed.step, self.module_index) if self.head_uses_rng else nullcontext():
-            return _apply(self.head_name, self.head, features)
+            return step_seed.engine.widen(_apply(self.head_name, self.head, features))
 
     @property
     def head_name(self) -> str:

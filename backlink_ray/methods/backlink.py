@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from backlink_ray.data.tensors import LabelledSet
@@ -124,10 +125,11 @@ class BackLink(BackLinkOptions, Method):
         if not link:
             return list(local)
         depths = [len(tail) - i for i, unit in enumerate(tail.units) for _ in unit.parameters()]
-        return [
-            self.alpha ** self._exponent(d) * a + (1 - self.alpha) ** self._exponent(d) * b
-            for d, a, b in zip(depths, local, link, strict=True)
-        ]
+        mixed = torch._foreach_mul(list(local), [self.alpha ** self._exponent(d) for d in depths])
+        torch._foreach_add_(
+            mixed, torch._foreach_mul(list(link), [(1 - self.alpha) ** self._exponent(d) for d in depths])
+        )
+        return list(mixed)
 
     def _exponent(self, depth: int) -> int:
         return depth if self.alpha_mode == "compound" else 1

@@ -178,7 +178,8 @@ class Method:
         """Forward the module's own tail on the body's output a."""
         tail = module.tail(self.tail_length(module))
         wanted = len(tail) < len(module.units) or self.wants_error(module)
-        return Graph(tail, a, step_seed, wants_input_gradient=wanted)
+        again = self.has_link(module) and not self.retains_tail
+        return Graph(tail, a, step_seed, wants_input_gradient=wanted, repeatable=again)
 
     def forward_replica(self, replica: Chain, a: Tensor, step_seed: StepSeed) -> Graph:
         """Forward the copy of the previous module's tail; its only backward is the link's."""
@@ -194,7 +195,8 @@ class Method:
     ) -> LocalResult:
         """Backpropagate the module's own loss through head, tail and body; frees the graphs, but with `retain` not the tail's."""
         features = tail.output.detach().requires_grad_()
-        loss = self.loss(module, features, batch)
+        with batch.step_seed.engine.autocast(features.device):
+            loss = self.loss(module, features, batch)
         *own, error = differentiate(loss, [*module.head.parameters(), *module.helper.parameters(), features])
         tail_gradients, error = tail.backward(error, retain=retain)
         body_gradients, error = body.backward(error)
@@ -202,7 +204,7 @@ class Method:
         return LocalResult(loss.detach(), local, tail_gradients, error, tail)
 
     def loss(self, module: LocalModule, features: Tensor, batch: Batch) -> Tensor:
-        """Return the local loss of the module's features (N, ...)."""
+        """Return the local loss of the module's features (N, ...); called within torch's autocast if precision is bf16."""
         return batch.loss(module.logits(features, batch.step_seed), batch.labels)
 
     def scale_body(self, module: LocalModule, gradients: list[Tensor]) -> list[Tensor]:

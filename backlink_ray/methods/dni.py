@@ -76,7 +76,8 @@ class DNI(DNIOptions, Method):
         """Backpropagate the synthetic gradient; in the last module, its loss."""
         if module.is_last:
             return super().local_backward(module, body, tail, batch, state)
-        synthesis = Graph(module.helper, tail.output, batch.labels, wants_input_gradient=False)
+        with batch.step_seed.engine.autocast(tail.output.device):
+            synthesis = Graph(module.helper, tail.output, batch.labels, wants_input_gradient=False)
         gradients, error = body.backward(synthesis.output)
         return LocalResult(synthesis.output.new_zeros(()), gradients, [], error, synthesis)
 

@@ -80,7 +80,7 @@ class InfoPro(InfoProOptions, Method):
         prediction = super().loss(module, features, batch)
         if module.is_last:
             return prediction
-        image = self._image(batch.inputs).to(features.dtype)
+        image = self._image(batch.inputs).to(prediction.dtype)
         reconstruction = F.binary_cross_entropy_with_logits(module.helper(features), image)
         lambda1 = _weight(self.lambda1_first, self.lambda1_last, module.spec)
         lambda2 = _weight(self.lambda2_first, self.lambda2_last, module.spec)

@@ -48,8 +48,10 @@ class PredSim(PredSimOptions, Method):
         prediction = super().loss(module, features, batch)
         if module.is_last:
             return prediction
-        labels = F.one_hot(batch.labels, module.spec.num_classes).to(features.dtype)
-        matching = F.mse_loss(similarity(module.helper(features)), similarity(labels))
+        branch = batch.step_seed.engine.widen(module.helper(features))
+        labels = F.one_hot(batch.labels, module.spec.num_classes).to(branch.dtype)
+        with torch.autocast(features.device.type, enabled=False):
+            matching = F.mse_loss(similarity(branch), similarity(labels))
         return (1 - self.beta) * prediction + self.beta * matching
 
 

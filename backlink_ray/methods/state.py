@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from backlink_ray.local.engine import Engine
 from backlink_ray.local.graph import Graph
 from backlink_ray.local.module import Chain, StepSeed
 
@@ -34,14 +35,15 @@ class MethodState:
         for i, graph in enumerate(self.stash):
             yield from ((f"{prefix}.stash.{i}.{name}", tensor) for name, tensor in graph.tensors())
 
-    def load(self, module_index: int, found: Mapping[str, Tensor], chain: Chain, seed: int) -> None:
+    def load(self, module_index: int, found: Mapping[str, Tensor], chain: Chain, seed: int, engine: Engine) -> None:
         """Load everything; the forwards in the stash are computed again, each with its own weights."""
         prefix, device = f"modules.{module_index}.", next(chain.parameters(), torch.empty(0)).device
-        own = {name.removeprefix(prefix): t.to(device) for name, t in found.items() if name.startswith(prefix)}
+        arranged = ((name, engine.arrange(t.to(device))) for name, t in found.items())
+        own = {name.removeprefix(prefix): t for name, t in arranged if name.startswith(prefix)}
         self.link = [own[f"link.{i}"] for i in range(sum(name.startswith("link.") for name in own))]
         self.error = own.get("error", torch.empty(0, device=device))
         self.stash = deque()
         while parts := {n: t for n, t in own.items() if n.startswith(f"stash.{len(self.stash)}.")}:
             entry = {name.split(".", 2)[2]: tensor for name, tensor in parts.items()}
             step = int(entry.pop("step"))
-            self.stash.append(Graph.restored(chain, entry, StepSeed(seed, step)))
+            self.stash.append(Graph.restored(chain, entry, StepSeed(seed, step, engine)))

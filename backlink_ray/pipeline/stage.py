@@ -11,6 +11,7 @@ from torch import Tensor
 
 from backlink_ray.data.loader import evaluation_batches
 from backlink_ray.local.copying import copy_chain
+from backlink_ray.local.engine import DEFAULT
 from backlink_ray.local.graph import Graph
 from backlink_ray.local.modes import TrainingModes
 from backlink_ray.local.module import Chain, LocalModule, StepSeed
@@ -72,6 +73,8 @@ def plan_stages(job: Job) -> list[StagePlan]:
     """Return one plan per module; replicas are copies, and later stages get labels without inputs."""
     modules = job.method.prepare(job.modules)
     check_parameters(modules)
+    job.engine.check(torch.device(job.devices[0]), job.dtype)
+    job.engine.arrange_weights(modules)  # before replicas are copied
     parameters = [p for module in modules for p in module.parameters()]
     check_optimizer(job.optimizer, parameters)
     check_copies(job.optimizer, parameters)
@@ -147,7 +150,8 @@ class Stage:
         torch.set_num_threads(self._job.torch_threads)
         self._losses, self._link_s = [], 0.0
         # Dropout draws from the generator of the thread's current device.
-        with torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext():
+        device = torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext()
+        with device, self._job.engine.running(self._device):
             for action, step in run_actions(self._step, num_steps, self._actions):
                 self.position = (step, action)
                 with self._timeline.record(action, step):
@@ -189,7 +193,7 @@ class Stage:
 
     def _receive_link_gradient(self, step: int) -> None:
         vector = self._receive(self._next, Kind.LINK_GRADIENT, step)
-        self._method_state.link = unflatten(vector, list(self._tail.parameters()))
+        self._method_state.link = unflatten(vector, self._tail.weights)
 
     def _tail_update(self, step: int) -> None:
         local, self._local_gradients = self._local_gradients, []
@@ -216,7 +220,7 @@ class Stage:
     def _inputs(self, step: int) -> Tensor:
         batch = self._batch_of(step)
         if self._drawn[0] != batch:  # InfoPro's loss needs the inputs that were forwarded
-            self._drawn = (batch, self._batches.inputs(batch))
+            self._drawn = (batch, self._job.engine.arrange(self._batches.inputs(batch)))
         return self._drawn[1]
 
     def _send_error(self, step: int) -> None:
@@ -241,7 +245,7 @@ class Stage:
 
     def _receive_local_gradient(self, step: int) -> None:
         vector = self._receive(self._previous, Kind.LOCAL_GRADIENT, step)
-        self._previous_gradients = unflatten(vector, list(self._replica.parameters()))
+        self._previous_gradients = unflatten(vector, self._replica.weights)
 
     def _replica_update(self, step: int) -> None:
         local, self._previous_gradients = self._previous_gradients, []
@@ -250,7 +254,7 @@ class Stage:
         self._replica_updater.update(self._method.mix(self._replica, local, link), self._job.lr(step))
 
     def _step_seed(self, step: int) -> StepSeed:
-        return StepSeed(self._job.seed, self._batch_of(step))
+        return StepSeed(self._job.seed, self._batch_of(step), self._job.engine)
 
     def _send(self, link: Link, kind: Kind, step: int, tensor: Tensor) -> None:
         with self._waiting():
@@ -272,14 +276,15 @@ class Stage:
         """Pass one set through the stages; the last stage returns the result, the others None."""
         total, job = EvaluationSum(self._loss), self._job
         batches = evaluation_batches(job.evaluations[which], job.batch_size, self._plan.dtype, self._device)
-        for index, (x, labels) in enumerate(batches):
-            self.position = (index, f"evaluate {which}")
-            x = x if self._plan.is_first else self._previous.receive(Kind.ACTIVATION, index)
-            y = forward_for_evaluation([self._module], x)
-            if self._plan.is_last:
-                total.add(y, labels)
-            else:
-                self._next.send(Kind.ACTIVATION, index, y)
+        with DEFAULT.running(self._device):
+            for index, (x, labels) in enumerate(batches):
+                self.position = (index, f"evaluate {which}")
+                x = job.engine.arrange(x) if self._plan.is_first else self._previous.receive(Kind.ACTIVATION, index)
+                y = forward_for_evaluation([self._module], x)
+                if self._plan.is_last:
+                    total.add(y, labels)
+                else:
+                    self._next.send(Kind.ACTIVATION, index, y)
         return total.result() if self._plan.is_last else None
 
     def state(self) -> TrainState:
@@ -301,10 +306,10 @@ class Stage:
         copy_weights(dict(self._replica.named_state()), state.weights)
         for updater in updaters:
             updater.load(state.optimizer)
-        k, seed = self._module.module_index, self._job.seed
-        self._method_state.load(k, state.method_state, self._module.chain, seed)
+        k, how = self._module.module_index, (self._job.seed, self._job.engine)
+        self._method_state.load(k, state.method_state, self._module.chain, *how)
         if len(self._replica):
-            self._replica_method_state.load(k - 1, state.method_state, self._replica, seed)
+            self._replica_method_state.load(k - 1, state.method_state, self._replica, *how)
         self._step = state.step
 
 

@@ -16,8 +16,10 @@ from backlink_ray.runs.config import RunConfig
 CONFIG, ENVIRONMENT, METRICS, FAILURE, RESULT = (
     "config.yaml", "environment.json", "metrics.jsonl", "failure.json", "result.json",
 )  # fmt: skip
-FORMAT = 3  # of run folders, written into config.yaml
-_WRITTEN_BY = {None: "backlink_ray 0.1.0", 2: "backlink_ray 0.2.0"}
+FORMAT = 4  # of run folders, written into config.yaml
+_WRITTEN_BY = {None: "backlink_ray 0.1.0", 2: "backlink_ray 0.2.0", 3: "backlink_ray 0.3.0"}
+# Its networks can be read; its runs, which computed in another memory format, cannot be continued with the same rounding.
+_CONTIGUOUS = 3
 
 FACTS = ("num_classes", "image_size")  # of the data set, so that the network can be built without it
 
@@ -63,7 +65,7 @@ class RunFolder:
             changed = [name for name, known in config.digests.items() if files.get(name, known) != known]
             why = f" (changed: the file of {', '.join(changed)})" * bool(changed)
             raise ConfigError(f"{label} holds run {found.get('run_id')}, not {config.run_id}{why}; give another folder")
-        _check_format(self.path, found)
+        _check_format(self.path, found, *[_CONTIGUOUS] * bool(self.result()))
         if found.get("dataset_digest") != dataset.digest:
             raise ConfigError(
                 f"{label} holds this run on other data (digest {found.get('dataset_digest')}, here {dataset.digest}); restore "
@@ -125,7 +127,8 @@ def read_config(path: Path) -> tuple[RunConfig, dict[str, int]]:
     found = _read(path)
     if not found:
         raise ConfigError(f"run_folder={str(path)!r} has no {CONFIG}; give the --output-dir of a run")
-    _check_format(path, found)
+    _check_format(path, found, _CONTIGUOUS)
+    found = {"memory_format": "contiguous", **found}
     fields = {field.name: found[field.name] for field in dataclasses.fields(RunConfig) if field.name in found}
     config = RunConfig(**fields)
     for name in found["files"].keys() & {"network", "head"}:
@@ -149,9 +152,9 @@ def _read(path: Path) -> dict[str, Any]:
         raise StorageError(f"{file} is damaged or cannot be read ({reason}); give another folder") from error
 
 
-def _check_format(path: Path, found: dict[str, Any]) -> None:
+def _check_format(path: Path, found: dict[str, Any], *also: int) -> None:
     number = found.get("format")
-    if number != FORMAT:
+    if number not in (FORMAT, *also):
         by = _WRITTEN_BY.get(number, f"another version (format {number})")
         raise ConfigError(
             f"run folder {str(path)!r} was written by {by}, which this version cannot read; give another folder"

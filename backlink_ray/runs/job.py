@@ -11,12 +11,14 @@ from backlink_ray.data.loader import check_batch_size
 from backlink_ray.data.tensors import Dataset
 from backlink_ray.errors import ConfigError
 from backlink_ray.importing import is_path, load
+from backlink_ray.local.engine import Engine
 from backlink_ray.local.module import LocalModule
 from backlink_ray.local.split import split
 from backlink_ray.methods.base import Method
 from backlink_ray.methods.catalogue import make_method
 from backlink_ray.nets.build import build_network
 from backlink_ray.nets.network import Network
+from backlink_ray.options import options_of
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.options import DEFAULT, RunOptions
 from backlink_ray.train.executor import Job
@@ -26,6 +28,11 @@ from backlink_ray.train.optim import CosineSchedule, MakeOptimizer, Sgd
 def build_method(config: RunConfig) -> Method:
     """Return the method of a run with its options."""
     return make_method(config.method, config.base, config.values)
+
+
+def engine_of(config: RunConfig) -> Engine:
+    """Return how the steps of a run are computed."""
+    return Engine(**{name: getattr(config, name) for name in options_of(Engine)})
 
 
 def build_modules(config: RunConfig, num_classes: int, image_size: int) -> tuple[Network, list[LocalModule]]:
@@ -65,6 +72,7 @@ def make_job(config: RunConfig, dataset: Dataset, options: RunOptions = DEFAULT)
         loss=load(config.loss, "loss") if is_path(config.loss) else F.cross_entropy,
         optimizer=_optimizer(config),
         seed=config.seed,
+        engine=engine_of(config),
         devices=tuple(f"cuda:{i}" for i in range(torch.cuda.device_count())) or ("cpu",),
         torch_threads=config.torch_threads,
         stage_timeout_s=options.stage_timeout_s,

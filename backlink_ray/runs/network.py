@@ -6,7 +6,7 @@ from backlink_ray.errors import CheckpointError
 from backlink_ray.local.weights import check_weights, copy_weights
 from backlink_ray.nets.network import Network
 from backlink_ray.runs.folder import read_config
-from backlink_ray.runs.job import build_modules
+from backlink_ray.runs.job import build_modules, engine_of
 from backlink_ray.train.checkpoint import newest
 
 
@@ -28,6 +28,7 @@ def load_network(run_folder: str | Path) -> Network:
     if found is None:
         raise CheckpointError(f"{folder / 'checkpoints'} has no checkpoint; one is written after every epoch")
     network, _ = build_modules(config, **facts)
+    engine_of(config).arrange_weights([network])  # it rounds as the run did
     own = {name: tensor.detach() for name, tensor in (*network.named_parameters(), *network.named_buffers())}
     check_weights(own, found[0].weights, f"the network {config.network!r} that the run trained")
     copy_weights(own, found[0].weights)

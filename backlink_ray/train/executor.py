@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from backlink_ray.data.checks import check_inputs
 from backlink_ray.data.loader import Batches, evaluation_batches
 from backlink_ray.data.tensors import LabelledSet, cast
+from backlink_ray.local.engine import DEFAULT, Engine
 from backlink_ray.local.module import LocalModule
 from backlink_ray.local.predict import forward_for_evaluation
 from backlink_ray.measure.metrics import peak_memory_mib, reset_peak_memory
@@ -38,6 +39,7 @@ class Job:
         evaluations: further sets by name, for example "test" and "val".
         loss: called with logits (N, width) and labels; a scalar, the mean over the samples.
         optimizer: called with a list of parameters, returns their optimizer; see `train.optim.check_optimizer`.
+        engine: how steps are computed.
         devices: stage k runs on devices[k % len(devices)].
         stage_timeout_s: longest wait of a stage for its neighbour; the first step on a GPU can take half a minute.
         timeline: record what each stage does when.
@@ -55,6 +57,7 @@ class Job:
     loss: Loss = F.cross_entropy
     optimizer: MakeOptimizer = field(default_factory=Sgd)
     seed: int = 0
+    engine: Engine = DEFAULT
     devices: tuple[str, ...] = ("cpu",)
     torch_threads: int = 1
     stage_timeout_s: float = 120.0
@@ -167,7 +170,9 @@ class LocalExecutor(Executor):
         for module in job.modules:
             module.to(self.device)
         loss = job.loss_on(self.device)
-        self._trainer = Trainer(job.modules, job.method, job.lr, loss=loss, optimizer=job.optimizer, seed=job.seed)
+        self._trainer = Trainer(
+            job.modules, job.method, job.lr, loss=loss, optimizer=job.optimizer, seed=job.seed, engine=job.engine
+        )
         reset_peak_memory(self.device)
         torch.set_num_threads(job.torch_threads)
 
@@ -182,8 +187,9 @@ class LocalExecutor(Executor):
 
     def evaluate(self, which: str) -> Evaluation:
         job, total = self._job, EvaluationSum(self._trainer.loss)
-        for inputs, labels in evaluation_batches(job.evaluations[which], job.batch_size, job.dtype, self.device):
-            total.add(forward_for_evaluation(self._trainer.modules, inputs), labels)
+        with DEFAULT.running(self.device):
+            for inputs, labels in evaluation_batches(job.evaluations[which], job.batch_size, job.dtype, self.device):
+                total.add(forward_for_evaluation(self._trainer.modules, job.engine.arrange(inputs)), labels)
         return total.result()
 
     def state(self) -> TrainState:

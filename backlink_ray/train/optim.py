@@ -62,7 +62,15 @@ class Sgd(SgdOptions):
 
     def __call__(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         nesterov = self.nesterov and self.momentum > 0
-        return torch.optim.SGD(parameters, 0.0, self.momentum, weight_decay=self.weight_decay, nesterov=nesterov)
+        # One operation for all parameters; torch has none for complex numbers, or on "meta".
+        fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
+        sgd = torch.optim.SGD(
+            parameters, 0.0, self.momentum, weight_decay=self.weight_decay, nesterov=nesterov, fused=fused
+        )
+        # torch's fused step fails where some parameters had their first gradient and others had none yet.
+        for parameter in parameters if fused and self.momentum else ():
+            sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter, requires_grad=False)
+        return sgd
 
 
 class Updater:

@@ -1,7 +1,7 @@
 """Trainer: all local modules, one after another, in one process; the reference that the pipeline must equal."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,12 +11,13 @@ from torch import Tensor
 from backlink_ray.data.checks import check_inputs
 from backlink_ray.data.tensors import cast
 from backlink_ray.errors import ConfigError, NonFiniteLossError
+from backlink_ray.local.engine import DEFAULT, Engine
 from backlink_ray.local.modes import TrainingModes
 from backlink_ray.local.module import LocalModule, StepSeed
 from backlink_ray.local.parameters import check_parameters
 from backlink_ray.local.predict import predict
 from backlink_ray.local.weights import copy_weights, state_of
-from backlink_ray.methods.base import Batch, LocalResult, Loss, Method, Named
+from backlink_ray.methods.base import Batch, LocalResult, Loss, Method
 from backlink_ray.methods.state import MethodState
 from backlink_ray.nets.network import dtype_and_device
 from backlink_ray.options import LARGEST_FLOAT, Option
@@ -61,8 +62,9 @@ def gradients(
     check_loss(loss, batch.labels, prepared[-1])
     kept = [(b, b.clone()) for module in prepared for b in module.buffers()]
     try:
-        states = [MethodState() for _ in prepared]
-        found, _ = one_pass(prepared, method, batch, states)
+        learners = [Learner.of(method, module) for module in prepared]
+        with batch.step_seed.engine.running(batch.inputs.device):
+            found, _ = one_pass(learners, method, batch)
         named = [pair for m in prepared for pair in (*method.local_parameters(m), *method.linked_parameters(m))]
         return {name: found[name] if name in found else torch.zeros_like(p) for name, p in named}
     finally:
@@ -102,53 +104,66 @@ def read_batch(
     return Batch(cast(inputs.to(device), dtype), cast(labels.to(device), dtype), step_seed, loss)
 
 
-def one_pass(
-    modules: Sequence[LocalModule], method: Method, batch: Batch, method_states: Sequence[MethodState]
-) -> tuple[dict[str, Tensor], Tensor]:
+@dataclass(frozen=True, slots=True)
+class Learner:
+    """One module in training: the names of the parameters that its gradients are for, and its method's state."""
+
+    module: LocalModule
+    local: tuple[str, ...]
+    linked: tuple[str, ...]
+    state: MethodState
+
+    @classmethod
+    def of(cls, method: Method, module: LocalModule) -> "Learner":
+        """Return a module that begins to learn."""
+        local, linked = (
+            tuple(name for name, _ in named(module)) for named in (method.local_parameters, method.linked_parameters)
+        )
+        return cls(module, local, linked, MethodState())
+
+
+def one_pass(learners: Sequence[Learner], method: Method, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
     """Return gradients by name and local losses (K,); updates batch norm statistics and method states by one step.
 
     At most one module's graph is alive at any time, and the tail of the previous module.
     """
     found: dict[str, Tensor] = {}
     losses: list[Tensor] = []
-    before: tuple[LocalModule, LocalResult, MethodState] | None = None
+    before: tuple[Learner, LocalResult] | None = None
     x = batch.inputs
-    for module, method_state in zip(modules, method_states, strict=True):
-        result, x = _local_pass(method, module, x, batch, method_state)
-        found.update(_by_name(method.local_parameters(module), result.local or []))
+    for learner in learners:
+        result, x = _local_pass(method, learner, x, batch)
+        found.update(_by_name(learner.local, result.local or []))
         if before is not None:
             found.update(_apply_link(method, *before, result.error))
         # Drop the error now: it would hold one more activation during the next module's forward.
         result = replace(result, error=result.error.new_empty(0))
-        before = (module, result, method_state) if method.has_link(module) else None
+        before = (learner, result) if method.has_link(learner.module) else None
         losses.append(result.loss)
     return found, torch.stack(losses)
 
 
-def _local_pass(
-    method: Method, module: LocalModule, x: Tensor, batch: Batch, method_state: MethodState
-) -> tuple[LocalResult, Tensor]:
+def _local_pass(method: Method, learner: Learner, x: Tensor, batch: Batch) -> tuple[LocalResult, Tensor]:
     """Return the result of a module's own loss, and the module's output."""
+    module = learner.module
     body = method.forward_body(module, x, batch.step_seed)
     tail = method.forward_tail(module, body.output, batch.step_seed)
     retain = method.has_link(module) and method.retains_tail
-    return method.local_backward(module, body, tail, batch, method_state, retain=retain), tail.output
+    return method.local_backward(module, body, tail, batch, learner.state, retain=retain), tail.output
 
 
-def _apply_link(
-    method: Method, module: LocalModule, result: LocalResult, method_state: MethodState, error: Tensor
-) -> dict[str, Tensor]:
+def _apply_link(method: Method, learner: Learner, result: LocalResult, error: Tensor) -> dict[str, Tensor]:
     """Apply the next module's error to a module; return the gradients for this step's update."""
     if method.link_kind == "delayed":
-        method_state.error = error
+        learner.state.error = error
         return {}
-    tail = module.tail(method.tail_length(module))
-    link = method.link_gradients_to_mix(method_state, method.link_backward(result.graph, error))
-    return _by_name(method.linked_parameters(module), method.mix(tail, result.linked, link))
+    tail = learner.module.tail(method.tail_length(learner.module))
+    link = method.link_gradients_to_mix(learner.state, method.link_backward(result.graph, error))
+    return _by_name(learner.linked, method.mix(tail, result.linked, link))
 
 
-def _by_name(named: Named, gradients: list[Tensor]) -> dict[str, Tensor]:
-    return {name: gradient for (name, _), gradient in zip(named, gradients, strict=bool(gradients))}
+def _by_name(names: Sequence[str], gradients: list[Tensor]) -> dict[str, Tensor]:
+    return dict(zip(names, gradients, strict=True)) if gradients else {}
 
 
 class Trainer:
@@ -164,9 +179,11 @@ class Trainer:
         optimizer: called with a list of parameters, returns a torch.optim.Optimizer of them, whose lr is set at every step;
             `train.optim.check_optimizer` says what must hold. Default: SGD as the paper states it.
         seed: of dropout masks.
+        engine: how steps are computed. Convolutions' weights are brought into its memory format.
 
     Raises:
-        ConfigError: the method cannot train these modules, the optimizer cannot work in parts, or lr or seed is out of range.
+        ConfigError: the method cannot train these modules, the optimizer cannot work in parts, lr or seed is out of range, or
+            the engine does not fit the network's device or type.
     """
 
     def __init__(
@@ -178,8 +195,13 @@ class Trainer:
         loss: Loss = F.cross_entropy,
         optimizer: MakeOptimizer | None = None,
         seed: int = 0,
+        engine: Engine = DEFAULT,
     ) -> None:
         self.modules, self.method, self.loss, self.step_index = _prepare(modules, method), method, loss, 0
+        self.engine = engine
+        dtype, device = dtype_and_device(*self.modules)
+        engine.check(device, dtype)
+        engine.arrange_weights(self.modules)
         self._seed = SEED.read("seed", seed)
         self._lr = lr if callable(lr) else _LR.read("lr", lr)
         local, linked = (
@@ -190,7 +212,7 @@ class Trainer:
         check_optimizer(optimizer, [p for _, p in (*local, *linked)])
         self._updaters = [Updater(local, optimizer), Updater(linked, optimizer, method.helper_lr)]
         self._loss_checked: tuple[object, ...] = ()
-        self._method_states = [MethodState() for _ in self.modules]
+        self._learners = [Learner.of(method, module) for module in self.modules]
         self._modes = TrainingModes(self.modules)
 
     def fit(self, batches: Iterable[Sequence[Tensor]], epochs: int = 1) -> Tensor:
@@ -234,17 +256,19 @@ class Trainer:
         Raises:
             ConfigError: network, method or loss cannot take them; nothing has moved then.
         """
-        step_seed = StepSeed(self._seed, self.step_index)
+        step_seed = StepSeed(self._seed, self.step_index, self.engine)
         batch = read_batch(self.modules, self.method, inputs, labels, step_seed, self.loss)
         kind = (batch.labels.dtype, batch.labels.shape[1:])
         if kind != self._loss_checked:
             check_loss(self.loss, batch.labels, self.modules[-1])
             self._loss_checked = kind
+        batch = replace(batch, inputs=self.engine.arrange(batch.inputs))
         self._modes.restore()
-        found, losses = one_pass(self.modules, self.method, batch, self._method_states)
-        lr = self._lr(self.step_index) if callable(self._lr) else self._lr
-        for updater in self._updaters:
-            updater.update([found.get(name) for name in updater.names], lr)
+        with self.engine.running(batch.inputs.device):
+            found, losses = one_pass(self._learners, self.method, batch)
+            lr = self._lr(self.step_index) if callable(self._lr) else self._lr
+            for updater in self._updaters:
+                updater.update([found.get(name) for name in updater.names], lr)
         self.step_index += 1
         return losses
 
@@ -254,7 +278,8 @@ class Trainer:
         dtype, device = dtype_and_device(*self.modules)
         labels, total = cast(labels.to(device), dtype), EvaluationSum(self.loss)
         check_loss(self.loss, labels, self.modules[-1])
-        total.add(predict(self.modules, inputs, batch_size).to(device), labels)
+        with DEFAULT.running(device):
+            total.add(predict(self.modules, self.engine.arrange(inputs), batch_size).to(device), labels)
         return total.result()
 
     def state_dict(self) -> dict[str, Any]:
@@ -272,8 +297,8 @@ class Trainer:
     def state(self) -> TrainState:
         """Return the state; its tensors are the live ones, which the next step changes."""
         optimizer = {n: t for updater in self._updaters for n, t in updater.state().items()}
-        states = zip(self.modules, self._method_states, strict=True)
-        method_state = {n: t for module, state in states for n, t in state.tensors(module.module_index)}
+        tensors = (learner.state.tensors(learner.module.module_index) for learner in self._learners)
+        method_state = {n: t for of_module in tensors for n, t in of_module}
         return TrainState(state_of(self.modules), optimizer, self.step_index, method_state)
 
     def load(self, state: TrainState) -> None:
@@ -284,8 +309,9 @@ class Trainer:
         copy_weights(state_of(self.modules), state.weights)
         for updater in self._updaters:
             updater.load(state.optimizer)
-        for module, method_state in zip(self.modules, self._method_states, strict=True):
-            method_state.load(module.module_index, state.method_state, module.chain, self._seed)
+        for one in self._learners:
+            k, chain = one.module.module_index, one.module.chain
+            one.state.load(k, state.method_state, chain, self._seed, self.engine)
         self.step_index = state.step
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import backlink_ray as bl
 from backlink_ray.errors import StageError
+from backlink_ray.local.engine import Engine
 from backlink_ray.local.graph import Graph
 from backlink_ray.local.module import StepSeed
 from backlink_ray.pipeline.threads import ThreadsExecutor
@@ -75,8 +76,8 @@ def check_same(make: Callable[[], bl.Network], method: bl.BackLink) -> None:
 @pytest.mark.parametrize("name", AS_TORCH)
 def test_bp_trains_it_as_plain_torch(name: str) -> None:
     ours, theirs = (network(*[AS_TORCH[name]] * 2) for _ in range(2))
-    trainer = bl.Trainer(bl.split(ours, 2), bl.BP(), lr=0.05)
-    sgd = torch.optim.SGD(theirs.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4, nesterov=True)
+    trainer = bl.Trainer(bl.split(ours, 2), bl.BP(), lr=0.05, engine=Engine(memory_format="contiguous"))
+    sgd = torch.optim.SGD(theirs.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4, nesterov=True, fused=True)
     for step in range(3):
         x, labels = images(step)
         trainer.step(x, labels)

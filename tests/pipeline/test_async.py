@@ -59,6 +59,7 @@ def test_a_replayed_activation_comes_with_its_own_labels_images_and_masks() -> N
     """A stage that gets batches 6, 5 and then nothing new has the losses that InfoPro defines for them."""
     training = replace(job(AsyncInfoPro(), 3, "conv", dropout=0.2), lr=no_lr)
     module = bl.InfoPro().prepare(copy.deepcopy(training.modules))[1].train()
+    training.engine.arrange_weights([module])
     batches = training.batches(CPU, training.dtype)
     stage, mine = make_stage(plan_stages(training)[1]), Mailbox(replay_size=2)
     stage.connect(QueueLink(mine, Mailbox(), CPU, 1.0), QueueLink(Mailbox(), Mailbox(), CPU, 1.0))
@@ -69,7 +70,7 @@ def test_a_replayed_activation_comes_with_its_own_labels_images_and_masks() -> N
         expected = training.method.loss(
             module,
             module.chain(activation(used), step_seed),
-            Batch(batches.inputs(used), batches.labels(used), step_seed),
+            Batch(training.engine.arrange(batches.inputs(used)), batches.labels(used), step_seed),
         )
         assert stage.run(1).losses[0] == expected
 

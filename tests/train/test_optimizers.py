@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import backlink_ray as bl
+from backlink_ray.local.engine import Engine
 from backlink_ray.train.checkpoint import Checkpoints
 from backlink_ray.train.optim import Updater
 from tests.examples import batch, tiny_network
@@ -22,7 +23,8 @@ def rate(step: int) -> float:
 
 
 def trainer_with(name: str, seed: int = 0) -> bl.Trainer:
-    return bl.Trainer(bl.split(tiny_network(4, seed=seed).double(), 2), METHOD, rate, optimizer=OPTIMIZERS[name])
+    modules = bl.split(tiny_network(4, seed=seed).double(), 2)
+    return bl.Trainer(modules, METHOD, rate, optimizer=OPTIMIZERS[name], engine=Engine(memory_format="contiguous"))
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
