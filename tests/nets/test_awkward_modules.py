@@ -77,7 +77,8 @@ def check_same(make: Callable[[], bl.Network], method: bl.BackLink) -> None:
 def test_bp_trains_it_as_plain_torch(name: str) -> None:
     ours, theirs = (network(*[AS_TORCH[name]] * 2) for _ in range(2))
     trainer = bl.Trainer(bl.split(ours, 2), bl.BP(), lr=0.05, engine=Engine(memory_format="contiguous"))
-    sgd = torch.optim.SGD(theirs.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4, nesterov=True, fused=True)
+    sgd = Sgd()(list(theirs.parameters()))
+    sgd.param_groups[0]["lr"] = 0.05
     for step in range(3):
         x, labels = images(step)
         trainer.step(x, labels)
