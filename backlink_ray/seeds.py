@@ -46,10 +46,14 @@ def turn() -> Iterator[None]:
 
 def generator_states() -> tuple[Any, ...]:
     """Return the states of the default generators: equal tuples if nothing was drawn in between."""
-    of_torch = [torch.get_rng_state(), *(torch.cuda.get_rng_state(d) for d in _devices_in_use())]
+    return *(tuple(torch.cuda.get_rng_state(d).tolist()) for d in _devices_in_use()), *host_states()
+
+
+def host_states() -> tuple[Any, ...]:
+    """Return the states of the default generators that draw on the processor, not on a GPU."""
     numpy = _numpy_random()
     kind, keys, *rest = numpy.get_state() if numpy else ("", ())
-    return *(tuple(state.tolist()) for state in of_torch), random.getstate(), (kind, tuple(keys), *rest)
+    return tuple(torch.get_rng_state().tolist()), random.getstate(), (kind, tuple(keys), *rest)
 
 
 @contextlib.contextmanager

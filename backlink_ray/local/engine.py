@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from backlink_ray.errors import ConfigError
-from backlink_ray.options import check_options, choice
+from backlink_ray.options import check_options, choice, flag
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +28,8 @@ class EngineOptions:
     """Of convolutions and matrix products: fp32; tf32 (GPUs only); bf16: in bfloat16, with float32 weights and losses."""
     compile: str = choice("none", "units")
     """units: every unit through torch.compile, which takes a minute at the beginning."""
+    graph: bool = flag(False)
+    """On a GPU, executor local: capture the whole step as a CUDA graph; random draws then follow from the step alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +47,10 @@ class Engine(EngineOptions):
         """Raise ConfigError if steps of a network of that type cannot be computed like this on a device."""
         if self.precision == "tf32" and device.type != "cuda":
             raise ConfigError(f"precision='tf32' is for GPUs, and this run is on {device.type}; allowed: fp32, bf16")
+        if self.graph and device.type != "cuda":
+            raise ConfigError(
+                f"graph=True captures the work of a GPU, and this run is on {device.type}; allowed: False"
+            )
         if self.precision == "bf16" and dtype != torch.float32:
             raise ConfigError(f"precision='bf16' needs a network in float32, not in {dtype}; allowed: fp32")
         if self.compile == "units" and device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++", "c++"))):

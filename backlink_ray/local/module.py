@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -29,6 +29,10 @@ class StepSeed:
     seed: int = 0
     step: int = 0
     engine: Engine = DEFAULT
+
+    def drawing(self, purpose: str, index: int) -> AbstractContextManager[None]:
+        """Return the context of a unit or head that draws; a captured step is seeded as a whole, see `train.captured`."""
+        return nullcontext() if self.engine.graph else seeded(self.seed, purpose, self.step, index)
 
 
 class Chain(nn.Module):
@@ -66,7 +70,7 @@ class Chain(nn.Module):
             for index, (unit, uses_rng) in enumerate(zip(self.units, self.uses_rng, strict=True), self.first_index):
                 call = self._compiled_unit(index, unit) if engine.compile == "units" else unit
                 # In evaluation, too: a unit may draw there, or have parts that were left in training mode.
-                with seeded(step_seed.seed, "unit", step_seed.step, index) if uses_rng else nullcontext():
+                with step_seed.drawing("unit", index) if uses_rng else nullcontext():
                     x = _apply(f"units[{index}]", call, x)
         return x
 
@@ -204,7 +208,7 @@ class LocalModule(nn.Module):
 
     def logits(self, features: Tensor, step_seed: StepSeed) -> Tensor:
         """Return the head's logits (N, classes), float32 at least; random draws follow from (seed, step, module index)."""
-        with seeded(step_seed.seed, "head", step_seed.step, self.module_index) if self.head_uses_rng else nullcontext():
+        with step_seed.drawing("head", self.module_index) if self.head_uses_rng else nullcontext():
             return step_seed.engine.widen(_apply(self.head_name, self.head, features))
 
     @property

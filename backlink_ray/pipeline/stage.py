@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from backlink_ray.data.loader import evaluation_batches
+from backlink_ray.errors import ConfigError
 from backlink_ray.local.copying import copy_chain
 from backlink_ray.local.engine import DEFAULT
 from backlink_ray.local.graph import Graph
@@ -73,6 +74,10 @@ def plan_stages(job: Job) -> list[StagePlan]:
     """Return one plan per module; replicas are copies, and later stages get labels without inputs."""
     modules = job.method.prepare(job.modules)
     check_parameters(modules)
+    if job.engine.graph:
+        raise ConfigError(
+            "graph=True captures the step of a run in one process; allowed: executor local, or graph=False"
+        )
     job.engine.check(torch.device(job.devices[0]), job.dtype)
     job.engine.arrange_weights(modules)  # before replicas are copied
     parameters = [p for module in modules for p in module.parameters()]
@@ -198,7 +203,7 @@ class Stage:
     def _tail_update(self, step: int) -> None:
         local, self._local_gradients = self._local_gradients, []
         link, self._method_state.link = self._method_state.link, []
-        self._tail_updater.update(self._method.mix(self._tail, local, link), self._job.lr(step))
+        self._update(self._tail_updater, self._method.mix(self._tail, local, link), step)
 
     def _tail_forward(self, step: int) -> None:
         a = self._body_graph.output
@@ -232,7 +237,7 @@ class Stage:
 
     def _body_update(self, step: int) -> None:
         if self._body_gradients is not None:
-            self._body_updater.update(self._body_gradients, self._job.lr(step))
+            self._update(self._body_updater, self._body_gradients, step)
         self._body_gradients = None
 
     def _replica_backward(self, step: int) -> None:
@@ -251,7 +256,11 @@ class Stage:
         local, self._previous_gradients = self._previous_gradients, []
         link = self._method.link_gradients_to_mix(self._replica_method_state, self._replica_gradients)
         self._replica_gradients = []
-        self._replica_updater.update(self._method.mix(self._replica, local, link), self._job.lr(step))
+        self._update(self._replica_updater, self._method.mix(self._replica, local, link), step)
+
+    def _update(self, updater: Updater, gradients: Sequence[Tensor], step: int) -> None:
+        updater.set_lr(self._job.lr(step))
+        updater.update(gradients)
 
     def _step_seed(self, step: int) -> StepSeed:
         return StepSeed(self._job.seed, self._batch_of(step), self._job.engine)

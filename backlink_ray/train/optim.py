@@ -64,8 +64,10 @@ class Sgd(SgdOptions):
         nesterov = self.nesterov and self.momentum > 0
         # One operation for all parameters; torch has none for complex numbers, or on "meta".
         fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
+        # On a GPU in a tensor there, so that a captured step reads it anew.
+        lr = torch.zeros((), device=parameters[0].device) if fused and parameters[0].is_cuda else 0.0
         sgd = torch.optim.SGD(
-            parameters, 0.0, self.momentum, weight_decay=self.weight_decay, nesterov=nesterov, fused=fused
+            parameters, lr, self.momentum, weight_decay=self.weight_decay, nesterov=nesterov, fused=fused
         )
         # torch's fused step fails where some parameters had their first gradient and others had none yet.
         for parameter in parameters if fused and self.momentum else ():
@@ -111,10 +113,21 @@ class Updater:
         """Return the parameters' names in order."""
         return list(self._named)
 
-    def update(self, gradients: Sequence[Tensor | None], lr: float) -> None:
-        """Take one step along the gradients, one per parameter in order (None: no update); lr is the optimizer's."""
+    @property
+    def can_be_captured(self) -> bool:
+        """Return whether an update is work of the GPU alone, with its lr in a tensor there."""
+        return all(group.get("fused") or group.get("capturable") for group in self._optimizer.param_groups)
+
+    def set_lr(self, lr: float) -> None:
+        """Set the learning rate of the next updates."""
         for group in self._optimizer.param_groups:
-            group["lr"] = self._adam_lr or lr
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(self._adam_lr or lr)
+            else:
+                group["lr"] = self._adam_lr or lr
+
+    def update(self, gradients: Sequence[Tensor | None]) -> None:
+        """Take one step along the gradients, one per parameter in order (None: no update)."""
         for parameter, gradient in zip(self._named.values(), gradients, strict=True):
             moves = gradient is not None and parameter.requires_grad and not getattr(parameter, "idle", False)
             # None otherwise: there may be a gradient of the user's own.
@@ -150,7 +163,8 @@ class Updater:
         smallest = {p.dim(): p for p in sorted(self._named.values(), key=nn.Parameter.numel, reverse=True)}
         copies = [(str(dim), nn.Parameter(p.detach().clone())) for dim, p in smallest.items()]
         trial = Updater(copies, self._make, self._adam_lr)
-        trial.update([torch.ones_like(p) for _, p in copies], 0.0)
+        trial.set_lr(0.0)
+        trial.update([torch.ones_like(p) for _, p in copies])
         for name, dim in ((name, p.dim()) for name, p in self._named.items() if name in found):
             missing = {full.partition("/")[2] for full in trial.state() if full.startswith(f"{dim}/")} - found[name]
             if missing:
@@ -243,8 +257,9 @@ def _check_parts(make_optimizer: MakeOptimizer, small: Sequence[nn.Parameter]) -
     before = _outside_state(one)
     for _ in range(2):
         for updater in (one, *parts):
+            updater.set_lr(0.1)
             # Of different sizes, so that a common norm shows.
-            updater.update([torch.full_like(p, 100.0 ** (int(name) % 2)) for name, p in updater._named.items()], 0.1)
+            updater.update([torch.full_like(p, 100.0 ** (int(name) % 2)) for name, p in updater._named.items()])
     changed = [name for name, value in _outside_state(one).items() if value != before.get(name)]
     if changed:
         raise ConfigError(

@@ -22,6 +22,7 @@ from backlink_ray.methods.state import MethodState
 from backlink_ray.nets.network import dtype_and_device
 from backlink_ray.options import LARGEST_FLOAT, Option
 from backlink_ray.seeds import SEED
+from backlink_ray.train.captured import Captured, check_capture
 from backlink_ray.train.evaluation import Evaluation, EvaluationSum
 from backlink_ray.train.labels import check_labels, check_loss
 from backlink_ray.train.optim import LearningRate, MakeOptimizer, Sgd, Updater, check_optimizer
@@ -214,6 +215,7 @@ class Trainer:
         self._loss_checked: tuple[object, ...] = ()
         self._learners = [Learner.of(method, module) for module in self.modules]
         self._modes = TrainingModes(self.modules)
+        self._graph: Captured | None = None
 
     def fit(self, batches: Iterable[Sequence[Tensor]], epochs: int = 1) -> Tensor:
         """Train on every batch of an iterable, `epochs` times over.
@@ -265,12 +267,24 @@ class Trainer:
         batch = replace(batch, inputs=self.engine.arrange(batch.inputs))
         self._modes.restore()
         with self.engine.running(batch.inputs.device):
-            found, losses = one_pass(self._learners, self.method, batch)
-            lr = self._lr(self.step_index) if callable(self._lr) else self._lr
             for updater in self._updaters:
-                updater.update([found.get(name) for name in updater.names], lr)
+                updater.set_lr(self._lr(self.step_index) if callable(self._lr) else self._lr)
+            losses = self._captured(batch) if self.engine.graph else self._train(batch)
         self.step_index += 1
         return losses
+
+    def _train(self, batch: Batch) -> Tensor:
+        found, losses = one_pass(self._learners, self.method, batch)
+        for updater in self._updaters:
+            updater.update([found.get(name) for name in updater.names])
+        return losses
+
+    def _captured(self, batch: Batch) -> Tensor:
+        if self._graph is None:
+            check_capture(self.method, self.modules, self._updaters)
+            step = lambda inputs, labels: self._train(replace(batch, inputs=inputs, labels=labels))  # noqa: E731
+            self._graph = Captured(step, self.modules, self._seed)
+        return self._graph(batch.inputs, batch.labels, self.step_index)
 
     def evaluate(self, inputs: Tensor, labels: Tensor, batch_size: int = 512) -> Evaluation:
         """Evaluate the last head on inputs (N, ...) and labels as for `step`, as `predict` does; nothing changes."""
@@ -307,6 +321,7 @@ class Trainer:
         for updater in self._updaters:
             updater.check(state.optimizer)
         copy_weights(state_of(self.modules), state.weights)
+        self._graph = None  # it reads the momentum that is replaced now
         for updater in self._updaters:
             updater.load(state.optimizer)
         for one in self._learners:

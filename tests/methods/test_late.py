@@ -33,7 +33,8 @@ def check(method: bl.BackLink | bl.DDG, moved: Callable[[int, list[LocalModule]]
         trainer.step(*batch(seed=t))
         gradients = moved(t, modules)
         for updater, found in zip(updaters, gradients, strict=True):
-            updater.update([found.get(name) for name in updater.names], LR)
+            updater.set_lr(LR)
+            updater.update([found.get(name) for name in updater.names])
     ours, expected = weights(trainer.modules), weights(modules)
     assert max(float((ours[n] - expected[n]).abs().max()) for n in expected) < 1e-12
 

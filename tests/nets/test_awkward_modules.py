@@ -23,6 +23,7 @@ from backlink_ray.pipeline.threads import ThreadsExecutor
 from backlink_ray.seeds import seeded
 from backlink_ray.train.checkpoint import weights_sha256
 from backlink_ray.train.executor import Executor, Job, LocalExecutor
+from backlink_ray.train.optim import Sgd
 from tests.examples import job
 from tests.nets.awkward import (
     AS_TORCH,

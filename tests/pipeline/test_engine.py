@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from itertools import product, starmap
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import pytest
 import torch
@@ -43,9 +43,7 @@ CUTS = ((1, 0), (2, 1), (3, 0), (4, 2))
 MATRIX = list(
     starmap(
         Setting,
-        product(
-            CUTS, ("fp32", "bf16"), ("channels_last", "contiguous"), ("retain", "recompute"), ("replica", "error")
-        ),
+        product(CUTS, ("fp32", "bf16"), ("channels_last", "contiguous"), ("retain", "recompute"), ("replica", "error")),
     )
 )
 # Over Ray every time: every precision and format with every other value, once.
@@ -147,7 +145,7 @@ def test_a_run_in_bf16_continues_from_a_checkpoint_bit_for_bit(name: str, make: 
 class Watched(torch.nn.Module):
     """A unit that writes down whether subnormal numbers are flushed where it runs, forward and backward."""
 
-    seen: list[bool] = []
+    seen: ClassVar[list[bool]] = []
 
     def forward(self, x: Tensor) -> Tensor:
         self.seen.append(flushes_subnormals())

@@ -127,7 +127,7 @@ DEFAULTS = {
     "momentum": 0.9, "weight_decay": 0.0001, "warmup_fraction": 0.05, "batch_size": 512, "epochs": 200, "augment":
     True, "validation_fraction": 0.0, "train_images": 0, "test_images": 0, "seed": 0, "torch_threads": 1,
     "executor": "auto", "sizes": (), "options": {}, "loss": "cross-entropy", "optimizer": "sgd",
-    "memory_format": "channels_last", "precision": "fp32", "compile": "none",
+    "memory_format": "channels_last", "precision": "fp32", "compile": "none", "graph": False,
 }  # fmt: skip
 
 

@@ -66,7 +66,8 @@ def test_plain_numbers_come_back_as_what_they_were() -> None:
     """As a tensor, a count would round differently."""
     p = nn.Parameter(torch.ones(2))
     one, two = Updater([("w", p)], CountedSgd), Updater([("w", p)], CountedSgd)
-    one.update([torch.ones(2)], 0.1)
+    one.set_lr(0.1)
+    one.update([torch.ones(2)])
     assert {name: t.item() for name, t in one.state().items()} == {"w/count#": 1, "w/rate#": 0.1}
     two.load(one.state())
     assert two._optimizer.state[p] == {"count": 1, "rate": 0.1}
