@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import backlink_ray as bl
+from backlink_ray.local.engine import Engine
 from tests.examples import job
 from tests.methods.settings import SETTINGS
 
@@ -55,13 +56,14 @@ GPU = pytest.param("cuda", no_waiting_on_cuda, marks=pytest.mark.skipif(not torc
 
 
 @pytest.mark.parametrize(("device", "no_waiting"), [("cpu", no_waiting_on_cpu), GPU])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_step_waits_for_nothing(
-    name: str, device: str, no_waiting: Callable[[bl.Trainer], Any], monkeypatch: pytest.MonkeyPatch
+    name: str, precision: str, device: str, no_waiting: Callable[[bl.Trainer], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = job(SETTINGS[name], 4, dropout=0.1)
+    made = job(SETTINGS[name], 4, dropout=0.1, engine=Engine(precision=precision))
     batches = made.batches(torch.device(device), made.dtype)
-    trainer = bl.Trainer([m.to(device) for m in made.modules], made.method, made.lr)
+    trainer = bl.Trainer([m.to(device) for m in made.modules], made.method, made.lr, engine=made.engine)
     steps = range(6)
     for step in steps[:4]:  # the loss is checked; DDG and mode stale have nothing to apply yet
         trainer.step(batches.inputs(step), batches.labels(step))
