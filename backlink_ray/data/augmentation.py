@@ -33,21 +33,28 @@ class Augmentation:
 
         Args:
             images: (B, C, H, W).
-            generator: on the CPU.
+            generator: on the CPU, so that the same is drawn on every device.
 
         Returns:
             (B, C, H, W), of the images' type.
         """
         count, channels, height, width = images.shape
-        offsets = torch.randint(0, 2 * self.pad + 1, (2, count), generator=generator)
-        flips = torch.rand(count, generator=generator) < (0.5 if self.flip else 0.0)
-        rows = offsets[0, :, None] + torch.arange(height)
-        forward = torch.arange(width).expand(count, width)
-        columns = offsets[1, :, None] + torch.where(flips[:, None], forward.flip(1), forward)
+        top, left, flips = self._draw(count, generator, images.device)
+        rows = top + torch.arange(height, device=images.device)
+        forward = torch.arange(width, device=images.device)
+        columns = left + torch.where(flips > 0, forward.flip(0), forward)
         rows, columns = _unpad(rows - self.pad, height, self.mode), _unpad(columns - self.pad, width, self.mode)
         padded = F.pad(images, (0, 1, 0, 1))  # index H or W reads a zero
-        index = (rows[:, :, None] * (width + 1) + columns[:, None, :]).view(count, 1, -1).to(images.device)
+        index = (rows[:, :, None] * (width + 1) + columns[:, None, :]).view(count, 1, -1)
         return padded.flatten(2).gather(2, index.expand(-1, channels, -1)).view(count, channels, height, width)
+
+    def _draw(self, count: int, generator: torch.Generator, device: torch.device) -> Tensor:
+        """Return int64 (3, B, 1) on `device`: each crop's first row and column, and whether it is flipped."""
+        offsets = torch.randint(0, 2 * self.pad + 1, (2, count), generator=generator)
+        flips = torch.rand(count, generator=generator) < (0.5 if self.flip else 0.0)
+        drawn = torch.stack([*offsets, flips.long()])[:, :, None]
+        # From pinned memory, the copy does not wait for what the GPU still computes.
+        return drawn.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else drawn.to(device)
 
 
 def _unpad(index: Tensor, size: int, mode: str) -> Tensor:

@@ -22,6 +22,7 @@ class Batches:
         seed: the run's.
         dtype: the network's; images, floating-point inputs and targets are given in it, and other integers as int64.
         device: of the batches.
+        memory_format: of inputs of 4 dimensions.
 
     Raises:
         ConfigError: a batch larger than the set.
@@ -35,11 +36,12 @@ class Batches:
         seed: int,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        memory_format: torch.memory_format = torch.contiguous_format,
     ) -> None:
         check_batch_size(batch_size, len(train))
         self._batch_size, self._seed, self._device = batch_size, seed, torch.device(device)
         self._inputs, self._labels = train.inputs.to(device), cast(train.labels.to(device), dtype)
-        self._augmentation, self._prepare = train.augmentation, Preparation(train, dtype, device)
+        self._augmentation, self._prepare = train.augmentation, Preparation(train, dtype, device, memory_format)
         self.steps_per_epoch = len(train) // batch_size
         self._order: tuple[int, Tensor] = (-1, torch.empty(0))
 
@@ -77,14 +79,26 @@ def check_batch_size(batch_size: int, examples: int) -> None:
         raise ConfigError(f"batch_size={batch_size} does not fit {examples} training images; allowed 1..{examples}")
 
 
-def evaluation_batches(
-    images: LabelledSet, batch_size: int, dtype: torch.dtype, device: torch.device | str
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (inputs (B, ...), labels (B, ...)) as `Batches` does, in order, without augmentation; the last may be smaller.
+class EvaluationBatches:
+    """A set in batches of (inputs (B, ...), labels (B, ...)) as `Batches` gives them, for any number of evaluations.
 
-    Inputs are empty, (0, ...), where the set has none.
+    In order and without augmentation; the last batch may be smaller. The whole set is kept on `device`, so that no evaluation
+    copies it again. Inputs are empty, (0, ...), where the set has none. Arguments are those of `Batches`.
     """
-    prepare = Preparation(images, dtype, device)
-    for start in range(0, len(images), batch_size):
-        part = slice(start, start + batch_size)
-        yield prepare(images.inputs[part].to(device)), cast(images.labels[part].to(device), dtype)
+
+    def __init__(
+        self,
+        images: LabelledSet,
+        batch_size: int,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        memory_format: torch.memory_format = torch.contiguous_format,
+    ) -> None:
+        self._batch_size, self._prepare = batch_size, Preparation(images, dtype, device, memory_format)
+        self._inputs, self._labels = images.inputs.to(device), cast(images.labels.to(device), dtype)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for start in range(0, len(self._labels), self._batch_size):
+            part = slice(start, start + self._batch_size)
+            yield self._prepare(self._inputs[part]), self._labels[part]

@@ -63,7 +63,10 @@ class LabelledSet:
             raise ConfigError(
                 f"{field}={count} is out of range for a set of {len(self)} images; allowed 0 (all)..{len(self)}"
             )
-        return self.take(torch.arange(count)) if count else self
+        if count in (0, len(self)):
+            return self
+        # Cloned, since a view would keep all examples in memory, and take them along to every process it is sent to.
+        return replace(self, inputs=self.inputs[:count].clone(), labels=self.labels[:count].clone())
 
     def take(self, indices: Tensor) -> "LabelledSet":
         """Return the examples at `indices` (int64)."""
@@ -86,22 +89,35 @@ def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
 class Preparation:
     """Turns a set's inputs into a network's: images to 0..1, then (x - mean) / std, then the network's type.
 
-    Computed in the wider of the inputs' and the network's type, and in float32 at least.
+    Computed in the wider of the inputs' and the network's type, and in float32 at least. Inputs of 4 dimensions come out in
+    `memory_format`.
     """
 
-    def __init__(self, of: LabelledSet, dtype: torch.dtype, device: torch.device | str) -> None:
-        self._is_images, self._dtype = of.is_images, dtype
+    def __init__(
+        self,
+        of: LabelledSet,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        memory_format: torch.memory_format = torch.contiguous_format,
+    ) -> None:
+        self._is_images = of.is_images
+        self._dtype = dtype if of.is_images or of.inputs.is_floating_point() else torch.int64
+        self._format = memory_format if of.inputs.dim() == 4 else torch.preserve_format
         self._wide = torch.promote_types(of.inputs.dtype, torch.promote_types(dtype, torch.float32))
         shape = (1, -1, *(1,) * (of.inputs.dim() - 2))
         both = (of.mean, of.std) if of.mean else ()
         self._mean_and_std = [torch.tensor(v, dtype=self._wide).view(shape).to(device) for v in both]
 
     def __call__(self, inputs: Tensor) -> Tensor:
-        x = inputs.to(self._wide).div_(255) if self._is_images else inputs
+        x = inputs
+        if self._is_images or self._mean_and_std:
+            x = x.to(self._wide, memory_format=self._format)
+        if self._is_images:
+            x.div_(255)
         if self._mean_and_std:
             mean, std = self._mean_and_std
-            x = x.to(self._wide).sub(mean).div_(std)
-        return cast(x, self._dtype)
+            x = (x.sub(mean) if x is inputs else x.sub_(mean)).div_(std)
+        return x.to(self._dtype, memory_format=self._format)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,10 +233,8 @@ class Dataset:
 
     def first(self, train_images: int = 0, test_images: int = 0) -> "Dataset":
         """Return the first examples of both sets (0: all), in order; ConfigError if there are fewer."""
-        if not train_images and not test_images:
-            return self
         train, test = self.train.first(train_images, "train_images"), self.test.first(test_images, "test_images")
-        return replace(self, train=train, test=test)
+        return self if train is self.train and test is self.test else replace(self, train=train, test=test)
 
     def check_seed(self, seed: int) -> None:
         """Refuse a run whose seed did not choose these images: its result could not be reproduced from its configuration."""

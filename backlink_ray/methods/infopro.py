@@ -13,6 +13,7 @@ Card
 """
 
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import ClassVar
 
 import torch
@@ -87,8 +88,14 @@ class InfoPro(InfoProOptions, Method):
         return lambda1 * reconstruction + lambda2 * prediction
 
     def _image(self, x: Tensor) -> Tensor:
-        mean, std = (torch.tensor(v, dtype=x.dtype, device=x.device).view(1, -1, 1, 1) for v in (self.mean, self.std))
-        return (x * std + mean).clamp(0, 1)
+        mean, std = (_per_channel(values, x.dtype, x.device) for values in (self.mean, self.std))
+        return (x * std + mean).clamp_(0, 1)
+
+
+@cache
+def _per_channel(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return values as (1, C, 1, 1); kept, since to make a tensor of Python's numbers is to wait for a GPU."""
+    return torch.tensor(values, dtype=dtype, device=device).view(1, -1, 1, 1)
 
 
 def _weight(first: float, last: float, spec: ModuleSpec) -> float:

@@ -49,7 +49,7 @@ class PredSim(PredSimOptions, Method):
         if module.is_last:
             return prediction
         branch = batch.step_seed.engine.widen(module.helper(features))
-        labels = F.one_hot(batch.labels, module.spec.num_classes).to(branch.dtype)
+        labels = branch.new_zeros(len(branch), module.spec.num_classes).scatter_(1, batch.labels[:, None], 1)
         with torch.autocast(features.device.type, enabled=False):
             matching = F.mse_loss(similarity(branch), similarity(labels))
         return (1 - self.beta) * prediction + self.beta * matching

@@ -68,7 +68,7 @@ class StageActor:
         """Return (step, action) of the stage, also while its loop runs."""
         return self._stage.position
 
-    def call(self, name: str, arguments: tuple[Any, ...]) -> Any:
+    def call(self, name: str, *arguments: Any) -> Any:
         """Call a method of the stage."""
         return getattr(self._stage, name)(*arguments)
 
@@ -110,8 +110,9 @@ class ActorGroup(StageGroup):
         around = zip([None, *self._actors], self._actors, [*self._actors[1:], None], strict=False)
         self._wait([actor.connect.remote(before, after) for before, actor, after in around], READY_TIMEOUT_S)
 
-    def call(self, name: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-        return self._wait([actor.call.remote(name, a) for actor, a in zip(self._actors, arguments, strict=True)], None)
+    def call(self, name: str, *arguments: Any) -> list[Any]:
+        shared = [ray.put(argument) for argument in arguments]  # pickled once: a state is large
+        return self._wait([actor.call.remote(name, *shared) for actor in self._actors], None)
 
     def _wait(self, refs: list[Any], timeout_s: float | None) -> list[Any]:
         pending, deadline = list(refs), math.inf if timeout_s is None else time.monotonic() + timeout_s

@@ -82,8 +82,8 @@ class StageGroup(ABC):
     """The stages of one run, called all at once."""
 
     @abstractmethod
-    def call(self, name: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """Call a method of every stage with its own arguments; StageError as soon as one fails."""
+    def call(self, name: str, *arguments: Any) -> list[Any]:
+        """Call a method of every stage with the same arguments; StageError as soon as one fails."""
 
     @abstractmethod
     def close(self) -> None:
@@ -106,7 +106,7 @@ class PipelineExecutor(Executor):
                 "network in the type wanted (network.to(torch.bfloat16)), or use executor local"
             )
         start, first = time.perf_counter(), self._step
-        reports: list[StageReport] = self._all("run", num_steps)
+        reports: list[StageReport] = self._group.call("run", num_steps)
         self._step += num_steps
         losses = torch.stack([r.losses for r in reports])
         check_losses(losses, first)
@@ -119,22 +119,19 @@ class PipelineExecutor(Executor):
         )
 
     def evaluate(self, which: str) -> Evaluation:
-        results: list[Evaluation | None] = self._all("evaluate", which)
+        results: list[Evaluation | None] = self._group.call("evaluate", which)
         return next(result for result in results if result is not None)
 
     def state(self) -> TrainState:
-        return merge_states(self._all("state"))
+        return merge_states(self._group.call("state"))
 
     def load(self, state: TrainState) -> None:
         check_state(self._modules, state)
-        self._all("load", state)
+        self._group.call("load", state)
         self._step = state.step
 
     def environments(self) -> list[dict[str, Any]]:
-        return self._all("environment")
+        return self._group.call("environment")
 
     def close(self, *, failed: bool = False) -> None:
         self._group.close()
-
-    def _all(self, name: str, *arguments: Any) -> list[Any]:
-        return self._group.call(name, [arguments] * len(self._modules))

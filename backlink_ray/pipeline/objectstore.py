@@ -53,25 +53,35 @@ class ObjectStoreLink(Link):
         return step, _to_tensor(message, self._device)
 
 
-Message = tuple["np.ndarray[Any, Any]", torch.dtype, torch.Size, tuple[int, ...]]
+# A tensor's bytes, its type (numpy lacks some of torch's, such as bfloat16), its shape, and the strides: those in which the
+# bytes lie, and those in which the receiver gets them.
+Message = tuple["np.ndarray[Any, Any]", torch.dtype, torch.Size, tuple[int, ...], tuple[int, ...]]
 
 
 def _to_message(tensor: Tensor) -> Message:
-    """Return the bytes of a tensor, its type (numpy lacks some of torch's, such as bfloat16), shape and strides.
+    """Return a message; on a CPU it is a view of a tensor that fills its memory, in whatever order, and else of a copy.
 
     Channels last, or transposed, the same values may be summed up in another order, so the receiver gets them as they were.
     """
-    packed = tensor.detach().cpu().contiguous()
+    tensor = tensor.detach().cpu()
+    packed = tensor if _fills_its_memory(tensor) else tensor.contiguous()
+    in_order = packed.as_strided((packed.numel(),), (1,))
     # Elements of an expanded tensor share memory, which cannot be written.
     strides = packed.stride() if 0 in tensor.stride() else tensor.stride()
-    return packed.view(-1).view(torch.uint8).numpy(), tensor.dtype, tensor.shape, strides
+    return in_order.view(torch.uint8).numpy(), tensor.dtype, tensor.shape, packed.stride(), strides
+
+
+def _fills_its_memory(tensor: Tensor) -> bool:
+    """Return whether a tensor's elements lie side by side, in any order: then torch gives a copy the same strides."""
+    return torch.empty_like(tensor, device="meta").stride() == tensor.stride()
 
 
 def _to_tensor(message: Message, device: torch.device) -> Tensor:
-    array, dtype, shape, strides = message
+    array, dtype, shape, order, strides = message
     if not array.size:
-        return torch.empty(shape, dtype=dtype, device=device)
-    packed = torch.tensor(array, device=device).view(dtype).view(shape)  # a copy: the store's memory is read-only
-    if packed.stride() == strides:
+        return torch.empty_strided(shape, strides, dtype=dtype, device=device)
+    # A copy: the store's memory is read-only.
+    packed = torch.tensor(array, device=device).view(dtype).as_strided(shape, order)
+    if order == strides:
         return packed
     return torch.empty_strided(shape, strides, dtype=dtype, device=device).copy_(packed)

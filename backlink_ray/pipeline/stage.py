@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backlink_ray.data.loader import evaluation_batches
 from backlink_ray.errors import ConfigError
 from backlink_ray.local.copying import copy_chain
 from backlink_ray.local.engine import DEFAULT
@@ -115,6 +114,7 @@ class Stage:
         self._tail_updater = Updater(self._method.linked_parameters(self._module), optimizer, self._method.helper_lr)
         self._replica_updater = Updater(self._replica.named(), optimizer)
         self._batches = self._job.batches(self._device, plan.dtype)
+        self._evaluations = self._job.evaluation_batches(self._device, plan.dtype)
         self._timeline = Timeline(plan.stage_index) if self._job.timeline else NoTimeline()
         self._actions = self._schedule()
         self._method_state, self._replica_method_state = MethodState(), MethodState()
@@ -225,7 +225,7 @@ class Stage:
     def _inputs(self, step: int) -> Tensor:
         batch = self._batch_of(step)
         if self._drawn[0] != batch:  # InfoPro's loss needs the inputs that were forwarded
-            self._drawn = (batch, self._job.engine.arrange(self._batches.inputs(batch)))
+            self._drawn = (batch, self._batches.inputs(batch))
         return self._drawn[1]
 
     def _send_error(self, step: int) -> None:
@@ -283,12 +283,11 @@ class Stage:
 
     def evaluate(self, which: str) -> Evaluation | None:
         """Pass one set through the stages; the last stage returns the result, the others None."""
-        total, job = EvaluationSum(self._loss), self._job
-        batches = evaluation_batches(job.evaluations[which], job.batch_size, self._plan.dtype, self._device)
+        total = EvaluationSum(self._loss)
         with DEFAULT.running(self._device):
-            for index, (x, labels) in enumerate(batches):
+            for index, (x, labels) in enumerate(self._evaluations[which]):
                 self.position = (index, f"evaluate {which}")
-                x = job.engine.arrange(x) if self._plan.is_first else self._previous.receive(Kind.ACTIVATION, index)
+                x = x if self._plan.is_first else self._previous.receive(Kind.ACTIVATION, index)
                 y = forward_for_evaluation([self._module], x)
                 if self._plan.is_last:
                     total.add(y, labels)

@@ -25,11 +25,11 @@ class ThreadGroup(StageGroup):
         self._pool = ThreadPoolExecutor(len(self._stages), thread_name_prefix="stage")
         self._lock = threading.Lock()
 
-    def call(self, name: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+    def call(self, name: str, *arguments: Any) -> list[Any]:
         # Stages may share a part without weights, such as one Dropout: it changes its mode for all of them at once.
         modes = in_mode(False, *(s.module for s in self._stages)) if name == "evaluate" else nullcontext()
         with self._lock, modes:
-            futures = [self._pool.submit(getattr(s, name), *a) for s, a in zip(self._stages, arguments, strict=True)]
+            futures = [self._pool.submit(getattr(stage, name), *arguments) for stage in self._stages]
             self._wait(futures)
             outcomes = [Outcome(f.exception(), position=s.position) for f, s in zip(futures, self._stages, strict=True)]
         raise_first_failure(outcomes)
@@ -59,11 +59,12 @@ class RoundRobinGroup(ThreadGroup):
         super().__init__(stages, mailboxes)
         self._seed, self._turn = seed, 0
 
-    def call(self, name: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+    def call(self, name: str, *arguments: Any) -> list[Any]:
         if name != "run":
-            return super().call(name, arguments)
+            return super().call(name, *arguments)
         reports: list[list[StageReport]] = [[] for _ in self._stages]
-        for _ in range(arguments[0][0]):
+        (num_steps,) = arguments
+        for _ in range(num_steps):
             for k in self._order():
                 reports[k].append(self._stages[k].run(1))
             self._turn += 1

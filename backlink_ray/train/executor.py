@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backlink_ray.data.checks import check_inputs
-from backlink_ray.data.loader import Batches, evaluation_batches
+from backlink_ray.data.loader import Batches, EvaluationBatches
 from backlink_ray.data.tensors import LabelledSet, cast
 from backlink_ray.local.engine import DEFAULT, Engine
 from backlink_ray.local.module import LocalModule
@@ -89,7 +89,16 @@ class Job:
 
     def batches(self, device: torch.device, dtype: torch.dtype) -> Batches:
         """Return the training batches on `device`."""
-        return Batches(self.train, self.batch_size, seed=self.seed, dtype=dtype, device=device)
+        order = self.engine.torch_format
+        return Batches(self.train, self.batch_size, seed=self.seed, dtype=dtype, device=device, memory_format=order)
+
+    def evaluation_batches(self, device: torch.device, dtype: torch.dtype) -> dict[str, EvaluationBatches]:
+        """Return the batches of every further set on `device`, by name."""
+        size, order = self.batch_size, self.engine.torch_format
+        return {
+            name: EvaluationBatches(images, size, dtype=dtype, device=device, memory_format=order)
+            for name, images in self.evaluations.items()
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,9 +172,9 @@ class LocalExecutor(Executor):
     name = "local"
 
     def __init__(self, job: Job) -> None:
-        self._job = job
         self.device = torch.device(job.devices[0])
         self._batches = job.batches(self.device, job.dtype)
+        self._evaluations = job.evaluation_batches(self.device, job.dtype)
         self._give_back = remember(job.modules)
         for module in job.modules:
             module.to(self.device)
@@ -186,10 +195,10 @@ class LocalExecutor(Executor):
         return ChunkReport(table, time.perf_counter() - start, (0.0,) * num, (peak_memory_mib(self.device),) * num)
 
     def evaluate(self, which: str) -> Evaluation:
-        job, total = self._job, EvaluationSum(self._trainer.loss)
+        total = EvaluationSum(self._trainer.loss)
         with DEFAULT.running(self.device):
-            for inputs, labels in evaluation_batches(job.evaluations[which], job.batch_size, job.dtype, self.device):
-                total.add(forward_for_evaluation(self._trainer.modules, job.engine.arrange(inputs)), labels)
+            for inputs, labels in self._evaluations[which]:
+                total.add(forward_for_evaluation(self._trainer.modules, inputs), labels)
         return total.result()
 
     def state(self) -> TrainState:

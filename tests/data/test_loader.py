@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backlink_ray.data.augmentation import Augmentation
-from backlink_ray.data.loader import Batches, evaluation_batches
+from backlink_ray.data.loader import Batches, EvaluationBatches
 from backlink_ray.data.tensors import LabelledSet
 from backlink_ray.errors import ConfigError
 
@@ -56,6 +56,28 @@ def test_each_image_is_one_of_its_own_crops_and_flips(device: str, mode: str, pa
     ]
     assert len({variant[:2] for variant in drawn}) > 10 or pad == 0
     assert {variant[2] for variant in drawn} == ({False, True} if flip else {False})
+
+
+def _one_by_one(augmentation: Augmentation, images: np.ndarray, generator: torch.Generator) -> np.ndarray:
+    """What is drawn, in which order, and the crops and flips of images (B, C, H, W) that follow from it."""
+    pad, (count, _, height, width) = augmentation.pad, images.shape
+    offsets = torch.randint(0, 2 * pad + 1, (2, count), generator=generator).tolist()
+    flips = (torch.rand(count, generator=generator) < (0.5 if augmentation.flip else 0.0)).tolist()
+    padded = np.pad(images, ((0, 0), (0, 0), (pad, pad), (pad, pad)), mode=augmentation.mode)
+    crops = zip(padded, *offsets, flips, strict=True)
+    return np.stack([x[:, i : i + height, j : j + width][:, :, :: -1 if flip else 1] for x, i, j, flip in crops])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("mode", ["reflect", "constant"])
+@pytest.mark.parametrize(("pad", "flip"), [(4, True), (2, False), (0, True), (0, False)])
+def test_the_same_is_drawn_on_every_device_and_in_every_version(device: str, mode: str, pad: int, flip: bool) -> None:
+    augmentation = Augmentation(pad=pad, mode=mode, flip=flip)
+    images = torch.randint(0, 256, (64, 3, 12, 9), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    ours, theirs = (torch.Generator().manual_seed(1) for _ in range(2))
+    for _ in range(2):
+        found = augmentation(images.to(device), ours)
+        assert found.cpu().numpy().tobytes() == _one_by_one(augmentation, images.numpy(), theirs).tobytes()
 
 
 SIDES = st.integers(5, 9)
@@ -156,7 +178,51 @@ def test_batch_that_does_not_fit_is_refused(batch_size: int) -> None:
 @pytest.mark.parametrize("batch_size", [1, 7, 50, 64])
 def test_evaluation_gives_every_image_once_in_file_order(batch_size: int) -> None:
     images = _images(50)
-    pairs = list(evaluation_batches(images, batch_size, torch.float32, "cpu"))
-    assert torch.equal(torch.cat([labels for _, labels in pairs]), images.labels)
+    batches = EvaluationBatches(images, batch_size)
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (MEAN, STD))
-    assert torch.equal(torch.cat([found for found, _ in pairs]), (images.inputs.float() / 255 - mean) / std)
+    for pairs in (list(batches), list(batches)):
+        assert torch.equal(torch.cat([labels for _, labels in pairs]), images.labels)
+        assert torch.equal(torch.cat([found for found, _ in pairs]), (images.inputs.float() / 255 - mean) / std)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_set_is_moved_once_for_all_evaluations(device: str) -> None:
+    batches = EvaluationBatches(_images(8), 3, device=device)
+    found = [[(x.device.type, x.data_ptr(), y.data_ptr()) for x, y in batches] for _ in range(2)]
+    assert {where for where, _, _ in found[0]} == {device}
+    assert [labels for _, _, labels in found[0]] == [labels for _, _, labels in found[1]]
+
+
+FORMATS = [torch.contiguous_format, torch.channels_last]
+KINDS = {
+    "images": _images(8),
+    "one channel": replace(_images(8), inputs=_images(8).inputs[:, :1], mean=(0.5,), std=(0.2,)),
+    "one pixel": replace(_images(8), inputs=_images(8).inputs[:, :, :1, :1], augmentation=None),
+    "plain images": replace(_images(8), mean=(), std=(), augmentation=None),
+    "floats": replace(_images(8), inputs=_images(8).inputs.float(), augmentation=None),
+    "plain floats": replace(_images(8), inputs=_images(8).inputs.float(), mean=(), std=(), augmentation=None),
+    "laid out": replace(_images(8), inputs=_images(8).inputs.double().to(memory_format=FORMATS[1]), augmentation=None),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_inputs_have_the_memory_format_and_the_same_bits(
+    kind: str, memory_format: torch.memory_format, dtype: torch.dtype
+) -> None:
+    images = KINDS[kind]
+    before = images.inputs.clone()
+    train = Batches(images, 4, seed=3, dtype=dtype, memory_format=memory_format).inputs(0)
+    first, second = (x for x, _ in EvaluationBatches(images, 4, dtype=dtype, memory_format=memory_format))
+    strides = torch.empty(train.shape).to(memory_format=memory_format).stride()
+    assert train.stride() == first.stride() == second.stride() == strides
+    assert torch.equal(train, Batches(images, 4, seed=3, dtype=dtype).inputs(0))
+    assert torch.equal(torch.cat([first, second]), images.prepared(dtype))
+    assert torch.equal(images.inputs, before)  # not in place
+
+
+def test_other_inputs_keep_their_layout() -> None:
+    rows = LabelledSet(inputs=torch.randn(8, 5, 7), labels=torch.arange(8), mean=(0.1,), std=(2.0,))
+    found = Batches(rows, 4, seed=0, memory_format=torch.channels_last).inputs(0)
+    assert found.stride() == (35, 7, 1)

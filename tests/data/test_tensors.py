@@ -9,7 +9,7 @@ import torch
 
 import backlink_ray as bl
 from backlink_ray.data.datasets import hold_out
-from backlink_ray.data.loader import Batches, evaluation_batches
+from backlink_ray.data.loader import Batches, EvaluationBatches
 from backlink_ray.data.tensors import LabelledSet, digest
 
 NAN = float("nan")
@@ -115,7 +115,7 @@ def test_floats_are_normalised_per_channel_in_training_and_evaluation(shape: tup
     x = torch.randn(shape, dtype=torch.float64) + 1e9
     mean, std = [1e9 + i for i in range(5)], [1.0 + i for i in range(5)]
     data = bl.Dataset.from_tensors(train=(x, torch.zeros(12)), test=(x, torch.zeros(12)), mean=mean, std=std)
-    ((found, _),) = evaluation_batches(data.test, 12, torch.float32, "cpu")
+    ((found, _),) = EvaluationBatches(data.test, 12)
     ends = (1, 5, *(1,) * (len(shape) - 2))
     wanted = (x - torch.tensor(mean, dtype=torch.float64).view(ends)) / torch.tensor(std, dtype=torch.float64).view(
         ends
@@ -131,7 +131,7 @@ def test_floats_are_normalised_per_channel_in_training_and_evaluation(shape: tup
 def test_a_network_gets_its_own_type(dtype: torch.dtype) -> None:
     images = LabelledSet(inputs=BYTES + 51, labels=Y, mean=(0.1,), std=(2.0,))
     assert Batches(images, 4, seed=0, dtype=dtype).inputs(0).dtype == dtype
-    assert next(evaluation_batches(images, 4, dtype, "cpu"))[0].unique().tolist() == [pytest.approx(0.05, rel=4e-3)]
+    assert next(iter(EvaluationBatches(images, 4, dtype=dtype)))[0].unique().tolist() == [pytest.approx(0.05, rel=4e-3)]
     targets = Batches(LabelledSet(inputs=X, labels=FLOATS[:, None]), 4, seed=0, dtype=dtype).labels(0)
     assert (targets.dtype, targets.shape) == (dtype, (4, 1))
 
@@ -156,7 +156,7 @@ def test_own_augmentation_is_drawn_from_seed_and_step_and_changes_no_evaluation(
     assert not torch.equal(first.inputs(2), other.inputs(2))
     plain = Batches(replace(data.train, augmentation=None), 4, seed=0)
     assert not torch.equal(first.inputs(2), plain.inputs(2))
-    assert torch.equal(next(evaluation_batches(data.test, 6, torch.float32, "cpu"))[0], data.test.inputs)
+    assert torch.equal(next(iter(EvaluationBatches(data.test, 6)))[0], data.test.inputs)
     halved = replace(data.train, augmentation=lambda inputs, _generator: inputs[:2])
     with pytest.raises(bl.ConfigError, match=r"returns torch.float32 \(2, 5\) for torch.float32 \(4, 5\)"):
         Batches(halved, 4, seed=0).inputs(0)
@@ -179,3 +179,11 @@ def test_the_digest_copies_no_data() -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 1_000_000
+
+
+def test_the_first_examples_take_no_others_along_and_all_are_not_copied() -> None:
+    data = bl.Dataset.from_tensors(**table())
+    few = data.first(train_images=5).train
+    assert few.inputs.untyped_storage().nbytes() == few.inputs.nbytes
+    assert torch.equal(few.inputs, data.train.inputs[:5])
+    assert data.first(train_images=12, test_images=6) is data.first() is data

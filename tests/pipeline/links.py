@@ -77,6 +77,23 @@ def takes_empty_tensors(pair: Pair) -> None:
     assert pair[1].receive(Kind.LOCAL_GRADIENT, 0).numel() == 0
 
 
+def keeps_values_type_shape_and_strides(pair: Pair) -> None:
+    """In another layout the same values may be summed up in another order."""
+    x, last = torch.randn(4, 3, 5, 6), {"memory_format": torch.channels_last}
+    dense = [
+        x, x.to(**last), x.bfloat16().to(**last), x.bfloat16(), x[:, :, :1, :1].contiguous(), x[:, :, :1, :1].to(**last),
+        x[:, :1].to(**last), x.transpose(0, 2), x[1:3], torch.empty(0, 3, 5, 6).to(**last), torch.tensor(3.0), x > 0,
+        x.double().mT,
+    ]  # fmt: skip
+    gaps = [x[:, 1:], x[..., ::2], x.to(**last)[..., :-1], x[:1, :, :1, :1].expand(4, 3, 5, 6)]
+    for step, tensor in enumerate([*dense, *gaps]):
+        pair[0].send(Kind.ACTIVATION, step, tensor)
+        found = pair[1].receive(Kind.ACTIVATION, step)
+        assert (found.dtype, found.shape) == (tensor.dtype, tensor.shape)
+        assert torch.equal(found, tensor)
+        assert found.stride() == tensor.stride() or step >= len(dense)
+
+
 def an_activation_may_be_used_again(pair: Pair) -> None:
     """The mailboxes of this test keep one activation; changing the received tensor does not change the kept one."""
     left, right = pair
@@ -91,5 +108,5 @@ RULES: list[Callable[[Pair], None]] = [
     carries_every_kind_bit_for_bit, kinds_do_not_wait_for_each_other, keeps_the_order_of_steps,
     a_sender_waits_for_a_slow_receiver,
     what_is_received_may_be_changed, refuses_the_wrong_step, a_wait_ends, takes_empty_tensors,
-    an_activation_may_be_used_again,
+    keeps_values_type_shape_and_strides, an_activation_may_be_used_again,
 ]  # fmt: skip

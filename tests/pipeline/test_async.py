@@ -70,7 +70,7 @@ def test_a_replayed_activation_comes_with_its_own_labels_images_and_masks() -> N
         expected = training.method.loss(
             module,
             module.chain(activation(used), step_seed),
-            Batch(training.engine.arrange(batches.inputs(used)), batches.labels(used), step_seed),
+            Batch(batches.inputs(used), batches.labels(used), step_seed),
         )
         assert stage.run(1).losses[0] == expected
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import backlink_ray as bl
-from backlink_ray.data.loader import evaluation_batches
+from backlink_ray.data.loader import EvaluationBatches
 from backlink_ray.local.heads import MakeHead
 from backlink_ray.pipeline.threads import RoundRobinExecutor, ThreadsExecutor
 from backlink_ray.train.evaluation import Evaluation, EvaluationSum
@@ -33,7 +33,7 @@ def networks_job(head: str | MakeHead, method: str = "backlink") -> tuple[bl.Net
 
 def answer(network: bl.Network) -> Evaluation:
     total = EvaluationSum()
-    for images, labels in evaluation_batches(sample().test, 16, torch.float32, "cpu"):
+    for images, labels in EvaluationBatches(sample().test, 16):
         total.add(bl.predict(network, images), labels)
     return total.result()
 
@@ -84,7 +84,7 @@ def test_over_ray_what_a_failed_run_learned_is_not_fetched_and_a_state_is_fetche
     with pooled_executor(training) as executor:
         executor.train(1)
         state = executor.state()
-        monkeypatch.setattr(executor, "_all", None)  # the stages are not asked again
+        monkeypatch.setattr(executor.actors, "call", None)  # the stages are not asked again
     assert all(torch.equal(tensor, state.weights[name]) for name, tensor in network.state_dict().items())
 
 
@@ -105,3 +105,18 @@ def test_a_state_that_does_not_fit_is_one_error_of_the_executor(make: Make) -> N
         state.weights["units.2.1.weight"] = torch.ones(1)
         with pytest.raises(bl.ConfigError, match=r"units\.2\.1\.weight has shape \(1,\), here \(6,\)"):
             executor.load(state)
+
+
+def test_over_ray_a_state_is_pickled_once_for_all_stages(
+    pooled_executor: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from backlink_ray.pipeline.actors import ray
+
+    put, shared = ray.put, []
+    with pooled_executor(networks_job("fc")[1]) as executor:
+        executor.train(1)
+        state = executor.state()
+        monkeypatch.setattr(ray, "put", lambda value: shared.append(value) or put(value))
+        executor.load(state)
+        assert shared == [state]
+        assert all(torch.equal(tensor, state.weights[name]) for name, tensor in executor.state().weights.items())
