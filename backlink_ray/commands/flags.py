@@ -13,6 +13,7 @@ import tyro
 from backlink_ray.commands.exit_codes import first_line
 from backlink_ray.errors import ConfigError
 from backlink_ray.pipeline.resources import STAGE, StageResources
+from backlink_ray.tuning.resources import read_runs_per_gpu
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,12 +56,15 @@ class TrialFlags(CommonFlags):
     gpus: float = 0.0
     """GPUs that an autoscaling cluster at --address can grow to; 0: those it has now."""
     stage: Annotated[StageResources, tyro.conf.arg(name="")] = STAGE
+    runs_per_gpu: str = "1"
+    """Trials of executor local that share a GPU, and with it their step times; auto: as many as keep it busy, measured."""
     executor: Literal["auto", "local", "threads", "ray"] = "auto"
     """Where a trial's local modules run; auto: one Ray actor each if the cluster has room for them."""
 
     def check(self) -> None:
         """Raise ConfigError if a number is out of range."""
         not_negative(self, "max_concurrent", "gpus")
+        read_runs_per_gpu(self.runs_per_gpu)
         if self.gpus and not (self.address or os.environ.get("RAY_ADDRESS")):
             raise ConfigError(
                 f"gpus={self.gpus:g} is for an autoscaling cluster; give its --address, or leave out --gpus"

@@ -12,7 +12,7 @@ from backlink_ray.commands.flags import TrialFlags
 from backlink_ray.data.tensors import Dataset
 from backlink_ray.errors import ConfigError
 from backlink_ray.runs.config import RunConfig
-from backlink_ray.tuning.resources import ClusterResources
+from backlink_ray.tuning.resources import ClusterResources, read_runs_per_gpu
 from backlink_ray.tuning.study import Study
 from backlink_ray.tuning.tuner import run_trials
 
@@ -24,7 +24,7 @@ def run_with_flags(
     try:
         return run_trials(
             study, examples, datasets, address=flags.address, gpus=flags.gpus, max_concurrent=flags.max_concurrent,
-            stage=flags.stage,
+            stage=flags.stage, runs_per_gpu=read_runs_per_gpu(flags.runs_per_gpu),
         )  # fmt: skip
     except KeyboardInterrupt as error:
         raise SecondInterruptError from error
@@ -33,7 +33,10 @@ def run_with_flags(
 def local_cluster(flags: TrialFlags) -> ClusterResources:
     """Return this machine as a cluster, for a dry run."""
     gpus, cpus = max(torch.cuda.device_count(), flags.gpus), os.cpu_count() or 1
-    return ClusterResources(num_gpus=gpus, num_cpus=cpus, max_concurrent=flags.max_concurrent, stage=flags.stage)
+    return ClusterResources(
+        num_gpus=gpus, num_cpus=cpus, max_concurrent=flags.max_concurrent, stage=flags.stage,
+        runs_per_gpu=read_runs_per_gpu(flags.runs_per_gpu),
+    )  # fmt: skip
 
 
 def describe(name: str, run: RunConfig, cluster: ClusterResources, published: float | None) -> str:
@@ -44,7 +47,10 @@ def describe(name: str, run: RunConfig, cluster: ClusterResources, published: fl
         return f"{name}  refused: {error}"
     need = {kind: sum(bundle.get(kind, 0.0) for bundle in cluster.bundles(run)) for kind in ("CPU", "GPU")}
     paper = f"  paper {published:.2f} %" if published is not None else ""
-    return f"{name}  executor {cluster.resolve(run).executor}  needs {need['CPU']:g} CPU, {need['GPU']:g} GPU{paper}"
+    per_gpu = cluster.runs_per_gpu or "as many runs as a measurement at the start says"
+    shared = f", shared by {per_gpu}" * (cluster.shares_gpu(run) and per_gpu != 1)
+    executor = cluster.resolve(run).executor
+    return f"{name}  executor {executor}  needs {need['CPU']:g} CPU, {need['GPU']:g} GPU{shared}{paper}"
 
 
 def training_images(run: RunConfig) -> float:

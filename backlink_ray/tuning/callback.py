@@ -98,7 +98,8 @@ class StudyCallback(tune.Callback):
             print(f"trial {config.run_name} was lost: {outcome.reason}", file=sys.stderr, flush=True)
             return  # without a result it runs again when the study is resumed
         self._num_done += 1
-        self._study.results.append(_row(config, outcome))
+        shared = self._cluster.runs_per_gpu if self._cluster.shares_gpu(config) else 1
+        self._study.results.append(_row(config, outcome) | ({"runs_per_gpu": shared} if shared > 1 else {}))
         if outcome.status == "FAILED":
             print(f"trial {config.run_name} failed: {outcome.reason}", file=sys.stderr, flush=True)
 

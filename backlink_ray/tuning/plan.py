@@ -50,6 +50,11 @@ class Plan:
         """Return the runs of a list, or the first runs of a search and one run for each K."""
         return (*self.runs, *self.first, *(self.space.at_each_k(self.base) if self.space else ()))
 
+    @property
+    def largest(self) -> tuple[RunConfig, ...]:
+        """Return runs of a search, among them the one that needs the most memory, unless an option of its own decides that."""
+        return (*self.first, *(self.space.largest_at_each_k(self.base, self._units) if self.space else ()))
+
     def suggest(self, trial: Any) -> dict[str, Any]:
         """Choose a trial of a search, see `Space.suggest`."""
         assert self.space is not None

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from backlink_ray.data.datasets import data_root as find_data_root
 from backlink_ray.data.tensors import Dataset
@@ -23,6 +23,7 @@ from backlink_ray.tracking.run import ExperimentInfo
 from backlink_ray.tracking.tracker import open_tracker
 from backlink_ray.tuning.folder import open_study_folder
 from backlink_ray.tuning.plan import Plan
+from backlink_ray.tuning.resources import read_runs_per_gpu
 from backlink_ray.tuning.space import Space
 from backlink_ray.tuning.study import Study
 from backlink_ray.tuning.tuner import run_trials
@@ -85,6 +86,7 @@ def tune(
     address: str = "",
     data_root: str = "",
     stage: StageResources = STAGE,
+    runs_per_gpu: int | Literal["auto"] = 1,
 ) -> SearchResult:
     """Search a space by Optuna's TPE, one Ray Tune trial per run; print one line per epoch, and track all runs in MLflow.
 
@@ -106,11 +108,13 @@ def tune(
         address: of a Ray cluster; default $RAY_ADDRESS, else a private one on this machine.
         data_root: folder of the data sets; default $BACKLINK_RAY_DATA, else ~/.cache/backlink_ray.
         stage: what a stage reserves.
+        runs_per_gpu: trials of executor local that share a GPU; "auto": as many as keep it busy and fit, measured on it.
 
     Raises:
         ConfigError: the space does not fit the base, the base not the data or the cluster, or the folder holds another study.
         StudyError: an interruption left trials; the same call continues.
     """
+    sharing = read_runs_per_gpu(runs_per_gpu)
     if any(each.startswith("val_") for each in (metric, *objectives)) and not base.validation_fraction:
         raise ConfigError(
             f"metric={metric!r} is measured on held-out data; give the base a validation_fraction, for example 0.1"
@@ -122,7 +126,7 @@ def tune(
     plan, datasets = prepare(plan, find_data_root(data_root))
     _check_metrics((metric, *objectives), all(data.train.has_classes for data in datasets.values()))
     storage = Path(storage).expanduser().absolute()
-    size = {"address": address, "max_concurrent": max_concurrent, "stage": stage}
+    size = {"address": address, "max_concurrent": max_concurrent, "stage": stage, "runs_per_gpu": sharing}
     left = _carry_out(plan, name, datasets, storage, tracking_uri, size)
     folder = storage / slug(name)
     if left:

@@ -84,11 +84,20 @@ class Space:
         found: dict[str, Any] = {}
         for name, among in self.searched.items():
             if name == "propagation_length":
-                k = found.get("num_modules", base.num_modules)
-                sizes = module_sizes(num_units, k, base.remainder, base.network, base.sizes)
-                among = IntDistribution(1, min(self.longest, longest_propagation(sizes)))
+                among = IntDistribution(1, self._longest(base, num_units, found.get("num_modules", base.num_modules)))
             found[name] = _suggest(trial, name, among)
         return found
+
+    def _longest(self, base: RunConfig, num_units: int, k: int) -> int:
+        sizes = module_sizes(num_units, k, base.remainder, base.network, base.sizes)
+        return min(self.longest, longest_propagation(sizes))
+
+    def largest_at_each_k(self, base: RunConfig, num_units: int) -> list[RunConfig]:
+        """Return one run for each K, with the longest tail and the largest batch."""
+        largest = {name: max(_ends(among)) for name, among in self.parameters.items() if name == "batch_size"}
+        runs = self.at_each_k(base.replace(**largest))
+        lengths = [self._longest(base, num_units, run.num_modules) or run.propagation_length for run in runs]
+        return [run.replace(propagation_length=length) for run, length in zip(runs, lengths, strict=True)]
 
     def at_each_k(self, base: RunConfig) -> list[RunConfig]:
         """Return one run for each K."""

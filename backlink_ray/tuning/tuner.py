@@ -22,6 +22,7 @@ from backlink_ray.runs.tracked import end_open_runs, track_all
 from backlink_ray.tuning.callback import StudyCallback
 from backlink_ray.tuning.resources import ClusterResources
 from backlink_ray.tuning.searcher import open_searcher
+from backlink_ray.tuning.sharing import with_sharing
 from backlink_ray.tuning.study import Study
 from backlink_ray.tuning.trial import trial, trial_resources
 
@@ -31,11 +32,12 @@ logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 # Tune's loggers would store every epoch three times more, and nobody reads that.
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+_TIMES = {"epoch_s", "step_ms", "link_ms"}
 
 
 def run_trials(
     study: Study, examples: Iterable[RunConfig], datasets: Mapping[str, Dataset], *, address: str = "", gpus: float = 0.0,
-    max_concurrent: int = 0, stage: StageResources = STAGE,
+    max_concurrent: int = 0, stage: StageResources = STAGE, runs_per_gpu: int = 1,
 ) -> int:  # fmt: skip
     """Run the trials that are left of a study's plan, at least one; return how many an interruption left.
 
@@ -47,19 +49,24 @@ def run_trials(
         gpus: to which an autoscaling cluster can grow; 0: those it has now.
         max_concurrent: trials at once; 0: as many as the GPUs allow, one without a GPU.
         stage: what a stage reserves.
+        runs_per_gpu: of executor local; MEASURED: as many as keep a GPU busy and fit.
 
     Raises:
-        ConfigError: the cluster can never hold a run, or cannot import what a run names, or the study has results on other data.
+        ConfigError: the cluster can never hold a run, or cannot import what a run names, or the study has results on other data,
+            or minimises a time, which runs that share a GPU falsify.
         KeyboardInterrupt: Ctrl-C was pressed a second time; Tune handles the first itself, by ending its trials in order.
     """
     examples = list(examples)
     _check_data(study, datasets)
+    if runs_per_gpu != 1 and (times := _TIMES & {study.plan.metric, *study.plan.objectives}):
+        raise ConfigError(f"{min(times)} cannot be minimised on a shared GPU; allowed: runs_per_gpu=1, the default")
     start_once(address, {name: path for run in examples for name, path in run.import_paths.items()})
     found = ray.cluster_resources()
     num_gpus = max(found.get("GPU", 0.0), gpus)
     cluster = ClusterResources(
-        num_gpus=num_gpus, num_cpus=found.get("CPU", 0.0), max_concurrent=max_concurrent, stage=stage
-    )
+        num_gpus=num_gpus, num_cpus=found.get("CPU", 0.0), max_concurrent=max_concurrent, stage=stage,
+        runs_per_gpu=runs_per_gpu,
+    )  # fmt: skip
     for run in examples:
         cluster.check(run)
     run_study(study, datasets, cluster)
@@ -80,6 +87,7 @@ def run_study(study: Study, datasets: Mapping[str, Dataset], cluster: ClusterRes
     """Run the trials that are left, at least one; `datasets` holds their data by `data_key`."""
     end_open_runs(study.folder / "runs", "the process that ran the study died")
     references = {key: ray.put(dataset) for key, dataset in datasets.items()}
+    cluster = with_sharing(cluster, (*study.runs_left(), *study.plan.largest), references)
     runs = (study.plan.base, *study.plan.examples)
     files = {(name, path): digest(path, name) for run in runs for name, path in run.import_paths.items()}
     trainable = tune.with_parameters(

@@ -190,6 +190,21 @@ def test_dry_run_says_what_would_run(capsys: pytest.CaptureFixture[str]) -> None
     assert re.fullmatch(r"estimated: [\d.]+ device-hours of training, at the images/s .*: resnet\d+ \d+", lines[-1])
 
 
+def test_a_dry_run_says_how_many_runs_share_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    flags = ("--dry-run", "--preset", "smoke", "--executor", "local", "--runs-per-gpu")
+    assert run_recipe("tune_resnet32", *flags, "4") == 0
+    assert "executor local  needs 1 CPU, 0.25 GPU, shared by 4" in capsys.readouterr().out
+    assert run_recipe("tune_resnet32", *flags, "auto") == 0
+    line = "executor local  needs 1 CPU, 1 GPU, shared by as many runs as a measurement at the start says"
+    assert line in capsys.readouterr().out
+    monkeypatch.undo()
+    assert run_recipe("tune_resnet32", *flags, "4") == 0
+    assert "executor local  needs 1 CPU, 0 GPU" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("prepare", "flags", "message"),
     [
@@ -206,6 +221,9 @@ def test_dry_run_says_what_would_run(capsys: pytest.CaptureFixture[str]) -> None
         ("nothing", ("--num-samples", "-1"), "num_samples=-1 is out of range; allowed 0"),
         ("nothing", ("--gpus", "4"), "gpus=4 is for an autoscaling cluster"),
         ("nothing", ("--gpus-per-stage", "-1"), "gpus_per_stage=-1.0 is out of range"),
+        ("nothing", ("--runs-per-gpu", "0"), "runs_per_gpu=0 is out of range; allowed: 1 or more, or auto"),
+        ("nothing", ("--runs-per-gpu", "-1"), "runs_per_gpu=-1 is out of range"),
+        ("nothing", ("--runs-per-gpu", "many"), "runs_per_gpu=many is out of range"),
         ("nothing", ("--preset", "cpu", "--asha"), "preset 'cpu' is a list of runs"),
         ("nothing", ("--tracking-uri", "/some/folder"), "MLflow 3 no longer accepts"),
     ],

@@ -131,3 +131,12 @@ def network(num_classes, **_):
 def data(**_):
     return bl.Dataset.from_tensors((torch.ones(9, 3), torch.ones(9)), (torch.ones(9, 3), torch.ones(9)))
 """
+
+
+def test_the_largest_runs_have_the_longest_tail_and_the_largest_batch_at_each_k() -> None:
+    batches = {"batch_size": IntDistribution(16, 256, log=True)}
+    space = bl.Space(num_modules=(2, 8), longest=4, lr=(0.1, 1.0), parameters=batches)
+    sizes = [(run.num_modules, run.propagation_length, run.batch_size) for run in Plan(base=BASE, space=space).largest]
+    assert sizes == [(2, 4, 256), (8, 2, 256)]  # resnet32 at K = 8 has modules of two units
+    assert Plan(base=BASE, space=bl.Space(lr=(0.1, 1.0))).largest == (BASE,)
+    assert Plan(base=BASE, runs=(BASE,)).largest == ()

@@ -14,7 +14,8 @@ from backlink_ray.tracking.tracker import NoTracker
 from backlink_ray.tuning.callback import run_params
 from backlink_ray.tuning.folder import MANIFEST, open_study_folder
 from backlink_ray.tuning.plan import Plan
-from backlink_ray.tuning.resources import ClusterResources
+from backlink_ray.tuning.resources import MEASURED, ClusterResources, read_runs_per_gpu
+from backlink_ray.tuning.sharing import with_sharing
 from backlink_ray.tuning.space import Space
 from backlink_ray.tuning.study import Study
 from backlink_ray.tuning.trial import trial
@@ -126,3 +127,52 @@ def test_a_trial_that_can_never_be_placed_is_refused_before_anything_starts() ->
         ClusterResources(num_gpus=3, num_cpus=8, stage=StageResources(gpus_per_stage=0.75)).check(config)
     ClusterResources(num_gpus=2, num_cpus=8, stage=StageResources(gpus_per_stage=0.5)).check(config)
     assert ClusterResources(num_gpus=3, num_cpus=8).resolve(config.replace(executor="auto")).executor == "local"
+
+
+SHARED = RunConfig(num_modules=2, propagation_length=1, executor="local")
+
+
+@pytest.mark.parametrize(
+    ("executor", "gpus", "gpus_per_stage", "runs_per_gpu", "bundles"),
+    [
+        ("local", 1, 1, 4, [{"CPU": 1, "GPU": 0.25}]),
+        ("auto", 1, 1, 4, [{"CPU": 1, "GPU": 0.25}]),  # one GPU is too few for two stages
+        ("local", 1, 1, 1, [{"CPU": 1, "GPU": 1}]),
+        ("local", 1, 1, MEASURED, [{"CPU": 1, "GPU": 1}]),
+        ("local", 0, 1, 4, [{"CPU": 1}]),
+        ("local", 1, 0, 4, [{"CPU": 1}]),
+        ("threads", 1, 1, 4, [{"CPU": 1, "GPU": 1}]),
+        ("ray", 2, 1, 4, [{"CPU": 0.1}, {"CPU": 0.2, "GPU": 1}, {"CPU": 0.2, "GPU": 1}]),
+    ],
+)
+def test_trials_of_executor_local_reserve_a_part_of_a_gpu(
+    executor: str, gpus: int, gpus_per_stage: float, runs_per_gpu: int, bundles: list[dict[str, float]]
+) -> None:
+    stage = StageResources(gpus_per_stage=gpus_per_stage)
+    cluster = ClusterResources(num_gpus=gpus, num_cpus=8, stage=stage, runs_per_gpu=runs_per_gpu)
+    assert cluster.bundles(SHARED.replace(executor=executor)) == bundles
+
+
+@pytest.mark.parametrize(("num_gpus", "executor"), [(0, "local"), (1, "threads")])
+def test_where_no_gpu_can_be_shared_a_line_says_so(
+    num_gpus: int, executor: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [SHARED.replace(executor=executor)]
+    cluster = ClusterResources(num_gpus=num_gpus, num_cpus=2, runs_per_gpu=MEASURED)
+    assert with_sharing(cluster, runs, {}).runs_per_gpu == 1
+    assert capsys.readouterr().err == "runs per GPU: 1; no run here has executor local and a GPU\n"
+    assert with_sharing(ClusterResources(num_gpus=num_gpus, num_cpus=2), runs, {}).runs_per_gpu == 1
+    assert capsys.readouterr().err == ""
+
+
+def test_a_time_that_other_runs_change_is_not_minimised(tmp_path: Path) -> None:
+    plan = Plan(base=PLAN.base, space=Space(alphas=(0.5,)), objectives=("val_error_pct", "step_ms"))
+    with pytest.raises(ConfigError, match="step_ms cannot be minimised on a shared GPU; allowed: runs_per_gpu=1"):
+        run_trials(Study("study", plan, tmp_path, NoTracker()), [], {}, runs_per_gpu=2)
+
+
+def test_runs_per_gpu_is_a_number_or_auto() -> None:
+    assert [read_runs_per_gpu(given) for given in (1, "4", "auto")] == [1, 4, MEASURED]
+    for wrong in (0, -1, 2.5, "many", "", True):
+        with pytest.raises(ConfigError, match=f"^runs_per_gpu={wrong} is out of range; allowed: 1 or more, or auto$"):
+            read_runs_per_gpu(wrong)  # type: ignore[arg-type]
