@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from backlink_ray.errors import ConfigError
+from backlink_ray.measure.compiling import watch_compiling
 from backlink_ray.options import check_options, choice, flag
 
 
@@ -104,6 +105,7 @@ DEFAULT = Engine()
 
 def compiled(unit: nn.Module) -> Callable[[Tensor], Tensor]:
     """Return a unit that torch.compile compiles when it is first called; unit and weights are the same, so are their names."""
+    watch_compiling()
     # Units of one class share their code, which is compiled for each shape, and for graphs with and without input gradient.
     torch._dynamo.config.recompile_limit = max(256, torch._dynamo.config.recompile_limit)
     torch._functorch.config.donated_buffer = False  # else a graph cannot be retained for the next module's error

@@ -110,12 +110,14 @@ class PipelineExecutor(Executor):
         self._step += num_steps
         losses = torch.stack([r.losses for r in reports])
         check_losses(losses, first)
+        compile_s = max(r.compile_s for r in reports)
         return ChunkReport(
             losses,
-            time.perf_counter() - start,
+            time.perf_counter() - start - compile_s,
             tuple(r.link_s for r in reports),
             tuple(r.peak_memory_mib for r in reports),
             tuple(span for r in reports for span in r.spans),
+            compile_s,
         )
 
     def evaluate(self, which: str) -> Evaluation:

@@ -18,6 +18,7 @@ from backlink_ray.local.module import Chain, LocalModule, StepSeed
 from backlink_ray.local.parameters import check_parameters
 from backlink_ray.local.predict import forward_for_evaluation
 from backlink_ray.local.weights import copy_weights, state_of
+from backlink_ray.measure.compiling import compile_seconds
 from backlink_ray.measure.metrics import peak_memory_mib, reset_peak_memory
 from backlink_ray.measure.timeline import NoTimeline, Span, Timeline
 from backlink_ray.methods.base import Batch
@@ -33,12 +34,13 @@ from backlink_ray.train.state import PARTS, TrainState
 
 @dataclass(frozen=True, slots=True)
 class StageReport:
-    """Result of one stage's run of steps: local losses (steps,), seconds spent in links, peak memory, spans if recorded."""
+    """One stage's run of steps: local losses (steps,), seconds in links, peak memory, spans if recorded, seconds compiling."""
 
     losses: Tensor
     link_s: float
     peak_memory_mib: float
     spans: tuple[Span, ...]
+    compile_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +155,7 @@ class Stage:
     def run(self, num_steps: int) -> StageReport:
         """Train on the next `num_steps` batches, and return with no message and no action pending."""
         torch.set_num_threads(self._job.torch_threads)
-        self._losses, self._link_s = [], 0.0
+        self._losses, self._link_s, compiled = [], 0.0, compile_seconds()
         # Dropout draws from the generator of the thread's current device.
         device = torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext()
         with device, self._job.engine.running(self._device):
@@ -165,7 +167,7 @@ class Stage:
         self.position = (self._step, "ready")
         spans, self._timeline.spans = tuple(self._timeline.spans), []
         losses = torch.stack(self._losses).double().cpu()
-        return StageReport(losses, self._link_s, peak_memory_mib(self._device), spans)
+        return StageReport(losses, self._link_s, peak_memory_mib(self._device), spans, compile_seconds() - compiled)
 
     # The actions, in the order of the schedule. Each drops what is not needed again, which would otherwise stay in memory
     # during the next step.
@@ -335,4 +337,5 @@ def merge_reports(parts: Sequence[StageReport]) -> StageReport:
         sum(part.link_s for part in parts),
         max(part.peak_memory_mib for part in parts),
         tuple(span for part in parts for span in part.spans),
+        sum(part.compile_s for part in parts),
     )

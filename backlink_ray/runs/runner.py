@@ -113,6 +113,8 @@ def _metrics(config: RunConfig, epoch: int, report: ChunkReport, executor: Execu
     # Once per run: for CIFAR-100, 200 such lists would be most of the result.
     if test.class_images and epoch == config.epochs:
         found["class_error_pct"] = test.class_error_pct
+    if report.compile_s:
+        found["compile_s"] = report.compile_s
     if config.validation_fraction:
         val = executor.evaluate("val")
         found |= {"val_error_pct": val.error_pct, "val_loss": val.loss}
@@ -123,6 +125,7 @@ def _result(
     config: RunConfig, digest: str, curve: list[dict[str, Any]], executor: Executor, job: Job
 ) -> dict[str, Any]:
     last = {k: v for k, v in curve[-1].items() if k not in ("epoch", "time_ms", "local_loss")}
+    compiled = {"compile_s": sum(m.get("compile_s", 0.0) for m in curve)} if config.compile != "none" else {}
     rates = sorted(m["images_per_s"] for m in curve)
     of_classes = {}
     if job.train.has_classes:
@@ -133,6 +136,7 @@ def _result(
         "status": "FINISHED",
         "run_id": config.run_id,
         **last,
+        **compiled,
         "images_per_s": rates[len(rates) // 2],
         **of_classes,
         "weights_sha256": weights_sha256(executor.state()),

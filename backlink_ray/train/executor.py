@@ -17,6 +17,7 @@ from backlink_ray.data.tensors import LabelledSet, cast
 from backlink_ray.local.engine import DEFAULT, Engine
 from backlink_ray.local.module import LocalModule
 from backlink_ray.local.predict import forward_for_evaluation
+from backlink_ray.measure.compiling import compile_seconds
 from backlink_ray.measure.metrics import peak_memory_mib, reset_peak_memory
 from backlink_ray.measure.timeline import Span
 from backlink_ray.methods.base import Loss, Method
@@ -107,10 +108,11 @@ class ChunkReport:
 
     Attributes:
         losses: (K, steps) float64, local losses before each update.
-        seconds: wall time of the chunk.
+        seconds: wall time of the chunk, without compile_s.
         link_s: per stage, seconds spent waiting for and sending messages.
         peak_memory_mib: per stage, device memory on CUDA, resident memory of its process on a CPU.
         spans: which stage did what when, if recorded.
+        compile_s: seconds in which torch.compile compiled, of the stage that compiled longest.
     """
 
     losses: Tensor
@@ -118,6 +120,7 @@ class ChunkReport:
     link_s: tuple[float, ...]
     peak_memory_mib: tuple[float, ...]
     spans: tuple[Span, ...] = ()
+    compile_s: float = 0.0
 
 
 class Executor(ABC):
@@ -186,13 +189,14 @@ class LocalExecutor(Executor):
         torch.set_num_threads(job.torch_threads)
 
     def train(self, num_steps: int) -> ChunkReport:
-        start, first = time.perf_counter(), self._trainer.step_index
+        start, compiled, first = time.perf_counter(), compile_seconds(), self._trainer.step_index
         steps = range(first, first + num_steps)
         losses = [self._trainer.step(self._batches.inputs(t), self._batches.labels(t)) for t in steps]
         table = torch.stack(losses, dim=1).double().cpu()
         check_losses(table, first)
-        num = len(self._trainer.modules)
-        return ChunkReport(table, time.perf_counter() - start, (0.0,) * num, (peak_memory_mib(self.device),) * num)
+        num, compile_s = len(self._trainer.modules), compile_seconds() - compiled
+        seconds, memory = time.perf_counter() - start - compile_s, peak_memory_mib(self.device)
+        return ChunkReport(table, seconds, (0.0,) * num, (memory,) * num, compile_s=compile_s)
 
     def evaluate(self, which: str) -> Evaluation:
         total = EvaluationSum(self._trainer.loss)
