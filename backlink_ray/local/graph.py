@@ -12,6 +12,9 @@ from backlink_ray.local.copying import copy_chain
 from backlink_ray.local.module import Chain, StepSeed
 from backlink_ray.seeds import turn
 
+# In the place of an error that nobody wants.
+NOTHING = torch.empty(0)
+
 
 class Graph:
     """The forward of a chain, or of a helper, on x, with its autograd graph.
@@ -87,7 +90,7 @@ class Graph:
         gradients = self._differentiate(output, [*parameters, *inputs], error.to(output.dtype), retain)
         for parameter, copied in zip(_parameters(self._trained), parameters, strict=True) if self._weights else ():
             parameter.idle = copied.idle  # type: ignore[attr-defined]
-        return gradients[: len(parameters)], gradients[-1] if inputs else error.new_empty(0)
+        return gradients[: len(parameters)], gradients[-1] if inputs else NOTHING
 
     def _differentiate(self, output: Tensor, inputs: Sequence[Tensor], error: Tensor, retain: bool) -> list[Tensor]:
         buffers = list(self._module.buffers())

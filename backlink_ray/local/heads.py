@@ -6,7 +6,7 @@ from collections.abc import Callable
 from torch import nn
 
 from backlink_ray.errors import ConfigError
-from backlink_ray.nets.build import PooledLinear, initialise
+from backlink_ray.nets.build import PixelMean, PooledLinear, initialise
 from backlink_ray.nets.network import Network, dtype_and_device
 from backlink_ray.nets.resnet import conv3x3
 from backlink_ray.nets.vit import TokenMean
@@ -60,7 +60,7 @@ def conv_head(shape: tuple[int, ...], last: tuple[int, ...], num_classes: int) -
         conv3x3(shape[0], width, stride),
         nn.BatchNorm2d(width),
         nn.ReLU(inplace=True),
-        nn.AdaptiveAvgPool2d(1),
+        PixelMean(),
         nn.Flatten(),
         nn.Linear(width, 128),
         nn.ReLU(inplace=True),

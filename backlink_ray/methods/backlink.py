@@ -124,11 +124,11 @@ class BackLink(BackLinkOptions, Method):
         """Return alpha^e local + (1 - alpha)^e link for each parameter; local, unscaled, before the first link gradient."""
         if not link:
             return list(local)
+        if self.alpha_mode == "once":
+            return list(torch._foreach_lerp(list(link), list(local), self.alpha))
         depths = [len(tail) - i for i, unit in enumerate(tail.units) for _ in unit.parameters()]
-        mixed = torch._foreach_mul(list(local), [self.alpha ** self._exponent(d) for d in depths])
-        torch._foreach_add_(
-            mixed, torch._foreach_mul(list(link), [(1 - self.alpha) ** self._exponent(d) for d in depths])
-        )
+        mixed = torch._foreach_mul(list(link), [(1 - self.alpha) ** d for d in depths])
+        torch._foreach_add_(mixed, torch._foreach_mul(list(local), [self.alpha**d for d in depths]))
         return list(mixed)
 
     def _exponent(self, depth: int) -> int:

@@ -15,7 +15,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from backlink_ray.local.graph import Graph
+from backlink_ray.local.graph import NOTHING, Graph
 from backlink_ray.local.module import LocalModule, StepSeed
 from backlink_ray.methods.base import Batch, LocalResult, Method, Named
 from backlink_ray.methods.state import MethodState
@@ -46,7 +46,7 @@ class DDG(Method):
         if module.is_last:
             return super().local_backward(module, body, tail, batch, state)
         state.stash.append(body)
-        no_loss, nothing = tail.output.new_zeros(()), tail.output.new_empty(0)
+        no_loss, nothing = tail.output.new_zeros(()), NOTHING
         if not state.error.numel():
             return LocalResult(no_loss, None, [], nothing, tail)
         delayed, state.error = state.error, nothing

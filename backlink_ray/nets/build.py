@@ -1,7 +1,7 @@
 """Networks by name: built in, with weights that depend only on the seed and a unit's index, or by an import path."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from backlink_ray.errors import ConfigError
 from backlink_ray.importing import call, is_path
@@ -60,11 +60,19 @@ def _parts(name: str, num_classes: int, image_size: int) -> tuple[list[nn.Module
     return resnet_units(name), PooledLinear(WIDTHS[-1], num_classes)
 
 
+class PixelMean(nn.Module):
+    """Mean over height and width: (N, C, H, W) to (N, C)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(dim=(2, 3))
+
+
 class PooledLinear(nn.Sequential):
     """Global average pool and one linear map: (N, C, H, W) to logits (N, classes)."""
 
     def __init__(self, width: int, num_classes: int) -> None:
-        super().__init__(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, num_classes))
+        # Flatten does nothing here, but has its place in the names of weights.
+        super().__init__(PixelMean(), nn.Flatten(), nn.Linear(width, num_classes))
 
 
 def initialise(module: nn.Module, seed: int, purpose: str, index: int) -> None:

@@ -193,6 +193,11 @@ def _laid_out(tensor: Tensor, parameter: Tensor) -> Tensor:
     """Return a tensor of a parameter's shape with its strides: fused optimizers take values in the order of memory."""
     if tensor.stride() == parameter.stride() or tensor.shape != parameter.shape:
         return tensor
+    strides = zip(tensor.stride(), parameter.stride(), tensor.shape, strict=True)
+    if all(
+        ours == theirs for ours, theirs, size in strides if size > 1
+    ):  # the stride of a single element means nothing
+        return tensor
     return torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
 
 

@@ -12,6 +12,7 @@ from backlink_ray.data.checks import check_inputs
 from backlink_ray.data.tensors import cast
 from backlink_ray.errors import ConfigError, NonFiniteLossError
 from backlink_ray.local.engine import DEFAULT, Engine
+from backlink_ray.local.graph import NOTHING
 from backlink_ray.local.modes import TrainingModes
 from backlink_ray.local.module import LocalModule, StepSeed
 from backlink_ray.local.parameters import check_parameters
@@ -138,7 +139,7 @@ def one_pass(learners: Sequence[Learner], method: Method, batch: Batch) -> tuple
         if before is not None:
             found.update(_apply_link(method, *before, result.error))
         # Drop the error now: it would hold one more activation during the next module's forward.
-        result = replace(result, error=result.error.new_empty(0))
+        result = replace(result, error=NOTHING)
         before = (learner, result) if method.has_link(learner.module) else None
         losses.append(result.loss)
     return found, torch.stack(losses)

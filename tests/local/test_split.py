@@ -124,9 +124,7 @@ def test_networks_and_modules_introduce_themselves() -> None:
     network = bl.build_network("resnet8")
     assert repr(network) == "Network(resnet8: 4 units, 78,042 parameters, inputs (3, 32, 32), 10 classes)"
     first, last = bl.split(network, 2)
-    assert repr(first) == (
-        "LocalModule(0 of 2, units 0..1: 5,136 parameters, head AdaptiveAvgPool2d-Flatten-Linear: 170)"
-    )
+    assert repr(first) == "LocalModule(0 of 2, units 0..1: 5,136 parameters, head PixelMean-Flatten-Linear: 170)"
     assert repr(bl.InfoPro().prepare([first, last])[0]).endswith(", helper Decoder: 2,079)")
 
 

@@ -167,7 +167,7 @@ class Watched(bl.BackLink):
     alive: list[str] = field(default_factory=list)
 
     def loss(self, module: LocalModule, features: Tensor, batch: Batch) -> Tensor:
-        self.alive.extend("error" for error in self.errors if error() is not None)
+        self.alive.extend("error" for error in self.errors if (alive := error()) is not None and alive.numel())
         self.alive.extend("gradient" for g in self.gradients.get(module.module_index, []) if g() is not None)
         return super().loss(module, features, batch)
 
