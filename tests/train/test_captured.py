@@ -1,0 +1,98 @@
+"""A captured step: equal to the eager one where there is a GPU, refused with a reason where it cannot be."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import backlink_ray as bl
+from backlink_ray.local.engine import Engine
+from backlink_ray.methods.base import Method
+from backlink_ray.pipeline.threads import ThreadsExecutor
+from backlink_ray.train.captured import WARM_UP, check_capture, draw
+from backlink_ray.train.optim import Sgd, Updater
+from tests.examples import batch, job, tiny_network
+
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+CAPTURED = Engine(graph=True)
+
+
+def updaters(optimizer: object = None, capturable: bool = False) -> list[Updater]:
+    network = tiny_network(2)
+    if optimizer is None:
+        return [Updater(network.named_parameters(), Sgd())]
+    return [Updater(network.named_parameters(), lambda p: torch.optim.Adam(p, capturable=capturable))]
+
+
+@pytest.mark.parametrize(
+    ("method", "dropout", "reason"),
+    [
+        (bl.BackLink(propagation_length=1, mode="stale"), 0.0, "carries gradients from one step to the next"),
+        (bl.DDG(), 0.0, "carries gradients from one step to the next"),
+        (bl.BackLink(propagation_length=1, tail_memory="recompute"), 0.1, "tail_memory retain"),
+    ],
+)
+def test_steps_that_cannot_be_captured_are_refused_with_the_reason(method: Method, dropout: float, reason: str) -> None:
+    modules = bl.split(tiny_network(4, dropout=dropout), 2)
+    with pytest.raises(bl.ConfigError, match=reason):
+        check_capture(method, modules, updaters())
+
+
+def test_an_optimizer_that_computes_on_the_processor_is_refused() -> None:
+    modules = bl.split(tiny_network(4, dropout=0.1), 2)
+    assert draw(modules)
+    check_capture(bl.BackLink(propagation_length=1), modules, updaters())
+    with pytest.raises(bl.ConfigError, match="capturable=True"):
+        check_capture(bl.GLL(), modules, updaters("adam"))
+
+
+def test_executors_of_several_processes_and_a_cpu_refuse() -> None:
+    with pytest.raises(bl.ConfigError, match="executor local"):
+        ThreadsExecutor(job(bl.GLL(), 2, engine=CAPTURED))
+    with pytest.raises(bl.ConfigError, match="graph=True captures the work of a GPU"):
+        bl.LocalExecutor(job(bl.GLL(), 2, engine=CAPTURED))
+
+
+@GPU
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+@pytest.mark.parametrize("method", [bl.BP(), bl.GLL(), bl.BackLink(propagation_length=1), bl.InfoPro()], ids=repr)
+def test_a_captured_step_has_the_bits_of_the_eager_one(method: Method, precision: str) -> None:
+    def losses(graph: bool) -> Tensor:
+        network = tiny_network(6).cuda()
+        modules = bl.split(network, 3)
+        trainer = bl.Trainer(
+            modules, method, lr=lambda t: 0.05 / (1 + t), engine=Engine(graph=graph, precision=precision)
+        )
+        found = [trainer.step(*(x.cuda().float() if x.is_floating_point() else x.cuda() for x in batch(seed=s)))
+                 for s in range(WARM_UP + 4)]  # fmt: skip
+        return torch.stack(found).cpu()
+
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        assert torch.equal(losses(True), losses(False))
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@GPU
+def test_dropout_draws_anew_at_every_replay_and_the_same_at_every_run() -> None:
+    def losses() -> Tensor:
+        modules = bl.split(tiny_network(4, dropout=0.5).cuda(), 2)
+        trainer = bl.Trainer(modules, bl.GLL(), lr=0.0, engine=CAPTURED)
+        x, y = (t.cuda() for t in batch())
+        return torch.stack([trainer.step(x.float(), y) for _ in range(WARM_UP + 4)]).cpu()
+
+    first, second = losses(), losses()
+    assert torch.equal(first, second)
+    assert len({tuple(row) for row in first.tolist()}) == len(first)
+
+
+@GPU
+def test_a_unit_that_draws_on_the_processor_is_refused() -> None:
+    class Coin(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * float(torch.rand(()) < 0.5)
+
+    network = bl.Network([nn.Linear(4, 4), Coin()], nn.Linear(4, 3), torch.zeros(1, 4)).cuda()
+    trainer = bl.Trainer(bl.split(network, 1), bl.BP(), engine=CAPTURED)
+    with pytest.raises(bl.ConfigError, match="draws random numbers on the processor"):
+        trainer.step(torch.randn(4, 4).cuda(), torch.arange(4).cuda() % 3)
