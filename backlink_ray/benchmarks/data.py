@@ -2,14 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import count
+from itertools import count, islice
 
 from backlink_ray.benchmarks.jobs import job_for, random_images
 from backlink_ray.benchmarks.loops import Given
 from backlink_ray.benchmarks.rounds import Run, interleaved, ratio, spread
 from backlink_ray.benchmarks.step import Kind
 from backlink_ray.data.augmentation import Augmentation
-from backlink_ray.data.loader import evaluation_batches
 from backlink_ray.local.engine import Engine
 from backlink_ray.runs.results import Row
 
@@ -44,14 +43,14 @@ def _batches(bp: Kind, given: Given, steps: int) -> dict[tuple[str, Engine], Run
     images = replace(random_images(len(given.labels) * max(10, steps)), augmentation=_AUGMENTATION)
     job = job_for(bp.config(given), images, str(given.device))
     batches, step = job.batches(given.device, job.dtype), count()
+    whole = job.evaluation_batches(given.device, job.dtype)["test"]
 
     def training(steps: int) -> None:
-        for t, _ in zip(step, range(steps), strict=False):
-            bp.engine.arrange(batches.inputs(t)), batches.labels(t)
+        for t in islice(step, steps):
+            batches.inputs(t), batches.labels(t)
 
     def evaluation(steps: int) -> None:
-        found = evaluation_batches(images, job.batch_size, job.dtype, given.device)
-        for _, (inputs, _labels) in zip(range(steps), found, strict=False):
-            bp.engine.arrange(inputs)
+        for _ in islice(whole, steps):
+            pass
 
     return {(TRAINING, bp.engine): training, (EVALUATION, bp.engine): evaluation}

@@ -1,7 +1,7 @@
 """Step: the time, operations and memory of a training step, beside a plain loop's and beside what its arithmetic should take."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from backlink_ray.nets.build import build_network
 from backlink_ray.nets.names import unit_count
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.results import Row
+from backlink_ray.train.captured import WARM_UP
 from backlink_ray.train.executor import LocalExecutor
 
 
@@ -69,10 +70,10 @@ def kinds(network: str, engines: Sequence[Engine]) -> list[Kind]:
     """Return what is compared: plain, and with every engine hand, BP, GLL at K = 4, and BackLink at l = 1 and K = 4 and 16."""
     found = [Kind(name="plain", engine=PLAIN)]
     for engine in engines:
-        found += [Kind(name=name, engine=engine) for name in ("hand", "bp")]
-        linked = [(name, k) for name, k in (("gll", 4), ("backlink", 4), ("backlink", 16)) if k <= unit_count(network)]
-        for name, k in linked:
-            found.append(Kind(name=name, engine=engine, num_modules=k, propagation_length=int(name == "backlink")))
+        found += [Kind(name=name, engine=engine) for name in ("hand", "bp") if name == "bp" or not engine.graph]
+        for name, k in (("gll", 4), ("backlink", 4), ("backlink", 16)):
+            if k <= unit_count(network):
+                found.append(Kind(name=name, engine=engine, num_modules=k, propagation_length=int(name == "backlink")))
     return found
 
 
@@ -82,46 +83,63 @@ def step_rows(
     """Time all `kinds` in turn, and yield a row for each.
 
     Its columns: step_s; the ratios of its time to plain's, to hand's at equal settings and, with auxiliary heads, to the
-    arithmetic, which is BP's step and what goes beyond it; operations of a step (not of compiled ones, which torch does not
-    see); on a GPU the peak memory of a step; compile_s, the first step's seconds. What one run has compiled, the later ones
-    and inductor's cache on disk know already.
+    arithmetic, which is BP's step and what goes beyond it; operations of a step; on a GPU the peak memory of a step;
+    compile_s, the first step's seconds. What one run has compiled, the later ones and inductor's cache on disk know already.
+    Of what torch does not see there is no column: operations of compiled steps, all but the time of captured ones.
+
+    Args:
+        network: its name.
+        device: cuda or cpu.
+        batch_size: images per step.
+        engines: how; a captured one (graph) only beside the same one that is not.
+        steps: per round.
+        rounds: counted, after one warm-up round.
     """
     given = Given.random(network, batch_size, device)
     runs: dict[tuple[Kind, str], Run] = {}
     known: dict[Kind, Row] = {}
     for kind in kinds(network, engines):
         runs[kind, "step"], known[kind] = _opened(kind, given)
-        if kind.num_modules > 1:
+        if kind.num_modules > 1 and not kind.engine.graph:
             runs[kind, "beyond BP"] = beyond_bp(given, kind.config(given))
     times = interleaved(runs, device, steps, rounds)
     for kind, found in known.items():
-        own = times[kind, "step"]
-        step = spread("step_s", own)
-        row = {**kind.columns(network), **step, "n": rounds, "images_per_s": batch_size / step["step_s"]}
-        row |= ratio("ratio_to_plain", own, times[Kind(name="plain", engine=PLAIN), "step"])
-        if kind.name != "plain":
-            row |= ratio("ratio_to_hand", own, times[Kind(name="hand", engine=kind.engine), "step"])
-        if kind.num_modules > 1:
-            bp = times[Kind(name="bp", engine=kind.engine), "step"]
-            row |= ratio("ratio_to_arithmetic", own, [a + b for a, b in zip(bp, times[kind, "beyond BP"], strict=True)])
-        yield row | found
+        step = spread("step_s", times[kind, "step"])
+        about = {**kind.columns(network), **step, "n": rounds, "images_per_s": batch_size / step["step_s"]}
+        yield about | _ratios(kind, times) | found
+
+
+def _ratios(kind: Kind, times: Mapping[tuple[Kind, str], Sequence[float]]) -> Row:
+    """Return the ratios of a run's time to others' in the same round."""
+    own, eager = times[kind, "step"], replace(kind.engine, graph=False)
+    found = ratio("ratio_to_plain", own, times[Kind(name="plain", engine=PLAIN), "step"])
+    if kind.name != "plain":
+        found |= ratio("ratio_to_hand", own, times[Kind(name="hand", engine=eager), "step"])
+    if (kind, "beyond BP") in times:
+        both = (times[Kind(name="bp", engine=eager), "step"], times[kind, "beyond BP"])
+        found |= ratio("ratio_to_arithmetic", own, [bp + beyond for bp, beyond in zip(*both, strict=True)])
+    return found
 
 
 def _opened(kind: Kind, given: Given) -> tuple[Run, Row]:
     """Return a run, and what its first steps show."""
-    device, found = given.device, dict[str, Any]()
+    device, engine, found = given.device, kind.engine, dict[str, Any]()
     before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
     run = kind.loop(given)
     first_s = seconds(run, str(device), 1)
-    if kind.engine.compile == "none":
+    if engine.compile == "none" and not engine.graph:
         with Operations() as counted:
             run(1)
         found["operations"] = counted.total
-    if device.type == "cuda":
+    if device.type == "cuda" and not engine.graph:
         reset_peak_memory(device)
         run(1)
         found["peak_memory_mib"] = (torch.cuda.max_memory_allocated(device) - before) / 2**20
-    return run, found | ({} if kind.engine.compile == "none" else {"compile_s": first_s})
+    if engine.compile != "none":
+        found["compile_s"] = first_s
+    if engine.graph:
+        run(WARM_UP + 1)  # captures
+    return run, found
 
 
 def convolution_rows(network: str, device: str) -> Iterator[Row]:

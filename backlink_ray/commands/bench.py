@@ -61,6 +61,8 @@ class Bench:
     """step, memory, data: channels_last, contiguous or both."""
     compile: tuple[str, ...] = ("none",)
     """step, data: none, units or both."""
+    graph: bool = False
+    """step: on a GPU, every run a second time, with its step captured as a CUDA graph."""
     steps: int = 0
     """step, data, overlap: steps per round; default: 20 on a GPU, else 1, and 5 for overlap."""
     rounds: int = 0
@@ -120,8 +122,9 @@ class Bench:
         """Return the engines to measure, every combination of the flags once."""
         precisions = self.precision or (("fp32", "tf32", "bf16") if self.on_gpu else ("fp32", "bf16"))
         compiles = ("none",) if self.item == "memory" else self.compile
-        found = product(precisions, self.memory_format, compiles)
-        return list(dict.fromkeys(Engine(precision=p, memory_format=m, compile=c) for p, m, c in found))
+        graphs = (False, True) if self.graph and self.item == "step" else (False,)
+        found = product(precisions, self.memory_format, compiles, graphs)
+        return list(dict.fromkeys(Engine(precision=p, memory_format=m, compile=c, graph=g) for p, m, c, g in found))
 
     def networks(self, *default: str) -> tuple[str, ...]:
         """Return the networks to measure: --network, else the defaults."""

@@ -48,8 +48,7 @@ def test_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert plain["ratio_to_plain"] == hand["ratio_to_hand"] == 1
     assert hand["operations"] <= bp["operations"] <= 1.15 * hand["operations"]
     assert bp["operations"] < gll["operations"] < backlink["operations"]
-    # The table leaves nothing out and says what is common to all rows once.
-    assert "step: network resnet8, compile none, n 2" in capsys.readouterr().out
+    assert "step: network resnet8, compile none, graph False, n 2" in capsys.readouterr().out
 
 
 def test_memory_is_counted_without_a_gpu(tmp_path: Path) -> None:
@@ -100,6 +99,7 @@ def test_an_item_that_needs_a_gpu_is_refused(capsys: pytest.CaptureFixture[str])
         (("--precision", "tf32", "--device", "cpu"), "precision='tf32' is for GPUs"),
         (("--memory-format", "last"), "memory_format='last' is not known"),
         (("--compile", "all"), "compile='all' is not known"),
+        (("--graph", "--device", "cpu"), "graph=True captures the work of a GPU"),
     ],
 )
 def test_bad_flags_are_one_line(
