@@ -12,6 +12,8 @@ _HEADINGS = {
     "num_modules": "K", "propagation_length": "l", "memory_format": "format", "images_per_s": "images/s",
     "peak_memory_mib": "MiB",
 }  # fmt: skip
+# In the title, or of use in the file alone.
+_LEFT_OUT = ("what", "run_id", "weights_sha256", "dataset_digest", "memory_source")
 
 
 def print_rows(rows: Sequence[Row]) -> None:
@@ -24,10 +26,10 @@ def print_rows(rows: Sequence[Row]) -> None:
 def table(rows: Sequence[Row]) -> tuple[str, list[str], list[list[str]]]:
     """Return title, columns and cells; the minimum and maximum of a time are in the cell of its median."""
     names = dict.fromkeys(name for row in sorted(rows, key=len, reverse=True) for name in row)
-    names = dict.fromkeys(n for n in names if n != "what" and not n.endswith(("_min", "_max")))
+    names = dict.fromkeys(n for n in names if n not in _LEFT_OUT and not n.endswith(("_min", "_max")))
     same = [n for n in names if len(rows) > 1 and len({str(row.get(n)) for row in rows}) == 1]
     columns = [n for n in names if n not in same]
-    title = ", ".join(f"{_heading(n)} {_number(rows[0][n])}" for n in same)
+    title = ", ".join(f"{_heading(n)} {_number(rows[0][n])}" for n in same if rows[0].get(n) is not None)
     return title, [_heading(n) for n in columns], [[_cell(row, n) for n in columns] for row in rows]
 
 
