@@ -26,19 +26,13 @@ def interleaved(runs: Mapping[Key, Run], device: str, steps: int, rounds: int) -
     times: dict[Key, list[float]] = {key: [] for key in runs}
     for r in range(rounds + 1):
         for key, run in runs.items():
-            taken = seconds(run, device, steps)
+            _synchronise(device)
+            start = time.perf_counter()
+            run(steps)
+            _synchronise(device)
             if r:
-                times[key].append(taken / steps)
+                times[key].append((time.perf_counter() - start) / steps)
     return times
-
-
-def seconds(run: Run, device: str, steps: int) -> float:
-    """Return the seconds that some steps take on a device."""
-    _synchronise(device)
-    start = time.perf_counter()
-    run(steps)
-    _synchronise(device)
-    return time.perf_counter() - start
 
 
 def _synchronise(device: str) -> None:

@@ -8,8 +8,9 @@ import torch
 
 from backlink_ray.benchmarks.jobs import job_for, random_images
 from backlink_ray.benchmarks.loops import Given, beyond_bp, plain_loop, trainer_loop
-from backlink_ray.benchmarks.rounds import Run, interleaved, ratio, seconds, spread
+from backlink_ray.benchmarks.rounds import Run, interleaved, ratio, spread
 from backlink_ray.local.engine import Engine
+from backlink_ray.measure.compiling import compile_seconds
 from backlink_ray.measure.convolutions import convolutions
 from backlink_ray.measure.metrics import reset_peak_memory
 from backlink_ray.measure.operations import Operations
@@ -84,7 +85,7 @@ def step_rows(
 
     Its columns: step_s; the ratios of its time to plain's, to hand's at equal settings and, with auxiliary heads, to the
     arithmetic, which is BP's step and what goes beyond it; operations of a step; on a GPU the peak memory of a step;
-    compile_s, the first step's seconds. What one run has compiled, the later ones and inductor's cache on disk know already.
+    compile_s, the seconds of compiling. What one run has compiled, the later ones and inductor's cache on disk know already.
     Of what torch does not see there is no column: operations of compiled steps, all but the time of captured ones.
 
     Args:
@@ -125,8 +126,9 @@ def _opened(kind: Kind, given: Given) -> tuple[Run, Row]:
     """Return a run, and what its first steps show."""
     device, engine, found = given.device, kind.engine, dict[str, Any]()
     before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+    compiled_s = compile_seconds()
     run = kind.loop(given)
-    first_s = seconds(run, str(device), 1)
+    run(1)
     if engine.compile == "none" and not engine.graph:
         with Operations() as counted:
             run(1)
@@ -136,7 +138,7 @@ def _opened(kind: Kind, given: Given) -> tuple[Run, Row]:
         run(1)
         found["peak_memory_mib"] = (torch.cuda.max_memory_allocated(device) - before) / 2**20
     if engine.compile != "none":
-        found["compile_s"] = first_s
+        found["compile_s"] = compile_seconds() - compiled_s
     if engine.graph:
         run(WARM_UP + 1)  # captures
     return run, found
