@@ -1,1 +1,1 @@
-"""Measured steps: speed, memory, correctness."""
+"""Measurements: steps, memory, data, pipelines, correctness."""

@@ -7,7 +7,7 @@ from backlink_ray.local.module import LocalModule
 from backlink_ray.local.sizes import longest_propagation, module_sizes
 from backlink_ray.nets.names import unit_count
 from backlink_ray.runs.config import RunConfig
-from backlink_ray.runs.job import build_method, build_modules
+from backlink_ray.runs.job import build_method, build_modules, engine_of
 from backlink_ray.train.executor import Job
 
 
@@ -34,7 +34,8 @@ def job_for(config: RunConfig, images: LabelledSet, *devices: str) -> Job:
     """Return a job that trains a configuration on the given images and devices."""
     return Job(
         modules=modules_of(config), method=build_method(config), train=images, evaluations={"test": images},
-        batch_size=config.batch_size, lr=_lr, seed=config.seed, devices=devices, torch_threads=config.torch_threads,
+        batch_size=config.batch_size, lr=_lr, seed=config.seed, engine=engine_of(config), devices=devices,
+        torch_threads=config.torch_threads,
     )  # fmt: skip
 
 

@@ -1,19 +1,26 @@
 """Memory: the peak of one training step of a run, all modules on one device, allocated or counted (Fig. 7)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from backlink_ray.benchmarks.jobs import job_for, modules_of, propagation_lengths, random_images
+from backlink_ray.local.engine import Engine
+from backlink_ray.local.module import StepSeed
 from backlink_ray.measure.cost import SavedTensors, training_bytes
 from backlink_ray.measure.metrics import peak_memory_mib, reset_peak_memory
+from backlink_ray.methods.base import Batch
 from backlink_ray.nets.names import unit_count
 from backlink_ray.runs.config import RunConfig
-from backlink_ray.runs.job import build_method
+from backlink_ray.runs.job import build_method, engine_of
 from backlink_ray.runs.results import Row
 from backlink_ray.train.executor import LocalExecutor
-from backlink_ray.train.trainer import gradients
+from backlink_ray.train.trainer import Learner, one_pass
 
 ALLOCATED = "torch.cuda.max_memory_allocated in the step after a warm-up step"
 COUNTED = (
@@ -28,44 +35,78 @@ def source_of(device: str) -> str:
 
 
 def footprint_mib(config: RunConfig, device: str) -> float:
-    """Return the peak memory of a training step in MiB: allocated on a CUDA device, else counted by `counted_mib`."""
-    return peak_of_step_mib(config, device) if device.startswith("cuda") else counted_mib(config)
+    """Return the peak memory of a training step in MiB: allocated on a CUDA device, else counted by `counted`."""
+    return peak_of_step_mib(config, device) if device.startswith("cuda") else counted(config).counted_mib
 
 
-def counted_mib(config: RunConfig, device: str = "meta") -> float:
-    """Return parameters, gradients, momentum and the peak of saved tensors in MiB, for images of 32 x 32.
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """Memory of a training step in MiB: the peak of saved tensors, and that with parameters, gradients, momentum, buffers."""
 
-    Args:
-        config: network, split, method, batch size.
-        device: "meta" computes nothing, so counting a full batch of a deep network takes a moment; "cpu" gives the same count.
+    saved_mib: float
+    counted_mib: float
+
+
+def counted(config: RunConfig) -> Counted:
+    """Count a training step on images of 32 x 32 that is not computed, so a full batch of a deep network takes a moment.
+
+    Compiled units are counted as if they were not.
     """
-    method = build_method(config)
-    modules = method.prepare([m.to(device) for m in modules_of(config)])
-    alive = [t for m in modules for t in (*m.parameters(), *m.buffers())]
-    images = torch.zeros(config.batch_size, 3, 32, 32, device=device)
-    labels = torch.zeros(config.batch_size, dtype=torch.int64, device=device)
-    with SavedTensors(alive) as saved:
-        gradients(modules, method, images, labels)
-    return training_bytes(modules, saved.peak_bytes) / 2**20
+    method, engine = build_method(config), engine_of(config.replace(compile="none"))
+    modules = method.prepare(modules_of(config))
+    with FakeTensorMode() as shapes:
+        for module in modules:
+            module._apply(shapes.from_tensor)  # type: ignore[no-untyped-call]
+        engine.arrange_weights(modules)
+        alive = [t for m in modules for t in (*m.parameters(), *m.buffers())]
+        images = engine.arrange(torch.zeros(config.batch_size, 3, 32, 32))
+        batch = Batch(images, torch.zeros(config.batch_size, dtype=torch.int64), StepSeed(engine=engine))
+        with SavedTensors(alive) as saved:
+            one_pass([Learner.of(method, module) for module in modules], method, batch)
+        return Counted(saved.peak_bytes / 2**20, training_bytes(modules, saved.peak_bytes) / 2**20)
 
 
-def memory_rows(network: str, device: str, batch_size: int) -> Iterator[Row]:
-    """Yield the peak memory of a step after a warm-up step: BP, GLL and BackLink over K and l (paper, Fig. 7)."""
-    for k in (k for k in (1, 2, 4, 8, 16) if k <= unit_count(network)):
+def memory_rows(network: str, device: str, batch_size: int, engines: Sequence[Engine]) -> Iterator[Row]:
+    """Yield the memory of a step with conv heads: BP, GLL and BackLink over K and l (paper, Fig. 7).
+
+    Columns: on a CUDA device peak_memory_mib, allocated in a step after a warm-up step; else saved_mib and counted_mib.
+    """
+    for engine, k in product(engines, (k for k in (1, 4, 8, 16) if k <= unit_count(network))):
         linked = product(propagation_lengths(network, k), ("retain", "recompute"))
         for length, tail_memory in ((0, "retain"), *linked):
+            how: dict[str, Any] = vars(engine)
             config = RunConfig(
                 network=network, head="conv", num_modules=k, propagation_length=length, batch_size=batch_size,
-                tail_memory=tail_memory,
+                tail_memory=tail_memory, **how,
             )  # fmt: skip
-            peak = peak_of_step_mib(config, device)
-            yield {"network": network, "K": k, "l": length, "tail_memory": tail_memory, "peak_memory_mib": peak}
+            name = "bp" if k == 1 else "backlink" if length else "gll"
+            split = {"num_modules": k, "propagation_length": length, "tail_memory": tail_memory}
+            yield {"name": name, "network": network, **split, **how, **_measured(config, device)}
+
+
+def _measured(config: RunConfig, device: str) -> Row:
+    if device.startswith("cuda"):
+        return {"peak_memory_mib": peak_of_step_mib(config, device)}
+    found = counted(config)
+    return {"saved_mib": found.saved_mib, "counted_mib": found.counted_mib}
 
 
 def peak_of_step_mib(config: RunConfig, device: str) -> float:
     """Return the device's peak memory in MiB in the second of two steps; the first allocates momentum and workspaces."""
-    with LocalExecutor(job_for(config, random_images(2 * config.batch_size), device)) as executor:
+    job = job_for(config, random_images(2 * config.batch_size), device)
+    with _small_workspaces(), LocalExecutor(job) as executor:
         executor.train(1)
         reset_peak_memory(torch.device(device))
         executor.train(1)
         return peak_memory_mib(torch.device(device))
+
+
+@contextmanager
+def _small_workspaces() -> Iterator[None]:
+    """Switch cudnn.benchmark off inside `with`: it tries convolutions with workspaces of gigabytes."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before

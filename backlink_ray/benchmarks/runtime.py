@@ -1,11 +1,11 @@
 """Runtime: the time of a step with every local module on its own device, as a ratio to BP's on one device (Fig. 9)."""
 
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 
 from backlink_ray.benchmarks.jobs import job_for, random_images
-from backlink_ray.benchmarks.speed import compare
+from backlink_ray.benchmarks.rounds import Run, interleaved, ratio, spread
 from backlink_ray.data.tensors import LabelledSet
 from backlink_ray.pipeline.threads import ThreadsExecutor
 from backlink_ray.runs.config import RunConfig
@@ -28,8 +28,8 @@ def step_times(
         rounds: counted, after one warm-up round.
 
     Yields:
-        A row for "bp", then one per executor: that of `compare`, with link_ms, what the stage that waits longest for its
-        messages waits per step.
+        A row for "bp", then one per executor: median, minimum and maximum of its step time and of its ratio to BP's in the
+        same round, images per second, and link_ms, what the stage that waits longest for its messages waits per step.
     """
     devices = tuple(f"cuda:{i}" for i in range(count)) if device.startswith("cuda") else ("cpu",)
     images = random_images(2 * config.batch_size)
@@ -40,11 +40,17 @@ def step_times(
             opened[name] = stack.enter_context(_open_stages(config, images, name, devices))
         link_s: dict[str, list[float]] = {name: [] for name in opened}
 
-        def run(name: str) -> Callable[[int], object]:
+        def run(name: str) -> Run:
             return lambda n: link_s[name].append(max(opened[name].train(n).link_s) / n)
 
-        for row in compare({name: run(name) for name in opened}, config.batch_size, device, steps, rounds):
-            yield {**row, "link_ms": 1e3 * statistics.median(link_s[row["run"]][1:])}
+        times = interleaved({name: run(name) for name in opened}, device, steps, rounds)
+        for name, taken in times.items():
+            step = spread("step_ms", [1e3 * t for t in taken])
+            yield {
+                "run": name, **step, "images_per_s": 1e3 * config.batch_size / step["step_ms"],
+                **ratio("time_ratio", taken, times["bp"]), "n": rounds, "steps": steps,
+                "link_ms": 1e3 * statistics.median(link_s[name][1:]),
+            }  # fmt: skip
 
 
 def _open_stages(config: RunConfig, images: LabelledSet, executor: str, devices: Sequence[str]) -> Executor:

@@ -1,9 +1,8 @@
 """Bench: measurements on one machine, one item per call, written as rows that can be compared."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from typing import Literal
 
@@ -11,13 +10,18 @@ import torch
 import tyro
 
 from backlink_ray.benchmarks.checks import executor_differences, gradient_errors
+from backlink_ray.benchmarks.data import data_rows
 from backlink_ray.benchmarks.memory import memory_rows
-from backlink_ray.benchmarks.rows import write_rows
+from backlink_ray.benchmarks.rows import written
 from backlink_ray.benchmarks.runtime import overlap_rows
-from backlink_ray.benchmarks.speed import speed_rows
+from backlink_ray.benchmarks.step import convolution_rows, step_rows
+from backlink_ray.commands.bench_table import print_rows
 from backlink_ray.commands.flags import check_device, not_negative
 from backlink_ray.data.datasets import data_root
 from backlink_ray.errors import ConfigError
+from backlink_ray.files import make_folder
+from backlink_ray.local.engine import Engine
+from backlink_ray.nets.names import unit_count
 from backlink_ray.paper.cells import published_error_pct
 from backlink_ray.paper.recipes import default_alpha
 from backlink_ray.runs.config import RunConfig
@@ -28,53 +32,99 @@ from backlink_ray.runs.runner import run
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """Measure on this machine; rows are appended to OUTPUT_DIR/ITEM.jsonl with date, versions and commit.
+    """Measure on this machine, and print a table.
 
-    correctness: float64 gradients on the device against the CPU, and executors against each other. memory: peak memory over
-    K and l (paper, Fig. 7). speed: images/s beside a plain eager loop. overlap: BackLink with K = 2 as threads and as Ray
-    actors beside BP on one core. headline: the best-known cells of Tables II and III at the full recipe, on CIFAR-10.
+    step: time, operations and memory of a training step of BP, GLL and BackLink, beside a plain loop's, and convolutions in
+    bfloat16. memory: peak of a step over K and l (paper, Fig. 7), allocated on a GPU, counted elsewhere. data: batches.
+    correctness: float64 gradients on the device against the CPU, and executors against each other. overlap: BackLink with K = 2
+    as threads and as Ray actors beside BP on one core. headline: the best-known cells of Tables II and III at the full recipe,
+    on CIFAR-10.
     """
 
-    item: tyro.conf.Positional[Literal["correctness", "memory", "speed", "overlap", "headline"]]
+    item: tyro.conf.Positional[Literal["step", "memory", "data", "correctness", "overlap", "headline"]]
     """What is measured."""
+    json: str = ""
+    """File for the rows, with date, versions, commit and hardware: one JSON list, replaced with every row that is measured."""
     smoke_test: bool = False
     """The same at a small size, in seconds, on any machine."""
     device: str = ""
     """cuda, cuda:1 or cpu; default: the GPU if there is one. overlap is measured on CPU cores."""
+    threads: int = 1
+    """Threads of torch on a CPU."""
     network: str = ""
-    """Network; default: resnet32, and resnet110 too for memory and speed."""
+    """Network; default: resnet32, and resnet110 too for step and memory."""
     batch_size: int = 0
-    """Images per step; default: 512, and 128 for correctness and overlap."""
+    """Images per step; default: 512 on a GPU, 128 on a CPU and for correctness and overlap."""
+    precision: tuple[str, ...] = ()
+    """step, memory, data: one or more of fp32, tf32, bf16; default: fp32 bf16, and tf32 on a GPU."""
+    memory_format: tuple[str, ...] = ("channels_last",)
+    """step, memory, data: channels_last, contiguous or both."""
+    compile: tuple[str, ...] = ("none",)
+    """step, data: none, units or both."""
+    graph: bool = False
+    """step: on a GPU, every run a second time, with its step captured as a CUDA graph."""
     steps: int = 0
-    """Steps per round of speed and overlap; default 20 and 5."""
+    """step, data, overlap: steps per round; default: 20 on a GPU, else 1, and 5 for overlap."""
     rounds: int = 0
-    """Rounds of speed and overlap, after one that is discarded; default 5 and 7."""
+    """step, data, overlap: rounds, after one that is discarded; default 5, and 7 for overlap."""
     seeds: int = 1
     """headline: seeds per cell."""
     data_root: str = ""
     """headline: folder of the data sets; default $BACKLINK_RAY_DATA, else ~/.cache/backlink_ray."""
     output_dir: Path = Path("results/bench")
-    """Folder that rows are appended in; the run folders of headline are below it."""
+    """headline: folder of its run folders, which are resumed."""
 
     def main(self) -> int:
         """Measure one item."""
-        if self.chosen_device == "cpu" and self.item in ("memory", "speed", "headline") and not self.smoke_test:
+        self._check()
+        torch.set_num_threads(self.threads)
+        path = Path(self.json).expanduser() if self.json else None
+        if path:
+            make_folder(path.parent, "json")
+        shown: list[Row] = []
+        try:
+            for row in written(_ITEMS[self.item](self), path, self.item, self.chosen_device):
+                shown.append(row)  # one by one, since the next one may fail
+        finally:
+            print_rows(shown)
+        return 0
+
+    def _check(self) -> None:
+        if self.chosen_device == "cpu" and self.item == "headline" and not self.smoke_test:
             raise ConfigError(
-                f"{self.item} at full size needs a GPU, which this machine lacks; give --smoke-test, or --device"
+                "headline at full size needs a GPU, which this machine lacks; give --smoke-test, or --device"
             )
         not_negative(self, "batch_size", "steps", "rounds")
-        if self.seeds < 1:
-            raise ConfigError(f"seeds={self.seeds} is out of range; allowed 1 or more")
+        for name in ("threads", "seeds"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)} is out of range; allowed 1 or more")
         check_device(self.chosen_device)
-        rows = _ITEMS[self.item](self)
-        write_rows(rows, self.output_dir / f"{self.item}.jsonl", self.item, self.chosen_device)
-        return 0
+        if self.json and Path(self.json).expanduser().is_dir():
+            raise ConfigError(f"json={self.json!r} is a folder; give a file")
+        for network in self.networks():
+            unit_count(network)  # checks the name
+        for engine in self.engines:
+            engine.check(torch.device(self.chosen_device), torch.float32)
 
     @property
     def chosen_device(self) -> str:
         """Return the device."""
         automatic = "cuda" if torch.cuda.is_available() and self.item != "overlap" else "cpu"
         return self.device or automatic
+
+    @property
+    def on_gpu(self) -> bool:
+        """Return whether the device is a GPU."""
+        return self.chosen_device.startswith("cuda")
+
+    @property
+    def engines(self) -> list[Engine]:
+        """Return the engines to measure, every combination of the flags once."""
+        precisions = self.precision or (("fp32", "tf32", "bf16") if self.on_gpu else ("fp32", "bf16"))
+        compiles = ("none",) if self.item == "memory" else self.compile
+        graphs = (False, True) if self.graph and self.item == "step" else (False,)
+        found = product(precisions, self.memory_format, compiles, graphs)
+        return list(dict.fromkeys(Engine(precision=p, memory_format=m, compile=c, graph=g) for p, m, c, g in found))
 
     def networks(self, *default: str) -> tuple[str, ...]:
         """Return the networks to measure: --network, else the defaults."""
@@ -84,40 +134,39 @@ class Bench:
         """Return the value of a flag, else its default here."""
         return int(getattr(self, name)) or (smoke if self.smoke_test else default)
 
+    @property
+    def images_per_step(self) -> int:
+        """Return the batch size of step, memory and data."""
+        return self.number("batch_size", 512 if self.on_gpu else 128, 4)
+
+    @property
+    def turns(self) -> tuple[int, int]:
+        """Return steps and rounds of step and data."""
+        return self.number("steps", 20 if self.on_gpu else 1, 1), self.number("rounds", 5, 1)
+
+
+def _step(bench: Bench) -> Iterator[Row]:
+    for network in bench.networks("resnet32", "resnet110"):
+        if any(engine.precision == "bf16" for engine in bench.engines):
+            yield from convolution_rows(network, bench.chosen_device)
+        yield from step_rows(network, bench.chosen_device, bench.images_per_step, bench.engines, *bench.turns)
+
+
+def _memory(bench: Bench) -> Iterator[Row]:
+    for network in bench.networks("resnet32", "resnet110"):
+        yield from memory_rows(network, bench.chosen_device, bench.images_per_step, bench.engines)
+
+
+def _data(bench: Bench) -> Iterator[Row]:
+    (network,) = bench.networks("resnet32")
+    return data_rows(network, bench.chosen_device, bench.images_per_step, bench.engines, *bench.turns)
+
 
 def _correctness(bench: Bench) -> Iterator[Row]:
     (network,), device = bench.networks("resnet32"), bench.chosen_device
     return chain(
         gradient_errors(network, device), executor_differences(network, device, bench.number("batch_size", 128, 8))
     )
-
-
-def _memory(bench: Bench) -> Iterator[Row]:
-    size = bench.number("batch_size", 512, 8)
-    return chain.from_iterable(
-        memory_rows(network, bench.chosen_device, size) for network in bench.networks("resnet32", "resnet110")
-    )
-
-
-def _speed(bench: Bench) -> Iterator[Row]:
-    size, steps, rounds = (bench.number(*n) for n in (("batch_size", 512, 8), ("steps", 20, 2), ("rounds", 5, 1)))
-    for network in bench.networks("resnet32", "resnet110"):
-        for precision in ("fp32",) if bench.chosen_device == "cpu" else ("fp32", "tf32"):
-            with _precision(precision):
-                for row in speed_rows(network, bench.chosen_device, size, steps, rounds):
-                    yield {"precision": precision, **row}
-
-
-@contextmanager
-def _precision(name: str) -> Iterator[None]:
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    try:
-        torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
-        torch.backends.cudnn.allow_tf32 = name == "tf32"
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 def _overlap(bench: Bench) -> Iterator[Row]:
@@ -154,5 +203,5 @@ def _headline(bench: Bench) -> Iterator[Row]:
 
 
 _ITEMS: dict[str, Callable[[Bench], Iterator[Row]]] = {
-    "correctness": _correctness, "memory": _memory, "speed": _speed, "overlap": _overlap, "headline": _headline,
+    "step": _step, "memory": _memory, "data": _data, "correctness": _correctness, "overlap": _overlap, "headline": _headline,
 }  # fmt: skip

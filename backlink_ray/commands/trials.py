@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
-from backlink_ray.benchmarks.speed import images_per_s
+from backlink_ray.benchmarks.step import images_per_s
 from backlink_ray.commands.exit_codes import SecondInterruptError
 from backlink_ray.commands.flags import TrialFlags
 from backlink_ray.data.tensors import Dataset

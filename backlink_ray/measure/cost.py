@@ -137,12 +137,12 @@ def _unit_cost(unit: nn.Module, x: Tensor, repeats: int) -> tuple[Cost, Tensor]:
         # A float input gets a gradient, as it does inside a module; token indices have none.
         given = x.detach().requires_grad_(x.is_floating_point())
         with SavedTensors([*unit.parameters(), *buffers.values()]) as counted:
-            start = _now(x)
+            start = now(x)
             output = torch.func.functional_call(unit, buffers, (given,))
-            middle = _now(x)
+            middle = now(x)
             saved = counted.peak_bytes
             output.sum().backward(inputs=[t for t in (given, *unit.parameters()) if t.requires_grad])
-        times.append((middle - start, _now(x) - middle))
+        times.append((middle - start, now(x) - middle))
         unit.zero_grad(set_to_none=True)
     forward_s, backward_s = (statistics.median(column) for column in zip(*times[1:], strict=True))
     parameters = sum(tensor_bytes(p) for p in unit.parameters())
@@ -150,7 +150,8 @@ def _unit_cost(unit: nn.Module, x: Tensor, repeats: int) -> tuple[Cost, Tensor]:
     return cost, output.detach()
 
 
-def _now(x: Tensor) -> float:
+def now(x: Tensor) -> float:
+    """Return the time in seconds once all work on the device of x is done."""
     if x.is_cuda:
         torch.cuda.synchronize(x.device)
     return time.perf_counter()

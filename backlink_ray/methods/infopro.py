@@ -13,7 +13,7 @@ Card
 """
 
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -88,14 +88,20 @@ class InfoPro(InfoProOptions, Method):
         return lambda1 * reconstruction + lambda2 * prediction
 
     def _image(self, x: Tensor) -> Tensor:
-        mean, std = (_per_channel(values, x.dtype, x.device) for values in (self.mean, self.std))
+        mean, std = (self._per_channel(values, x.dtype, x.device) for values in (self.mean, self.std))
         return (x * std + mean).clamp_(0, 1)
 
+    def _per_channel(self, values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Return values as (1, C, 1, 1)."""
+        key = (values, dtype, device)
+        if key not in self._kept:
+            self._kept[key] = torch.tensor(values, dtype=dtype, device=device).view(1, -1, 1, 1)
+        return self._kept[key]
 
-@cache
-def _per_channel(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return values as (1, C, 1, 1); kept, since to make a tensor of Python's numbers is to wait for a GPU."""
-    return torch.tensor(values, dtype=dtype, device=device).view(1, -1, 1, 1)
+    @cached_property
+    def _kept(self) -> dict[object, Tensor]:
+        """Tensors that are made once, since to make one of Python's numbers is to wait for a GPU."""
+        return {}
 
 
 def _weight(first: float, last: float, spec: ModuleSpec) -> float:

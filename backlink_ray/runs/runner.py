@@ -1,13 +1,17 @@
 """Runner: trains one RunConfig into one run folder, on any executor, from the beginning or from the last checkpoint."""
 
+import sys
 import time
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from backlink_ray.data.datasets import data_root as find_data_root
 from backlink_ray.data.tensors import Dataset
 from backlink_ray.errors import StageError
 from backlink_ray.files import make_folder
+from backlink_ray.measure.convolutions import slow_in_bf16
 from backlink_ray.measure.metrics import memory_source
 from backlink_ray.measure.timeline import Span, draw
 from backlink_ray.runs.config import RunConfig
@@ -57,6 +61,7 @@ def run(
     try:
         job = make_job(config, data, options)
         with open_executor(config, job, options) as opened:
+            _warn_of_slow_bf16(job, opened.device)
             result, spans = _train(config, data.digest, job, options, folder, opened)
     except Exception as error:
         folder.fail(str(error), lost=isinstance(error, StageError) and error.lost)
@@ -65,6 +70,17 @@ def run(
         what = f"{config.network}, {config.run_name}, {config.head} heads, batch {config.batch_size}"
         draw(spans, Path(options.timeline), f"{what}, executor {result['executor']}")
     return result
+
+
+def _warn_of_slow_bf16(job: Job, device: torch.device) -> None:
+    """Print one line on stderr if convolutions are slower in bfloat16; nothing if only other machines have such a device."""
+    if job.engine.precision != "bf16" or (device.type == "cuda" and not torch.cuda.is_available()):
+        return
+    spec, units = job.modules[0].spec, [unit for module in job.modules for unit in module.units]
+    dtype = torch.int64 if spec.takes_integers else job.dtype
+    warning = slow_in_bf16(units, torch.zeros(1, *spec.input_shape, dtype=dtype), device)
+    if warning:
+        print(warning, file=sys.stderr, flush=True)
 
 
 def _train(

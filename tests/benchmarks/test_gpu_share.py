@@ -8,7 +8,7 @@ import torch
 
 from backlink_ray.benchmarks import gpu_share
 from backlink_ray.benchmarks.gpu_share import Usage, estimated_mib, largest, measure, runs_per_gpu
-from backlink_ray.benchmarks.memory import counted_mib
+from backlink_ray.benchmarks.memory import counted
 from backlink_ray.data.datasets import load_dataset
 from backlink_ray.runs.config import RunConfig
 
@@ -44,7 +44,7 @@ def test_few_samples_tell_the_memory_of_a_batch(method: str) -> None:
     config = RunConfig(
         network="resnet8", method=method, batch_size=64, **({} if method == "bp" else {"num_modules": 2})
     )
-    assert estimated_mib(config, SAMPLE["cifar10-sample"]) == pytest.approx(counted_mib(config), rel=0.01)
+    assert estimated_mib(config, SAMPLE["cifar10-sample"]) == pytest.approx(counted(config).counted_mib, rel=0.01)
 
 
 def test_the_largest_run_decides(monkeypatch: pytest.MonkeyPatch) -> None:

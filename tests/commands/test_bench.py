@@ -2,23 +2,75 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from backlink_ray.benchmarks.rows import written
 from backlink_ray.cli import main
+from backlink_ray.commands.bench_table import table
+
+SPREAD = {"", "_min", "_max"}
 
 
-def rows_of(item: str, folder: Path, *flags: str) -> list[dict[str, object]]:
-    assert main(["bench", item, "--smoke-test", "--device", "cpu", "--output-dir", str(folder), *flags]) == 0
-    return [json.loads(row) for row in (folder / f"{item}.jsonl").read_text().splitlines()]
+def rows_of(item: str, folder: Path, *flags: str) -> list[dict[str, Any]]:
+    file = folder / "new" / f"{item}.json"
+    flags = ("--json", str(file), "--output-dir", str(folder / "runs"), *flags)
+    assert main(["bench", item, "--smoke-test", "--device", "cpu", *flags]) == 0
+    rows: list[dict[str, Any]] = json.loads(file.read_text())
+    assert all({"commit", "date", "versions", "device", "hardware"} <= row.keys() for row in rows)
+    return rows
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("item", ["correctness", "memory", "speed", "headline"])
+@pytest.mark.parametrize("item", ["correctness", "headline"])
 def test_an_item_at_a_small_size(item: str, tmp_path: Path) -> None:
-    rows = rows_of(item, tmp_path)
-    assert len(rows) >= 3
-    assert all({"commit", "date", "versions", "device"} <= row.keys() for row in rows)
+    assert len(rows_of(item, tmp_path)) >= 3
+
+
+@pytest.mark.timeout(120)
+def test_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = rows_of("step", tmp_path, "--rounds", "2")
+    assert sum(row["count"] for row in found if row["what"] == "convolution") == 9
+    rows = [row for row in found if row["what"] == "step"]
+    kinds = [(row["name"], row["num_modules"], row["propagation_length"], row["precision"]) for row in rows]
+    runs = [("hand", 1, 0), ("bp", 1, 0), ("gll", 4, 0), ("backlink", 4, 1)]
+    assert kinds == [("plain", 1, 0, "fp32"), *((*run, precision) for precision in ("fp32", "bf16") for run in runs)]
+    plain, hand, bp, gll, backlink = rows[:5]
+    assert plain["memory_format"] == "contiguous"
+    assert hand["memory_format"] == "channels_last"
+    for row in rows:
+        columns = {"name", "network", "compile", "n", "images_per_s", "operations"}
+        columns |= {f"{time}{end}" for time in ("step_s", "ratio_to_plain") for end in SPREAD}
+        assert columns <= row.keys()
+        assert (row["network"], row["n"], row["images_per_s"]) == ("resnet8", 2, 4 / row["step_s"])
+        assert ("ratio_to_arithmetic" in row) == (row["name"] in ("gll", "backlink"))
+    assert plain["ratio_to_plain"] == hand["ratio_to_hand"] == 1
+    assert hand["operations"] <= bp["operations"] <= 1.15 * hand["operations"]
+    assert bp["operations"] < gll["operations"] < backlink["operations"]
+    assert "step: network resnet8, compile none, graph False, n 2" in capsys.readouterr().out
+
+
+def test_memory_is_counted_without_a_gpu(tmp_path: Path) -> None:
+    rows = rows_of("memory", tmp_path, "--batch-size", "64")
+    saved = {(row["name"], row["tail_memory"], row["precision"]): row["saved_mib"] for row in rows}
+    assert all(row["counted_mib"] > row["saved_mib"] for row in rows)
+    for run in (("bp", "retain"), ("gll", "retain"), ("backlink", "retain"), ("backlink", "recompute")):
+        assert saved[(*run, "bf16")] == pytest.approx(0.5 * saved[(*run, "fp32")], rel=0.05)
+    assert (
+        saved["backlink", "recompute", "bf16"] == saved["gll", "retain", "bf16"] < saved["backlink", "retain", "bf16"]
+    )
+
+
+def test_batches_of_data(tmp_path: Path) -> None:
+    rows = rows_of("data", tmp_path, "--precision", "fp32", "--memory-format", "contiguous", "channels_last")
+    names = [(row["name"], row["memory_format"]) for row in rows]
+    assert names == [
+        (name, order)
+        for order in ("contiguous", "channels_last")
+        for name in ("training batches", "evaluation batches")
+    ]
+    assert all(row["share_of_step"] > 0 and row["images_per_s"] == 4 / row["batch_s"] for row in rows)
 
 
 @pytest.mark.timeout(120)
@@ -29,10 +81,9 @@ def test_the_overlap_of_stages_at_a_small_size(tmp_path: Path, ray_here: None) -
     assert all(row["n"] == 2 and float(str(row["link_ms"])) > 0 for row in rows[1:])
 
 
-def test_an_item_that_needs_a_gpu_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "speed", "--device", "cpu", "--output-dir", str(tmp_path / "o")]) == 2
-    assert "speed at full size needs a GPU" in capsys.readouterr().err
-    assert not (tmp_path / "o").exists()
+def test_an_item_that_needs_a_gpu_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "headline", "--device", "cpu"]) == 2
+    assert "headline at full size needs a GPU" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -42,12 +93,44 @@ def test_an_item_that_needs_a_gpu_is_refused(tmp_path: Path, capsys: pytest.Capt
         (("--batch-size", "-1"), "batch_size=-1 is out of range"),
         (("--rounds", "-1"), "rounds=-1 is out of range"),
         (("--seeds", "0"), "seeds=0 is out of range"),
+        (("--threads", "0"), "threads=0 is out of range"),
+        (("--network", "resnet9"), "resnet9"),
+        (("--precision", "fp32", "fp16"), "precision='fp16' is not known; allowed: fp32, tf32, bf16"),
+        (("--precision", "tf32", "--device", "cpu"), "precision='tf32' is for GPUs"),
+        (("--memory-format", "last"), "memory_format='last' is not known"),
+        (("--compile", "all"), "compile='all' is not known"),
+        (("--graph", "--device", "cpu"), "graph=True captures the work of a GPU"),
     ],
 )
 def test_bad_flags_are_one_line(
     flags: tuple[str, ...], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["bench", "speed", "--smoke-test", *flags, "--output-dir", str(tmp_path / "o")]) == 2
+    assert main(["bench", "step", "--smoke-test", *flags, "--json", str(tmp_path / "o" / "rows.json")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
     assert not (tmp_path / "o").exists()
+
+
+def test_a_folder_is_no_file_for_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "memory", "--smoke-test", "--json", str(tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "is a folder; give a file" in line
+
+
+def test_the_file_is_a_complete_list_after_every_row(tmp_path: Path) -> None:
+    file = tmp_path / "rows.json"
+    file.write_text("of an earlier call")
+    rows = written([{"value": 1}, {"value": 2, "what": "other"}], file, "item", "cpu")
+    assert next(rows) == {"what": "item", "value": 1}
+    assert [row["value"] for row in json.loads(file.read_text())] == [1]
+    assert next(rows)["what"] == "other"
+    assert [(row["what"], row["value"]) for row in json.loads(file.read_text())] == [("item", 1), ("other", 2)]
+
+
+def test_a_table_says_once_what_all_rows_share() -> None:
+    step = {"step_s": 0.5, "step_s_min": 0.25, "step_s_max": 1.0}
+    rows = [
+        {"what": "step", "network": "a", "num_modules": 1, **step},
+        {"what": "step", "network": "a", "num_modules": 4},
+    ]
+    assert table(rows) == ("network a", ["K", "step s"], [["1", "0.5 (0.25..1)"], ["4", ""]])

@@ -10,6 +10,7 @@ import yaml
 
 from backlink_ray.data.datasets import load_dataset
 from backlink_ray.errors import ConfigError, StorageError
+from backlink_ray.measure import convolutions
 from backlink_ray.pipeline.resources import StageResources
 from backlink_ray.runs import executors, runner
 from backlink_ray.runs.config import RunConfig
@@ -47,6 +48,16 @@ def test_executors_give_one_result_and_a_finished_run_is_not_run_again(tmp_path:
     assert local["weights_sha256"] == threads["weights_sha256"]
     assert local["test_error_pct"] == threads["test_error_pct"]
     assert run(CONFIG, tmp_path / "b", dataset=DATA)["executor"] == "threads"
+
+
+@pytest.mark.parametrize(("precision", "lines"), [("bf16", 1), ("fp32", 0)])
+def test_a_run_in_bfloat16_warns_once(
+    precision: str, lines: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(convolutions, "_SLOWER", 0.0)
+    for _ in range(2):  # the second call finds the result
+        run(CONFIG.replace(precision=precision), tmp_path, dataset=DATA)
+    assert capsys.readouterr().err.count("bfloat16 is slow here: 9 of 9 convolutions") == lines
 
 
 def test_an_interrupted_run_resumes_to_the_same_result(tmp_path: Path) -> None:
