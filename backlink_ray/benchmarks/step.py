@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 
+from backlink_ray.benchmarks.elsewhere import elsewhere
 from backlink_ray.benchmarks.jobs import job_for, random_images
 from backlink_ray.benchmarks.loops import Given, beyond_bp, plain_loop, trainer_loop
 from backlink_ray.benchmarks.rounds import Run, interleaved, ratio, spread
@@ -39,7 +41,8 @@ class Kind:
     """One of the runs that are compared; the first columns of its row.
 
     Attributes:
-        name: plain, the yardstick; hand, the same loop with an engine's settings; or a method, whose run is `Trainer.step`.
+        name: plain, the yardstick (on a CPU in a process of its own); hand, the same loop with an engine's settings; or a
+            method, whose run is `Trainer.step`.
         engine, num_modules, propagation_length: how, K and l.
     """
 
@@ -141,6 +144,8 @@ def _opened(kind: Kind, given: Given) -> tuple[Run, Row]:
         found["compile_s"] = compile_seconds() - compiled_s
     if engine.graph:
         run(WARM_UP + 1)  # captures
+    if kind.name == "plain" and device.type == "cpu":  # this process keeps freed memory, see `allocator`
+        run = elsewhere(partial(kind.loop, given))
     return run, found
 
 

@@ -64,7 +64,9 @@ class PixelMean(nn.Module):
     """Mean over height and width: (N, C, H, W) to (N, C)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.mean(dim=(2, 3))
+        if not x.is_contiguous(memory_format=torch.channels_last):
+            return x.mean(dim=(2, 3))
+        return x.permute(0, 2, 3, 1).flatten(1, 2).mean(dim=1)  # so that the gradient is channels_last, too
 
 
 class PooledLinear(nn.Sequential):
