@@ -49,7 +49,7 @@ def plain_loop(given: Given, engine: Engine, *, fused: bool = True) -> Run:
     """
     network = build_network(given.network).to(given.device)
     engine.arrange_weights([network])
-    units = [compiled(unit) if engine.compile == "units" else unit for unit in network.units]
+    units = [compiled(unit, given.device) if engine.compile == "units" else unit for unit in network.units]
     sgd = _sgd(network.parameters(), fused)
     images = engine.arrange(given.images)
 

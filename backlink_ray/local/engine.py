@@ -10,6 +10,8 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -103,13 +105,34 @@ class Engine(EngineOptions):
 DEFAULT = Engine()
 
 
-def compiled(unit: nn.Module) -> Callable[[Tensor], Tensor]:
+def compiled(unit: nn.Module, device: torch.device) -> Callable[[Tensor], Tensor]:
     """Return a unit that torch.compile compiles when it is first called; unit and weights are the same, so are their names."""
     watch_compiling()
     # Units of one class share their code, which is compiled for each shape, and for graphs with and without input gradient.
     torch._dynamo.config.recompile_limit = max(256, torch._dynamo.config.recompile_limit)
     torch._functorch.config.donated_buffer = False  # else a graph cannot be retained for the next module's error
-    return unit if hasattr(unit, "_orig_mod") else torch.compile(unit, dynamic=False)
+    if hasattr(unit, "_orig_mod"):
+        return unit
+    return torch.compile(unit, dynamic=False, options=_saving_as_eager() if device.type == "cpu" else {})
+
+
+@cache
+def _saving_as_eager() -> dict[str, Any]:
+    """Return the option to save for the backward what eager torch saves.
+
+    By default inductor saves a ReLU's signs as booleans, which its kernels for CPUs write and read one by one: twice as slow.
+    """
+    from torch._functorch.partitioners import default_partition  # inductor takes a second to import
+    from torch._inductor.custom_graph_pass import CustomPartitionerFn
+
+    class SavingAsEager(CustomPartitionerFn):
+        def __call__(self, gm: Any, joint_inputs: Any, **options: Any) -> Any:
+            return default_partition(gm, joint_inputs, **{n: v for n, v in options.items() if n != "compiler"})
+
+        def uuid(self) -> str:
+            return "default_partition"
+
+    return {"custom_partitioner_fn": SavingAsEager()}
 
 
 # Half of it is subnormal.

@@ -68,15 +68,15 @@ class Chain(nn.Module):
         engine = step_seed.engine
         with engine.autocast(x.device):
             for index, (unit, uses_rng) in enumerate(zip(self.units, self.uses_rng, strict=True), self.first_index):
-                call = self._compiled_unit(index, unit) if engine.compile == "units" else unit
+                call = self._compiled_unit(index, unit, x.device) if engine.compile == "units" else unit
                 # In evaluation, too: a unit may draw there, or have parts that were left in training mode.
                 with step_seed.drawing("unit", index) if uses_rng else nullcontext():
                     x = _apply(f"units[{index}]", call, x)
         return x
 
-    def _compiled_unit(self, index: int, unit: nn.Module) -> Callable[[Tensor], Tensor]:
+    def _compiled_unit(self, index: int, unit: nn.Module, device: torch.device) -> Callable[[Tensor], Tensor]:
         if index not in self._compiled:
-            self._compiled[index] = compiled(unit)
+            self._compiled[index] = compiled(unit, device)
         return self._compiled[index]
 
     def part(self, start: int, stop: int) -> "Chain":
