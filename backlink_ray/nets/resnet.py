@@ -52,7 +52,7 @@ class ResidualBlock(nn.Module):
         """Map (N, width_in, H, W) to (N, width_out, H / stride, W / stride)."""
         y = self.relu(self.bn1(self.conv1(x)))
         # not in place: x may be another local module's output
-        return self.relu(self.bn2(self.conv2(y)) + self.shortcut(x))  # type: ignore[no-any-return]
+        return self.relu(self.bn2(self.conv2(y)).add_(self.shortcut(x)))  # type: ignore[no-any-return]
 
 
 def conv3x3(width_in: int, width_out: int, stride: int = 1) -> nn.Conv2d:
