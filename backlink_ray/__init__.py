@@ -7,6 +7,7 @@ from backlink_ray.data.augmentation import Augmentation
 from backlink_ray.data.datasets import load_dataset
 from backlink_ray.data.tensors import Dataset
 from backlink_ray.errors import BacklinkError, ConfigError
+from backlink_ray.local.engine import Engine
 from backlink_ray.local.module import LocalModule
 from backlink_ray.local.predict import predict
 from backlink_ray.local.split import split
@@ -48,6 +49,7 @@ __all__ = [
     "Batch",
     "ConfigError",
     "Dataset",
+    "Engine",
     "InfoPro",
     "Job",
     "LocalExecutor",

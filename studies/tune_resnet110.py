@@ -14,16 +14,17 @@ from backlink_ray.tuning.space import Space
 
 PAPER = RunConfig(network="resnet110", dataset="cifar10", lr=0.3, batch_size=512, epochs=200, validation_fraction=0.1)
 SMOKE = PAPER.replace(
-    dataset="cifar10-sample", lr=0.02, batch_size=16, epochs=2, train_images=160, test_images=100, torch_threads=1
-)
+    dataset="cifar10-sample", lr=0.02, batch_size=16, epochs=4, train_images=600, test_images=200, num_modules=4,
+    propagation_length=3, precision="bf16",
+)  # fmt: skip
 PRESETS = {
     "paper": Plan(
         base=PAPER, space=Space(num_modules=(2, 4, 8, 16), longest=4, alphas=ALPHAS, lr=(0.05, 1.0)), num_samples=50
     ),
     "smoke": Plan(
         base=SMOKE,
-        space=Space(num_modules=(2, 4), longest=4, alphas=ALPHAS, lr=(0.005, 0.05)),
-        first=(SMOKE.replace(num_modules=2, propagation_length=2, alpha=0.5),),
+        space=Space(num_modules=(2, 4), longest=4, alphas=ALPHAS, lr=(0.01, 0.04)),
+        first=(SMOKE,),
         num_samples=3,
     ),
 }
