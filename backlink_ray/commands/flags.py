@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
@@ -48,6 +48,25 @@ class CommonFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EngineFlags:
+    """How the steps of every run are computed, in place of what the preset says; see `backlink-ray train --help`."""
+
+    memory_format: Literal["", "channels_last", "contiguous"] = ""
+    """Of every run: order of feature maps in memory; default: the preset's (in tables channels_last)."""
+    precision: Literal["", "fp32", "tf32", "bf16"] = ""
+    """Of every run; default: the preset's (in tables fp32)."""
+    compile: Literal["", "none", "units"] = ""
+    """Of every run: compile its units; default: the preset's (in tables none)."""
+    graph: bool = False
+    """Every run, on a GPU and with executor local: the step as one CUDA graph."""
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """Return what the flags change of a run."""
+        return {name: value for name, value in vars(self).items() if value}
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrialFlags(CommonFlags):
     """Flags of commands that run trials on a cluster: searches and tables."""
 
@@ -58,6 +77,7 @@ class TrialFlags(CommonFlags):
     stage: Annotated[StageResources, tyro.conf.arg(name="")] = STAGE
     runs_per_gpu: str = "1"
     """Trials of executor local that share a GPU, and with it their step times; auto: as many as keep it busy, measured."""
+    engine: Annotated[EngineFlags, tyro.conf.arg(name="")] = EngineFlags()
     executor: Literal["auto", "local", "threads", "ray"] = "auto"
     """Where a trial's local modules run; auto: one Ray actor each if the cluster has room for them."""
 

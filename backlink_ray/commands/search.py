@@ -174,7 +174,7 @@ def _with_flags(plan: Plan, flags: SearchFlags, preset: str) -> Plan:
 
     def adapted(run: RunConfig, seed: int = 0) -> RunConfig:
         executor = run.executor if flags.executor == "auto" else flags.executor
-        return run.replace(seed=flags.seed + run.seed + seed, executor=executor)
+        return run.replace(seed=flags.seed + run.seed + seed, executor=executor, **flags.engine.given)
 
     return replace(
         plan,

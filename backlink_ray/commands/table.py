@@ -3,7 +3,7 @@
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -93,12 +93,18 @@ class TableCommand(Command):
         count = flags.seeds or (1 if is_smoke else 5)
         self.grid = Grid(
             cells=choose(number, addresses, flags.only),
-            budget=flags.budget.over(SMOKE if is_smoke else PAPER),
+            budget=replace(flags.budget.over(SMOKE if is_smoke else PAPER), engine=flags.engine.given),
             seeds=tuple(range(flags.seed, flags.seed + count)),
             alphas=_alphas(flags.alpha, SMOKE_ALPHAS if is_smoke else ALPHAS),
         )
         alpha = "" if flags.alpha == "select" else f"alpha{self.grid.alphas[0]:g}"
-        parts = (f"table_{number}", "smoke" if is_smoke else "", flags.budget.slug, alpha)
+        parts = (
+            f"table_{number}",
+            "smoke" if is_smoke else "",
+            flags.budget.slug,
+            *map(str, flags.engine.given.values()),
+            alpha,
+        )
         super().__init__(
             flags, "-".join(part for part in parts if part), Plan(base=self._base(), metric="test_error_pct")
         )
@@ -108,7 +114,7 @@ class TableCommand(Command):
         budget = self.grid.budget
         return RunConfig(
             epochs=budget.epochs or 200, train_images=budget.train_images, test_images=budget.test_images,
-            warmup_fraction=budget.warmup_fraction,
+            warmup_fraction=budget.warmup_fraction, **budget.engine,
         )  # fmt: skip
 
     def note(self) -> str:

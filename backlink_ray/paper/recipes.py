@@ -1,8 +1,9 @@
 """Recipes: how the paper trains each cell, and budgets that change its recipe for smaller runs."""
 
 import dataclasses
-from dataclasses import dataclass
-from typing import Annotated
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any
 
 import tyro
 
@@ -36,20 +37,25 @@ class Budget:
     warmup_fraction: float = 0.05
     """Budget: fraction of the run with a rising learning rate; the default is the paper's 10 of 200 epochs."""
 
+    engine: Annotated[Mapping[str, Any], tyro.conf.Suppress] = field(default_factory=dict)
+    """Fields of `local.engine.Engine` that differ from the default."""
+
     def __post_init__(self) -> None:
-        for field in ("epochs", "train_images", "test_images", "batch_size", "lr"):
-            if not getattr(self, field) >= 0:
-                raise ConfigError(f"{field}={getattr(self, field)} is out of range; allowed 0 (the recipe's) or more")
+        for name in ("epochs", "train_images", "test_images", "batch_size", "lr"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"{name}={getattr(self, name)} is out of range; allowed 0 (the recipe's) or more")
 
     def over(self, other: "Budget") -> "Budget":
         """Return `other`, overridden by all values of this budget that differ from the defaults."""
-        asked = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) != f.default}
+        fields, default = dataclasses.fields(self), Budget()
+        asked = {f.name: getattr(self, f.name) for f in fields if getattr(self, f.name) != getattr(default, f.name)}
         return dataclasses.replace(other, **asked)
 
     @property
     def is_paper(self) -> bool:
-        """Return whether nothing is changed."""
-        return self == Budget()
+        """Return whether nothing is changed that changes a result by more than rounding."""
+        precision = self.engine.get("precision", "fp32")
+        return precision == "fp32" and dataclasses.replace(self, engine={}) == Budget()
 
     @property
     def slug(self) -> str:
@@ -69,7 +75,7 @@ class Budget:
             f"the first {self.train_images:,} training images" * bool(self.train_images),
             f"the first {self.test_images:,} test images" * bool(self.test_images),
             f"batch {self.batch_size}" * bool(self.batch_size), f"eta {self.lr:g}" * bool(self.lr),
-            f"warm-up {self.warmup_fraction:g}" * (self.warmup_fraction != 0.05),
+            f"warm-up {self.warmup_fraction:g}" * (self.warmup_fraction != 0.05), self.engine.get("precision", ""),
         )  # fmt: skip
         return f"not the paper's budget ({', '.join(part for part in parts if part)})"
 
@@ -95,6 +101,7 @@ def recipe(cell: Cell, budget: Budget = PAPER) -> RunConfig:
         warmup_fraction=budget.warmup_fraction,
         train_images=budget.train_images,
         test_images=budget.test_images,
+        **budget.engine,
     )
 
 
