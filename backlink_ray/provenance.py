@@ -30,8 +30,18 @@ def describe() -> dict[str, Any]:
 
 
 def describe_process(device: str) -> dict[str, Any]:
-    """Return `describe()` with host, device and the device's name."""
-    return {**describe(), "host": socket.gethostname(), "device": device, "hardware": hardware(device)}
+    """Return `describe()` with host, device and its name, and whether subnormal numbers are flushed here and now."""
+    here = {"host": socket.gethostname(), "device": device, "hardware": hardware(device)}
+    return {**describe(), **here, "subnormals_flushed": flushes_subnormals()}
+
+
+# Half of it is subnormal.
+_SMALLEST = 2.0**-1022
+
+
+def flushes_subnormals() -> bool:
+    """Return whether this thread takes subnormal numbers for 0."""
+    return _SMALLEST * 0.5 == 0.0
 
 
 def hardware(device: str) -> str:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from backlink_ray.errors import ConfigError
 from backlink_ray.measure.compiling import watch_compiling
 from backlink_ray.options import check_options, choice, flag
+from backlink_ray.provenance import flushes_subnormals
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,12 +134,3 @@ def _saving_as_eager() -> dict[str, Any]:
             return "default_partition"
 
     return {"custom_partitioner_fn": SavingAsEager()}
-
-
-# Half of it is subnormal.
-_SMALLEST = 2.0**-1022
-
-
-def flushes_subnormals() -> bool:
-    """Return whether this thread takes subnormal numbers for 0."""
-    return _SMALLEST * 0.5 == 0.0

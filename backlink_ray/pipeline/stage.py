@@ -307,7 +307,8 @@ class Stage:
 
     def environment(self) -> dict[str, Any]:
         """Describe this stage's process and device."""
-        return describe_process(str(self._device))
+        with self._job.engine.running(self._device):
+            return describe_process(str(self._device))
 
     def load(self, state: TrainState) -> None:
         """Load this stage's part, and its replica's, of a complete state, which the executor has checked."""

@@ -212,7 +212,8 @@ class LocalExecutor(Executor):
         self._trainer.load(state)
 
     def environments(self) -> list[dict[str, Any]]:
-        return [describe_process(str(self.device))]
+        with self._job.engine.running(self.device):
+            return [describe_process(str(self.device))]
 
     def close(self, *, failed: bool = False) -> None:
         self._give_back(failed)

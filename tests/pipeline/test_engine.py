@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 import backlink_ray as bl
-from backlink_ray.local.engine import Engine, flushes_subnormals
+from backlink_ray.local.engine import Engine
 from backlink_ray.pipeline.exchange import Kind, QueueLink
 from backlink_ray.pipeline.threads import ThreadsExecutor
+from backlink_ray.provenance import flushes_subnormals
 from backlink_ray.train.checkpoint import Checkpoints
 from backlink_ray.train.executor import Executor, Job, LocalExecutor
 from tests.examples import job
@@ -173,6 +174,7 @@ def test_subnormals_are_flushed_while_a_run_computes_and_not_afterwards(make: Ma
     with make(training) as executor:
         executor.train(2)
         executor.evaluate("test")
+        assert all(process["subnormals_flushed"] for process in executor.environments())
     assert len(watched) > 6
     assert all(watched)
     assert not flushes_subnormals()
