@@ -212,7 +212,7 @@ class LocalExecutor(Executor):
         self._trainer.load(state)
 
     def environments(self) -> list[dict[str, Any]]:
-        with self._job.engine.running(self.device):
+        with self._trainer.engine.running(self.device):
             return [describe_process(str(self.device))]
 
     def close(self, *, failed: bool = False) -> None:
