@@ -99,8 +99,7 @@ def tune(
         storage: folder of studies; this one's is NAME in it.
         name: of the study.
         tracking_uri: MLflow's; default $MLFLOW_TRACKING_URI, else SQLite in the storage folder.
-        metric: minimised, a number of result.json, for a regression val_loss: what begins with val_ needs a validation_fraction
-            in the base.
+        metric: minimised, a number of result.json, for a regression val_loss; val_ needs a validation_fraction in the base.
         objectives: metrics that are minimised together, in place of the metric, by which rows are ordered all the same.
         first: runs to begin with.
         asha: stop trials early that rank low.
@@ -114,7 +113,6 @@ def tune(
         ConfigError: the space does not fit the base, the base not the data or the cluster, or the folder holds another study.
         StudyError: an interruption left trials; the same call continues.
     """
-    sharing = read_runs_per_gpu(runs_per_gpu)
     if any(each.startswith("val_") for each in (metric, *objectives)) and not base.validation_fraction:
         raise ConfigError(
             f"metric={metric!r} is measured on held-out data; give the base a validation_fraction, for example 0.1"
@@ -126,7 +124,8 @@ def tune(
     plan, datasets = prepare(plan, find_data_root(data_root))
     _check_metrics((metric, *objectives), all(data.train.has_classes for data in datasets.values()))
     storage = Path(storage).expanduser().absolute()
-    size = {"address": address, "max_concurrent": max_concurrent, "stage": stage, "runs_per_gpu": sharing}
+    shared = read_runs_per_gpu(runs_per_gpu)
+    size = {"address": address, "max_concurrent": max_concurrent, "stage": stage, "runs_per_gpu": shared}
     left = _carry_out(plan, name, datasets, storage, tracking_uri, size)
     folder = storage / slug(name)
     if left:
