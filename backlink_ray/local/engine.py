@@ -6,7 +6,9 @@ momentum, statistics of batch norms, logits and losses, and the parameter gradie
 computes in float32, uncompiled, so a run's error is what `predict` and the trained network answer.
 """
 
+import os
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -57,8 +59,12 @@ class Engine(EngineOptions):
             )
         if self.precision == "bf16" and dtype != torch.float32:
             raise ConfigError(f"precision='bf16' needs a network in float32, not in {dtype}; allowed: fp32")
-        if self.compile == "units" and device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++", "c++"))):
-            raise ConfigError("compile='units' needs a C++ compiler, such as g++, on PATH; allowed without one: none")
+        # As inductor chooses it.
+        compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+        if self.compile == "units" and device.type == "cpu" and not shutil.which(compiler):
+            raise ConfigError(
+                f"compile='units' needs a C++ compiler, and {compiler} is not on PATH (another one: CXX); allowed without: none"
+            )
 
     @contextmanager
     def running(self, device: torch.device) -> Iterator[None]:
@@ -70,12 +76,18 @@ class Engine(EngineOptions):
         before = flushes_subnormals()
         torch.set_flush_denormal(True)
         if device.type == "cuda":
-            how = "tf32" if self.precision == "tf32" else "ieee"
-            torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.conv.fp32_precision = how  # type: ignore[attr-defined]
+            self._switch_tf32(self.precision == "tf32")
         try:
             yield
         finally:
             torch.set_flush_denormal(before)
+
+    @staticmethod
+    def _switch_tf32(on: bool) -> None:
+        """Switch it in both of torch's ways, one after the other: where they differ, torch raises when it is asked for either."""
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = on
+        how, cudnn = "tf32" if on else "ieee", torch.backends.cudnn
+        torch.backends.cuda.matmul.fp32_precision = cudnn.conv.fp32_precision = cudnn.rnn.fp32_precision = how  # type: ignore[attr-defined]
 
     def autocast(self, device: torch.device) -> AbstractContextManager[object]:
         """Return the context of a forward: with precision bf16, torch's autocast."""
@@ -86,6 +98,17 @@ class Engine(EngineOptions):
     def widen(self, x: Tensor) -> Tensor:
         """Return what was computed with precision bf16 as float32; anything else as it is."""
         return x.float() if self.precision == "bf16" else x
+
+    def in_float32(self, loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+        """Return a loss that is computed without autocast, which takes the matrix products in it to bfloat16."""
+        if self.precision != "bf16":
+            return loss
+
+        def computed(logits: Tensor, labels: Tensor) -> Tensor:
+            with torch.autocast(logits.device.type, enabled=False):
+                return loss(logits, labels)
+
+        return computed
 
     def arrange(self, x: Tensor) -> Tensor:
         """Return x, if it has four dimensions, in this memory format."""
@@ -119,18 +142,6 @@ def compiled(unit: nn.Module, device: torch.device) -> Callable[[Tensor], Tensor
 
 @cache
 def _saving_as_eager() -> dict[str, Any]:
-    """Return the option to save for the backward what eager torch saves.
-
-    By default inductor saves a ReLU's signs as booleans, which its kernels for CPUs write and read one by one: twice as slow.
-    """
-    from torch._functorch.partitioners import default_partition  # inductor takes a second to import
-    from torch._inductor.custom_graph_pass import CustomPartitionerFn
-
-    class SavingAsEager(CustomPartitionerFn):
-        def __call__(self, gm: Any, joint_inputs: Any, **options: Any) -> Any:
-            return default_partition(gm, joint_inputs, **{n: v for n, v in options.items() if n != "compiler"})
-
-        def uuid(self) -> str:
-            return "default_partition"
+    from backlink_ray.local.partitioner import SavingAsEager
 
     return {"custom_partitioner_fn": SavingAsEager()}

@@ -54,9 +54,9 @@ def convolutions(units: Iterable[nn.Module], example: Tensor, device: torch.devi
     found: Counter[tuple[str, tuple[int, ...], bool]] = Counter()
     modules: dict[tuple[str, tuple[int, ...], bool], nn.Conv2d] = {}
 
-    def note(module: nn.Conv2d, given: tuple[Tensor, ...]) -> None:
-        own = _without_values(module)
-        key = (str(own), tuple(given[0].shape[1:]), given[0] is not first)  # the network's input gets no gradient
+    def note(module: nn.Conv2d, given: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+        own, (x, *_) = _without_values(module), (*given, *named.values())
+        key = (str(own), tuple(x.shape[1:]), x is not first)  # the network's input gets no gradient
         found[key] += 1
         modules[key] = own
 
@@ -65,7 +65,7 @@ def convolutions(units: Iterable[nn.Module], example: Tensor, device: torch.devi
     with ExitStack() as hooks:
         for unit in units:
             for module in (m for m in unit.modules() if isinstance(m, nn.Conv2d)):
-                hooks.callback(module.register_forward_pre_hook(note).remove)
+                hooks.callback(module.register_forward_pre_hook(note, with_kwargs=True).remove)
             x = probe(unit, x.to(dtype_and_device(unit)[1]))
     return [
         Convolution(

@@ -9,7 +9,7 @@ The base class is a complete method: every module learns from its own loss, and 
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -194,9 +194,9 @@ class Method:
         self, module: LocalModule, body: Graph, tail: Graph, batch: Batch, state: MethodState, *, retain: bool = False
     ) -> LocalResult:
         """Backpropagate the module's own loss through head, tail and body; frees the graphs, but with `retain` not the tail's."""
-        features = tail.output.detach().requires_grad_()
-        with batch.step_seed.engine.autocast(features.device):
-            loss = self.loss(module, features, batch)
+        features, engine = tail.output.detach().requires_grad_(), batch.step_seed.engine
+        with engine.autocast(features.device):
+            loss = self.loss(module, features, replace(batch, loss=engine.in_float32(batch.loss)))
         *own, error = differentiate(loss, [*module.head.parameters(), *module.helper.parameters(), features])
         tail_gradients, error = tail.backward(error, retain=retain)
         body_gradients, error = body.backward(error)

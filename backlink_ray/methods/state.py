@@ -46,4 +46,5 @@ class MethodState:
         while parts := {n: t for n, t in own.items() if n.startswith(f"stash.{len(self.stash)}.")}:
             entry = {name.split(".", 2)[2]: tensor for name, tensor in parts.items()}
             step = int(entry.pop("step"))
-            self.stash.append(Graph.restored(chain, entry, StepSeed(seed, step, engine)))
+            with engine.running(device):
+                self.stash.append(Graph.restored(chain, entry, StepSeed(seed, step, engine)))

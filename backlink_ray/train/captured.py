@@ -92,7 +92,10 @@ def check_capture(method: Method, modules: Sequence[LocalModule], updaters: Sequ
     if method.is_stale or method.link_kind == "delayed":
         reason = f"method {method.name} here carries gradients from one step to the next"
     elif not all(updater.can_be_captured for updater in updaters):
-        reason = "the optimizer computes its update on the processor (allowed: sgd, or one with capturable=True)"
+        reason = (
+            "an optimizer computes its update, or has its lr, on the processor (allowed: sgd, or "
+            "capturable=True and a tensor as lr)"
+        )
     elif not method.retains_tail and draw(modules):
         reason = "a tail that is recomputed would draw other random numbers than before (allowed: tail_memory retain)"
     if reason:

@@ -115,8 +115,13 @@ class Updater:
 
     @property
     def can_be_captured(self) -> bool:
-        """Return whether an update is work of the GPU alone, with its lr in a tensor there."""
-        return all(group.get("fused") or group.get("capturable") for group in self._optimizer.param_groups)
+        """Return whether an update is work of the GPU alone, with its lr in a tensor there, unless that is constant."""
+        groups = self._optimizer.param_groups if self._named else []
+        return all(
+            (group.get("fused") or group.get("capturable"))
+            and (self._adam_lr or getattr(group["lr"], "device", None) == group["params"][0].device)
+            for group in groups
+        )
 
     def set_lr(self, lr: float) -> None:
         """Set the learning rate of the next updates."""

@@ -39,6 +39,19 @@ def test_groups_and_strides_are_kept_and_other_units_do_not_matter() -> None:
     assert convolutions(units[1:], torch.zeros(1, 8, 2, 2), CPU) == []
 
 
+def test_a_convolution_called_by_the_name_of_its_argument_counts() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.convolution = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.convolution(input=x)  # type: ignore[no-any-return]
+
+    (found,) = convolutions([Named()], torch.zeros(1, 3, 8, 8), CPU)
+    assert found.input_shape == (3, 8, 8)
+
+
 FAST = Convolution(name="Conv2d(a)", input_shape=(1, 2, 2), count=5, fp32_s=1.0, bf16_s=0.5)
 SLOW = replace(FAST, name="Conv2d(b)", count=2, bf16_s=2.0)
 SLOWER = replace(SLOW, name="Conv2d(c)", bf16_s=16.0)

@@ -125,6 +125,83 @@ def test_what_is_bfloat16_and_what_is_not(monkeypatch: pytest.MonkeyPatch) -> No
     assert sent == {Kind.ACTIVATION: half, Kind.ERROR: half, Kind.LINK_GRADIENT: full, Kind.LOCAL_GRADIENT: full}
 
 
+def test_a_loss_of_the_users_is_float32_whatever_it_computes() -> None:
+    seen = []
+
+    def loss(logits: Tensor, labels: Tensor) -> Tensor:
+        mixed = logits.softmax(dim=1) @ torch.eye(10)
+        seen.append(mixed.dtype)
+        return -mixed.clamp_min(1e-6).log()[torch.arange(len(labels)), labels].mean()
+
+    with LocalExecutor(job(bl.BackLink(propagation_length=1), 2, batch_size=4, loss=loss, engine=BF16)) as executor:
+        executor.train(1)
+    assert set(seen) == {torch.float32}
+
+
+class Contiguous(torch.nn.Module):
+    """A unit whose output is not channels_last, and which writes down whether subnormal numbers are flushed."""
+
+    seen: ClassVar[list[bool]] = []
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layers = torch.nn.Sequential(torch.nn.Conv2d(width, 16, 3, padding=1), torch.nn.BatchNorm2d(16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(flushes_subnormals())
+        return self.layers(x).relu().contiguous()
+
+
+def test_late_errors_of_units_in_another_order_continue_bit_for_bit() -> None:
+    def new() -> bl.Trainer:
+        torch.manual_seed(0)
+        units = [Contiguous(3), torch.nn.BatchNorm2d(16), Contiguous(16), torch.nn.BatchNorm2d(16)]
+        head = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16 * 256, 10))
+        return bl.Trainer(bl.split(bl.Network(units, head, torch.zeros(1, 3, 16, 16)), 4), bl.DDG(), 0.1)
+
+    def steps(trainer: bl.Trainer, first: int, last: int) -> Tensor:
+        found = []
+        for t in range(first, last):
+            g = torch.Generator().manual_seed(t)
+            found.append(trainer.step(torch.randn(16, 3, 16, 16, generator=g), torch.arange(16) % 10))
+        return torch.stack(found)
+
+    whole, rest = new(), new()
+    steps(whole, 0, 6)
+    state = {n: t.contiguous() if isinstance(t, Tensor) else t for n, t in whole.state_dict().items()}  # as on disk
+    Contiguous.seen.clear()
+    rest.load_state_dict({n: t.clone() if isinstance(t, Tensor) else t for n, t in state.items()})
+    assert Contiguous.seen
+    assert all(Contiguous.seen)
+    assert torch.equal(steps(rest, 6, 10), steps(whole, 6, 10))
+
+
+def test_tf32_is_switched_so_that_torch_can_still_be_asked() -> None:
+    cuda, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = cuda.allow_tf32, cudnn.allow_tf32, cuda.fp32_precision, cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision  # type: ignore[attr-defined]
+    try:
+        for precision in ("fp32", "tf32", "bf16", "fp32"):
+            with Engine(precision=precision).running(torch.device("cuda")):
+                on = precision == "tf32"
+                assert (cuda.allow_tf32, cudnn.allow_tf32) == (on, on)
+                assert cudnn.rnn.fp32_precision == cudnn.conv.fp32_precision == ("tf32" if on else "ieee")  # type: ignore[attr-defined]
+                torch.get_float32_matmul_precision()
+    finally:
+        cuda.allow_tf32, cudnn.allow_tf32 = before[:2]
+        cuda.fp32_precision, cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision = before[2:]  # type: ignore[attr-defined]
+
+
+def test_compile_asks_for_the_compiler_that_inductor_takes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "c++").touch(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    engine, here = Engine(compile="units"), (torch.device("cpu"), torch.float32)
+    with pytest.raises(bl.ConfigError, match="is not on PATH"):
+        engine.check(*here)
+    monkeypatch.setenv("CXX", "c++")
+    engine.check(*here)
+
+
 @pytest.mark.parametrize("name", ["backlink, mode=stale", "ddg", "dni", "infopro", "predsim"])
 @pytest.mark.parametrize("make", [LocalExecutor, ThreadsExecutor])
 def test_a_run_in_bf16_continues_from_a_checkpoint_bit_for_bit(name: str, make: Make, tmp_path: Path) -> None:

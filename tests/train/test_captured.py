@@ -18,8 +18,9 @@ CAPTURED = Engine(graph=True)
 
 def updaters(optimizer: object = None, capturable: bool = False) -> list[Updater]:
     network = tiny_network(2)
-    if optimizer is None:
-        return [Updater(network.named_parameters(), Sgd())]
+    if optimizer is None:  # as Sgd() makes it on a GPU; the second has nothing to update
+        sgd = lambda p: torch.optim.SGD(p, torch.zeros(()), fused=True)  # noqa: E731
+        return [Updater(network.named_parameters(), sgd), Updater((), Sgd())]
     return [Updater(network.named_parameters(), lambda p: torch.optim.Adam(p, capturable=capturable))]
 
 
@@ -41,8 +42,10 @@ def test_an_optimizer_that_computes_on_the_processor_is_refused() -> None:
     modules = bl.split(tiny_network(4, dropout=0.1), 2)
     assert draw(modules)
     check_capture(bl.BackLink(propagation_length=1), modules, updaters())
-    with pytest.raises(bl.ConfigError, match="capturable=True"):
-        check_capture(bl.GLL(), modules, updaters("adam"))
+    check_capture(bl.GLL(), modules, updaters())
+    for capturable in (False, True):  # with a lr that is a number, every replay would have that of the capture
+        with pytest.raises(bl.ConfigError, match="capturable=True"):
+            check_capture(bl.GLL(), modules, updaters("adam", capturable))
 
 
 def test_executors_of_several_processes_and_a_cpu_refuse() -> None:
