@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from backlink_ray import RunConfig
-from backlink_ray.benchmarks.jobs import propagation_lengths
-from backlink_ray.benchmarks.memory import footprint_mib, source_of
+from backlink_ray.benchmarks.memory import footprint_mib, memory_runs, source_of
 from backlink_ray.commands.figure import Measurement, MeasurementContext, figure_main
 from backlink_ray.figures.captions import left_out
 from backlink_ray.figures.data import FigureData
@@ -25,21 +24,12 @@ from backlink_ray.tuning.plan import Plan
 
 KS = (2, 4, 8, 16)
 BASE = recipe(find("table3/cifar10/resnet32/conv/K4/l2"))
-
-
-def runs(network: str) -> tuple[RunConfig, ...]:
-    base = BASE.replace(network=network, propagation_length=1)
-    found = [base.replace(method="bp")]
-    for k in KS:
-        found += [base.replace(method=method, num_modules=k) for method in ("gll", "infopro")]
-        for tail, n in product(("retain", "recompute"), propagation_lengths(network, k)):
-            found.append(base.replace(num_modules=k, propagation_length=n, tail_memory=tail))
-    return tuple(found)
+RUNS = {network: tuple(memory_runs(BASE.replace(network=network))) for network in ("resnet32", "resnet110")}
 
 
 PRESETS = {
-    "paper": Plan(base=BASE, runs=(*runs("resnet32"), *runs("resnet110"))),
-    "smoke": Plan(base=BASE, runs=runs("resnet32")),
+    "paper": Plan(base=BASE, runs=(*RUNS["resnet32"], *RUNS["resnet110"])),
+    "smoke": Plan(base=BASE, runs=RUNS["resnet32"]),
 }
 # Quotes from the paper's text on Fig. 7, as fractions of BP's memory; the text does not state K, we assume K = 16.
 PAPER = {

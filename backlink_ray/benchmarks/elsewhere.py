@@ -2,6 +2,7 @@
 
 import multiprocessing
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection
 
 import torch
@@ -30,7 +31,8 @@ def elsewhere(make: Callable[[], Run]) -> Run:
 def _serve(make: Callable[[], Run], turns: Connection, threads: int) -> None:
     torch.set_num_threads(threads)
     run = make()
-    while True:
-        steps = turns.recv()
-        run(steps)
-        turns.send(steps)
+    with suppress(EOFError):  # nobody asks any more
+        while True:
+            steps = turns.recv()
+            run(steps)
+            turns.send(steps)

@@ -7,6 +7,7 @@ from math import ceil
 import torch
 from torch.profiler import profile
 
+from backlink_ray.benchmarks.limits import kernels
 from backlink_ray.data.tensors import Dataset
 from backlink_ray.local.module import LocalModule
 from backlink_ray.measure.cost import SavedTensors, training_bytes
@@ -108,5 +109,4 @@ def _step_and_kernel_s(executor: Executor) -> tuple[float, float]:
     # Under the profiler the host is slower and the kernels are not.
     with profile() as profiled:
         executor.train(_STEPS)
-    on_gpu = [e for e in profiled.events() if e.device_type.name == "CUDA" and not e.is_user_annotation]
-    return seconds / _STEPS, sum(event.self_device_time_total for event in on_gpu) / 1e6 / _STEPS
+    return seconds / _STEPS, sum(kernels(profiled).values()) / _STEPS

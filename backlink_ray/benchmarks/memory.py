@@ -1,5 +1,6 @@
 """Memory: the peak of one training step of a run, all modules on one device, allocated or counted (Fig. 7)."""
 
+import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -66,22 +67,26 @@ def counted(config: RunConfig) -> Counted:
         return Counted(saved.peak_bytes / 2**20, training_bytes(modules, saved.peak_bytes) / 2**20)
 
 
+def memory_runs(base: RunConfig) -> Iterator[RunConfig]:
+    """Yield the runs of the paper's Fig. 7 that fit base's network: BP, and over K GLL, InfoPro, and BackLink over l."""
+    yield base.replace(method="bp")
+    for k in (k for k in (2, 4, 8, 16) if k <= unit_count(base.network)):
+        for method in ("gll", "infopro"):
+            yield base.replace(method=method, num_modules=k)
+        for length, tail in product(propagation_lengths(base.network, k), ("retain", "recompute")):
+            yield base.replace(method="backlink", num_modules=k, propagation_length=length, tail_memory=tail)
+
+
 def memory_rows(network: str, device: str, batch_size: int, engines: Sequence[Engine]) -> Iterator[Row]:
-    """Yield the memory of a step with conv heads: BP, GLL and BackLink over K and l (paper, Fig. 7).
+    """Yield the memory of a step of all `memory_runs` with conv heads.
 
     Columns: on a CUDA device peak_memory_mib, allocated in a step after a warm-up step; else saved_mib and counted_mib.
     """
-    for engine, k in product(engines, (k for k in (1, 4, 8, 16) if k <= unit_count(network))):
-        linked = product(propagation_lengths(network, k), ("retain", "recompute"))
-        for length, tail_memory in ((0, "retain"), *linked):
-            how: dict[str, Any] = vars(engine)
-            config = RunConfig(
-                network=network, head="conv", num_modules=k, propagation_length=length, batch_size=batch_size,
-                tail_memory=tail_memory, **how,
-            )  # fmt: skip
-            name = "bp" if k == 1 else "backlink" if length else "gll"
-            split = {"num_modules": k, "propagation_length": length, "tail_memory": tail_memory}
-            yield {"name": name, "network": network, **split, **how, **_measured(config, device)}
+    for engine in engines:
+        how: dict[str, Any] = vars(engine)
+        for config in memory_runs(RunConfig(network=network, method="bp", head="conv", batch_size=batch_size, **how)):
+            split = {name: getattr(config, name) for name in ("num_modules", "propagation_length", "tail_memory")}
+            yield {"name": config.method, "network": network, **split, **how, **_measured(config, device)}
 
 
 def _measured(config: RunConfig, device: str) -> Row:
@@ -92,13 +97,19 @@ def _measured(config: RunConfig, device: str) -> Row:
 
 
 def peak_of_step_mib(config: RunConfig, device: str) -> float:
-    """Return the device's peak memory in MiB in the second of two steps; the first allocates momentum and workspaces."""
+    """Return a GPU's peak memory in MiB in the second of two steps; the first allocates momentum and workspaces.
+
+    What this process had allocated before does not count; products of other streams leave their workspaces behind.
+    """
+    gc.collect()
+    torch._C._cuda_clearCublasWorkspaces()
+    before_mib = torch.cuda.memory_allocated(device) / 2**20
     job = job_for(config, random_images(2 * config.batch_size), device)
     with _small_workspaces(), LocalExecutor(job) as executor:
         executor.train(1)
         reset_peak_memory(torch.device(device))
         executor.train(1)
-        return peak_memory_mib(torch.device(device))
+        return peak_memory_mib(torch.device(device)) - before_mib
 
 
 @contextmanager

@@ -2,10 +2,10 @@
 
 import math
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -33,6 +33,14 @@ from backlink_ray.tuning.plan import Plan
 from backlink_ray.tuning.study import Study
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetFlags(Budget):
+    """The flags of a budget, which are not all of its fields: only a smoke test changes the data set."""
+
+    dataset: Annotated[str, tyro.conf.Suppress] = ""
+    engine: Annotated[Mapping[str, Any], tyro.conf.Suppress] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TableFlags(TrialFlags):
     """Flags of table studies."""
@@ -47,7 +55,7 @@ class TableFlags(TrialFlags):
     """select: chosen for each BackLink cell by the error on a held-out tenth of the training images; or a number, 0..1."""
     retry_failed: bool = False
     """Run failed runs again."""
-    budget: Annotated[Budget, tyro.conf.arg(name="")] = PAPER
+    budget: Annotated[BudgetFlags, tyro.conf.arg(name="")] = BudgetFlags()
 
     def check(self) -> None:
         super().check()

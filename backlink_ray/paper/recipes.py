@@ -3,9 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any
-
-import tyro
+from typing import Any
 
 from backlink_ray.errors import ConfigError
 from backlink_ray.paper.cells import Cell
@@ -22,7 +20,7 @@ CONV_LR, STL10_LR = 0.5, 0.1
 class Budget:
     """Changes to the paper's recipe for smaller runs; 0 and "" keep the recipe's value."""
 
-    dataset: Annotated[str, tyro.conf.Suppress] = ""
+    dataset: str = ""
     """Instead of the cell's own."""
     epochs: int = 0
     """Budget: epochs; 0 is the paper's 200."""
@@ -37,7 +35,7 @@ class Budget:
     warmup_fraction: float = 0.05
     """Budget: fraction of the run with a rising learning rate; the default is the paper's 10 of 200 epochs."""
 
-    engine: Annotated[Mapping[str, Any], tyro.conf.Suppress] = field(default_factory=dict)
+    engine: Mapping[str, Any] = field(default_factory=dict)
     """Fields of `local.engine.Engine` that differ from the default."""
 
     def __post_init__(self) -> None:
@@ -55,7 +53,7 @@ class Budget:
     def is_paper(self) -> bool:
         """Return whether nothing is changed that changes a result by more than rounding."""
         precision = self.engine.get("precision", "fp32")
-        return precision == "fp32" and dataclasses.replace(self, engine={}) == Budget()
+        return precision == "fp32" and dataclasses.replace(self.over(PAPER), engine={}) == PAPER
 
     @property
     def slug(self) -> str:

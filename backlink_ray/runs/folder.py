@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from backlink_ray.data.tensors import Dataset
 from backlink_ray.errors import ConfigError, StorageError
 from backlink_ray.files import append_line, make_folder, read_json, read_lines, write_whole
@@ -43,6 +41,8 @@ class RunFolder:
             self._open(config, dataset)
 
     def _open(self, config: RunConfig, dataset: Dataset) -> None:
+        import yaml  # imported here: measurements need no run folder
+
         facts = {name: getattr(dataset, name) for name in FACTS}
         content = {
             "format": FORMAT,
@@ -141,6 +141,8 @@ def read_config(path: Path) -> tuple[RunConfig, dict[str, int]]:
 
 def _read(path: Path) -> dict[str, Any]:
     """Return the content of config.yaml, {} if there is none."""
+    import yaml
+
     file = path / CONFIG
     try:
         found = yaml.safe_load(file.read_bytes())

@@ -3,15 +3,15 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING, Any
 
 from backlink_ray.errors import ConfigError, StorageError
 from backlink_ray.files import append_line, read_json, read_lines, write_whole
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.folder import ENVIRONMENT
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Value = str | int | float | bool
 Row = dict[str, Any]
@@ -87,6 +87,9 @@ class Results:
 
     def export(self) -> Path:
         """Write all rows as one Parquet table, for people and other programs; return its path."""
+        import pyarrow as pa  # imported here: rows themselves need no Parquet
+        import pyarrow.parquet as pq
+
         rows = self.rows()
         columns = dict.fromkeys(column for row in rows for column in row)
         table = pa.table({column: _column([row.get(column) for row in rows]) for column in columns})
@@ -99,8 +102,10 @@ class Results:
 _WAY_OUT = "delete the line, and its run runs again"
 
 
-def _column(values: list[Value | None]) -> pa.Array:
+def _column(values: list[Value | None]) -> "pa.Array":
     """Return a Parquet column, which has one type: text if the rows disagree."""
+    import pyarrow as pa
+
     try:
         return pa.array(values)
     except (pa.ArrowInvalid, pa.ArrowTypeError):

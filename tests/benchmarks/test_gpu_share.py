@@ -60,7 +60,7 @@ def test_the_largest_run_decides(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_is_measured_without_training_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def event(device: str = "CUDA", note: bool = False) -> SimpleNamespace:
         kind = SimpleNamespace(name=device)
-        return SimpleNamespace(device_type=kind, is_user_annotation=note, self_device_time_total=500.0)
+        return SimpleNamespace(name="a kernel", device_type=kind, is_user_annotation=note, self_device_time_total=500.0)
 
     events = [event(), event(), event(note=True), event("CPU")]
     monkeypatch.setattr(gpu_share, "profile", lambda: nullcontext(SimpleNamespace(events=lambda: events)))

@@ -1,0 +1,87 @@
+"""Together: several runs at once on one device, in one process, with a thread and, on a GPU, a stream for each.
+
+While a step is captured no other thread may use the GPU, so runs start one after another, up to their first captured step.
+All captured steps of a process read one seed for draws on the GPU: with dropout (conv heads), runs at once may draw from each
+other's seeds, so their weights do not repeat bit for bit.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+import torch
+
+from backlink_ray.benchmarks.jobs import job_for, random_images
+from backlink_ray.benchmarks.rounds import interleaved, spread
+from backlink_ray.runs.config import RunConfig
+from backlink_ray.runs.results import Row
+from backlink_ray.train.captured import WARM_UP
+from backlink_ray.train.executor import ChunkReport, Job, LocalExecutor
+from backlink_ray.train.state import TrainState
+
+# Of every run before others run beside it; the last of them is captured.
+FIRST_STEPS = WARM_UP + 1
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Lane:
+    """One of several runs: its executor, its stream (None on a CPU), and the steps it has taken, of how many in an epoch."""
+
+    executor: LocalExecutor
+    stream: torch.cuda.Stream | None
+    step: int
+    steps_per_epoch: int
+
+    @classmethod
+    def start(cls, job: Job, state: TrainState | None = None) -> "Lane":
+        """Return a run that has taken FIRST_STEPS, from a state or from the beginning; nothing else may run meanwhile."""
+        device = torch.device(job.devices[0])
+        stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        with torch.cuda.stream(stream):
+            executor = LocalExecutor(job)
+            if state:
+                executor.load(state)
+            executor.train(FIRST_STEPS)
+        return cls(executor, stream, (state.step if state else 0) + FIRST_STEPS, len(job.train) // job.batch_size)
+
+    def finish_epoch(self) -> ChunkReport:
+        """Train to the end of the epoch that the run is in."""
+        steps = self.steps_per_epoch - self.step % self.steps_per_epoch
+        self.step += steps
+        return self.executor.train(steps)
+
+    def call(self, work: Callable[[], T]) -> T:
+        """Return work(), done on this run's stream."""
+        with torch.cuda.stream(self.stream):
+            return work()
+
+
+def at_once(lanes: Sequence[Lane], works: Sequence[Callable[[], T]]) -> list[T]:
+    """Return what each lane's work returns, each in a thread; when all have ended, the first error is raised."""
+    with ThreadPoolExecutor(len(lanes) or 1) as pool:
+        return list(pool.map(Lane.call, lanes, works))
+
+
+def together_rows(config: RunConfig, device: str, counts: Sequence[int], steps: int, rounds: int) -> Iterator[Row]:
+    """Yield the time of a step of every run, data included, and images per second of all, for numbers of runs at once.
+
+    Args:
+        config: of every run.
+        device: cuda or cpu.
+        counts: numbers of runs, timed in turn.
+        steps: per round.
+        rounds: counted, after one warm-up round.
+    """
+    images = random_images(2 * config.batch_size)
+    lanes = [Lane.start(job_for(config, images, device)) for _ in range(max(counts))]
+    runs = {n: partial(_train, lanes[:n]) for n in counts}
+    for n, times in interleaved(runs, device, steps, rounds).items():
+        step = spread("step_s", times)
+        yield {"runs": n, **step, "n": rounds, "images_per_s": n * config.batch_size / step["step_s"]}
+
+
+def _train(lanes: Sequence[Lane], steps: int) -> None:
+    at_once(lanes, [partial(lane.executor.train, steps) for lane in lanes])
