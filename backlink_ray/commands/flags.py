@@ -12,6 +12,7 @@ import tyro
 
 from backlink_ray.commands.exit_codes import first_line
 from backlink_ray.errors import ConfigError
+from backlink_ray.local.engine import DEFAULT
 from backlink_ray.pipeline.resources import STAGE, StageResources
 from backlink_ray.tuning.resources import read_runs_per_gpu
 
@@ -62,8 +63,13 @@ class EngineFlags:
 
     @property
     def given(self) -> dict[str, Any]:
-        """Return what the flags change of a run."""
+        """Return what the flags say of a run."""
         return {name: value for name, value in vars(self).items() if value}
+
+    @property
+    def changed(self) -> dict[str, Any]:
+        """Return what of it differs from the default of a run."""
+        return {name: value for name, value in self.given.items() if value != getattr(DEFAULT, name)}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -101,7 +101,7 @@ class TableCommand(Command):
         count = flags.seeds or (1 if is_smoke else 5)
         self.grid = Grid(
             cells=choose(number, addresses, flags.only),
-            budget=replace(flags.budget.over(SMOKE if is_smoke else PAPER), engine=flags.engine.given),
+            budget=replace(flags.budget.over(SMOKE if is_smoke else PAPER), engine=flags.engine.changed),
             seeds=tuple(range(flags.seed, flags.seed + count)),
             alphas=_alphas(flags.alpha, SMOKE_ALPHAS if is_smoke else ALPHAS),
         )
@@ -110,7 +110,7 @@ class TableCommand(Command):
             f"table_{number}",
             "smoke" if is_smoke else "",
             flags.budget.slug,
-            *map(str, flags.engine.given.values()),
+            *("graph" if name == "graph" else value for name, value in flags.engine.changed.items()),
             alpha,
         )
         super().__init__(

@@ -33,7 +33,7 @@ class EngineOptions:
     precision: str = choice("fp32", "tf32", "bf16")
     """Of convolutions and matrix products: fp32; tf32 (GPUs only); bf16: in bfloat16, with float32 weights and losses."""
     compile: str = choice("none", "units")
-    """units: every unit through torch.compile, which takes a minute at the beginning."""
+    """units: every unit through torch.compile, which takes half a minute or more at the beginning."""
     graph: bool = flag(False)
     """On a GPU, executor local: capture the whole step as a CUDA graph; random draws then follow from the step alone."""
 

@@ -47,7 +47,8 @@ class Graph:
         self._module, self._context = module, context
         self._trained = module  # whose parameters the gradients are for
         self._input = x.detach().requires_grad_(wants_input_gradient)
-        kept = module.named_buffers() if recompute or repeatable else ()
+        self._repeatable = recompute or repeatable
+        kept = module.named_buffers() if self._repeatable else ()
         self._buffers = {n: b.clone() for n, b in kept}
         copied = module.named_parameters() if copies_weights else ()
         self._weights = {n: p.detach().clone().requires_grad_(p.requires_grad) for n, p in copied}
@@ -80,6 +81,10 @@ class Graph:
         """
         if isinstance(self._module, Chain) and not len(self._module):
             return [], error
+        if self._recorded is None and not self._repeatable:
+            raise ConfigError(
+                "a graph was freed by an earlier backward; allowed: backward(..., retain=True) before another one"
+            )
         # Clones, since a batch norm updates the buffers it is called with.
         clones = {n: b.clone() for n, b in self._buffers.items()} if self._recorded is None else {}
         output = self._forward(clones) if self._recorded is None else self._recorded
@@ -122,6 +127,8 @@ class Graph:
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield what `restored` needs from a forward that copied its weights: input, step, weights."""
         yield "input", self._input.detach()
+        # A checkpoint keeps no strides.
+        yield "input.channels_last", torch.tensor(int(_is_channels_last(self._input)))
         yield "input.wanted", torch.tensor(int(self._input.requires_grad))
         yield "step", torch.tensor(self._context.step)
         yield from ((f"weights.{name}", tensor.detach()) for name, tensor in self._weights.items())
@@ -133,10 +140,15 @@ class Graph:
         with torch.no_grad():
             for name, parameter in own.named_parameters():
                 parameter.copy_(tensors[f"weights.{name}"])
-        wanted = bool(tensors["input.wanted"])
-        graph = cls(own, tensors["input"], step_seed, wants_input_gradient=wanted, copies_weights=True)
+        wanted, x = bool(tensors["input.wanted"]), tensors["input"]
+        x = x.contiguous(memory_format=torch.channels_last) if tensors["input.channels_last"] else x
+        graph = cls(own, x, step_seed, wants_input_gradient=wanted, copies_weights=True)
         graph._trained = chain
         return graph
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    return x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def _laid_out(error: Tensor, output: Tensor) -> Tensor:

@@ -123,8 +123,8 @@ def _apply(name: str, module: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         if "view size is not compatible" not in str(error):
             raise
         raise ConfigError(
-            f"{name} cannot take features in the order {'channels_last' if x.dim() == 4 else 'that they have'}: {error}; "
-            "allowed: flatten or reshape in place of view, or memory_format='contiguous'"
+            f"{name} calls view on a tensor whose order in memory (channels_last?) does not allow it: {error}; allowed: flatten "
+            "or reshape in place of view, or memory_format='contiguous'"
         ) from error
     except ValueError as error:
         if len(x) != 1:

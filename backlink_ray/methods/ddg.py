@@ -37,7 +37,6 @@ class DDG(Method):
 
     def forward_body(self, module: LocalModule, x: Tensor, step_seed: StepSeed) -> Graph:
         wanted = self.wants_error(module)
-        x = step_seed.engine.arrange(x)  # so it comes out of a checkpoint, which keeps no order
         return Graph(module.body(0), x, step_seed, wants_input_gradient=wanted, copies_weights=not module.is_last)
 
     def local_backward(

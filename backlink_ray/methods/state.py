@@ -38,8 +38,7 @@ class MethodState:
     def load(self, module_index: int, found: Mapping[str, Tensor], chain: Chain, seed: int, engine: Engine) -> None:
         """Load everything; the forwards in the stash are computed again, each with its own weights."""
         prefix, device = f"modules.{module_index}.", next(chain.parameters(), torch.empty(0)).device
-        arranged = ((name, engine.arrange(t.to(device))) for name, t in found.items())
-        own = {name.removeprefix(prefix): t for name, t in arranged if name.startswith(prefix)}
+        own = {name.removeprefix(prefix): t.to(device) for name, t in found.items() if name.startswith(prefix)}
         self.link = [own[f"link.{i}"] for i in range(sum(name.startswith("link.") for name in own))]
         self.error = own.get("error", torch.empty(0, device=device))
         self.stash = deque()

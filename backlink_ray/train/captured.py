@@ -13,6 +13,7 @@ from torch import Tensor
 from backlink_ray.errors import ConfigError
 from backlink_ray.local.module import LocalModule
 from backlink_ray.methods.base import Method
+from backlink_ray.nets.network import dtype_and_device
 from backlink_ray.seeds import host_states, seeded
 from backlink_ray.train.optim import Updater
 
@@ -25,7 +26,7 @@ class Captured:
 
     Args:
         step: everything between the inputs and the updated weights; what it reads else must stay where it is in memory.
-        modules: that it trains.
+        modules: that it trains, all on one GPU.
         seed: of the run.
 
     Raises:
@@ -35,19 +36,20 @@ class Captured:
     def __init__(self, step: Callable[[Tensor, Tensor], Tensor], modules: Sequence[LocalModule], seed: int) -> None:
         self._step, self._seed = step, seed
         self._draws = draw(modules)
-        self._stream = torch.cuda.Stream()
+        self._device = dtype_and_device(*modules)[1]
+        self._stream = torch.cuda.Stream(self._device)
+        self._shapes: tuple[torch.Size, ...] = ()  # of the first batch; others are trained on eagerly
         self._graph: torch.cuda.CUDAGraph | None = None
         self._calls = 0
 
     def __call__(self, inputs: Tensor, labels: Tensor, step_index: int) -> Tensor:
         """Take one step; the losses (K,) are the caller's own."""
-        self._calls += 1
-        with self._drawing(step_index):
-            if self._calls <= WARM_UP:
+        shapes = (inputs.shape, labels.shape)
+        self._calls, self._shapes = self._calls + 1, self._shapes or shapes
+        with torch.cuda.device(self._device), self._drawing(step_index):
+            if self._calls <= WARM_UP or shapes != self._shapes:
                 return self._eager(inputs, labels)
             graph = self._graph or self._capture(inputs, labels)
-            if (inputs.shape, labels.shape) != (self._inputs.shape, self._labels.shape):
-                return self._eager(inputs, labels)
             self._inputs.copy_(inputs)
             self._labels.copy_(labels)
             graph.replay()

@@ -250,7 +250,8 @@ def check_optimizer(make_optimizer: MakeOptimizer, parameters: Iterable[nn.Param
     except Exception as error:  # whatever an optimizer of the user's own raises
         name = getattr(make_optimizer, "__name__", repr(make_optimizer))
         raise ConfigError(
-            f"optimizer {name} cannot update these parameters: {error}; allowed: any torch.optim.Optimizer that can"
+            f"optimizer {name} cannot update these parameters: {error}; allowed: any torch.optim.Optimizer that can (one that "
+            "calls view on gradients, with memory_format='contiguous')"
         ) from error
 
 

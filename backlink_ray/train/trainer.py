@@ -182,7 +182,8 @@ class Trainer:
         optimizer: called with a list of parameters, returns a torch.optim.Optimizer of them, whose lr is set at every step;
             `train.optim.check_optimizer` says what must hold. Default: SGD as the paper states it.
         seed: of dropout masks.
-        engine: how steps are computed. Convolutions' weights are brought into its memory format.
+        engine: how steps are computed. Convolutions' weights are brought into its memory format. From now on this process keeps
+            freed memory, see `allocator`.
 
     Raises:
         ConfigError: the method cannot train these modules, the optimizer cannot work in parts, lr or seed is out of range, or
@@ -285,7 +286,8 @@ class Trainer:
     def _captured(self, batch: Batch) -> Tensor:
         if self._graph is None:
             check_capture(self.method, self.modules, self._updaters)
-            step = lambda inputs, labels: self._train(replace(batch, inputs=inputs, labels=labels))  # noqa: E731
+            how, loss = StepSeed(engine=self.engine), self.loss
+            step = lambda inputs, labels: self._train(Batch(inputs, labels, how, loss))  # noqa: E731
             self._graph = Captured(step, self.modules, self._seed)
         return self._graph(batch.inputs, batch.labels, self.step_index)
 
