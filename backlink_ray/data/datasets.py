@@ -34,7 +34,7 @@ def data_root(flag: str = "") -> Path:
 
 def load_dataset(
     name: str,
-    root: Path | None = None,
+    root: str | Path | None = None,
     *,
     train_images: int = 0,
     test_images: int = 0,
@@ -60,9 +60,9 @@ def load_dataset(
             f"dataset={name!r} is not known; allowed: {', '.join(LOADERS)}, or an import path MODULE:NAME"
         )
     if is_path(name):
-        found = call(name, "dataset", root=root or data_root(), download=download, seed=seed)
+        found = call(name, "dataset", root=Path(root or data_root()), download=download, seed=seed)
     else:
-        found = LOADERS[name](root or data_root(), download, seed)
+        found = LOADERS[name](Path(root or data_root()), download, seed)
     if not isinstance(found, Dataset):
         raise ConfigError(f"dataset={name!r} returns a {type(found).__name__}; allowed: a backlink_ray.Dataset")
     return found.first(train_images, test_images)
