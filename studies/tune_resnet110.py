@@ -24,7 +24,7 @@ PRESETS = {
     "smoke": Plan(
         base=SMOKE,
         space=Space(num_modules=(2, 4), longest=4, alphas=ALPHAS, lr=(0.01, 0.04)),
-        first=(SMOKE,),
+        first=(SMOKE.replace(num_modules=2, lr=0.01),),
         num_samples=3,
     ),
 }
