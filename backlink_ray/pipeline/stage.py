@@ -26,7 +26,7 @@ from backlink_ray.methods.base import Batch
 from backlink_ray.methods.state import MethodState
 from backlink_ray.pipeline.exchange import Kind, Link, NoLink, flatten, unflatten
 from backlink_ray.pipeline.schedule import Action, run_actions, step_actions
-from backlink_ray.provenance import describe_process
+from backlink_ray.provenance import describe_process, flushes_subnormals
 from backlink_ray.train.evaluation import Evaluation, EvaluationSum
 from backlink_ray.train.executor import Job, to_cpu
 from backlink_ray.train.optim import Updater, check_copies, check_optimizer
@@ -308,7 +308,7 @@ class Stage:
     def environment(self) -> dict[str, Any]:
         """Describe this stage's process and device."""
         with self._job.engine.running(self._device):
-            return describe_process(str(self._device))
+            return {**describe_process(str(self._device)), "subnormals_flushed": flushes_subnormals()}
 
     def load(self, state: TrainState) -> None:
         """Load this stage's part, and its replica's, of a complete state, which the executor has checked."""

@@ -22,7 +22,7 @@ from backlink_ray.measure.metrics import peak_memory_mib, reset_peak_memory
 from backlink_ray.measure.timeline import Span
 from backlink_ray.methods.base import Loss, Method
 from backlink_ray.nets.network import dtype_and_device
-from backlink_ray.provenance import describe_process
+from backlink_ray.provenance import describe_process, flushes_subnormals
 from backlink_ray.train.evaluation import Evaluation, EvaluationSum
 from backlink_ray.train.labels import check_labels, check_loss
 from backlink_ray.train.optim import LearningRate, MakeOptimizer, Sgd
@@ -213,7 +213,7 @@ class LocalExecutor(Executor):
 
     def environments(self) -> list[dict[str, Any]]:
         with self._trainer.engine.running(self.device):
-            return [describe_process(str(self.device))]
+            return [{**describe_process(str(self.device)), "subnormals_flushed": flushes_subnormals()}]
 
     def close(self, *, failed: bool = False) -> None:
         self._give_back(failed)
