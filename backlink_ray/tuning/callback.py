@@ -13,6 +13,7 @@ from backlink_ray.data.tensors import Dataset
 from backlink_ray.paper.cells import published_error_pct
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.data import data_key
+from backlink_ray.runs.job import engine_of
 from backlink_ray.runs.outcome import Outcome, outcome_of
 from backlink_ray.runs.results import Value, columns_of, epoch_line, numbers
 from backlink_ray.runs.tracked import end_tracking, start_tracking, track
@@ -126,6 +127,7 @@ def run_params(config: RunConfig) -> dict[str, str | int | float]:
         "K": config.num_modules, "l": config.propagation_length, "alpha": config.alpha, "eta": round(config.lr, 6),
         "seed": config.seed, "dataset": config.dataset, "network": config.network, "head": config.head,
         "method": config.label, "batch_size": config.batch_size, "epochs": config.epochs,
+        **vars(engine_of(config)),
     }  # fmt: skip
     return known | {f"options.{name}" if name in known else name: value for name, value in config.options.items()}
 
