@@ -49,10 +49,7 @@ class Chain(nn.Module):
         self.units = nn.ModuleList(units)
         self.first_index = first_index
         self.uses_rng = tuple(uses_rng)
-        self._forget()
-
-    def _forget(self) -> None:
-        """Forget what is found once and kept for every step; a copy finds its own."""
+        # Found once and kept for every step; a copy finds its own.
         self._weights: list[nn.Parameter] | None = None
         self._parts: dict[tuple[int, int], Chain] = {}
         self._compiled: dict[int, Callable[[Tensor], Tensor]] = {}  # by global index, shared with the parts
