@@ -26,9 +26,8 @@ if __name__ == "__main__":
     network = bl.build_network("resnet8", num_classes=data.num_classes, image_size=data.image_size)
     trainer = bl.Trainer(bl.split(network, num_modules=2), bl.BackLink(propagation_length=1, alpha=0.5), lr=0.05)
     print(trainer)
-    loader = torch.utils.data.DataLoader(
-        list(zip(data.train.prepared(), data.train.labels, strict=True)), 25, shuffle=True
-    )
+    pairs, order = list(zip(data.train.prepared(), data.train.labels, strict=True)), torch.Generator().manual_seed(0)
+    loader = torch.utils.data.DataLoader(pairs, 25, shuffle=True, generator=order)
     for epoch, losses in enumerate(trainer.fit(loader, epochs=5), start=1):
         print(f"epoch {epoch}: mean local losses {losses.tolist()}")
     torch.save(network.state_dict(), "network.pt")

@@ -73,8 +73,8 @@ def test_ray(setting: Setting, pooled_executor: Make) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(180)
 @ids
-def test_ray_everywhere(setting: Setting, ray_executor: Make) -> None:
-    check_same(outcome(ray_executor, setting.job()), outcome(LocalExecutor, setting.job()))
+def test_ray_everywhere(setting: Setting, pooled_executor: Make) -> None:
+    check_same(outcome(pooled_executor, setting.job()), outcome(LocalExecutor, setting.job()))
 
 
 @pytest.mark.parametrize("name", SETTINGS)
