@@ -8,7 +8,7 @@ from pathlib import Path
 from backlink_ray.commands.command import Command, run_command
 from backlink_ray.commands.flags import TrialFlags, choose_preset, not_negative
 from backlink_ray.commands.results_table import COLUMNS, best_line, markdown, print_table, table_rows
-from backlink_ray.commands.trials import describe, estimate, local_cluster, run_with_flags, training_images
+from backlink_ray.commands.trials import check_here, describe, estimate, local_cluster, run_with_flags, training_images
 from backlink_ray.data.datasets import data_root
 from backlink_ray.errors import ConfigError
 from backlink_ray.figures.data import FigureData
@@ -108,6 +108,7 @@ class SearchCommand(Command):
                 pass
 
     def prepare(self) -> None:
+        check_here(self.flags, self.plan.examples)
         self.plan, self._datasets = prepare(self.plan, data_root(self.flags.data_root))
 
     def carry_out(self, tracker: NoTracker) -> None:

@@ -12,7 +12,7 @@ import tyro
 from backlink_ray.commands.command import Command, run_command
 from backlink_ray.commands.flags import TrialFlags, choose_preset, not_negative
 from backlink_ray.commands.results_table import print_table
-from backlink_ray.commands.trials import describe, estimate, local_cluster, run_with_flags, training_images
+from backlink_ray.commands.trials import check_here, describe, estimate, local_cluster, run_with_flags, training_images
 from backlink_ray.data.datasets import data_root
 from backlink_ray.data.tensors import Dataset
 from backlink_ray.errors import ConfigError
@@ -145,7 +145,9 @@ class TableCommand(Command):
             )
 
     def prepare(self) -> None:
-        self._datasets = self._load(self._left(self.flags.retry_failed))
+        left = self._left(self.flags.retry_failed)
+        check_here(self.flags, (run.replace(executor=self.flags.executor) for run in left))
+        self._datasets = self._load(left)
 
     def _load(self, runs: Sequence[RunConfig]) -> dict[str, Dataset]:
         return load_for(runs, data_root(self.flags.data_root))

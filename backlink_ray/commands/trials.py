@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 
+import ray
 import torch
 
 from backlink_ray.benchmarks.step import images_per_s
@@ -30,8 +31,15 @@ def run_with_flags(
         raise SecondInterruptError from error
 
 
+def check_here(flags: TrialFlags, runs: Iterable[RunConfig]) -> None:
+    """Raise ConfigError, before a study's folder is made, if this machine cannot do the runs; a cluster is asked later."""
+    if not (flags.address or os.environ.get("RAY_ADDRESS") or ray.is_initialized()):
+        for run in runs:
+            local_cluster(flags).check(run)
+
+
 def local_cluster(flags: TrialFlags) -> ClusterResources:
-    """Return this machine as a cluster, for a dry run."""
+    """Return this machine as a cluster."""
     gpus, cpus = max(torch.cuda.device_count(), flags.gpus), os.cpu_count() or 1
     return ClusterResources(
         num_gpus=gpus, num_cpus=cpus, max_concurrent=flags.max_concurrent, stage=flags.stage,

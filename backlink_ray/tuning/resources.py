@@ -2,10 +2,13 @@
 
 from dataclasses import dataclass
 
+import torch
+
 from backlink_ray.errors import ConfigError
 from backlink_ray.pipeline.resources import STAGE, StageResources
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.executors import choose_executor
+from backlink_ray.runs.job import engine_of
 
 # The runs per GPU of a study that finds them by a measurement when it starts.
 MEASURED = 0
@@ -50,6 +53,8 @@ class ClusterResources:
         return bool(self.num_gpus and self.stage.gpus_per_stage) and self.resolve(config).executor == "local"
 
     def check(self, config: RunConfig) -> None:
-        """Raise ConfigError if the cluster can never hold a trial."""
+        """Raise ConfigError if the cluster can never hold a trial, or compute as it asks."""
+        on_gpu = self.num_gpus and self.stage.gpus_per_stage
+        engine_of(config).check(torch.device("cuda" if on_gpu else "cpu"), torch.float32)
         if self.resolve(config).executor == "ray":
             self.stage.where_gpus_are(self.num_gpus).check(config.num_modules, self.num_cpus, self.num_gpus)

@@ -176,3 +176,13 @@ def test_runs_per_gpu_is_a_number_or_auto() -> None:
     for wrong in (0, -1, 2.5, "many", "", True):
         with pytest.raises(ConfigError, match=f"^runs_per_gpu={wrong} is out of range; allowed: 1 or more, or auto$"):
             read_runs_per_gpu(wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("changes", "way_out"), [({"precision": "tf32"}, "fp32, bf16"), ({"graph": True}, "False")])
+def test_a_cluster_without_gpus_refuses_what_is_for_gpus(changes: dict[str, object], way_out: str) -> None:
+    run = RunConfig(network="resnet8", num_modules=2, executor="local").replace(**changes)
+    with pytest.raises(ConfigError, match=f"allowed: {way_out}"):
+        ClusterResources(num_gpus=0, num_cpus=2).check(run)
+    ClusterResources(num_gpus=1, num_cpus=2).check(run)
+    with pytest.raises(ConfigError, match="graph=True captures the step of one process"):
+        RunConfig(graph=True, executor="ray")
