@@ -41,7 +41,8 @@ def _measured(runs: Sequence[RunConfig], datasets: References) -> tuple[int, str
     try:
         count, why = ray.get(task, timeout=_TIMEOUT_S)
     except ray.exceptions.RayError as error:
-        ray.cancel(task, force=True)  # it may still wait for a GPU
+        if isinstance(error, ray.exceptions.GetTimeoutError):
+            ray.cancel(task, force=True)  # Ray 2.60 may abort this process if the task has just ended by itself
         reason = getattr(error, "cause", None) or error
         return 1, f"not measured: {(str(reason).strip() or repr(reason)).splitlines()[0]}"
     return count, why
