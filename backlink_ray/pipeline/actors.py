@@ -4,7 +4,7 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
@@ -15,12 +15,12 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from backlink_ray.errors import ConfigError
 from backlink_ray.local.weights import copy_weights, state_of
 from backlink_ray.pipeline.asyncstage import make_stage
-from backlink_ray.pipeline.controller import Outcome, PipelineExecutor, StageGroup, raise_first_failure
+from backlink_ray.pipeline.controller import Outcome, PipelineExecutor, StageGroup, nothing, raise_first_failure
 from backlink_ray.pipeline.exchange import Kind, Link, Mailbox, NoLink
 from backlink_ray.pipeline.objectstore import ObjectStoreLink
 from backlink_ray.pipeline.resources import STAGE, StageResources
 from backlink_ray.pipeline.stage import StagePlan, plan_stages
-from backlink_ray.train.executor import ChunkReport, Job
+from backlink_ray.train.executor import ChunkReport, Job, never
 from backlink_ray.train.state import TrainState
 
 # Starting a Python process that imports torch takes seconds; after two minutes something is wrong.
@@ -68,16 +68,25 @@ class StageActor:
         """Return (step, action) of the stage, also while its loop runs."""
         return self._stage.position
 
+    def ask(self, name: str, *arguments: Any) -> Any:
+        """Call a method of the stage's steps, also while its loop runs."""
+        return getattr(self._stage.steps, name)(*arguments)
+
     def call(self, name: str, *arguments: Any) -> Any:
         """Call a method of the stage."""
         return getattr(self._stage, name)(*arguments)
 
 
-_GROUPS = {"deliver_previous": "from_previous", "deliver_following": "from_following", "position": "watch"}
+_GROUPS = {
+    "deliver_previous": "from_previous",
+    "deliver_following": "from_following",
+    "position": "watch",
+    "ask": "watch",
+}
 
 
 def _actor_class() -> Any:
-    """Decorate StageActor: one thread for the loop, one for each neighbour's messages, one for position queries."""
+    """Decorate StageActor: one thread for the loop, one for each neighbour's messages, one for questions."""
     methods = {name: ray.method(concurrency_group=group)(getattr(StageActor, name)) for name, group in _GROUPS.items()}
     # A step is not idempotent, so Ray must restart and retry nothing by itself.
     options: dict[str, Any] = {"max_restarts": 0, "max_task_retries": 0}
@@ -110,11 +119,15 @@ class ActorGroup(StageGroup):
         around = zip([None, *self._actors], self._actors, [*self._actors[1:], None], strict=False)
         self._wait([actor.connect.remote(before, after) for before, actor, after in around], READY_TIMEOUT_S)
 
-    def call(self, name: str, *arguments: Any) -> list[Any]:
+    def call(self, name: str, *arguments: Any, meanwhile: Callable[[], None] = nothing) -> list[Any]:
         shared = [ray.put(argument) for argument in arguments]  # pickled once: a state is large
-        return self._wait([actor.call.remote(name, *shared) for actor in self._actors], None)
+        return self._wait([actor.call.remote(name, *shared) for actor in self._actors], None, meanwhile)
 
-    def _wait(self, refs: list[Any], timeout_s: float | None) -> list[Any]:
+    def ask(self, name: str, *arguments: Any) -> list[Any]:
+        answers = [actor.ask.remote(name, *arguments) for actor in self._actors]
+        return list(ray.get(answers, timeout=self._stage_timeout_s))
+
+    def _wait(self, refs: list[Any], timeout_s: float | None, meanwhile: Callable[[], None] = nothing) -> list[Any]:
         pending, deadline = list(refs), math.inf if timeout_s is None else time.monotonic() + timeout_s
         while pending:
             left = max(0.0, min(HEARTBEAT_S, deadline - time.monotonic()))
@@ -124,6 +137,10 @@ class ActorGroup(StageGroup):
                     f"the stages were not ready within {timeout_s:g} s; is the cluster busy or too small?"
                 )
             if (done and _error_of(done[0]) is not None) or (not done and timeout_s is None and not self._all_answer()):
+                self._raise_first_failure(refs)
+            try:
+                meanwhile()
+            except ray.exceptions.RayError:
                 self._raise_first_failure(refs)
         return list(ray.get(refs))
 
@@ -219,9 +236,9 @@ class RayExecutor(PipelineExecutor):
         super().__init__(self.actors, plans)
         self._ahead = False  # the stages, in their own processes, have weights that the job's modules lack
 
-    def train(self, num_steps: int) -> ChunkReport:
+    def train(self, num_steps: int, stop: Callable[[], bool] = never) -> ChunkReport:
         self._ahead = False  # what a failed run has learned is not fetched
-        report = super().train(num_steps)
+        report = super().train(num_steps, stop)
         self._ahead = True
         return report
 

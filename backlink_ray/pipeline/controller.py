@@ -2,7 +2,7 @@
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from backlink_ray.errors import ConfigError, LinkAbortedError, LinkError, StageError
 from backlink_ray.pipeline.stage import StagePlan, StageReport, merge_states
 from backlink_ray.train.evaluation import Evaluation
-from backlink_ray.train.executor import ChunkReport, Executor
+from backlink_ray.train.executor import ChunkReport, Executor, never
 from backlink_ray.train.state import TrainState, check_state
 from backlink_ray.train.trainer import check_losses
 
@@ -78,12 +78,36 @@ def _summary_line(error: BaseException | None) -> str:
     return lines[-1 if getattr(error, "actor_init_failed", False) else 0]
 
 
+def nothing() -> None:
+    """Do nothing."""
+
+
 class StageGroup(ABC):
     """The stages of one run, called all at once."""
 
     @abstractmethod
-    def call(self, name: str, *arguments: Any) -> list[Any]:
-        """Call a method of every stage with the same arguments; StageError as soon as one fails."""
+    def call(self, name: str, *arguments: Any, meanwhile: Callable[[], None] = nothing) -> list[Any]:
+        """Call a method of every stage with the same arguments, and `meanwhile` again and again while they work.
+
+        Raises:
+            StageError: as soon as one fails.
+        """
+
+    @abstractmethod
+    def ask(self, name: str, *arguments: Any) -> list[Any]:
+        """Call a method of every stage's `steps`, while the stage may be working."""
+
+    def run(self, first: int, num_steps: int, stop: Callable[[], bool]) -> list[StageReport]:
+        """Run steps `first` and following; once stop() is True, end all stages at one step, see `Steps`, later than `first`."""
+        end, asked = first + num_steps, False
+
+        def look() -> None:
+            nonlocal asked
+            if not asked and stop():
+                asked = True
+                self.ask("end_at", end, max(*self.ask("hold", end), first + 1))
+
+        return self.call("run", num_steps, meanwhile=look)
 
     @abstractmethod
     def close(self) -> None:
@@ -99,16 +123,16 @@ class PipelineExecutor(Executor):
         self.device = torch.device(plans[0].job.devices[0])
         self._step = 0
 
-    def train(self, num_steps: int) -> ChunkReport:
+    def train(self, num_steps: int, stop: Callable[[], bool] = never) -> ChunkReport:
         if any(map(torch.is_autocast_enabled, ("cpu", "cuda"))):
             raise ConfigError(
                 "torch.autocast holds for the calling thread alone, and stages run in others; train outside of it, with a "
                 "network in the type wanted (network.to(torch.bfloat16)), or use executor local"
             )
         start, first = time.perf_counter(), self._step
-        reports: list[StageReport] = self._group.call("run", num_steps)
-        self._step += num_steps
+        reports = self._group.run(first, num_steps, stop)
         losses = torch.stack([r.losses for r in reports])
+        self._step += losses.shape[1]
         check_losses(losses, first)
         compile_s = max(r.compile_s for r in reports)
         return ChunkReport(

@@ -16,7 +16,7 @@ until the error of the previous step has updated that tail:
     stage 2  .. .. .. .. b0 t0 L0 .. .. .. b1 t1 L1 .. .. .. b2 t2 L2 .. .. .. b3 t3 L3
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 
@@ -85,12 +85,17 @@ def async_actions(*, is_first: bool, is_last: bool) -> tuple[Action, ...]:
     return tuple(Action(name) for name, present in names if present)
 
 
-def run_actions(first_step: int, num_steps: int, actions: Sequence[Action]) -> Iterator[tuple[str, int]]:
-    """Yield (action, step) for a run of steps that begins and ends drained: no action and no message is left over."""
-    for step in range(first_step, first_step + num_steps):
+def run_actions(steps: Iterable[int], actions: Sequence[Action]) -> Iterator[tuple[str, int]]:
+    """Yield (action, step) for a run of consecutive steps that begins and ends drained: no action and no message is left over.
+
+    A step is taken from the iterable only when all of its predecessor is done.
+    """
+    done: list[int] = []
+    for step in steps:
         for action in actions:
-            if step - action.lag >= first_step:
+            if done or not action.lag:
                 yield action.name, step - action.lag
+        done = [step]
     for action in actions:
         if action.lag:
-            yield action.name, first_step + num_steps - 1
+            yield from ((action.name, step) for step in done)

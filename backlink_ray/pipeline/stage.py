@@ -26,6 +26,7 @@ from backlink_ray.methods.base import Batch
 from backlink_ray.methods.state import MethodState
 from backlink_ray.pipeline.exchange import Kind, Link, NoLink, flatten, unflatten
 from backlink_ray.pipeline.schedule import Action, run_actions, step_actions
+from backlink_ray.pipeline.steps import Steps
 from backlink_ray.provenance import describe_process, flushes_subnormals
 from backlink_ray.train.evaluation import Evaluation, EvaluationSum
 from backlink_ray.train.executor import Job, to_cpu
@@ -102,6 +103,7 @@ class Stage:
     """One local module in training.
 
     Attributes:
+        steps: where a run of steps ends, which another thread may bring forward.
         position: the current (step, action), readable from another thread.
     """
 
@@ -122,7 +124,7 @@ class Stage:
         self._timeline = Timeline(plan.stage_index) if self._job.timeline else NoTimeline()
         self._actions = self._schedule()
         self._method_state, self._replica_method_state = MethodState(), MethodState()
-        self._step = 0
+        self.steps = Steps(plan.job.stage_timeout_s)
         self._link_s = 0.0
         self._losses: list[Tensor] = []
         self._local_gradients: list[Tensor] = []
@@ -155,18 +157,17 @@ class Stage:
         self._previous, self._next = previous, following
 
     def run(self, num_steps: int) -> StageReport:
-        """Train on the next `num_steps` batches, and return with no message and no action pending."""
+        """Train on the next `num_steps` batches, see `Steps`, and return with no message and no action pending."""
         torch.set_num_threads(self._job.torch_threads)
         self._losses, self._link_s, compiled = [], 0.0, compile_seconds()
         # Dropout draws from the generator of the thread's current device.
         device = torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext()
         with device, self._job.engine.running(self._device):
-            for action, step in run_actions(self._step, num_steps, self._actions):
+            for action, step in run_actions(self.steps.run(num_steps), self._actions):
                 self.position = (step, action)
                 with self._timeline.record(action, step):
                     getattr(self, "_" + action)(step)
-        self._step += num_steps
-        self.position = (self._step, "ready")
+        self.position = (self.steps.next, "ready")
         spans, self._timeline.spans = tuple(self._timeline.spans), []
         losses = torch.stack(self._losses).double().cpu()
         return StageReport(losses, self._link_s, peak_memory_mib(self._device), spans, compile_seconds() - compiled)
@@ -303,7 +304,7 @@ class Stage:
         """Return this stage's part of the state, on the CPU, without the replica, which belongs to the previous stage."""
         optimizer = {**self._body_updater.state(), **self._tail_updater.state()}
         method_state = dict(self._method_state.tensors(self._module.module_index))
-        return to_cpu(TrainState(state_of([self._module]), optimizer, self._step, method_state))
+        return to_cpu(TrainState(state_of([self._module]), optimizer, self.steps.next, method_state))
 
     def environment(self) -> dict[str, Any]:
         """Describe this stage's process and device."""
@@ -323,7 +324,7 @@ class Stage:
         self._method_state.load(k, state.method_state, self._module.chain, *how)
         if len(self._replica):
             self._replica_method_state.load(k - 1, state.method_state, self._replica, *how)
-        self._step = state.step
+        self.steps.next = state.step
 
 
 def merge_states(parts: Sequence[TrainState]) -> TrainState:
@@ -331,14 +332,3 @@ def merge_states(parts: Sequence[TrainState]) -> TrainState:
     assert len({part.step for part in parts}) == 1, [part.step for part in parts]
     merged = {name: {n: t for part in parts for n, t in getattr(part, name).items()} for name in PARTS}
     return TrainState(**merged, step=parts[0].step)
-
-
-def merge_reports(parts: Sequence[StageReport]) -> StageReport:
-    """Return one report of consecutive runs of one stage."""
-    return StageReport(
-        torch.cat([part.losses for part in parts]),
-        sum(part.link_s for part in parts),
-        max(part.peak_memory_mib for part in parts),
-        tuple(span for part in parts for span in part.spans),
-        sum(part.compile_s for part in parts),
-    )

@@ -1,7 +1,7 @@
 """Threads: the stages of one run as threads of this process, or taking turns in one thread."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import nullcontext
 from typing import Any
@@ -10,11 +10,14 @@ import torch
 
 from backlink_ray.nets.probe import in_mode
 from backlink_ray.pipeline.asyncstage import make_stage
-from backlink_ray.pipeline.controller import Outcome, PipelineExecutor, StageGroup, raise_first_failure
+from backlink_ray.pipeline.controller import Outcome, PipelineExecutor, StageGroup, nothing, raise_first_failure
 from backlink_ray.pipeline.exchange import Mailbox, NoLink, QueueLink
-from backlink_ray.pipeline.stage import Stage, StageReport, merge_reports, plan_stages
+from backlink_ray.pipeline.stage import Stage, StageReport, plan_stages
 from backlink_ray.seeds import derive_seed
 from backlink_ray.train.executor import Job, remember
+
+# How often the driver looks whether to stop.
+POLL_S = 0.1
 
 
 class ThreadGroup(StageGroup):
@@ -25,20 +28,27 @@ class ThreadGroup(StageGroup):
         self._pool = ThreadPoolExecutor(len(self._stages), thread_name_prefix="stage")
         self._lock = threading.Lock()
 
-    def call(self, name: str, *arguments: Any) -> list[Any]:
+    def call(self, name: str, *arguments: Any, meanwhile: Callable[[], None] = nothing) -> list[Any]:
         # Stages may share a part without weights, such as one Dropout: it changes its mode for all of them at once.
         modes = in_mode(False, *(s.module for s in self._stages)) if name == "evaluate" else nullcontext()
         with self._lock, modes:
             futures = [self._pool.submit(getattr(stage, name), *arguments) for stage in self._stages]
-            self._wait(futures)
+            self._wait(futures, meanwhile)
             outcomes = [Outcome(f.exception(), position=s.position) for f, s in zip(futures, self._stages, strict=True)]
         raise_first_failure(outcomes)
         return [f.result() for f in futures]
 
-    def _wait(self, futures: list["Future[Any]"]) -> None:
+    def ask(self, name: str, *arguments: Any) -> list[Any]:
+        return [getattr(stage.steps, name)(*arguments) for stage in self._stages]
+
+    def _wait(self, futures: list["Future[Any]"], meanwhile: Callable[[], None]) -> None:
         """Wait until every stage has ended; when the first fails, stop the others."""
-        done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-        if any(f.exception() for f in done):
+        failed, pending = False, set(futures)
+        while pending and not failed:
+            done, pending = wait(pending, POLL_S, return_when=FIRST_EXCEPTION)
+            failed = any(f.exception() for f in done)
+            meanwhile()
+        if failed:
             for mailbox in self._mailboxes:
                 mailbox.abort("another stage failed")
         wait(futures)
@@ -47,6 +57,17 @@ class ThreadGroup(StageGroup):
         for mailbox in self._mailboxes:
             mailbox.abort("the run ends")
         self._pool.shutdown(wait=True)
+
+
+def merge_reports(parts: Sequence[StageReport]) -> StageReport:
+    """Return one report of consecutive runs of one stage."""
+    return StageReport(
+        torch.cat([part.losses for part in parts]),
+        sum(part.link_s for part in parts),
+        max(part.peak_memory_mib for part in parts),
+        tuple(span for part in parts for span in part.spans),
+        sum(part.compile_s for part in parts),
+    )
 
 
 class RoundRobinGroup(ThreadGroup):
@@ -59,15 +80,14 @@ class RoundRobinGroup(ThreadGroup):
         super().__init__(stages, mailboxes)
         self._seed, self._turn = seed, 0
 
-    def call(self, name: str, *arguments: Any) -> list[Any]:
-        if name != "run":
-            return super().call(name, *arguments)
+    def run(self, first: int, num_steps: int, stop: Callable[[], bool]) -> list[StageReport]:
         reports: list[list[StageReport]] = [[] for _ in self._stages]
-        (num_steps,) = arguments
         for _ in range(num_steps):
             for k in self._order():
                 reports[k].append(self._stages[k].run(1))
             self._turn += 1
+            if stop():
+                break
         return [merge_reports(of_stage) for of_stage in reports]
 
     def _order(self) -> list[int]:

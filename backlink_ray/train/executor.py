@@ -102,6 +102,11 @@ class Job:
         }
 
 
+def never() -> bool:
+    """Return that there is no reason to stop."""
+    return False
+
+
 @dataclass(frozen=True, slots=True)
 class ChunkReport:
     """Result of a chunk of steps.
@@ -122,6 +127,22 @@ class ChunkReport:
     spans: tuple[Span, ...] = ()
     compile_s: float = 0.0
 
+    @property
+    def num_steps(self) -> int:
+        """Return the number of steps."""
+        return self.losses.shape[1]
+
+    def followed_by(self, later: "ChunkReport") -> "ChunkReport":
+        """Return the report of this chunk and the next one as if they were one."""
+        return ChunkReport(
+            torch.cat([self.losses, later.losses], dim=1),
+            self.seconds + later.seconds,
+            tuple(a + b for a, b in zip(self.link_s, later.link_s, strict=True)),
+            tuple(map(max, self.peak_memory_mib, later.peak_memory_mib)),
+            self.spans + later.spans,
+            self.compile_s + later.compile_s,
+        )
+
 
 class Executor(ABC):
     """Runs a job. All executors give the same weights, bit for bit on a CPU, except in mode async, where timing decides.
@@ -135,8 +156,14 @@ class Executor(ABC):
     device: torch.device
 
     @abstractmethod
-    def train(self, num_steps: int) -> ChunkReport:
-        """Train on the next `num_steps` batches; NonFiniteLossError names stage and step."""
+    def train(self, num_steps: int, stop: Callable[[], bool] = never) -> ChunkReport:
+        """Train on the next `num_steps` batches; NonFiniteLossError names stage and step.
+
+        Args:
+            num_steps: 1 or more.
+            stop: asked again and again; once it returns True, training ends soon, after at least one step, with all modules at
+                the same step.
+        """
 
     @abstractmethod
     def evaluate(self, which: str) -> Evaluation:
@@ -188,10 +215,13 @@ class LocalExecutor(Executor):
         reset_peak_memory(self.device)
         torch.set_num_threads(job.torch_threads)
 
-    def train(self, num_steps: int) -> ChunkReport:
+    def train(self, num_steps: int, stop: Callable[[], bool] = never) -> ChunkReport:
         start, compiled, first = time.perf_counter(), compile_seconds(), self._trainer.step_index
-        steps = range(first, first + num_steps)
-        losses = [self._trainer.step(self._batches.inputs(t), self._batches.labels(t)) for t in steps]
+        losses: list[Tensor] = []
+        for t in range(first, first + num_steps):
+            losses.append(self._trainer.step(self._batches.inputs(t), self._batches.labels(t)))
+            if stop():
+                break
         table = torch.stack(losses, dim=1).double().cpu()
         check_losses(table, first)
         num, compile_s = len(self._trainer.modules), compile_seconds() - compiled

@@ -33,7 +33,7 @@ def picture(
     kind = {"link": link, "has_tail": has_tail, "is_stale": is_stale}
     last = num_stages - 1
     actions = [step_actions(is_first=k == 0, is_last=k == last, **kind) for k in range(num_stages)]  # type: ignore[arg-type]
-    queues = [list(run_actions(0, num_steps, of_stage)) for of_stage in actions]
+    queues = [list(run_actions(range(num_steps), of_stage)) for of_stage in actions]
     rows: list[list[str]] = [[] for _ in queues]
     arrived: set[tuple[int, str, int]] = set()
     while any(queues):

@@ -51,7 +51,7 @@ def test_every_message_sent_is_received_once(num_stages: int, link: str, has_tai
     for k in range(num_stages):
         first, last = k == 0, k == num_stages - 1
         actions = step_actions(is_first=first, is_last=last, link=link, has_tail=has_tail, is_stale=stale)
-        for name, step in run_actions(7, 3, actions):
+        for name, step in run_actions(range(7, 10), actions):
             if name in SENDS:
                 sent.add((k - 1 if SENDS[name] in BACKWARD else k + 1, SENDS[name], step))
             if name in RECEIVES:
@@ -62,7 +62,7 @@ def test_every_message_sent_is_received_once(num_stages: int, link: str, has_tai
 
 def test_a_run_ends_drained() -> None:
     actions = step_actions(is_first=True, is_last=False, link="replica")
-    assert list(run_actions(0, 2, actions))[-2:] == [("receive_link_gradient", 1), ("tail_update", 1)]
+    assert list(run_actions(range(2), actions))[-2:] == [("receive_link_gradient", 1), ("tail_update", 1)]
 
 
 def test_a_timeline_knows_every_action_and_a_stage_can_do_it() -> None:
