@@ -307,8 +307,9 @@ def _options(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter
 
 
 def _outside_state(updater: Updater) -> dict[str, str]:
-    """Return, as text, what an optimizer keeps beside the state of its parameters."""
+    """Return, as text, what an optimizer keeps beside the state of its parameters and its lr, which may be a tensor."""
     optimizer = updater._optimizer
     own = {n: v for n, v in vars(optimizer).items() if not n.startswith("_") and n not in ("state", "param_groups")}
-    groups = {n: v for group in optimizer.param_groups for n, v in group.items() if n not in ("params", "lr")}
-    return {name: repr(value) for name, value in (own | groups).items()}
+    groups = {n: v for group in optimizer.param_groups for n, v in group.items() if n != "params"}
+    own["defaults"] = {n: v for n, v in optimizer.defaults.items() if n != "lr"}
+    return {name: repr(value) for name, value in (own | groups).items() if name != "lr"}

@@ -90,6 +90,16 @@ def test_another_optimizers_state_is_refused_and_nothing_moves(one: str, other: 
     )
 
 
+def test_a_rate_in_a_tensor_is_set_in_place_and_no_state_of_the_optimizers_own() -> None:
+    """As `Sgd` has it on a GPU."""
+    optimizer = lambda p: torch.optim.SGD(p, torch.zeros(()), 0.9, fused=True)  # noqa: E731
+    found = [bl.Trainer(bl.split(tiny_network(4).double(), 2), METHOD, rate, optimizer=o)
+             for o in (optimizer, lambda p: torch.optim.SGD(p, 0.0, 0.9, fused=True))]  # fmt: skip
+    losses = [torch.stack([trainer.step(*batch()) for _ in range(3)]) for trainer in found]
+    assert torch.allclose(*losses)
+    assert len(set(losses[0].flatten().tolist())) == 6
+
+
 def test_a_gradient_of_the_users_own_moves_nothing() -> None:
     modules = bl.split(tiny_network(4).double(), 2)
     frozen = modules[0].chain.requires_grad_(False)
