@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from backlink_ray.pipeline.capturedstage import CapturedStage
 from backlink_ray.pipeline.exchange import Kind
 from backlink_ray.pipeline.schedule import Action, async_actions
 from backlink_ray.pipeline.stage import Stage, StagePlan
@@ -30,5 +31,7 @@ class AsyncStage(Stage):
 
 
 def make_stage(plan: StagePlan) -> Stage:
-    """Return the stage that the plan's method needs."""
+    """Return the stage that the plan's method and engine need."""
+    if plan.job.engine.graph:
+        return CapturedStage(plan)
     return AsyncStage(plan) if plan.job.method.replay_size else Stage(plan)

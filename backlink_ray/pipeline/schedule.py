@@ -18,6 +18,7 @@ until the error of the previous step has updated that tail:
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,3 +100,21 @@ def run_actions(steps: Iterable[int], actions: Sequence[Action]) -> Iterator[tup
     for action in actions:
         if action.lag:
             yield from ((action.name, step) for step in done)
+
+
+# Names of consecutive actions.
+Stretch = tuple[str, ...]
+
+
+def is_link(action: str) -> bool:
+    """Return whether an action sends or receives, and computes nothing."""
+    return action.startswith(("send_", "receive_"))
+
+
+def stretches(actions: Sequence[Action]) -> list[Stretch]:
+    """Return the longest runs of actions that compute, of one lag, and with no link between them.
+
+    Of one lag, since a run's first step leaves out the actions that lie behind, and its end does them alone.
+    """
+    runs = groupby(actions, key=lambda action: (is_link(action.name), action.lag))
+    return [tuple(action.name for action in run) for (sends_or_receives, _), run in runs if not sends_or_receives]

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from backlink_ray.allocator import keep_freed_memory
-from backlink_ray.errors import ConfigError
 from backlink_ray.local.copying import copy_chain
 from backlink_ray.local.engine import DEFAULT
 from backlink_ray.local.graph import Graph
@@ -28,6 +27,7 @@ from backlink_ray.pipeline.exchange import Kind, Link, NoLink, flatten, unflatte
 from backlink_ray.pipeline.schedule import Action, run_actions, step_actions
 from backlink_ray.pipeline.steps import Steps
 from backlink_ray.provenance import describe_process, flushes_subnormals
+from backlink_ray.train.captured import check_capture
 from backlink_ray.train.evaluation import Evaluation, EvaluationSum
 from backlink_ray.train.executor import Job, to_cpu
 from backlink_ray.train.optim import Updater, check_copies, check_optimizer
@@ -77,11 +77,9 @@ def plan_stages(job: Job) -> list[StagePlan]:
     """Return one plan per module; replicas are copies, and later stages get labels without inputs."""
     modules = job.method.prepare(job.modules)
     check_parameters(modules)
-    if job.engine.graph:
-        raise ConfigError(
-            "graph=True captures the step of a run in one process; allowed: executor local, or graph=False"
-        )
     job.engine.check(torch.device(job.devices[0]), job.dtype)
+    if job.engine.graph:
+        check_capture(job.method, modules, in_stages=True)
     job.engine.arrange_weights(modules)  # before replicas are copied
     parameters = [p for module in modules for p in module.parameters()]
     check_optimizer(job.optimizer, parameters)
@@ -166,11 +164,14 @@ class Stage:
             for action, step in run_actions(self.steps.run(num_steps), self._actions):
                 self.position = (step, action)
                 with self._timeline.record(action, step):
-                    getattr(self, "_" + action)(step)
+                    self._perform(action, step)
         self.position = (self.steps.next, "ready")
         spans, self._timeline.spans = tuple(self._timeline.spans), []
         losses = torch.stack(self._losses).double().cpu()
         return StageReport(losses, self._link_s, peak_memory_mib(self._device), spans, compile_seconds() - compiled)
+
+    def _perform(self, action: str, step: int) -> None:
+        getattr(self, "_" + action)(step)
 
     # The actions, in the order of the schedule. Each drops what is not needed again, which would otherwise stay in memory
     # during the next step.
@@ -217,7 +218,7 @@ class Stage:
     def _local_backward(self, step: int) -> None:
         method, module, graphs = self._method, self._module, (self._body_graph, self._tail_graph)
         inputs = self._inputs(step) if method.wants_inputs else self._nothing
-        batch = Batch(inputs, self._batches.labels(self._batch_of(step)), self._step_seed(step), self._loss)
+        batch = Batch(inputs, self._labels(step), self._step_seed(step), self._loss)
         waits = method.link_kind == "error" and method.has_link(module)
         retain = waits and method.retains_tail
         result = method.local_backward(module, *graphs, batch, self._method_state, retain=retain)
@@ -232,6 +233,9 @@ class Stage:
         if self._drawn[0] != batch:  # InfoPro's loss needs the inputs that were forwarded
             self._drawn = (batch, self._batches.inputs(batch))
         return self._drawn[1]
+
+    def _labels(self, step: int) -> Tensor:
+        return self._batches.labels(self._batch_of(step))
 
     def _send_error(self, step: int) -> None:
         self._send(self._previous, Kind.ERROR, step, self._input_error)

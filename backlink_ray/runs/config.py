@@ -104,10 +104,6 @@ class RunConfig(MethodOptions, SgdOptions, EngineOptions, SplitOptions, RunField
             if getattr(self, name) not in (option.default, absent):
                 self._refuse(name)
             object.__setattr__(self, name, absent)
-        if self.graph and self.executor not in ("auto", "local"):
-            raise ConfigError(
-                f"graph=True captures the step of one process; executor={self.executor!r} has several; allowed: auto, local"
-            )
         if self.sizes and self.num_modules not in (len(self.sizes), RunConfig.num_modules):
             raise ConfigError(
                 f"num_modules={self.num_modules} contradicts sizes={self.sizes}; leave one of the two out"

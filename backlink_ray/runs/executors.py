@@ -36,8 +36,6 @@ def choose_executor(
     stages = config.num_modules
     if config.executor != "auto":
         return config.executor, "as configured"
-    if config.graph:
-        return "local", "graph=True captures the step of one process"
     if stages == 1:
         return "local", "K=1 is a single stage"
     devices, kind = (

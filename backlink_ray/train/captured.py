@@ -6,6 +6,7 @@ Draws on the GPU follow from (seed, step), in the order of the step: a graph can
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -14,11 +15,68 @@ from backlink_ray.errors import ConfigError
 from backlink_ray.local.module import LocalModule
 from backlink_ray.methods.base import Method
 from backlink_ray.nets.network import dtype_and_device
-from backlink_ray.seeds import host_states, seeded
+from backlink_ray.seeds import host_states, seeded, turn
 from backlink_ray.train.optim import Updater
 
+T = TypeVar("T")
 # Steps before the capture, on a stream of their own: momentum and workspaces are allocated, kernels chosen.
 WARM_UP = 3
+
+
+class Recorder:
+    """Calls parts of a step on a stream of its own, eagerly or to record them as a CUDA graph.
+
+    One part at a time in a process: a recording fails if another begins, which waits for the whole GPU, and other threads' seeds
+    would look like draws on the processor. Work that other threads launch meanwhile does not disturb it.
+
+    Args:
+        device: a GPU, and the current one at every call.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device)
+
+    def call(self, part: Callable[[], T]) -> T:
+        """Return part(), computed eagerly; ConfigError if it draws random numbers on the processor."""
+        here = torch.cuda.current_stream()
+        with turn():
+            before = host_states()
+            self._stream.wait_stream(here)
+            with torch.cuda.stream(self._stream):
+                found = part()
+            here.wait_stream(self._stream)
+            if host_states() != before:
+                raise ConfigError(
+                    "a unit draws random numbers on the processor, and a captured step would repeat the first ones for ever; "
+                    "draw on the GPU, or use graph=False"
+                )
+        return found
+
+    def record(self, part: Callable[[], T]) -> tuple[Callable[[], None], T]:
+        """Return what replays part() on the current stream, and what part() returned, which is computed by the first replay.
+
+        Raises:
+            ConfigError: it cannot be captured: it waits for the GPU, for example.
+        """
+        graph = torch.cuda.CUDAGraph()
+        capture = torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local")
+        # A capture that fails leaves its stream behind as the current one.
+        as_before = torch.cuda.stream(torch.cuda.current_stream())
+        try:
+            with turn(), as_before, capture:
+                found = part()
+        except RuntimeError as error:
+            raise ConfigError(
+                f"the step cannot be captured as a CUDA graph ({_first_reason(error)}); use graph=False"
+            ) from error
+        return graph.replay, found
+
+
+def _first_reason(error: BaseException) -> str:
+    """Return the first line of the error that came first: to end a capture that has failed fails again."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return str(error).strip().partition("\n")[0]
 
 
 class Captured:
@@ -37,9 +95,9 @@ class Captured:
         self._step, self._seed = step, seed
         self._draws = draw(modules)
         self._device = dtype_and_device(*modules)[1]
-        self._stream = torch.cuda.Stream(self._device)
+        self._recorder = Recorder(self._device)
         self._shapes: tuple[torch.Size, ...] = ()  # of the first batch; others are trained on eagerly
-        self._graph: torch.cuda.CUDAGraph | None = None
+        self._replay: Callable[[], None] | None = None
         self._calls = 0
 
     def __call__(self, inputs: Tensor, labels: Tensor, step_index: int) -> Tensor:
@@ -48,39 +106,20 @@ class Captured:
         self._calls, self._shapes = self._calls + 1, self._shapes or shapes
         with torch.cuda.device(self._device), self._drawing(step_index):
             if self._calls <= WARM_UP or shapes != self._shapes:
-                return self._eager(inputs, labels)
-            graph = self._graph or self._capture(inputs, labels)
+                return self._recorder.call(lambda: self._step(inputs, labels))
+            replay = self._replay or self._record(inputs, labels)
             self._inputs.copy_(inputs)
             self._labels.copy_(labels)
-            graph.replay()
+            replay()
             return self._losses.clone()
 
     def _drawing(self, step_index: int) -> AbstractContextManager[None]:
         return seeded(self._seed, "step", step_index) if self._draws else nullcontext()
 
-    def _eager(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        before, here = host_states(), torch.cuda.current_stream()
-        self._stream.wait_stream(here)
-        with torch.cuda.stream(self._stream):
-            losses = self._step(inputs, labels)
-        here.wait_stream(self._stream)
-        if host_states() != before:
-            raise ConfigError(
-                "a unit draws random numbers on the processor, and a captured step would repeat the first ones for ever; "
-                "draw on the GPU, or use graph=False"
-            )
-        return losses
-
-    def _capture(self, inputs: Tensor, labels: Tensor) -> torch.cuda.CUDAGraph:
-        self._inputs, self._labels, graph = inputs.clone(), labels.clone(), torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.graph(graph, stream=self._stream):
-                self._losses = self._step(self._inputs, self._labels)
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ConfigError(f"the step cannot be captured as a CUDA graph ({reason}); use graph=False") from error
-        self._graph = graph
-        return graph
+    def _record(self, inputs: Tensor, labels: Tensor) -> Callable[[], None]:
+        self._inputs, self._labels = inputs.clone(), labels.clone()
+        self._replay, self._losses = self._recorder.record(lambda: self._step(self._inputs, self._labels))
+        return self._replay
 
 
 def draw(modules: Sequence[LocalModule]) -> bool:
@@ -88,17 +127,34 @@ def draw(modules: Sequence[LocalModule]) -> bool:
     return any(any(module.chain.uses_rng) or module.head_uses_rng for module in modules)
 
 
-def check_capture(method: Method, modules: Sequence[LocalModule], updaters: Sequence[Updater]) -> None:
-    """Raise ConfigError, with the reason, if a step of this method and optimizer cannot be captured."""
+def check_capture(
+    method: Method, modules: Sequence[LocalModule], updaters: Sequence[Updater] = (), *, in_stages: bool = False
+) -> None:
+    """Raise ConfigError, with the reason, if a step of this method and these optimizers cannot be captured.
+
+    Args:
+        in_stages: the modules train in stages, which must agree without drawing the same numbers.
+    """
+    tails = [module.tail(method.tail_length(module)) for module in modules]
+    tails_draw = any(any(tail.uses_rng) for tail in tails)
+    has_replicas = in_stages and method.link_kind == "replica"
     reason = ""
     if method.is_stale or method.link_kind == "delayed":
         reason = f"method {method.name} here carries gradients from one step to the next"
-    elif not all(updater.can_be_captured for updater in updaters):
+    elif method.replay_size:
+        reason = f"method {method.name} in mode async uses activations of any step"
+    elif method.helper_lr or not all(updater.can_be_captured for updater in updaters):
         reason = (
             "an optimizer computes its update, or has its lr, on the processor (allowed: sgd, or "
             "capturable=True and a tensor as lr)"
         )
-    elif not method.retains_tail and draw(modules):
+    elif tails_draw and not method.retains_tail:
         reason = "a tail that is recomputed would draw other random numbers than before (allowed: tail_memory retain)"
+    elif tails_draw and has_replicas:
+        reason = (
+            "a replica would draw other random numbers than the tail itself (allowed: link error, or executor local)"
+        )
+    elif has_replicas and any(len({p.dtype for p in tail.weights}) > 1 for tail in tails):
+        reason = "gradients of a tail with weights of several types are converted between stages (allowed: link error)"
     if reason:
         raise ConfigError(f"graph=True cannot capture this step: {reason}; use graph=False")

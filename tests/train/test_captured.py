@@ -1,5 +1,7 @@
 """A captured step: equal to the eager one where there is a GPU, refused with a reason where it cannot be."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -8,9 +10,12 @@ import backlink_ray as bl
 from backlink_ray.local.engine import Engine
 from backlink_ray.methods.base import Method
 from backlink_ray.pipeline.threads import ThreadsExecutor
+from backlink_ray.train import captured
 from backlink_ray.train.captured import WARM_UP, check_capture, draw
+from backlink_ray.train.executor import Executor
 from backlink_ray.train.optim import Sgd, Updater
-from tests.examples import batch, job, tiny_network
+from tests.examples import batch, falling_lr, job, sample, tiny_network
+from tests.tape import TapeRecorder, sgd
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 CAPTURED = Engine(graph=True)
@@ -30,12 +35,28 @@ def updaters(optimizer: object = None, capturable: bool = False) -> list[Updater
         (bl.BackLink(propagation_length=1, mode="stale"), 0.0, "carries gradients from one step to the next"),
         (bl.DDG(), 0.0, "carries gradients from one step to the next"),
         (bl.BackLink(propagation_length=1, tail_memory="recompute"), 0.1, "tail_memory retain"),
+        (bl.DNI(), 0.0, "an optimizer computes its update"),
+        (bl.DGL(mode="async"), 0.0, "uses activations of any step"),
     ],
 )
 def test_steps_that_cannot_be_captured_are_refused_with_the_reason(method: Method, dropout: float, reason: str) -> None:
     modules = bl.split(tiny_network(4, dropout=dropout), 2)
     with pytest.raises(bl.ConfigError, match=reason):
         check_capture(method, modules, updaters())
+
+
+def test_stages_refuse_what_their_links_make_different() -> None:
+    replica, error = (bl.BackLink(propagation_length=1, link=link) for link in ("replica", "error"))
+    drawing, mixed = bl.split(tiny_network(4, dropout=0.1), 2), bl.split(tiny_network(4), 2)
+    mixed[0].units[-1][0].bfloat16()  # type: ignore[index, operator]
+    for modules, reason in (
+        (drawing, "a replica would draw other random numbers"),
+        (mixed, "weights of several types"),
+    ):
+        check_capture(replica, modules)
+        check_capture(error, modules, in_stages=True)
+        with pytest.raises(bl.ConfigError, match=reason):
+            check_capture(replica, modules, in_stages=True)
 
 
 def test_an_optimizer_that_computes_on_the_processor_is_refused() -> None:
@@ -48,11 +69,30 @@ def test_an_optimizer_that_computes_on_the_processor_is_refused() -> None:
             check_capture(bl.GLL(), modules, updaters("adam", capturable))
 
 
-def test_executors_of_several_processes_and_a_cpu_refuse() -> None:
-    with pytest.raises(bl.ConfigError, match="executor local"):
-        ThreadsExecutor(job(bl.GLL(), 2, engine=CAPTURED))
+@pytest.mark.parametrize("make", [bl.LocalExecutor, ThreadsExecutor])
+def test_a_cpu_is_refused(make: type[Executor]) -> None:
     with pytest.raises(bl.ConfigError, match="graph=True captures the work of a GPU"):
-        bl.LocalExecutor(job(bl.GLL(), 2, engine=CAPTURED))
+        make(job(bl.GLL(), 2, engine=CAPTURED))
+
+
+@pytest.mark.parametrize(
+    "method", [bl.BP(), bl.BackLink(propagation_length=1, tail_memory="recompute"), bl.InfoPro()], ids=repr
+)
+def test_a_step_replayed_from_a_tape_has_the_bits_of_the_eager_one(
+    method: Method, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = TapeRecorder()
+    monkeypatch.setattr(captured, "Recorder", lambda _: recorder)
+    monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
+
+    def losses(graph: bool) -> Tensor:
+        modules = bl.split(tiny_network(6), 3)
+        trainer = bl.Trainer(modules, method.for_data(sample().train), falling_lr, optimizer=sgd)
+        trainer.engine = Engine(graph=graph)  # which a constructor on a CPU refuses
+        return torch.stack([trainer.step(x.float(), y) for x, y in (batch(seed=s) for s in range(WARM_UP + 3))])
+
+    assert torch.equal(losses(True), losses(False))
+    assert recorder.recorded == 1
 
 
 @GPU

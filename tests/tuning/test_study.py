@@ -184,5 +184,3 @@ def test_a_cluster_without_gpus_refuses_what_is_for_gpus(changes: dict[str, obje
     with pytest.raises(ConfigError, match=f"allowed: {way_out}"):
         ClusterResources(num_gpus=0, num_cpus=2).check(run)
     ClusterResources(num_gpus=1, num_cpus=2).check(run)
-    with pytest.raises(ConfigError, match="graph=True captures the step of one process"):
-        RunConfig(graph=True, executor="ray")
