@@ -18,6 +18,7 @@ ALLOWED = {
     "ray": (
         "pipeline/actors.py",
         "pipeline/objectstore.py",
+        "runs/cluster.py",
         "runs/executors.py",
         "tuning/",
         "benchmarks/",

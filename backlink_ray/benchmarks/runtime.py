@@ -8,8 +8,8 @@ from backlink_ray.benchmarks.jobs import job_for, random_images
 from backlink_ray.benchmarks.rounds import Run, interleaved, ratio, spread
 from backlink_ray.data.tensors import LabelledSet
 from backlink_ray.pipeline.threads import ThreadsExecutor
+from backlink_ray.runs.cluster import start_once
 from backlink_ray.runs.config import RunConfig
-from backlink_ray.runs.executors import start_once
 from backlink_ray.runs.results import Row
 from backlink_ray.train.executor import Executor, LocalExecutor
 

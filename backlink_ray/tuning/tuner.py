@@ -14,9 +14,9 @@ from backlink_ray.data.tensors import Dataset
 from backlink_ray.errors import ConfigError, StudyError
 from backlink_ray.importing import digest
 from backlink_ray.pipeline.resources import STAGE, StageResources
+from backlink_ray.runs.cluster import start_once
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.data import data_key
-from backlink_ray.runs.executors import start_once
 from backlink_ray.runs.results import config_of
 from backlink_ray.runs.tracked import end_open_runs, track_all
 from backlink_ray.tuning.callback import StudyCallback

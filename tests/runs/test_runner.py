@@ -13,6 +13,7 @@ from backlink_ray.errors import ConfigError, StorageError
 from backlink_ray.measure import convolutions
 from backlink_ray.pipeline.resources import StageResources
 from backlink_ray.runs import executors, runner
+from backlink_ray.runs.cluster import start_once
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.executors import choose_executor
 from backlink_ray.runs.folder import RunFolder
@@ -234,7 +235,7 @@ def test_an_address_that_ray_cannot_use_is_named(address: str) -> None:
     if ray.is_initialized():
         pytest.skip("this process is connected already")
     with pytest.raises(ConfigError, match=f"address='{address}' cannot be used"):
-        executors.start_once(address)
+        start_once(address)
 
 
 def test_without_gpus_per_stage_cores_count() -> None:

@@ -1,0 +1,61 @@
+"""Ray as this package starts it: what it listens on, who can read its token, and what a driver without the token is told."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.test_cli import train
+
+# Starts a private Ray with one actor, and prints what it listens on, its token, and where the token can be seen.
+PRIVATE = """
+import json, os, psutil, ray
+from pathlib import Path
+from backlink_ray.runs.cluster import start_once
+start_once()
+actor = ray.remote(num_cpus=0)(type("Actor", (), {"f": lambda self: os.getpid()})).remote()
+ray.get(actor.f.remote())
+mine = [psutil.Process(), *psutil.Process().children(recursive=True)]
+listening = [(p.name(), c.laddr.ip) for p in mine for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN]
+file = Path(os.environ["RAY_AUTH_TOKEN_PATH"])
+token = file.read_text()
+shown = [p.name() for p in mine if token in " ".join([*p.cmdline(), *p.environ().values()])]
+session = Path(ray._private.worker._global_node.get_session_dir_path())
+logs = [str(f) for f in session.rglob("*") if f.is_file() and token in f.read_text(errors="replace")]
+print(json.dumps(dict(listening=listening, file=str(file), length=len(token), shown=shown, logs=logs,
+                      modes=[file.stat().st_mode & 0o777, file.parent.stat().st_mode & 0o777])))
+"""
+
+
+@pytest.mark.timeout(150)
+def test_a_private_ray_listens_on_loopback_only_and_only_its_owner_can_read_its_token(tmp_path: Path) -> None:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_AUTH")} | {"HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", PRIVATE], env=environment, capture_output=True, text=True, timeout=110)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert {name for name, _ in found["listening"]} >= {"gcs_server", "raylet", "ray::Actor"}
+    assert {ip.removeprefix("::ffff:") for _, ip in found["listening"]} == {"127.0.0.1"}
+    assert found["modes"] == [0o600, 0o700]
+    assert (found["length"], found["shown"], found["logs"]) == (64, [], [])
+    assert not Path(found["file"]).parent.exists()  # gone with its cluster
+    assert not (tmp_path / ".ray").exists()
+
+
+@pytest.mark.timeout(150)
+@pytest.mark.parametrize("mode", ["", pytest.param("token", marks=pytest.mark.slow)])
+def test_a_driver_without_the_token_is_told_so(tmp_path: Path, ray_here: None, mode: str) -> None:
+    import ray
+
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"HOME": str(tmp_path)}
+    environment |= {"RAY_ADDRESS": ray.get_runtime_context().gcs_address} | ({"RAY_AUTH_MODE": mode} if mode else {})
+    command = [sys.executable, "-m", "backlink_ray.cli", *train(tmp_path / "run", "--executor", "ray")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=110)
+    assert done.returncode == 2, done.stderr
+    assert (
+        "is a Ray cluster that wants a token, and this process has none or another one; set "
+        in done.stderr.splitlines()[-1]
+    )
+    assert "Traceback" not in done.stderr
