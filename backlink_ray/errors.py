@@ -50,6 +50,17 @@ class NonFiniteLossError(BacklinkError, RuntimeError):
         return f"the local loss of stage {self.stage_index} is {self.value} at step {self.step}; try a smaller lr"
 
 
+class NotFiniteError(BacklinkError, RuntimeError):
+    """Weights, statistics or an evaluation became NaN or infinite although no loss had, so the run stops."""
+
+    def __init__(self, what: str, step: int) -> None:
+        super().__init__(what, step)
+        self.what, self.step = what, step
+
+    def __str__(self) -> str:
+        return f"{self.what} is not finite after step {self.step - 1}; try a smaller lr"
+
+
 class StageError(BacklinkError, RuntimeError):
     """A stage failed or was lost; the message names the stage, where it was, and why.
 

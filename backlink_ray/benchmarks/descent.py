@@ -14,6 +14,7 @@ from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.job import make_job
 from backlink_ray.train.checkpoint import Checkpoints
 from backlink_ray.train.executor import to_cpu
+from backlink_ray.train.state_check import StateCheck
 from backlink_ray.train.trainer import Trainer, check_losses, gradients
 
 
@@ -27,7 +28,7 @@ def directions(
 
     Raises:
         ConfigError: the configuration does not fit the data.
-        NonFiniteLossError: the run diverged; the values yielded so far remain valid.
+        NonFiniteLossError, NotFiniteError: the run diverged; the values yielded so far remain valid.
     """
     job = make_job(config, dataset)
     batches = job.batches(torch.device(device), job.dtype)
@@ -36,7 +37,7 @@ def directions(
     threads = torch.get_num_threads()
     torch.set_num_threads(config.torch_threads)
     try:
-        yield from _epochs(config, trainer, batches, Checkpoints(folder))
+        yield from _epochs(config, trainer, batches, Checkpoints(folder, config.run_id, StateCheck(job)))
     finally:
         torch.set_num_threads(threads)
 
@@ -54,7 +55,7 @@ def _epochs(
             for step in range(epoch * steps, (epoch + 1) * steps):
                 losses = trainer.step(batches.inputs(step), batches.labels(step))
                 check_losses(losses[:, None], step)
-            checkpoints.save(to_cpu(trainer.state()), {"run_id": config.run_id})
+            checkpoints.save(to_cpu(trainer.state()), {})
 
 
 def measure(trainer: Trainer, batches: Batches, steps: range, seed: int) -> dict[int, Descent]:

@@ -9,11 +9,11 @@ from collections.abc import Callable
 
 import torch
 
-from backlink_ray.errors import BacklinkError, NonFiniteLossError, StageError
+from backlink_ray.errors import BacklinkError, NonFiniteLossError, NotFiniteError, StageError
 from backlink_ray.tracking.uri import redact
 
 # These end one run or measurement; the next one can still succeed.
-RUN_ERRORS = (NonFiniteLossError, StageError, torch.OutOfMemoryError)
+RUN_ERRORS = (NonFiniteLossError, NotFiniteError, StageError, torch.OutOfMemoryError)
 
 
 class SecondInterruptError(KeyboardInterrupt):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from backlink_ray.errors import ConfigError
 from backlink_ray.local.copying import copy_chain
 from backlink_ray.local.module import Chain, StepSeed
+from backlink_ray.local.weights import copy_weights
 from backlink_ray.seeds import turn
 
 # In the place of an error that nobody wants.
@@ -137,9 +138,8 @@ class Graph:
     def restored(cls, chain: Chain, tensors: Mapping[str, Tensor], step_seed: StepSeed) -> "Graph":
         """Compute again the forward that gave `tensors`; the chain's own weights and statistics do not change."""
         own = copy_chain(chain)
-        with torch.no_grad():
-            for name, parameter in own.named_parameters():
-                parameter.copy_(tensors[f"weights.{name}"])
+        weights = {name: tensors[f"weights.{name}"] for name, _ in own.named_parameters()}
+        copy_weights(dict(own.named_parameters()), weights)
         wanted, x = bool(tensors["input.wanted"]), tensors["input"]
         x = x.contiguous(memory_format=torch.channels_last) if tensors["input.channels_last"] else x
         graph = cls(own, x, step_seed, wants_input_gradient=wanted, copies_weights=True)

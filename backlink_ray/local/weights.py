@@ -48,9 +48,10 @@ def _misfits(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], exact: bo
 
 
 def copy_weights(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
-    """Copy weights that fit."""
+    """Copy weights that fit; torch itself would repeat a tensor of one element or row to fill a larger one."""
     with torch.no_grad():
         for name, tensor in own.items():
+            assert weights[name].shape == tensor.shape, (name, weights[name].shape, tensor.shape)
             tensor.copy_(weights[name])
 
 

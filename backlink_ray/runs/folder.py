@@ -2,13 +2,24 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from backlink_ray.data.tensors import Dataset
 from backlink_ray.errors import ConfigError, StorageError
-from backlink_ray.files import append_line, make_folder, read_json, read_lines, write_whole
+from backlink_ray.files import (
+    append_line,
+    exclusive,
+    make_folder,
+    read_json,
+    read_lines,
+    remove_leftovers,
+    write_json,
+    write_whole,
+)
 from backlink_ray.runs.config import RunConfig
 
 CONFIG, ENVIRONMENT, METRICS, FAILURE, RESULT = (
@@ -21,26 +32,39 @@ _CONTIGUOUS = 3
 
 FACTS = ("num_classes", "image_size")  # of the data set, so that the network can be built without it
 
-RUN_AGAIN = "delete it and start again: the run resumes from its checkpoint"
+CHECKPOINTS, LOCK = "checkpoints", ".lock"
+RUN_AGAIN = "fix: rm {file}, and start again: the run resumes from its checkpoint"
 
 
 class RunFolder:
     """The run folder: config.yaml, environment.json, metrics.jsonl, checkpoints/, result.json or failure.json.
 
-    A folder that already holds the result of this run is not changed.
-
     Raises:
-        ConfigError: the folder belongs to another run, or to this one on other data, is of another format, or cannot be written.
+        ConfigError: the folder belongs to another run, or to this one on other data, is of another format, or lies inside
+            another run's.
+        StorageError: its config.yaml or result.json is damaged.
     """
 
     def __init__(self, path: Path, config: RunConfig, dataset: Dataset) -> None:
-        self.path = path
+        self.path, self._config, self._dataset = path, config, dataset
         self._check(config, dataset)
-        if not self.result():
-            make_folder(path, "output_dir")
-            self._open(config, dataset)
 
-    def _open(self, config: RunConfig, dataset: Dataset) -> None:
+    @contextmanager
+    def opened(self, timeout_s: float = 0.0) -> Iterator[None]:
+        """Lock the folder for this process, and begin an attempt at the run unless it has its result.
+
+        Raises:
+            BusyError: another process still trained this run after `timeout_s`; nothing is changed.
+            ConfigError, StorageError: the folder cannot be written or locked.
+        """
+        make_folder(self.path, "output_dir")
+        with exclusive(self.path / LOCK, timeout_s, f"output_dir={str(self.path)!r}"):
+            if not self.result():
+                remove_leftovers(self.path)
+                self._begin(self._config, self._dataset)
+            yield
+
+    def _begin(self, config: RunConfig, dataset: Dataset) -> None:
         import yaml  # imported here: measurements need no run folder
 
         facts = {name: getattr(dataset, name) for name in FACTS}
@@ -57,6 +81,8 @@ class RunFolder:
 
     def _check(self, config: RunConfig, dataset: Dataset) -> None:
         found, label = _read(self.path), f"output_dir={str(self.path)!r}"
+        if outer := next((parent for parent in self.path.absolute().parents if _is_run(parent)), None):
+            raise ConfigError(f"{label} lies in the run folder {str(outer)!r}; give a folder outside of it")
         refused = (self.path / FAILURE).exists() and not (self.path / ENVIRONMENT).exists()  # before anything started
         if not found or refused:
             return
@@ -79,13 +105,13 @@ class RunFolder:
     def describe(self, executor: str, first_epoch: int, stages: Sequence[dict[str, Any]]) -> None:
         """Add this attempt at the run to environment.json, with the first epoch that it trains; see `Executor.environments`."""
         file = self.path / ENVIRONMENT
-        earlier = read_json(file, "delete it").get("attempts", [])
+        earlier = read_json(file, "fix: rm {file}; it only says where the run was trained").get("attempts", [])
         attempt = {"executor": executor, "first_epoch": first_epoch, "stages": list(stages)}
-        write_whole(file, json.dumps({"attempts": [*earlier, attempt]}, indent=2))
+        write_json(file, {"attempts": [*earlier, attempt]})
 
     def fail(self, reason: str, *, lost: bool) -> None:
         """Write failure.json: why the run failed, and whether a process or machine was lost, so that it can be resumed."""
-        write_whole(self.path / FAILURE, json.dumps({"status": "LOST" if lost else "FAILED", "reason": reason}))
+        write_json(self.path / FAILURE, {"status": "LOST" if lost else "FAILED", "reason": reason})
 
     def append(self, metrics: dict[str, Any]) -> None:
         """Append one epoch to metrics.jsonl, which has one line per epoch."""
@@ -101,19 +127,20 @@ class RunFolder:
         Raises:
             StorageError: the file is damaged, or lacks an epoch before the checkpoint's.
         """
-        file, way_out = self.path / METRICS, f"delete {str(self.path)!r} to train from the beginning"
+        file, folder = self.path / METRICS, shlex.quote(str(self.path))
+        way_out = f"fix: rm -r {folder}, and start again, from the beginning"
         epochs = read_lines(file, way_out)
         curve = [*epochs[: last["epoch"] - 1], last] if last else []
         if [metrics.get("epoch") for metrics in curve] != list(range(1, last.get("epoch", 0) + 1)):
             raise StorageError(f"{file} lacks epochs before {last['epoch']}, the epoch of its checkpoint; {way_out}")
-        content = "".join(json.dumps(metrics) + "\n" for metrics in curve).encode()
+        content = "".join(json.dumps(metrics, allow_nan=False) + "\n" for metrics in curve).encode()
         if (file.exists() and file.read_bytes() != content) or curve != epochs:
             write_whole(file, content)
         return curve
 
     def finish(self, result: dict[str, Any]) -> dict[str, Any]:
         """Write result.json."""
-        write_whole(self.path / RESULT, json.dumps(result, indent=2))
+        write_json(self.path / RESULT, result)
         return result
 
 
@@ -139,6 +166,11 @@ def read_config(path: Path) -> tuple[RunConfig, dict[str, int]]:
     return config, {name: found[name] for name in FACTS}
 
 
+def recorded_run_id(path: Path) -> str:
+    """Return the run_id of a run folder, "" if it is none."""
+    return str(_read(path).get("run_id", ""))
+
+
 def _read(path: Path) -> dict[str, Any]:
     """Return the content of config.yaml, {} if there is none."""
     import yaml
@@ -151,7 +183,17 @@ def _read(path: Path) -> dict[str, Any]:
         return {}
     except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
         reason = str(error).splitlines()[0]
-        raise StorageError(f"{file} is damaged or cannot be read ({reason}); give another folder") from error
+        raise StorageError(
+            f"{file} is damaged or cannot be read ({reason}); fix: rm -r {shlex.quote(str(path))}, and start again, from "
+            "the beginning, or give another folder"
+        ) from error
+
+
+def _is_run(folder: Path) -> bool:
+    try:
+        return bool(recorded_run_id(folder))
+    except StorageError:  # some other program's
+        return False
 
 
 def _check_format(path: Path, found: dict[str, Any], *also: int) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from backlink_ray.errors import CheckpointError
 from backlink_ray.local.weights import check_weights, copy_weights
 from backlink_ray.nets.network import Network
-from backlink_ray.runs.folder import read_config
+from backlink_ray.runs.folder import CHECKPOINTS, read_config, recorded_run_id
 from backlink_ray.runs.job import build_modules, engine_of
 from backlink_ray.train.checkpoint import newest
 
@@ -24,9 +24,9 @@ def load_network(run_folder: str | Path) -> Network:
     """
     folder = Path(run_folder).expanduser()
     config, facts = read_config(folder)
-    found = newest(folder / "checkpoints")
+    found = newest(folder / CHECKPOINTS, recorded_run_id(folder))
     if found is None:
-        raise CheckpointError(f"{folder / 'checkpoints'} has no checkpoint; one is written after every epoch")
+        raise CheckpointError(f"{folder / CHECKPOINTS} has no good checkpoint; one is written after every epoch")
     network, _ = build_modules(config, **facts)
     engine_of(config).arrange_weights([network])  # it rounds as the run did
     own = {name: tensor.detach() for name, tensor in (*network.named_parameters(), *network.named_buffers())}

@@ -18,6 +18,7 @@ class RunOptions:
         stage_timeout_s: longest time that a stage waits for its neighbour.
         resources: what Ray reserves for a stage.
         placement_group: an existing one, such as that of a Tune trial, or None.
+        lock_timeout_s: longest time to wait for another process that trains the same run in the same folder.
         on_epoch: called with the metrics of each finished epoch.
     """
 
@@ -25,6 +26,7 @@ class RunOptions:
     stage_timeout_s: float = 120.0
     resources: StageResources = STAGE
     placement_group: Any = None
+    lock_timeout_s: float = 0.0
     on_epoch: EpochCallback = field(default=lambda _: None)
 
 

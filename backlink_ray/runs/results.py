@@ -1,12 +1,15 @@
 """Results: one row per run of a study, in a log that its driver appends to and that all reports are made from."""
 
+import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backlink_ray.errors import ConfigError, StorageError
-from backlink_ray.files import append_line, read_json, read_lines, write_whole
+from backlink_ray.files import append_line, make_own_folder, read_json, rows_of, unreadable, write_whole
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.folder import ENVIRONMENT
 
@@ -53,33 +56,43 @@ class Results:
         """Append one row, which is on disk when this returns; the last row of a run counts.
 
         Args:
-            row: Flat; `run_id` is required, `done` reads `status`. Columns may differ from row to row.
+            row: Flat; `run_id` and `status` are required. Columns may differ from row to row.
 
         Raises:
-            ValueError: No run_id, or a value that is not a str, int (64 bits), float or bool; names the column.
+            ValueError: No run_id or status, or a value that is not a str, int (64 bits), finite float or bool; names the column.
             StorageError: The row cannot be written.
         """
         _check(row)
-        self._file.parent.mkdir(parents=True, exist_ok=True)
+        make_own_folder(self._file.parent)
         append_line(self._file, row)
 
     def rows(self) -> list[Row]:
         """Return the last row of every run, in the order of the file; a row has the columns that it was written with.
 
-        Raises:
-            StorageError: A line is damaged; names file and line.
+        A damaged line is left out and reported once: it costs its own run alone, which is recorded again.
         """
         last: dict[str, Row] = {}
-        for number, row in enumerate(read_lines(self._file, _WAY_OUT), 1):
-            if not isinstance(row.get("run_id"), str):
-                raise StorageError(f"{self._file}, line {number} is damaged (no run_id); {_WAY_OUT}")
+        for row in self._written():
             last.pop(row["run_id"], None)
             last[row["run_id"]] = row
         return list(last.values())
 
+    def _written(self) -> Iterator[Row]:
+        for number, row in enumerate(rows_of(self._file, _WAY_OUT), 1):
+            try:
+                if isinstance(row, StorageError):
+                    raise row
+                _check(row)
+            except ValueError as error:
+                _report(str(unreadable(self._file, f"is damaged ({error})", _WAY_OUT, number)))
+            except StorageError as error:
+                _report(str(error))
+            else:
+                yield row
+
     def ended(self) -> int:
         """Return how many ends are recorded: more than rows where a search has chosen a run again."""
-        return len(read_lines(self._file, _WAY_OUT))
+        return len(list(self._written()))
 
     def done(self) -> set[str]:
         """Return the run_ids whose last row has the status FINISHED."""
@@ -99,7 +112,12 @@ class Results:
         return self._export
 
 
-_WAY_OUT = "delete the line, and its run runs again"
+_WAY_OUT = "it is left out, and its run is recorded again when the study is started again; fix: sed -i {line}d {file}"
+
+
+@cache
+def _report(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)  # once per process: rows are read many times
 
 
 def _column(values: list[Value | None]) -> "pa.Array":
@@ -113,16 +131,22 @@ def _column(values: list[Value | None]) -> "pa.Array":
 
 
 def _check(row: Mapping[str, Value]) -> None:
-    if not isinstance(row.get("run_id"), str) or not row["run_id"]:
-        raise ValueError(f"a row needs a run_id, a non-empty str; received {row.get('run_id')!r}")
+    for name in ("run_id", "status"):
+        if not isinstance(row.get(name), str) or not row[name]:
+            raise ValueError(f"a row needs a {name}, a non-empty str; received {row.get(name)!r}")
     for column, value in row.items():
-        if not isinstance(value, str | int | float) or (isinstance(value, int) and not -(2**63) <= value < 2**63):
-            raise ValueError(f"column {column!r} has {value!r}; allowed: str, int of 64 bits, float, bool")
+        fits = isinstance(value, str) or (-(2**63) <= value < 2**63 if isinstance(value, int) else _is_finite(value))
+        if not fits:
+            raise ValueError(f"column {column!r} has {value!r}; allowed: str, int of 64 bits, finite float, bool")
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, float) and isfinite(value)
 
 
 def numbers(result: Mapping[str, Any]) -> dict[str, int | float]:
-    """Return the numbers of a result, without text, lists and booleans."""
-    return {k: v for k, v in result.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+    """Return the finite numbers of a result, without text, lists and booleans."""
+    return {k: v for k, v in result.items() if isinstance(v, int | float) and not isinstance(v, bool) and isfinite(v)}
 
 
 def early_result(last: Mapping[str, Any]) -> dict[str, Any]:

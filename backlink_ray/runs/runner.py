@@ -1,6 +1,7 @@
 """Runner: trains one RunConfig into one run folder, on any executor, from the beginning or from the last checkpoint."""
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,8 @@ import torch
 
 from backlink_ray.data.datasets import data_root as find_data_root
 from backlink_ray.data.tensors import Dataset
-from backlink_ray.errors import StageError
-from backlink_ray.files import make_folder
+from backlink_ray.errors import StageError, StorageError
+from backlink_ray.files import local_folder, make_folder
 from backlink_ray.measure.convolutions import slow_in_bf16
 from backlink_ray.measure.timeline import draw
 from backlink_ray.runs.config import RunConfig
@@ -45,15 +46,21 @@ def run(
 
     Raises:
         ConfigError: the folder belongs to another run, or the configuration does not fit the data or the machine.
+        BusyError: another process trains this run in this folder; nothing is changed.
         DataError: the data set cannot be had.
-        NonFiniteLossError, StageError: the run failed; its folder keeps the last checkpoint.
+        StorageError: a file of the folder is damaged, or cannot be written.
+        NonFiniteLossError, NotFiniteError, StageError: the run failed; its folder keeps the last checkpoint.
     """
-    output_dir = Path(output_dir).expanduser()
     config = config.replace(executor=executor or config.executor)
     data = dataset or dataset_of(config, find_data_root(data_root))
-    folder = RunFolder(output_dir, config, data)
+    folder = RunFolder(local_folder(output_dir, "output_dir"), config, data)
     if done := folder.result():
         return done
+    with folder.opened(options.lock_timeout_s):
+        return folder.result() or _run(config, data, options, folder)
+
+
+def _run(config: RunConfig, data: Dataset, options: RunOptions, folder: RunFolder) -> dict[str, Any]:
     if options.timeline:
         make_folder(Path(options.timeline).parent, "timeline")
     try:
@@ -62,7 +69,10 @@ def run(
             _warn_of_slow_bf16(job, opened.device)
             result, spans = train(config, data.digest, job, options, folder, opened)
     except Exception as error:
-        folder.fail(str(error), lost=isinstance(error, StageError) and error.lost)
+        # What cannot be written or read, on a full disk, say, is not the run's fault: it goes on when that is mended.
+        lost = isinstance(error, StorageError) or (isinstance(error, StageError) and error.lost)
+        with suppress(StorageError):  # the disk is still full; the error itself is what matters
+            folder.fail(str(error), lost=lost)
         raise
     if options.timeline and spans:
         what = f"{config.network}, {config.run_name}, {config.head} heads, batch {config.batch_size}"

@@ -1,15 +1,18 @@
 """Training: the loop over the epochs of one run, which goes on from the newest checkpoint in the run's folder."""
 
 import time
+from math import isfinite
 from typing import Any
 
+from backlink_ray.errors import NotFiniteError
 from backlink_ray.measure.metrics import memory_source
 from backlink_ray.measure.timeline import Span
 from backlink_ray.runs.config import RunConfig
-from backlink_ray.runs.folder import RunFolder
+from backlink_ray.runs.folder import CHECKPOINTS, RunFolder
 from backlink_ray.runs.options import RunOptions
 from backlink_ray.train.checkpoint import Checkpoints, weights_sha256
 from backlink_ray.train.executor import ChunkReport, Executor, Job
+from backlink_ray.train.state_check import StateCheck
 
 
 def train(
@@ -28,7 +31,7 @@ def train(
     Returns:
         The content of result.json, which is written, and the spans of the last chunk, if recorded.
     """
-    checkpoints = Checkpoints(folder.path / "checkpoints")
+    checkpoints = Checkpoints(folder.path / CHECKPOINTS, config.run_id, StateCheck(job))
     state, extra = checkpoints.newest() or (None, {})
     if state:
         executor.load(state)
@@ -42,7 +45,7 @@ def train(
         curve.append(metrics)
         spans = report.spans
         # In this order a kill in between loses nothing: the checkpoint holds the metrics of its own epoch.
-        checkpoints.save(executor.state(), {"run_id": config.run_id, "metrics": metrics})
+        checkpoints.save(executor.state(), {"metrics": metrics})
         folder.append(metrics)
         if epoch < config.epochs:
             options.on_epoch(metrics)
@@ -76,6 +79,9 @@ def _metrics(config: RunConfig, epoch: int, report: ChunkReport, executor: Execu
     if config.validation_fraction:
         val = executor.evaluate("val")
         found |= {"val_error_pct": val.error_pct, "val_loss": val.loss}
+    for name in ("test_loss", "val_loss"):
+        if not isfinite(found.get(name, 0.0)):
+            raise NotFiniteError(name, epoch * report.losses.shape[1])
     return {name: value for name, value in found.items() if value is not None}  # a regression has no errors in percent
 
 

@@ -2,21 +2,25 @@
 
 import hashlib
 import json
-import os
+import re
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from backlink_ray.errors import CheckpointError
-from backlink_ray.files import sync_folder, write_synced
+from backlink_ray.errors import BacklinkError, CheckpointError
+from backlink_ray.files import make_own_folder, remove_leftovers, sync_folder, temporary, write_synced
 from backlink_ray.train.state import PARTS, TrainState
 
 MANIFEST = "manifest.json"
+STATE = "state.json"
 KEPT = 2  # the newest, and one to fall back on
+_TENSORS = tuple(f"{part}.safetensors" for part in PARTS)
+_NAME = re.compile(r"step-\d{9}")
+Check = Callable[[TrainState], None]
 
 
 class Checkpoints:
@@ -26,36 +30,43 @@ class Checkpoints:
     no code. A checkpoint is written under a temporary name and renamed once it is on disk, so the newest is always complete.
 
     Args:
-        folder: created if missing; remains of an interrupted write are removed.
+        folder: created if missing; what dead processes have left of their writes is removed.
+        run_id: of the run whose checkpoints these are; every other run's is refused.
+        check: raises a BacklinkError unless a state is one of this run, see `StateCheck`; asked before a state is written,
+            and before one is returned.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, run_id: str = "", check: Check = lambda _: None) -> None:
+        self._folder, self._run_id, self._check = folder, run_id, check
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            for stray in folder.glob(".writing-*"):
-                shutil.rmtree(stray)
+            make_own_folder(folder)
         except OSError as error:
             raise CheckpointError(
                 f"{folder} cannot be used for checkpoints: {error.strerror}; remove what is there"
             ) from error
+        remove_leftovers(folder)
 
     def save(self, state: TrainState, extra: Mapping[str, Any]) -> Path:
-        """Write a state with some JSON; on CheckpointError (a full disk, say) the older checkpoints are untouched."""
+        """Write a state with some JSON.
+
+        Raises:
+            CheckpointError: it cannot be written (a full disk, say); the older checkpoints are untouched.
+            NotFiniteError: it has a NaN or an infinite number, see `StateCheck`; nothing is written.
+        """
         from safetensors.torch import save  # imported here: the library itself needs torch alone
 
-        final = self._folder / f"step-{state.step:09d}"
-        working = self._folder / f".writing-{os.getpid()}-{final.name}"
+        self._check(state)
+        content = {"step": state.step, "extra": {**extra, **({"run_id": self._run_id} if self._run_id else {})}}
         files = {
-            f"{part}.safetensors": save({n: t.detach().cpu().contiguous() for n, t in getattr(state, part).items()})
-            for part in PARTS
+            name: save({n: t.detach().cpu().contiguous() for n, t in getattr(state, part).items()})
+            for part, name in zip(PARTS, _TENSORS, strict=True)
         }
-        files["state.json"] = json.dumps({"step": state.step, "extra": dict(extra)}).encode()
+        files[STATE] = json.dumps(content, allow_nan=False).encode()
         files[MANIFEST] = json.dumps({name: hashlib.sha256(raw).hexdigest() for name, raw in files.items()}).encode()
+        final = self._folder / _name(state.step)
         try:
-            self._write(working, final, files)
+            _write(final, files)
         except OSError as error:
-            shutil.rmtree(working, ignore_errors=True)
             size = sum(map(len, files.values()))
             raise CheckpointError(
                 f"{final} ({size} bytes) cannot be written: {error.strerror}; free space there"
@@ -64,50 +75,74 @@ class Checkpoints:
             shutil.rmtree(old, ignore_errors=True)
         return final
 
-    def _write(self, working: Path, final: Path, files: Mapping[str, bytes]) -> None:
-        working.mkdir()
-        for name, raw in files.items():
-            write_synced(working / name, raw)
-        if final.exists():
-            shutil.rmtree(final)
-        working.replace(final)
-        sync_folder(self._folder)
-
     def newest(self) -> tuple[TrainState, dict[str, Any]] | None:
-        """Return the newest intact checkpoint with its JSON; None if there is none."""
-        return newest(self._folder)
+        """Return the newest good checkpoint with its JSON; None if there is none, which is said if there are bad ones."""
+        found = newest(self._folder, self._run_id, self._check)
+        if not found and _all(self._folder):
+            print(
+                f"no checkpoint in {self._folder} can be used; training starts at epoch 1", file=sys.stderr, flush=True
+            )
+        return found
 
 
-def newest(folder: Path) -> tuple[TrainState, dict[str, Any]] | None:
-    """Return the newest intact checkpoint in a folder with its JSON, None if there is none; a run may be writing there."""
+def newest(folder: Path, run_id: str = "", check: Check = lambda _: None) -> tuple[TrainState, dict[str, Any]] | None:
+    """Return the newest good checkpoint in a folder with its JSON, None if there is none; a run may be writing there.
+
+    Args:
+        folder, run_id, check: as for `Checkpoints`; run_id "" takes any run's.
+    """
     for one in reversed(_all(folder)):
         try:
-            return _read(one)
-        except CheckpointError as error:
-            print(f"{error}; falling back to the previous one", file=sys.stderr, flush=True)
+            state, extra = _read(one)
+            if run_id and extra.get("run_id") != run_id:
+                raise CheckpointError(f"it is of run {extra.get('run_id')}, not of {run_id}")
+            check(state)
+        except BacklinkError as error:
+            print(f"checkpoint {one} is not used ({error}); trying the one before", file=sys.stderr, flush=True)
+        else:
+            return state, extra
     return None
 
 
+def _name(step: int) -> str:
+    return f"step-{step:09d}"
+
+
 def _all(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-*"))
+    return sorted(path for path in folder.glob("step-*") if _NAME.fullmatch(path.name))
+
+
+def _write(final: Path, files: Mapping[str, bytes]) -> None:
+    with temporary(final, is_folder=True) as working:
+        for name, raw in files.items():
+            write_synced(working / name, raw)
+        sync_folder(working)
+        if final.exists():
+            shutil.rmtree(final)
+        working.replace(final)
+    sync_folder(final.parent)
 
 
 def _read(folder: Path) -> tuple[TrainState, dict[str, Any]]:
+    from safetensors import SafetensorError
     from safetensors.torch import load
 
     try:
         manifest = dict(json.loads((folder / MANIFEST).read_bytes()))
-        files = {name: (folder / name).read_bytes() for name in manifest}
-    except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"checkpoint {folder} is incomplete ({error})") from error
-    if not {*(f"{part}.safetensors" for part in PARTS), "state.json"} <= set(manifest):
-        raise CheckpointError(f"checkpoint {folder} is incomplete (its manifest does not name all of its files)")
-    for name, raw in files.items():
-        if hashlib.sha256(raw).hexdigest() != manifest[name]:
-            raise CheckpointError(f"checkpoint file {folder / name} is corrupt: expected sha256 {manifest[name]}")
-    state = json.loads(files["state.json"])
-    parts = {part: load(files[f"{part}.safetensors"]) for part in PARTS}
-    return TrainState(**parts, step=state["step"]), state["extra"]
+        files = {name: (folder / name).read_bytes() for name in (*_TENSORS, STATE)}
+        for name, raw in files.items():
+            if hashlib.sha256(raw).hexdigest() != manifest[name]:
+                raise CheckpointError(f"{name} is corrupt: expected sha256 {manifest[name]}")
+        parts = {part: load(files[name]) for part, name in zip(PARTS, _TENSORS, strict=True)}
+        state = json.loads(files[STATE])
+        step, extra = int(state["step"]), dict(state["extra"])
+    except CheckpointError:  # itself an OSError
+        raise
+    except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
+        raise CheckpointError(f"incomplete or damaged: {type(error).__name__}: {error}") from error
+    if folder.name != _name(step):
+        raise CheckpointError(f"it is of step {step}")
+    return TrainState(**parts, step=step), extra
 
 
 def weights_sha256(state: TrainState) -> str:

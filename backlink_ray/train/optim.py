@@ -161,22 +161,35 @@ class Updater:
         )
 
     def check(self, state: Mapping[str, Tensor]) -> None:
-        """Raise ConfigError if a state lacks what this optimizer keeps from its first step on: then it is another's."""
-        found: dict[str, set[str]] = {}
-        for name, _, key in (full.rpartition("/") for full in state):
-            found.setdefault(name, set()).add(key)
-        smallest = {p.dim(): p for p in sorted(self._named.values(), key=nn.Parameter.numel, reverse=True)}
-        copies = [(str(dim), nn.Parameter(p.detach().clone())) for dim, p in smallest.items()]
-        trial = Updater(copies, self._make, self._adam_lr)
-        trial.set_lr(0.0)
-        trial.update([torch.ones_like(p) for _, p in copies])
-        for name, dim in ((name, p.dim()) for name, p in self._named.items() if name in found):
-            missing = {full.partition("/")[2] for full in trial.state() if full.startswith(f"{dim}/")} - found[name]
-            if missing:
+        """Check a state against what this optimizer keeps from its first step on; entries of other parameters are left out.
+
+        Raises:
+            ConfigError: something is missing, or of another shape or type: the state is another optimizer's, or damaged.
+        """
+        found: dict[str, dict[str, Tensor]] = {}
+        for full, value in state.items():
+            name, _, key = full.rpartition("/")
+            found.setdefault(name, {})[key] = value
+        kept = self._kept_after_a_step()
+        for name, own in ((name, own) for name, own in self._named.items() if name in found):
+            wrong = [key for key, like in kept[own.dim()].items() if not _fits(found[name].get(key), like, own)]
+            if wrong:
                 raise ConfigError(
-                    f"the state of {name} lacks {', '.join(sorted(missing))}, which {self.kind} keeps; it has "
-                    f"{', '.join(sorted(found[name]))}; allowed: a state of the same optimizer"
+                    f"the state of {name} lacks {', '.join(sorted(wrong))}, which {self.kind} keeps, or has it in another "
+                    f"shape or type; it has {', '.join(sorted(found[name]))}; allowed: a state of the same optimizer"
                 )
+
+    def _kept_after_a_step(self) -> dict[int, dict[str, tuple[Tensor, Tensor]]]:
+        """Return, by number of dimensions, what is kept for the smallest parameter of more than one element, and that one."""
+        by_size = sorted(self._named.values(), key=lambda p: (p.numel() > 1, -p.numel()))
+        small = {p.dim(): nn.Parameter(p.detach().clone()) for p in by_size}
+        trial = Updater([(str(dim), p) for dim, p in small.items()], self._make, self._adam_lr)
+        trial.set_lr(0.0)
+        trial.update([torch.ones_like(p) for p in small.values()])
+        return {
+            dim: {full.partition("/")[2]: (t, p) for full, t in trial.state().items() if full.startswith(f"{dim}/")}
+            for dim, p in small.items()
+        }
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Restore the optimizer's state; a parameter without an entry starts anew, and others' entries are left out."""
@@ -192,6 +205,14 @@ class Updater:
             tensor = _laid_out(value.detach().clone(), parameter)
             own = tensor.item() if key.endswith(_NUMBER) else tensor.to("cpu" if on_cpu else parameter.device)
             self._optimizer.state[parameter][key.removesuffix(_NUMBER)] = own
+
+
+def _fits(found: Tensor | None, like: tuple[Tensor, Tensor], parameter: nn.Parameter) -> bool:
+    """Return whether a tensor can be kept for `parameter`, if `like` is one kept for another parameter, with that one."""
+    kept, other = like
+    if found is None or found.dtype != kept.dtype:
+        return False
+    return found.shape == parameter.shape if kept.shape == other.shape else found.dim() == kept.dim()
 
 
 def _laid_out(tensor: Tensor, parameter: Tensor) -> Tensor:

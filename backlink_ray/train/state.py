@@ -50,6 +50,12 @@ class TrainState:
 
 
 def check_state(modules: Sequence[LocalModule], state: TrainState) -> None:
-    """Raise ConfigError, which names tensors and shapes, unless a state is of these modules."""
-    same = "a state of the same network, K, heads and method (load_units takes the units alone, whatever K was)"
-    check_weights(state_of(modules), state.weights, same, exact=True)
+    """Raise ConfigError, which names tensors, shapes and types, unless a state is of these modules."""
+    same, own = (
+        "a state of the same network, K, heads and method (load_units takes the units alone, whatever K was)",
+        state_of(modules),
+    )
+    check_weights(own, state.weights, same, exact=True)
+    for name, tensor in own.items():
+        if state.weights[name].dtype != tensor.dtype:
+            raise ConfigError(f"{name} is of {state.weights[name].dtype}, here of {tensor.dtype}; allowed: {same}")

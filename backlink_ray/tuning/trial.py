@@ -12,7 +12,6 @@ from ray.util.placement_group import get_current_placement_group
 
 from backlink_ray.data.tensors import Dataset
 from backlink_ray.errors import ConfigError
-from backlink_ray.files import exclusive
 from backlink_ray.importing import digest
 from backlink_ray.runs.data import data_key
 from backlink_ray.runs.options import RunOptions
@@ -60,10 +59,9 @@ def trial(
         tune.report({**metrics, "executor": config.executor})
 
     group = get_current_placement_group() if config.executor == "ray" else None
-    options = RunOptions(placement_group=group, on_epoch=report, resources=cluster.stage)
+    # It waits for the folder as long as it takes: a search may choose a run again while it is running.
+    options = RunOptions(placement_group=group, on_epoch=report, resources=cluster.stage, lock_timeout_s=inf)
     data = ray.get(datasets[data_key(config)])
-    runs.mkdir(parents=True, exist_ok=True)
-    with exclusive(runs / f".{config.run_id}.lock", inf):  # a search may choose a run again while it is running
-        result = run(config, runs / config.run_id, dataset=data, options=options)
+    result = run(config, runs / config.run_id, dataset=data, options=options)
     if not reported:  # the run had finished before an earlier driver recorded it
         report(result["curve"][-1])

@@ -49,9 +49,9 @@ def test_a_run_folder_gives_the_network_with_the_runs_error(tmp_path: Path, chan
 def test_the_folder_of_a_run_that_is_going_on_is_read_and_not_touched(tmp_path: Path) -> None:
     def look(metrics: dict[str, float]) -> None:
         if metrics["epoch"] == 1:
-            (tmp_path / "checkpoints" / ".writing-1-step").mkdir()
+            (tmp_path / "checkpoints" / ".step-000000009.0123456789ab.tmp").mkdir()
             assert error_pct(bl.load_network(tmp_path)) == metrics["test_error_pct"]
-            assert (tmp_path / "checkpoints" / ".writing-1-step").exists()
+            assert (tmp_path / "checkpoints" / ".step-000000009.0123456789ab.tmp").exists()
             seen.append(1)
 
     seen: list[int] = []
@@ -76,7 +76,7 @@ def test_refusals(tmp_path: Path) -> None:
     file.write_text(yaml.safe_dump(content))
     for weights in tmp_path.rglob("weights.safetensors"):
         weights.unlink()
-    with pytest.raises(CheckpointError, match="checkpoints has no checkpoint"):
+    with pytest.raises(CheckpointError, match="checkpoints has no good checkpoint"):
         bl.load_network(tmp_path)
 
 

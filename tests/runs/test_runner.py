@@ -34,7 +34,7 @@ def test_the_run_folder(tmp_path: Path) -> None:
     result = run(CONFIG, tmp_path, dataset=DATA, options=RunOptions(on_epoch=lambda m: seen.append(m["epoch"])))
     assert seen == [1, 2]
     assert {p.name for p in tmp_path.iterdir()} == {
-        "config.yaml", "environment.json", "metrics.jsonl", "checkpoints", "result.json",
+        ".lock", "config.yaml", "environment.json", "metrics.jsonl", "checkpoints", "result.json",
     }  # fmt: skip
     assert yaml.safe_load((tmp_path / "config.yaml").read_text())["run_id"] == CONFIG.run_id
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
@@ -141,7 +141,7 @@ def test_a_checkpoint_holds_its_own_epoch_alone_and_an_older_one_cuts_the_curve(
 def test_a_curve_that_lacks_epochs_is_refused_and_never_invented(tmp_path: Path, damage: str) -> None:
     folder = RunFolder(tmp_path, CONFIG, DATA)
     (tmp_path / "metrics.jsonl").write_text(damage)
-    with pytest.raises(StorageError, match=r"metrics\.jsonl.*; delete '.*' to train from the beginning"):
+    with pytest.raises(StorageError, match=r"metrics\.jsonl.*; fix: rm -r .*, and start again, from the beginning"):
         folder.resume({"epoch": 3})
     assert (tmp_path / "metrics.jsonl").read_text() == damage
 
@@ -181,14 +181,33 @@ def test_a_folder_of_the_first_version_is_refused_with_its_version(tmp_path: Pat
 
 
 def test_a_folder_of_another_run_or_of_other_data_is_refused_also_if_it_is_not_finished(tmp_path: Path) -> None:
-    RunFolder(tmp_path, CONFIG, DATA)
+    with RunFolder(tmp_path, CONFIG, DATA).opened():
+        pass
     with pytest.raises(ConfigError, match=r"holds run \w+, not \w+; give another folder"):
         run(CONFIG.replace(seed=1), tmp_path, dataset=DATA)
     with pytest.raises(ConfigError, match=r"holds this run on other data \(digest \w+, here \w+\); restore the data"):
         run(CONFIG, tmp_path, dataset=DATA.first(test_images=49))
+    with pytest.raises(ConfigError, match="lies in the run folder .*; give a folder outside of it"):
+        run(CONFIG.replace(seed=1), tmp_path / "checkpoints" / "step-000000008", dataset=DATA)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("folder", "words"),
+    [
+        ("file/x", "cannot be written .File exists"), ("x" * 300, "cannot be used .File name too long"),
+        ("a\0b", "cannot be used .embedded null"), ("s3://bucket/x", "is an address; allowed: a folder"),
+        ("~nobody-here/x", "cannot be used .Could not determine home"),
+    ],
+)  # fmt: skip
+def test_a_folder_that_cannot_be_one_is_named_with_its_flag(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str, words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="cannot be written"):
-        run(CONFIG, tmp_path / "file" / "x", dataset=DATA)
+    with pytest.raises(ConfigError, match=f"^output_dir=.*{words}"):
+        run(CONFIG, folder, dataset=DATA)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_held_out_images_are_evaluated_and_not_trained_on(tmp_path: Path) -> None:

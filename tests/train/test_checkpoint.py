@@ -59,7 +59,7 @@ def test_fifty_bit_flips_are_all_found(tmp_path: Path, capsys: pytest.CaptureFix
         assert found is not None
         assert found[0].step == 1
         file.write_bytes(good)
-    assert capsys.readouterr().err.count("falling back to the previous one") == 50
+    assert capsys.readouterr().err.count("trying the one before") == 50
 
 
 def state_of(size: int, step: int) -> TrainState:
@@ -80,7 +80,7 @@ def test_kill_during_writing_leaves_the_newest_complete(tmp_path: Path) -> None:
             for _ in range(rng.randrange(1, 8)):
                 child.receive()
         checkpoints = Checkpoints(tmp_path)
-        assert not list(tmp_path.glob(".writing-*"))
+        assert not list(tmp_path.glob(".*"))
         found = checkpoints.newest()
         assert found is not None
         assert set(found[0].weights["units.0.w"].tolist()) == {float(found[0].step)}
@@ -105,7 +105,7 @@ def test_a_full_disk_names_path_and_bytes_and_keeps_the_old_one(tmp_path: Path) 
     found = Checkpoints(tmp_path).newest()
     assert found is not None
     assert found[0].step == 1
-    assert not list(tmp_path.glob(".writing-*"))
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_a_checkpoint_that_is_a_pickle_is_never_run(tmp_path: Path) -> None:

@@ -88,7 +88,9 @@ def test_a_run_that_is_chosen_again_counts_as_a_trial(tmp_path: Path) -> None:
 
 def test_results_on_other_data_are_not_added_to(tmp_path: Path) -> None:
     study = Study("study", PLAN, tmp_path, NoTracker())
-    study.results.append({**columns_of(PLAN.base), "run_id": PLAN.base.run_id, "dataset_digest": "0123"})
+    study.results.append(
+        {**columns_of(PLAN.base), "run_id": PLAN.base.run_id, "status": "FINISHED", "dataset_digest": "0123"}
+    )
     with pytest.raises(ConfigError, match=r"results on other data named 'cifar10-sample' \(digest 0123, here \w+\)"):
         run_trials(study, [], {"cifar10-sample": load_dataset("cifar10-sample")})
 
