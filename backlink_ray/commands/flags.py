@@ -14,6 +14,8 @@ from backlink_ray.commands.exit_codes import first_line
 from backlink_ray.errors import ConfigError
 from backlink_ray.local.engine import DEFAULT
 from backlink_ray.pipeline.resources import STAGE, StageResources
+from backlink_ray.runs.options import DEFAULT as RUN
+from backlink_ray.runs.options import RunOptions
 from backlink_ray.tuning.resources import read_runs_per_gpu
 
 
@@ -83,13 +85,24 @@ class TrialFlags(CommonFlags):
     stage: Annotated[StageResources, tyro.conf.arg(name="")] = STAGE
     runs_per_gpu: str = "1"
     """Trials of executor local that share a GPU, and with it their step times; auto: as many as keep it busy, measured."""
+    max_recoveries: int = RUN.max_recoveries
+    """How often a trial that was lost, as its process or machine died, is started again, from its last checkpoint."""
+    stage_timeout_s: float = RUN.stage_timeout_s
+    """Longest time that a stage waits for its neighbour, in seconds."""
     engine: Annotated[EngineFlags, tyro.conf.arg(name="")] = EngineFlags()
     executor: Literal["auto", "local", "threads", "ray"] = "auto"
     """Where a trial's local modules run; auto: one Ray actor each if the cluster has room for them."""
 
+    @property
+    def options(self) -> RunOptions:
+        """Return the options of every run."""
+        return RunOptions(
+            resources=self.stage, max_recoveries=self.max_recoveries, stage_timeout_s=self.stage_timeout_s
+        )
+
     def check(self) -> None:
         """Raise ConfigError if a number is out of range."""
-        not_negative(self, "max_concurrent", "gpus")
+        not_negative(self, "max_concurrent", "gpus", "max_recoveries")
         read_runs_per_gpu(self.runs_per_gpu)
         if self.gpus and not (self.address or os.environ.get("RAY_ADDRESS")):
             raise ConfigError(

@@ -25,7 +25,7 @@ def run_with_flags(
     try:
         return run_trials(
             study, examples, datasets, address=flags.address, gpus=flags.gpus, max_concurrent=flags.max_concurrent,
-            stage=flags.stage, runs_per_gpu=read_runs_per_gpu(flags.runs_per_gpu),
+            runs_per_gpu=read_runs_per_gpu(flags.runs_per_gpu), options=flags.options,
         )  # fmt: skip
     except KeyboardInterrupt as error:
         raise SecondInterruptError from error

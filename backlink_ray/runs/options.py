@@ -16,6 +16,7 @@ class RunOptions:
     Attributes:
         timeline: PNG file for a chart of what each stage does when; "" draws none.
         stage_timeout_s: longest time that a stage waits for its neighbour.
+        max_recoveries: how often what was lost, a trial of a study, is started again, from the last checkpoint.
         resources: what Ray reserves for a stage.
         placement_group: an existing one, such as that of a Tune trial, or None.
         lock_timeout_s: longest time to wait for another process that trains the same run in the same folder.
@@ -24,6 +25,7 @@ class RunOptions:
 
     timeline: str = ""
     stage_timeout_s: float = 120.0
+    max_recoveries: int = 3
     resources: StageResources = STAGE
     placement_group: Any = None
     lock_timeout_s: float = 0.0

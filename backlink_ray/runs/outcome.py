@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from backlink_ray.errors import ConfigError, StorageError
+from backlink_ray.errors import StorageError
 from backlink_ray.files import read_json
 from backlink_ray.runs.folder import FAILURE, RESULT, RUN_AGAIN
 from backlink_ray.runs.results import early_result
@@ -58,7 +58,7 @@ def outcome_of(folder: Path, epochs: int, last: dict[str, Any], error: str | Non
     if error is not None:  # a run that fails records why; this one had no time to
         lines = [line.strip() for line in error.splitlines() if line.strip()]
         line = lines[-1] if lines else "the trial's process died"
-        return Outcome("LOST", line.removeprefix(f"{ConfigError.__module__}.ConfigError: "))
+        return Outcome("LOST", line.partition(" Some common causes")[0])  # of the death of a process: Ray lists some
     reached = int(last.get("epoch", 0))
     if reached < epochs:
         return Outcome("STOPPED", f"stopped early, after epoch {reached}", early_result(last))

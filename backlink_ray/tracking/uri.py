@@ -41,7 +41,21 @@ def hide_secrets(text: str, uri: str) -> str:
 
 def default_tracking_uri(storage: Path) -> str:
     """Return the SQLite store of a storage folder, `sqlite:////absolute/mlflow.db`; artifacts are in `mlartifacts` beside it."""
-    return checked_uri(f"sqlite:///{(storage / 'mlflow.db').absolute()}")
+    return sqlite_uri((storage / "mlflow.db").absolute())
+
+
+def sqlite_uri(path: Path) -> str:
+    """Return the URI of a SQLite file, with `?` and `%` in its path quoted.
+
+    Raises:
+        ConfigError: the SQLAlchemy that is installed cannot be given such a path.
+    """
+    from sqlalchemy.engine import URL, make_url  # imported here: runs without MLflow and Optuna need no database
+
+    for uri in (f"sqlite:///{path}", URL.create("sqlite", database=str(path)).render_as_string()):
+        if make_url(uri).database == str(path):
+            return uri
+    raise ConfigError(f"storage_path={str(path.parent)!r} has a ? or % in it, which needs SQLAlchemy 2.1; give another")
 
 
 def checked_uri(uri: str) -> str:
@@ -52,7 +66,7 @@ def checked_uri(uri: str) -> str:
             store without a usable path.
     """
     if path := database_path(uri):
-        return f"sqlite:///{path}"
+        return sqlite_uri(path)
     if not _KINDS.match(uri):
         is_folder = "://" not in uri or uri.startswith("file:")
         fault = (
@@ -69,16 +83,18 @@ def database_path(uri: str) -> Path | None:
     """Return the absolute path of a SQLite store, None for any other kind of store.
 
     Raises:
-        ConfigError: A SQLite store without a file, or with a name that MLflow misreads.
+        ConfigError: A SQLite store without a file, or with options.
     """
     if not uri.startswith("sqlite:"):
         return None
-    path = uri.removeprefix("sqlite:///")
-    if path == uri or not path or any(part in path for part in (":memory:", "?", "%")):
+    from sqlalchemy.engine import make_url  # imported here as in sqlite_uri
+
+    found = make_url(uri) if uri.startswith("sqlite:///") else None
+    if not found or not found.database or found.database == ":memory:" or found.query:
         raise ConfigError(
-            f"tracking URI {uri!r} names no usable file; allowed: sqlite:////absolute/path.db without ? or %"
+            f"tracking URI {uri!r} names no usable file; allowed: sqlite:////absolute/path.db, with ? as %3F and % as %25"
         )
-    return Path(path).absolute()
+    return Path(found.database).absolute()
 
 
 @contextlib.contextmanager
@@ -100,6 +116,15 @@ def sqlite_lock(uri: str) -> Iterator[None]:
         with contextlib.closing(sqlite3.connect(path, timeout=_PROBE_TIMEOUT_S)) as database:
             database.execute("BEGIN IMMEDIATE")
         yield
+        _remove_misread_folder(uri, path)
+
+
+def _remove_misread_folder(uri: str, path: Path) -> None:
+    """Remove the empty folder that MLflow 3.17 makes where a path in a URI is quoted: it takes the quoted one for the path."""
+    misread = Path(uri.removeprefix("sqlite:///")).parent
+    if misread != path.parent:
+        with contextlib.suppress(OSError):
+            misread.rmdir()
 
 
 def artifact_location(uri: str, experiment: str) -> str | None:

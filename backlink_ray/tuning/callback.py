@@ -19,6 +19,7 @@ from backlink_ray.runs.results import Value, columns_of, epoch_line, numbers
 from backlink_ray.runs.tracked import end_tracking, start_tracking, track
 from backlink_ray.tuning.resources import ClusterResources
 from backlink_ray.tuning.study import Study
+from backlink_ray.tuning.trial import FAILURE
 
 
 class StudyCallback(tune.Callback):
@@ -56,6 +57,8 @@ class StudyCallback(tune.Callback):
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """Print one epoch and have it tracked; its metrics are already on disk."""
+        if FAILURE in result:
+            return
         config = self._config(trial)
         track(self._study.tracker, self._folder(trial))
         left_s = (config.epochs - int(result["epoch"])) * result["epoch_s"]
@@ -80,19 +83,24 @@ class StudyCallback(tune.Callback):
         return {name: config.values[name] for name in space.parameters if name not in ("alpha", "lr")} if space else {}
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Record the result, or the last metrics if the trial was stopped early."""
-        self._end(trial, None)
+        """Record the result, the last metrics if the trial was stopped early, or why it failed."""
+        self._end(trial, (trial.last_result or {}).get(FAILURE))
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Say that a trial is started again: on the screen only, since for Optuna and MLflow it goes on."""
+        outcome, count = self._outcome(trial, _error_of(trial)), f"{trial.num_failures} of {trial.max_failures}"
+        name = self._config(trial).run_name
+        print(f"trial {name} was lost: {outcome.reason}; it is started again ({count})", file=sys.stderr, flush=True)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Record the failure and its reason."""
-        file = Path(trial.error_file or "-")  # Tune copies it to its storage later, where trial.get_error() looks
-        self._end(trial, file.read_text() if file.exists() else "")
+        """Record that a trial was lost more often than it is started again."""
+        self._end(trial, _error_of(trial))
 
     def _end(self, trial: Any, error: str | None) -> None:
         config = self._config(trial)
         if config.run_id not in self._started:  # its process never started, so Tune did not call on_trial_start
             self.on_trial_start(0, [], trial)
-        outcome = outcome_of(self._folder(trial), config.epochs, trial.last_result or {}, error)
+        outcome = self._outcome(trial, error)
         end_tracking(self._folder(trial), outcome)
         track(self._study.tracker, self._folder(trial))
         if outcome.status == "LOST":
@@ -104,11 +112,19 @@ class StudyCallback(tune.Callback):
         if outcome.status == "FAILED":
             print(f"trial {config.run_name} failed: {outcome.reason}", file=sys.stderr, flush=True)
 
+    def _outcome(self, trial: Any, error: str | None) -> Outcome:
+        return outcome_of(self._folder(trial), self._config(trial).epochs, trial.last_result or {}, error)
+
     def _folder(self, trial: Any) -> Path:
         return self._study.folder / "runs" / self._config(trial).run_id
 
     def _config(self, trial: Any) -> RunConfig:
         return self._study.plan.run_of(trial.config)
+
+
+def _error_of(trial: Any) -> str:
+    file = Path(trial.error_file or "-")  # Tune copies it to its storage later, where trial.get_error() looks
+    return file.read_text() if file.exists() else ""
 
 
 def _row(config: RunConfig, outcome: Outcome) -> dict[str, Value]:

@@ -64,12 +64,15 @@ def _manifest(name: str, plan: Plan) -> dict[str, Any]:
     # Without fields at their defaults, so that a later version with more fields still accepts the study.
     return {
         "format": FORMAT, "study": name, "base": plan.base.identity, "metric": plan.metric, "objectives": list(plan.objectives),
+        "space": plan.space.lasting if plan.space else {},
     }  # fmt: skip
 
 
 def _check_manifest(folder: Path, name: str, plan: Plan) -> None:
     file, expected = folder / MANIFEST, _manifest(name, plan)
     found = read_json(file, "restore it, or give another --storage-path")
+    if found:
+        found = {"space": expected["space"], **found}  # version 0.4.0 recorded none
     if found == expected:
         return
     if not found:
@@ -81,13 +84,19 @@ def _check_manifest(folder: Path, name: str, plan: Plan) -> None:
         )
     else:
         problem = f"holds another study ({_difference(found, expected)}); give another --storage-path, or the flags of that study"
+        problem += "; of a search, only ranges and the number of trials may change" * bool(plan.space)
     raise ConfigError(f"{_folder(folder)} {problem}")
 
 
 def _difference(found: dict[str, Any], expected: dict[str, Any]) -> str:
     """Return what differs, for example "lr is 0.3 there and 0.5 here"."""
-    there, here = ({**m, **m["base"]} for m in (found, expected))
-    names = sorted(name for name in there.keys() | here.keys() if name != "base" and there.get(name) != here.get(name))
+    there, here = (
+        {**m, **m["base"], **{f"the search of {name}": values for name, values in m["space"].items()}}
+        for m in (found, expected)
+    )
+    names = sorted(
+        name for name in (there.keys() | here.keys()) - {"base", "space"} if there.get(name) != here.get(name)
+    )
     return ", ".join(
         f"{name} is {there.get(name, 'the default')} there and {here.get(name, 'the default')} here" for name in names
     )

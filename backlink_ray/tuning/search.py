@@ -11,12 +11,12 @@ from backlink_ray.data.datasets import data_root as find_data_root
 from backlink_ray.data.tensors import Dataset
 from backlink_ray.errors import ConfigError, StudyError
 from backlink_ray.files import read_json
-from backlink_ray.pipeline.resources import STAGE, StageResources
 from backlink_ray.pipeline.stage import plan_stages
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.data import data_key, load_for
 from backlink_ray.runs.folder import RESULT, RUN_AGAIN
 from backlink_ray.runs.job import make_job
+from backlink_ray.runs.options import DEFAULT, RunOptions
 from backlink_ray.runs.results import Results, Row, config_of
 from backlink_ray.text import slug
 from backlink_ray.tracking.run import ExperimentInfo
@@ -85,8 +85,8 @@ def tune(
     max_concurrent: int = 0,
     address: str = "",
     data_root: str = "",
-    stage: StageResources = STAGE,
     runs_per_gpu: int | Literal["auto"] = 1,
+    options: RunOptions = DEFAULT,
 ) -> SearchResult:
     """Search a space by Optuna's TPE, one Ray Tune trial per run; print one line per epoch, and track all runs in MLflow.
 
@@ -106,8 +106,8 @@ def tune(
         max_concurrent: trials at once; 0: as many as the GPUs allow, one without a GPU.
         address: of a Ray cluster; default $RAY_ADDRESS, else a private one on this machine.
         data_root: folder of the data sets; default $BACKLINK_RAY_DATA, else ~/.cache/backlink_ray.
-        stage: what a stage reserves.
         runs_per_gpu: trials of executor local that share a GPU; "auto": as many as keep it busy and fit, measured on it.
+        options: of every run, among them what a stage reserves, and how often a lost trial is started again.
 
     Raises:
         ConfigError: the space does not fit the base, the base not the data or the cluster, or the folder holds another study.
@@ -125,7 +125,7 @@ def tune(
     _check_metrics((metric, *objectives), all(data.train.has_classes for data in datasets.values()))
     storage = Path(storage).expanduser().absolute()
     shared = read_runs_per_gpu(runs_per_gpu)
-    size = {"address": address, "max_concurrent": max_concurrent, "stage": stage, "runs_per_gpu": shared}
+    size = {"address": address, "max_concurrent": max_concurrent, "runs_per_gpu": shared, "options": options}
     left = _carry_out(plan, name, datasets, storage, tracking_uri, size)
     folder = storage / slug(name)
     if left:

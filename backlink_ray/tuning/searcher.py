@@ -1,60 +1,96 @@
 """Searcher: Ray Tune's interface to Optuna, on a database that outlives the driver."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import optuna
 from ray.tune.search.optuna import OptunaSearch
 
-from backlink_ray.errors import StorageError
-from backlink_ray.runs.config import RunConfig
+from backlink_ray.errors import BacklinkError
+from backlink_ray.runs.folder import CONFIG, read_config
+from backlink_ray.runs.results import Row
+from backlink_ray.tuning.database import open_database, usable
 from backlink_ray.tuning.plan import Plan
+from backlink_ray.tuning.trial import FAILURE
 
 
 class Searcher(OptunaSearch):
-    """OptunaSearch, except that a failed trial counts as failed even if it had reported before."""
+    """OptunaSearch, except that it waits for a locked database, and that a failed trial counts as failed.
+
+    Args:
+        database: of the study.
+        arguments: of OptunaSearch.
+    """
+
+    def __init__(self, database: Path, **arguments: Any) -> None:
+        self._database = database
+        super().__init__(**arguments)
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        """Ask Optuna for a choice."""
+        with usable(self._database):
+            return super().suggest(trial_id)
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Pass an epoch on to Optuna, under its own number: Tune counts from 1 again when a trial is started again."""
+        if FAILURE not in result:
+            with usable(self._database):
+                super().on_trial_result(trial_id, {**result, "training_iteration": result["epoch"]})
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Pass the end of a trial on to Optuna."""
-        super().on_trial_complete(trial_id, None if error else result, error)
+        """Pass the end of a trial on to Optuna, as failed even if it had reported before."""
+        failed = error or FAILURE in (result or {})
+        with usable(self._database):
+            super().on_trial_complete(trial_id, None if failed else result, failed)
 
 
-def open_searcher(plan: Plan, folder: Path, name: str, has_result: Callable[[RunConfig], bool]) -> Searcher:
+def open_searcher(plan: Plan, folder: Path, name: str, rows: Sequence[Row]) -> Searcher:
     """Open a study's Optuna database and return Ray's searcher on it.
 
     A trial that a killed driver left running is marked failed. Choices without a result, because the driver, the trial or
     a machine was lost, are suggested again first, so that their runs resume from their checkpoints.
 
-    `has_result` says whether the study has a result of a run.
+    Args:
+        plan: of the study, with a space.
+        folder: of the study.
+        name: of the study.
+        rows: its results.
+
+    Raises:
+        StorageError: the database cannot be used; the message names it.
     """
     assert plan.space is not None
     # l, whose range depends on K, is chosen independently: no warning.
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     database = folder / "optuna.db"
-    directions = [optuna.study.StudyDirection.MINIMIZE] * max(1, len(plan.objectives))
-    try:
-        storage = optuna.storages.RDBStorage(f"sqlite:///{database}")
-        study = optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
-    except Exception as error:  # SQLAlchemy and Optuna have many; whatever it is, the file cannot be used
-        reason = str(error).strip().splitlines()[0]
-        raise StorageError(
-            f"{database} cannot be used ({reason}); delete it: results stay, Optuna starts anew"
-        ) from error
-    known = len(study.trials)
-    first = [plan.space.choice_of(run) for run in plan.first]
-    for choice in _without_result(study, lambda choice: has_result(plan.run_of(choice))) if known else first:
-        study.enqueue_trial(choice)
-    return Searcher(
-        space=plan.suggest,  # not a closure: Tune pickles its searcher
-        metric=list(plan.objectives) or plan.metric,
-        mode=["min"] * len(plan.objectives) or "min",
-        # A different seed at every start: the same one would repeat the earlier suggestions.
-        sampler=_sampler(bool(plan.objectives), plan.base.seed + known),
-        study_name=name,
-        storage=storage,
-    )
+    study, is_new = open_database(database, name, plan, rows)
+    with usable(database):
+        known, ended = len(study.trials), {row["run_id"] for row in rows}
+        earlier = [*map(plan.space.choice_of, plan.first), *_begun(plan, folder)] if is_new else []
+        for choice in _without_result(study, earlier, lambda choice: plan.run_of(choice).run_id in ended):
+            study.enqueue_trial(choice)
+        return Searcher(
+            database,
+            space=plan.suggest,  # not a closure: Tune pickles its searcher
+            metric=list(plan.objectives) or plan.metric,
+            mode=["min"] * len(plan.objectives) or "min",
+            # A different seed at every start: the same one would repeat the earlier suggestions.
+            sampler=_sampler(bool(plan.objectives), plan.base.seed + known),
+            study_name=name,
+            storage=study._storage,
+        )
+
+
+def _begun(plan: Plan, folder: Path) -> Iterator[dict[str, Any]]:
+    """Yield the choices of the run folders, among them those of trials that a database made again does not know."""
+    assert plan.space is not None
+    for file in sorted((folder / "runs").glob(f"*/{CONFIG}")):
+        with suppress(BacklinkError):  # a folder that cannot be read costs its run alone
+            run, _ = read_config(file.parent)
+            yield plan.space.choice_of(run)
 
 
 def _sampler(several: bool, seed: int) -> optuna.samplers.BaseSampler:
@@ -69,10 +105,12 @@ def _sampler(several: bool, seed: int) -> optuna.samplers.BaseSampler:
         return optuna.samplers.TPESampler(n_startup_trials=10, multivariate=not several, constant_liar=True, seed=seed)
 
 
-def _without_result(study: optuna.Study, has_result: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
-    """Fail the trials that a dead driver left running; return the choices that must be suggested again."""
+def _without_result(
+    study: optuna.Study, earlier: Iterable[dict[str, Any]], has_result: Callable[[dict[str, Any]], bool]
+) -> list[dict[str, Any]]:
+    """Fail the trials that a dead driver left running; return the choices that must be suggested again, or first."""
     for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
         study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-    tried = [dict(trial.params) for trial in study.trials if trial.params]
+    tried = [*earlier, *(dict(trial.params) for trial in study.trials if trial.params)]
     waiting = [trial.system_attrs.get("fixed_params") for trial in study.trials if not trial.params]
     return [c for i, c in enumerate(tried) if not has_result(c) and c not in tried[:i] and c not in waiting]

@@ -66,6 +66,12 @@ class Space:
             found["lr"] = FloatDistribution(*self.lr, log=True)
         return found | dict(self.parameters)
 
+    @property
+    def lasting(self) -> dict[str, Any]:
+        """Return what cannot change once Optuna has begun a search, as plain data: the names, and the values of a list."""
+        lists = {name: among for name, among in self.searched.items() if isinstance(among, CategoricalDistribution)}
+        return {name: list(lists[name].choices) if name in lists else "a range" for name in self.searched}
+
     def choice_of(self, run: RunConfig) -> dict[str, Any]:
         """Return what `suggest` returns where it chooses this run."""
         return {name: run.values[name] for name in self.searched}

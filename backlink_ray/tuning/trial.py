@@ -1,6 +1,8 @@
 """Trial: one run of a study in a process of its own, and the resources that it reserves."""
 
+import traceback
 from collections.abc import Mapping
+from dataclasses import replace
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -11,13 +13,17 @@ from ray.tune.execution.placement_groups import PlacementGroupFactory
 from ray.util.placement_group import get_current_placement_group
 
 from backlink_ray.data.tensors import Dataset
-from backlink_ray.errors import ConfigError
+from backlink_ray.errors import BacklinkError, ConfigError
 from backlink_ray.importing import digest
+from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.data import data_key
 from backlink_ray.runs.options import RunOptions
 from backlink_ray.runs.runner import run
 from backlink_ray.tuning.plan import Plan
 from backlink_ray.tuning.resources import ClusterResources
+
+# In a trial's last report: why it failed.
+FAILURE = "failure"
 
 
 def trial_resources(choice: dict[str, Any], plan: Plan, cluster: ClusterResources) -> PlacementGroupFactory:
@@ -32,8 +38,12 @@ def trial(
     datasets: Mapping[str, "ray.ObjectRef[Dataset]"],
     runs: Path,
     files: Mapping[tuple[str, str], str],
-) -> None:
+    options: RunOptions,
+) -> dict[str, Any] | None:
     """Run one trial, in bundle 0 of its placement group; stage k runs in bundle 1 + k.
+
+    An error is returned as the trial's last report, since it would occur again: what Tune starts again is a trial that raises,
+    and so only one whose process died.
 
     Args:
         choice: Tune's configuration of the trial, see `Plan.run_of`.
@@ -42,25 +52,37 @@ def trial(
         datasets: by `data_key`; only the trial's own is fetched.
         runs: the study's folder of run folders.
         files: the digests that the driver has found, by field and import path.
-
-    Raises:
-        ConfigError: a file is another one now: the result would be recorded as the earlier file's.
+        options: of every run of the study.
     """
+    try:
+        _check_unchanged(files)
+        group = get_current_placement_group()
+        _run(cluster.resolve(plan.run_of(choice)), datasets, runs, replace(options, placement_group=group))
+    except Exception as error:
+        if not isinstance(error, BacklinkError):
+            traceback.print_exc()  # into Ray's log of this process
+        return {FAILURE: str(error) or type(error).__name__}
+    return None
+
+
+def _check_unchanged(files: Mapping[tuple[str, str], str]) -> None:
+    """Raise ConfigError if a file is another one now: the result would be recorded as the earlier file's."""
     for (name, path), known in files.items():
         if digest(path, name) != known:
             raise ConfigError(
                 f"{name}={path!r} has changed since the study was started; restore the file and start again"
             )
-    config = cluster.resolve(plan.run_of(choice))
+
+
+def _run(config: RunConfig, datasets: Mapping[str, "ray.ObjectRef[Dataset]"], runs: Path, options: RunOptions) -> None:
     reported: list[int] = []
 
     def report(metrics: dict[str, Any]) -> None:
         reported.append(metrics["epoch"])
         tune.report({**metrics, "executor": config.executor})
 
-    group = get_current_placement_group() if config.executor == "ray" else None
     # It waits for the folder as long as it takes: a search may choose a run again while it is running.
-    options = RunOptions(placement_group=group, on_epoch=report, resources=cluster.stage, lock_timeout_s=inf)
+    options = replace(options, on_epoch=report, lock_timeout_s=inf)
     data = ray.get(datasets[data_key(config)])
     result = run(config, runs / config.run_id, dataset=data, options=options)
     if not reported:  # the run had finished before an earlier driver recorded it

@@ -13,10 +13,10 @@ from ray.tune.schedulers import ASHAScheduler
 from backlink_ray.data.tensors import Dataset
 from backlink_ray.errors import ConfigError, StudyError
 from backlink_ray.importing import digest
-from backlink_ray.pipeline.resources import STAGE, StageResources
 from backlink_ray.runs.cluster import start_once
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.data import data_key
+from backlink_ray.runs.options import DEFAULT, RunOptions
 from backlink_ray.runs.results import config_of
 from backlink_ray.runs.tracked import end_open_runs, track_all
 from backlink_ray.tuning.callback import StudyCallback
@@ -32,12 +32,14 @@ logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 # Tune's loggers would store every epoch three times more, and nobody reads that.
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+# The report of a trial that failed has no metrics.
+os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
 _TIMES = {"epoch_s", "step_ms", "link_ms"}
 
 
 def run_trials(
     study: Study, examples: Iterable[RunConfig], datasets: Mapping[str, Dataset], *, address: str = "", gpus: float = 0.0,
-    max_concurrent: int = 0, stage: StageResources = STAGE, runs_per_gpu: int = 1,
+    max_concurrent: int = 0, runs_per_gpu: int = 1, options: RunOptions = DEFAULT,
 ) -> int:  # fmt: skip
     """Run the trials that are left of a study's plan, at least one; return how many an interruption left.
 
@@ -48,8 +50,8 @@ def run_trials(
         address: of the cluster, see `start_once`.
         gpus: to which an autoscaling cluster can grow; 0: those it has now.
         max_concurrent: trials at once; 0: as many as the GPUs allow, one without a GPU.
-        stage: what a stage reserves.
         runs_per_gpu: of executor local; MEASURED: as many as keep a GPU busy and fit.
+        options: of every run: what a stage reserves, how often a lost trial is started again, and others.
 
     Raises:
         ConfigError: the cluster can never hold a run, or cannot import what a run names, or the study has results on other data,
@@ -64,12 +66,12 @@ def run_trials(
     found = ray.cluster_resources()
     num_gpus = max(found.get("GPU", 0.0), gpus)
     cluster = ClusterResources(
-        num_gpus=num_gpus, num_cpus=found.get("CPU", 0.0), max_concurrent=max_concurrent, stage=stage,
-        runs_per_gpu=runs_per_gpu,
+        num_gpus=num_gpus, num_cpus=found.get("CPU", 0.0), max_concurrent=max_concurrent,
+        stage=options.resources, runs_per_gpu=runs_per_gpu,
     )  # fmt: skip
     for run in examples:
         cluster.check(run)
-    run_study(study, datasets, cluster)
+    run_study(study, datasets, cluster, options)
     return study.missing()
 
 
@@ -83,7 +85,9 @@ def _check_data(study: Study, datasets: Mapping[str, Dataset]) -> None:
             )
 
 
-def run_study(study: Study, datasets: Mapping[str, Dataset], cluster: ClusterResources) -> None:
+def run_study(
+    study: Study, datasets: Mapping[str, Dataset], cluster: ClusterResources, options: RunOptions = DEFAULT
+) -> None:
     """Run the trials that are left, at least one; `datasets` holds their data by `data_key`."""
     end_open_runs(study.folder / "runs", "the process that ran the study died")
     references = {key: ray.put(dataset) for key, dataset in datasets.items()}
@@ -91,14 +95,15 @@ def run_study(study: Study, datasets: Mapping[str, Dataset], cluster: ClusterRes
     runs = (study.plan.base, *study.plan.examples)
     files = {(name, path): digest(path, name) for run in runs for name, path in run.import_paths.items()}
     trainable = tune.with_parameters(
-        trial, plan=study.plan, cluster=cluster, datasets=references, runs=study.folder / "runs", files=files
-    )
+        trial, plan=study.plan, cluster=cluster, datasets=references, runs=study.folder / "runs", files=files,
+        options=options,
+    )  # fmt: skip
     param_space = {} if study.plan.space else {"run_id": tune.grid_search([run.run_id for run in study.runs_left()])}
     tuner = tune.Tuner(
         tune.with_resources(trainable, partial(trial_resources, plan=study.plan, cluster=cluster)),
         param_space=param_space,
         tune_config=_tune_config(study, cluster),
-        run_config=_run_config(study, datasets, cluster),
+        run_config=_run_config(study, datasets, cluster, options.max_recoveries),
     )
     try:
         tuner.fit()
@@ -114,8 +119,7 @@ def _tune_config(study: Study, cluster: ClusterResources) -> tune.TuneConfig:
     limit = (cluster.max_concurrent or (0 if cluster.num_gpus else 1)) or None
     if not study.plan.space:
         return tune.TuneConfig(num_samples=1, max_concurrent_trials=limit)
-    recorded = {row["run_id"] for row in study.results.rows()}
-    searcher = open_searcher(study.plan, study.folder, study.name, lambda run: run.run_id in recorded)
+    searcher = open_searcher(study.plan, study.folder, study.name, study.results.rows())
     epochs, has_one_metric = study.plan.base.epochs, not study.plan.objectives  # several: known to the searcher alone
     asha = ASHAScheduler(time_attr="epoch", max_t=epochs, grace_period=max(1, epochs // 20), reduction_factor=3)
     return tune.TuneConfig(
@@ -128,8 +132,15 @@ def _tune_config(study: Study, cluster: ClusterResources) -> tune.TuneConfig:
     )
 
 
-def _run_config(study: Study, datasets: Mapping[str, Dataset], cluster: ClusterResources) -> tune.RunConfig:
+def _run_config(
+    study: Study, datasets: Mapping[str, Dataset], cluster: ClusterResources, max_recoveries: int
+) -> tune.RunConfig:
     # Tune's folder is new at every start and never restored, since it holds pickles; we resume from our own files.
     attempt = f"attempt-{len(list((study.folder / 'tune').glob('attempt-*'))):03d}"
-    callback = StudyCallback(study, cluster, datasets)
-    return tune.RunConfig(name=attempt, storage_path=str(study.folder / "tune"), callbacks=[callback], verbose=0)
+    return tune.RunConfig(
+        name=attempt,
+        storage_path=str(study.folder / "tune"),
+        callbacks=[StudyCallback(study, cluster, datasets)],
+        failure_config=tune.FailureConfig(max_failures=max_recoveries),
+        verbose=0,
+    )

@@ -61,7 +61,7 @@ def test_a_search_for_the_trade_off_learns_from_three_numbers(tmp_path: Path) ->
     plan = Plan(base=BASE, space=SPACE, objectives=names, first=(first,))
 
     def search() -> Any:
-        return open_searcher(plan, tmp_path, "s", lambda _run: True)
+        return open_searcher(plan, tmp_path, "s", [])
 
     opened = search()
     assert opened.suggest("a") == SPACE.choice_of(first)

@@ -10,6 +10,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 import backlink_ray as bl
 from backlink_ray.errors import ConfigError
+from backlink_ray.runs.results import columns_of
 from backlink_ray.tuning.plan import Plan
 from backlink_ray.tuning.searcher import open_searcher
 from tests.users import imported_from, write_project
@@ -33,7 +34,7 @@ def test_own_parameters_are_searched_in_a_real_database_and_the_rest_stays(tmp_p
     base = bl.RunConfig(network="spc_model:network", method="spc_method:Mine", num_modules=2, lr=0.1)
     plan = Plan(base=base, space=bl.Space(num_modules=(2, 4), parameters=OWN), num_units=4)
     plan.check()
-    search = open_searcher(plan, tmp_path, "s", lambda _run: False)
+    search = open_searcher(plan, tmp_path, "s", [])
     runs = []
     for name in "abcdefghijklmn":  # the first ten are random
         choice = search.suggest(name)
@@ -45,7 +46,8 @@ def test_own_parameters_are_searched_in_a_real_database_and_the_rest_stays(tmp_p
     assert {run.batch_size for run in runs} == {32, 64}
     assert {(run.lr, run.options["twice"], run.propagation_length) for run in runs} == {(0.1, False, 0)}
     assert len({run.run_id for run in runs}) == len(runs)
-    again = open_searcher(plan, tmp_path, "s", lambda run: run != runs[3])
+    rows = [{**columns_of(run), "run_id": run.run_id, "status": "FAILED"} for run in runs if run != runs[3]]
+    again = open_searcher(plan, tmp_path, "s", rows)
     assert plan.run_of(again.suggest("o")) == runs[3]
     (study,) = optuna.get_all_study_summaries(f"sqlite:///{tmp_path / 'optuna.db'}")
     assert study.n_trials == 15
@@ -55,7 +57,7 @@ def test_own_parameters_are_searched_in_a_real_database_and_the_rest_stays(tmp_p
 def test_the_sampler_is_said_with_its_options(tmp_path: Path, objectives: tuple[str, ...], multivariate: bool) -> None:
     """The defaults of Optuna 4 and 5 differ in these."""
     plan = Plan(base=BASE, space=bl.Space(lr=(0.1, 1.0)), objectives=objectives)
-    sampler: Any = open_searcher(plan, tmp_path, "s", lambda _run: False)._sampler
+    sampler: Any = open_searcher(plan, tmp_path, "s", [])._sampler
     assert isinstance(sampler, optuna.samplers.TPESampler)
     assert (sampler._multivariate, sampler._constant_liar, sampler._n_startup_trials) == (multivariate, True, 10)
 

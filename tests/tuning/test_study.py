@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,6 +10,7 @@ from backlink_ray.data.datasets import load_dataset
 from backlink_ray.errors import ConfigError
 from backlink_ray.pipeline.resources import StageResources
 from backlink_ray.runs.config import RunConfig
+from backlink_ray.runs.options import DEFAULT
 from backlink_ray.runs.results import columns_of
 from backlink_ray.tracking.tracker import NoTracker
 from backlink_ray.tuning.callback import run_params
@@ -18,7 +20,7 @@ from backlink_ray.tuning.resources import MEASURED, ClusterResources, read_runs_
 from backlink_ray.tuning.sharing import with_sharing
 from backlink_ray.tuning.space import Space
 from backlink_ray.tuning.study import Study
-from backlink_ray.tuning.trial import trial
+from backlink_ray.tuning.trial import FAILURE, trial
 from backlink_ray.tuning.tuner import run_trials
 from tests.users import imported_from
 
@@ -62,6 +64,31 @@ def test_another_study_is_refused_with_the_differences(tmp_path: Path) -> None:
         pass
 
 
+def test_a_search_whose_values_have_changed_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    def plan(**space: Any) -> Plan:
+        return Plan(base=PLAN.base, space=Space(alphas=(0.25, 0.5), **space))
+
+    with open_study_folder(tmp_path, "study", plan(lr=(0.1, 0.2)), "auto"):
+        pass
+    with open_study_folder(tmp_path, "study", plan(lr=(0.05, 1.0)), "must"):  # Optuna accepts other ranges
+        pass
+    with (
+        pytest.raises(ConfigError, match=r"the search of lr is a range there and the default here"),
+        open_study_folder(tmp_path, "study", plan(), "auto"),
+    ):
+        pass
+    other = Plan(base=PLAN.base, space=Space(alphas=(0.5,), lr=(0.1, 0.2)))
+    message = (
+        r"alpha is \[0.25, 0.5\] there and \[0.5\] here\).*of a search, only ranges and the number of trials may change"
+    )
+    with pytest.raises(ConfigError, match=message), open_study_folder(tmp_path, "study", other, "auto"):
+        pass
+    manifest = json.loads((tmp_path / MANIFEST).read_text())
+    (tmp_path / MANIFEST).write_text(json.dumps({name: manifest[name] for name in manifest.keys() - {"space"}}))
+    with open_study_folder(tmp_path, "study", other, "must"):  # of version 0.4.0, which recorded none
+        pass
+
+
 def test_a_folder_of_another_format_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / MANIFEST).write_text(json.dumps({"study": "study", "base": {"lr": 0.3}, "metric": "val_error_pct"}))
     with (
@@ -98,8 +125,10 @@ def test_results_on_other_data_are_not_added_to(tmp_path: Path) -> None:
 def test_a_file_that_changes_while_a_study_runs_is_named(tmp_path: Path) -> None:
     (tmp_path / "std_loss.py").write_text("def loss(logits, labels): ...")
     files = {("loss", "std_loss:loss"): "0123"}
-    with imported_from(tmp_path), pytest.raises(ConfigError, match="loss='std_loss:loss' has changed since the study"):
-        trial({}, PLAN, ClusterResources(num_gpus=0, num_cpus=1), {}, tmp_path / "runs", files)
+    with imported_from(tmp_path):
+        report = trial({}, PLAN, ClusterResources(num_gpus=0, num_cpus=1), {}, tmp_path / "runs", files, DEFAULT)
+    assert report is not None
+    assert report[FAILURE].startswith("loss='std_loss:loss' has changed since the study was started; restore the file")
     assert not (tmp_path / "runs").exists()
 
 
