@@ -37,6 +37,7 @@ from backlink_ray.files import read_lines, write_whole
 from backlink_ray.local.engine import Engine
 from backlink_ray.paper.cells import find, published_error_pct
 from backlink_ray.paper.recipes import default_alpha, recipe, with_alpha
+from backlink_ray.pipeline.threads import ThreadsExecutor
 from backlink_ray.runs.job import make_job
 from backlink_ray.train.checkpoint import weights_sha256
 from backlink_ray.train.executor import ChunkReport
@@ -90,6 +91,9 @@ def parts(smoke: bool) -> Iterator[Part]:
     yield "correctness", "float64", 20, partial(gradient_errors, small, DEVICE)
     yield "correctness", "executors", 10, partial(executor_differences, small, DEVICE, min(batch, 128))
     yield "correctness", "captured", 15, partial(engine_differences, small, DEVICE, min(batch, 128), captured)
+    stages = partial(engine_differences, make=ThreadsExecutor, links=("replica", "error"))
+    ways = [*alone("fp32"), *engines("fp32", "bf16", graphs=[True])]
+    yield "correctness", "captured stages", 20, partial(stages, small, DEVICE, min(batch, 128), ways)
     yield "correctness", "precisions", 10, partial(precision_errors, small, DEVICE, min(batch, 64), eager)
     for p in every:
         yield "step", f"{small} {p}", 25, partial(step, small, engines=engines(p))

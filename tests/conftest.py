@@ -10,6 +10,8 @@ import hypothesis
 import pytest
 import torch
 
+from backlink_ray.benchmarks.checks import repeatable
+
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 # Ray would write a token into the home directory, and two that start at once each their own; workers inherit this one.
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
@@ -64,6 +66,14 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def same_bits(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """On a GPU, everything adds in one order."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    with repeatable():
+        yield
 
 
 @pytest.fixture(scope="session")

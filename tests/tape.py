@@ -66,7 +66,7 @@ def _written(operation: Any, arguments: Any, options: Any) -> list[Tensor]:
 
 
 class TapeRecorder:
-    """Records as `train.captured.Recorder` does."""
+    """Records as `train.recorder.Recorder` does."""
 
     def __init__(self) -> None:
         self.recorded = 0

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import torch
@@ -98,23 +99,30 @@ def executor_differences(network: str, device: str, batch_size: int, steps: int 
 
 
 def engine_differences(
-    network: str, device: str, batch_size: int, engines: Sequence[Engine], steps: int = WARM_UP + 5
+    network: str,
+    device: str,
+    batch_size: int,
+    engines: Sequence[Engine],
+    steps: int = WARM_UP + 5,
+    make: type[LocalExecutor | ThreadsExecutor] = LocalExecutor,
+    links: Sequence[str] = ("replica",),
 ) -> Iterator[Row]:
-    """Yield how far weights (K = 4, l = 1) after steps of every engine are from those of the same engine's eager steps.
+    """Yield how far weights (K = 4, l = 1) after steps of every engine, over every link, are from those of its eager steps.
 
     An engine that captures should show no difference; an eager one is compared to itself, once more.
     """
     images = random_images(batch_size * steps)
     base = RunConfig(network=network, num_modules=4, propagation_length=1, alpha=0.5, batch_size=batch_size)
-    for engine in engines:
+    for engine, link in product(engines, links):
+        config = base.replace(link=link)
         eager, found = (
-            _weights(LocalExecutor(job_for(_with(base, e), images, device)), steps)
+            _weights(make(job_for(_with(config, e), images, device)), steps)
             for e in (replace(engine, graph=False), engine)
         )
         equal = all(torch.equal(found[n], w) for n, w in eager.items())
         yield {
-            "check": f"weights after {steps} steps: against eager", **vars(engine), "equal_bits": equal,
-            "relative_difference": _difference(found, eager),
+            "check": f"weights after {steps} steps: against eager", "executor": make.name, "link": link, **vars(engine),
+            "equal_bits": equal, "relative_difference": _difference(found, eager),
         }  # fmt: skip
 
 

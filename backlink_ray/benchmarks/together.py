@@ -1,8 +1,8 @@
 """Together: several runs at once on one device, in one process, with a thread and, on a GPU, a stream for each.
 
-While a step is captured no other thread may use the GPU, so runs start one after another, up to their first captured step.
-All captured steps of a process read one seed for draws on the GPU: with dropout (conv heads), runs at once may draw from each
-other's seeds, so their weights do not repeat bit for bit.
+Runs start one after another, up to their first captured step: to capture is to wait for the whole GPU, which nobody uses then.
+With torch 2.11 all captured steps of a process read one seed for draws on the GPU: with dropout (conv heads), runs at once may
+draw from each other's seeds, so their weights do not repeat bit for bit. With 2.14 each captured step has its own.
 """
 
 from collections.abc import Callable, Iterator, Sequence

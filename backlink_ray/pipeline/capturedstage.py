@@ -13,16 +13,17 @@ from backlink_ray.pipeline.exchange import Kind, Link
 from backlink_ray.pipeline.schedule import Stretch, is_link, stretches
 from backlink_ray.pipeline.stage import Stage, StagePlan
 from backlink_ray.seeds import seeded
-from backlink_ray.train.captured import WARM_UP, Recorder, check_capture, draw
+from backlink_ray.train.captured import WARM_UP, check_capture, draw
 from backlink_ray.train.evaluation import Evaluation
 from backlink_ray.train.optim import Updater
+from backlink_ray.train.recorder import Recorder
 from backlink_ray.train.state import TrainState
 
 T = TypeVar("T")
 
 
 class Records(Protocol):
-    """What a captured stage records with: `train.captured.Recorder`."""
+    """What a captured stage records with: `train.recorder.Recorder`."""
 
     def call(self, part: Callable[[], T]) -> T:
         """Return part(), computed eagerly."""

@@ -6,7 +6,6 @@ Draws on the GPU follow from (seed, step), in the order of the step: a graph can
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -15,68 +14,12 @@ from backlink_ray.errors import ConfigError
 from backlink_ray.local.module import LocalModule
 from backlink_ray.methods.base import Method
 from backlink_ray.nets.network import dtype_and_device
-from backlink_ray.seeds import host_states, seeded, turn
+from backlink_ray.seeds import seeded
 from backlink_ray.train.optim import Updater
+from backlink_ray.train.recorder import Recorder
 
-T = TypeVar("T")
 # Steps before the capture, on a stream of their own: momentum and workspaces are allocated, kernels chosen.
 WARM_UP = 3
-
-
-class Recorder:
-    """Calls parts of a step on a stream of its own, eagerly or to record them as a CUDA graph.
-
-    One part at a time in a process: a recording fails if another begins, which waits for the whole GPU, and other threads' seeds
-    would look like draws on the processor. Work that other threads launch meanwhile does not disturb it.
-
-    Args:
-        device: a GPU, and the current one at every call.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._stream = torch.cuda.Stream(device)
-
-    def call(self, part: Callable[[], T]) -> T:
-        """Return part(), computed eagerly; ConfigError if it draws random numbers on the processor."""
-        here = torch.cuda.current_stream()
-        with turn():
-            before = host_states()
-            self._stream.wait_stream(here)
-            with torch.cuda.stream(self._stream):
-                found = part()
-            here.wait_stream(self._stream)
-            if host_states() != before:
-                raise ConfigError(
-                    "a unit draws random numbers on the processor, and a captured step would repeat the first ones for ever; "
-                    "draw on the GPU, or use graph=False"
-                )
-        return found
-
-    def record(self, part: Callable[[], T]) -> tuple[Callable[[], None], T]:
-        """Return what replays part() on the current stream, and what part() returned, which is computed by the first replay.
-
-        Raises:
-            ConfigError: it cannot be captured: it waits for the GPU, for example.
-        """
-        graph = torch.cuda.CUDAGraph()
-        capture = torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local")
-        # A capture that fails leaves its stream behind as the current one.
-        as_before = torch.cuda.stream(torch.cuda.current_stream())
-        try:
-            with turn(), as_before, capture:
-                found = part()
-        except RuntimeError as error:
-            raise ConfigError(
-                f"the step cannot be captured as a CUDA graph ({_first_reason(error)}); use graph=False"
-            ) from error
-        return graph.replay, found
-
-
-def _first_reason(error: BaseException) -> str:
-    """Return the first line of the error that came first: to end a capture that has failed fails again."""
-    while error.__context__ is not None:
-        error = error.__context__
-    return str(error).strip().partition("\n")[0]
 
 
 class Captured:

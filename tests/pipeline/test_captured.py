@@ -7,7 +7,6 @@ import pytest
 import torch
 
 import backlink_ray as bl
-from backlink_ray.benchmarks.checks import repeatable
 from backlink_ray.local.engine import Engine
 from backlink_ray.methods.base import Method
 from backlink_ray.pipeline import threads
@@ -110,8 +109,7 @@ def test_a_state_that_is_loaded_is_recorded_anew(taped: Taped) -> None:
 @GPU
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("method", METHODS, ids=repr)
-@repeatable()
-def test_graphs_have_the_bits_of_eager_stages(method: Method, precision: str) -> None:
+def test_graphs_have_the_bits_of_eager_stages(method: Method, precision: str, same_bits: None) -> None:
     eager, graph = (
         outcome(
             ThreadsExecutor, small_job(method, engine=Engine(precision=precision, graph=g), devices=("cuda",)), CHUNKS
@@ -122,8 +120,7 @@ def test_graphs_have_the_bits_of_eager_stages(method: Method, precision: str) ->
 
 
 @GPU
-@repeatable()
-def test_heads_draw_anew_at_every_replay_and_the_same_in_every_run() -> None:
+def test_heads_draw_anew_at_every_replay_and_the_same_in_every_run(same_bits: None) -> None:
     def losses() -> torch.Tensor:
         training = small_job(LINKS[0], "conv", engine=Engine(graph=True), devices=("cuda",))
         return outcome(ThreadsExecutor, training, CHUNKS)[3]

@@ -98,22 +98,14 @@ def test_a_step_replayed_from_a_tape_has_the_bits_of_the_eager_one(
 @GPU
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
 @pytest.mark.parametrize("method", [bl.BP(), bl.GLL(), bl.BackLink(propagation_length=1), bl.InfoPro()], ids=repr)
-def test_a_captured_step_has_the_bits_of_the_eager_one(method: Method, precision: str) -> None:
+def test_a_captured_step_has_the_bits_of_the_eager_one(method: Method, precision: str, same_bits: None) -> None:
     def losses(graph: bool) -> Tensor:
-        network = tiny_network(6).cuda()
-        modules = bl.split(network, 3)
-        trainer = bl.Trainer(
-            modules, method, lr=lambda t: 0.05 / (1 + t), engine=Engine(graph=graph, precision=precision)
-        )
-        found = [trainer.step(*(x.cuda().float() if x.is_floating_point() else x.cuda() for x in batch(seed=s)))
-                 for s in range(WARM_UP + 4)]  # fmt: skip
-        return torch.stack(found).cpu()
+        modules, engine = bl.split(tiny_network(6).cuda(), 3), Engine(graph=graph, precision=precision)
+        trainer = bl.Trainer(modules, method, falling_lr, engine=engine)
+        batches = [batch(seed=s) for s in range(WARM_UP + 4)]
+        return torch.stack([trainer.step(x.cuda().float(), y.cuda()) for x, y in batches]).cpu()
 
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        assert torch.equal(losses(True), losses(False))
-    finally:
-        torch.use_deterministic_algorithms(False)
+    assert torch.equal(losses(True), losses(False))
 
 
 @GPU
