@@ -48,6 +48,8 @@ class Train:
     """PNG file for a chart of when each stage runs forward, backward and its update, waits and exchanges."""
     stage_timeout_s: float = 120.0
     """Longest time that a stage waits for its neighbour, in seconds."""
+    checkpoint_every_s: float = 60.0
+    """Longest time between two checkpoints, in seconds: at most that much work is lost."""
     resources: Annotated[StageResources, tyro.conf.arg(name="")] = STAGE
 
     def main(self) -> int:
@@ -58,6 +60,7 @@ class Train:
         options = RunOptions(
             timeline=self.timeline,
             stage_timeout_s=self.stage_timeout_s,
+            checkpoint_every_s=self.checkpoint_every_s,
             resources=self.resources,
             on_epoch=_print_epoch(config),
         )

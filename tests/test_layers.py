@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "backlink_ray"
 LAYERS = [
-    {"errors", "seeds", "provenance", "files", "text", "options", "importing", "allocator"},
+    {"errors", "seeds", "provenance", "files", "text", "options", "importing", "allocator", "signals", "processes", "output"},
     {"nets", "data", "measure", "tracking"}, {"local"}, {"methods"}, {"train"}, {"pipeline"}, {"runs"}, {"benchmarks"},
     {"paper"}, {"tuning"}, {"figures"}, {"commands"}, {"cli"},
 ]  # fmt: skip

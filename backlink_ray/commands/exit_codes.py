@@ -1,23 +1,19 @@
 """Exit codes: what a command returns and prints when it ends."""
 
-import atexit
 import re
 import shlex
-import signal
 import sys
 from collections.abc import Callable
 
 import torch
 
 from backlink_ray.errors import BacklinkError, NonFiniteLossError, NotFiniteError, StageError
+from backlink_ray.output import forgive_closed_output
+from backlink_ray.signals import INTERRUPTED, handled
 from backlink_ray.tracking.uri import redact
 
 # These end one run or measurement; the next one can still succeed.
 RUN_ERRORS = (NonFiniteLossError, NotFiniteError, StageError, torch.OutOfMemoryError)
-
-
-class SecondInterruptError(KeyboardInterrupt):
-    """Ctrl-C while trials were already being ended because of an earlier one."""
 
 
 def guarded(run: Callable[[], int], resume: Callable[[], str]) -> int:
@@ -28,19 +24,22 @@ def guarded(run: Callable[[], int], resume: Callable[[], str]) -> int:
         resume: returns how to resume it.
 
     Returns:
-        0 done; 1 some or all of it failed; 2 bad arguments, configuration or data; 3
-        interrupted and resumable; 130 the same after a second Ctrl-C.
+        0 done; 1 some or all of it failed; 2 bad arguments, configuration or data; 3 interrupted by SIGINT (Ctrl-C) or SIGTERM,
+        and resumable. A second signal ends the process at once, with 130.
     """
+    forgive_closed_output()
+    with handled(lambda: f"interrupted; {resume()}"):
+        return _exit_code(run, resume)
+
+
+def _exit_code(run: Callable[[], int], resume: Callable[[], str]) -> int:
     try:
         return run()
     except (BacklinkError, torch.OutOfMemoryError) as error:
         code = error.exit_code if isinstance(error, BacklinkError) else 1
         return _end(f"error: {error}" if code == 2 else f"failed: {first_line(error)}; {resume()}", code)
-    except KeyboardInterrupt as error:
-        return _end(f"interrupted; {resume()}", 130 if isinstance(error, SecondInterruptError) else 3)
-    finally:
-        # All is on disk by now; Ctrl-C while Ray ends its processes, which takes seconds, would only print a traceback.
-        atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
+    except KeyboardInterrupt:
+        return _end(f"interrupted; {resume()}", INTERRUPTED)
 
 
 def first_line(error: BaseException) -> str:

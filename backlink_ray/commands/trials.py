@@ -8,7 +8,6 @@ import ray
 import torch
 
 from backlink_ray.benchmarks.step import images_per_s
-from backlink_ray.commands.exit_codes import SecondInterruptError
 from backlink_ray.commands.flags import TrialFlags
 from backlink_ray.data.tensors import Dataset
 from backlink_ray.errors import ConfigError
@@ -21,14 +20,11 @@ from backlink_ray.tuning.tuner import run_trials
 def run_with_flags(
     study: Study, flags: TrialFlags, examples: Iterable[RunConfig], datasets: Mapping[str, Dataset]
 ) -> int:
-    """Run the trials that are left of a study's plan, see `run_trials`; a second Ctrl-C is SecondInterruptError."""
-    try:
-        return run_trials(
-            study, examples, datasets, address=flags.address, gpus=flags.gpus, max_concurrent=flags.max_concurrent,
-            runs_per_gpu=read_runs_per_gpu(flags.runs_per_gpu), options=flags.options,
-        )  # fmt: skip
-    except KeyboardInterrupt as error:
-        raise SecondInterruptError from error
+    """Run the trials that are left of a study's plan, see `run_trials`."""
+    return run_trials(
+        study, examples, datasets, address=flags.address, gpus=flags.gpus, max_concurrent=flags.max_concurrent,
+        runs_per_gpu=read_runs_per_gpu(flags.runs_per_gpu), options=flags.options,
+    )  # fmt: skip
 
 
 def check_here(flags: TrialFlags, runs: Iterable[RunConfig]) -> None:

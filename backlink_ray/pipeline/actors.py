@@ -20,6 +20,7 @@ from backlink_ray.pipeline.exchange import Kind, Link, Mailbox, NoLink
 from backlink_ray.pipeline.objectstore import ObjectStoreLink
 from backlink_ray.pipeline.resources import STAGE, StageResources
 from backlink_ray.pipeline.stage import StagePlan, plan_stages
+from backlink_ray.processes import remember_descendants
 from backlink_ray.train.executor import ChunkReport, Job, never
 from backlink_ray.train.state import TrainState
 
@@ -116,6 +117,7 @@ class ActorGroup(StageGroup):
             bundle = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=1 + k)
             self._actors.append(cls.options(**reserved, scheduling_strategy=bundle).remote(plan))
         self.process_ids = self._wait([actor.ready.remote() for actor in self._actors], READY_TIMEOUT_S)
+        remember_descendants()
         around = zip([None, *self._actors], self._actors, [*self._actors[1:], None], strict=False)
         self._wait([actor.connect.remote(before, after) for before, actor, after in around], READY_TIMEOUT_S)
 

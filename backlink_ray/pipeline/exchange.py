@@ -38,11 +38,14 @@ class Mailbox:
 
     Args:
         replay_size: number of activations kept for a stage that does not keep step.
+
+    Attributes:
+        replay: these activations.
     """
 
     def __init__(self, replay_size: int = 1) -> None:
         self._queues: dict[Kind, FifoQueue | ReplayQueue] = {kind: FifoQueue(CAPACITY) for kind in Kind}
-        self._queues[Kind.FRESH_ACTIVATION] = ReplayQueue(replay_size)
+        self._queues[Kind.FRESH_ACTIVATION] = self.replay = ReplayQueue(replay_size)
         self._changed = threading.Condition()
         self._aborted = ""
 

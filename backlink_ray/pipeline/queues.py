@@ -30,21 +30,24 @@ class ReplayQueue:
     """The last `size` messages, never full; `take` returns the newest of the least used ones and keeps it.
 
     Source: Belilovsky et al. (2020), Algorithm 2.
+
+    Attributes:
+        kept: [uses, message], oldest first.
     """
 
     def __init__(self, size: int) -> None:
-        self._kept: deque[list[Any]] = deque(maxlen=size)  # [uses, message], oldest first
+        self.kept: deque[list[Any]] = deque(maxlen=size)
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self.kept)
 
     def has_room(self) -> bool:
         return True
 
     def put(self, message: Message) -> None:
-        self._kept.append([0, message])
+        self.kept.append([0, message])
 
     def take(self) -> Message:
-        chosen = min(reversed(self._kept), key=lambda entry: entry[0])
+        chosen = min(reversed(self.kept), key=lambda entry: entry[0])
         chosen[0] += 1
         return chosen[1]  # type: ignore[no-any-return]

@@ -15,6 +15,7 @@ from backlink_ray.pipeline.exchange import Mailbox, NoLink, QueueLink
 from backlink_ray.pipeline.stage import Stage, StageReport, plan_stages
 from backlink_ray.seeds import derive_seed
 from backlink_ray.train.executor import Job, remember
+from backlink_ray.train.state import TrainState
 
 # How often the driver looks whether to stop.
 POLL_S = 0.1
@@ -78,23 +79,23 @@ class RoundRobinGroup(ThreadGroup):
 
     def __init__(self, stages: Sequence[Stage], mailboxes: Sequence[Mailbox], seed: int) -> None:
         super().__init__(stages, mailboxes)
-        self._seed, self._turn = seed, 0
+        self._seed = seed
+        self.replays = {k: mailboxes[k].replay for k in range(1, len(stages))}  # what each stage works on
 
     def run(self, first: int, num_steps: int, stop: Callable[[], bool]) -> list[StageReport]:
         reports: list[list[StageReport]] = [[] for _ in self._stages]
-        for _ in range(num_steps):
-            for k in self._order():
+        for step in range(first, first + num_steps):
+            for k in self._order(step):
                 reports[k].append(self._stages[k].run(1))
-            self._turn += 1
             if stop():
                 break
         return [merge_reports(of_stage) for of_stage in reports]
 
-    def _order(self) -> list[int]:
+    def _order(self, step: int) -> list[int]:
         count = len(self._stages)
-        if not self._turn:
+        if not all(self.replays.values()):
             return list(range(count))
-        generator = torch.Generator().manual_seed(derive_seed(self._seed, "turn", self._turn))
+        generator = torch.Generator().manual_seed(derive_seed(self._seed, "turn", step))
         return torch.randperm(count, generator=generator).tolist()
 
 
@@ -131,4 +132,24 @@ class RoundRobinExecutor(ThreadsExecutor):
     name = "local"
 
     def _group_of(self, stages: Sequence[Stage], mailboxes: Sequence[Mailbox], job: Job) -> StageGroup:
-        return RoundRobinGroup(stages, mailboxes, job.seed)
+        group = RoundRobinGroup(stages, mailboxes, job.seed)
+        self._replays, self._engine = group.replays, job.engine
+        return group
+
+    def state(self) -> TrainState:
+        """Return the state with the activations that stages still work on: "modules.<k>.replay.<i>", and their uses and steps."""
+        state = super().state()
+        for k, replay in self._replays.items():
+            counts = [[uses, step] for uses, (step, _) in replay.kept]
+            found = {f"modules.{k}.replay.{i}": x.cpu() for i, (_, (_, (x, _))) in enumerate(replay.kept)}
+            state.method_state.update(found, **{f"modules.{k}.replay": torch.tensor(counts)} if counts else {})
+        return state
+
+    def load(self, state: TrainState) -> None:
+        super().load(state)
+        found = state.method_state
+        for k, replay in self._replays.items():
+            replay.kept.clear()
+            for i, (uses, step) in enumerate(found.get(f"modules.{k}.replay", torch.empty(0)).tolist()):
+                x = found[f"modules.{k}.replay.{i}"].to(self.device)
+                replay.kept.append([uses, (step, (self._engine.arrange(x), None))])

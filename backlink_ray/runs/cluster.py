@@ -1,5 +1,6 @@
 """Ray cluster of this process: joined at an address, or started on this machine for this process alone."""
 
+import atexit
 import logging
 import os
 import socket
@@ -8,6 +9,7 @@ from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
 
+from backlink_ray import processes, signals
 from backlink_ray.errors import ConfigError
 from backlink_ray.importing import digest, folders, sources
 from backlink_ray.runs.token import provide_token
@@ -49,7 +51,8 @@ def _join(address: str, environment: dict[str, Any]) -> None:
     if "://" not in address:
         _check_reachable(address)
     try:
-        ray.init(address=address, log_to_driver=False, runtime_env=environment or None)
+        with signals.kept():
+            ray.init(address=address, log_to_driver=False, runtime_env=environment or None)
     except (ValueError, OSError, RuntimeError) as error:
         raise _unusable(address, error) from error
 
@@ -60,8 +63,18 @@ def _start(environment: dict[str, Any]) -> None:
     os.environ.setdefault("RAY_DISABLE_IMPORT_WARNING", "1")
     quiet: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.WARNING}
     provide_token()
-    with _loopback():
+    processes.end_leftovers()
+    with _loopback(), signals.kept(), processes.remembered():
         ray.init(address="local", runtime_env=environment or None, **quiet)
+    atexit.register(_shut_down)
+
+
+def _shut_down() -> None:
+    """End Ray before the interpreter does, and then what Ray leaves."""
+    import ray
+
+    ray.shutdown()
+    processes.end_remembered()
 
 
 @contextmanager

@@ -4,7 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from backlink_ray.errors import ConfigError
 from backlink_ray.pipeline.resources import STAGE, StageResources
+from backlink_ray.train.executor import never
 
 EpochCallback = Callable[[dict[str, Any]], None]
 
@@ -20,6 +22,8 @@ class RunOptions:
         resources: what Ray reserves for a stage.
         placement_group: an existing one, such as that of a Tune trial, or None.
         lock_timeout_s: longest time to wait for another process that trains the same run in the same folder.
+        checkpoint_every_s: longest time between two checkpoints, so that at most that much work is lost; above 0.
+        stop: asked again and again; once it returns True, the run saves a checkpoint and raises KeyboardInterrupt.
         on_epoch: called with the metrics of each finished epoch.
     """
 
@@ -29,7 +33,15 @@ class RunOptions:
     resources: StageResources = STAGE
     placement_group: Any = None
     lock_timeout_s: float = 0.0
+    checkpoint_every_s: float = 60.0
+    stop: Callable[[], bool] = never
     on_epoch: EpochCallback = field(default=lambda _: None)
+
+    def __post_init__(self) -> None:
+        if not self.checkpoint_every_s > 0:
+            raise ConfigError(
+                f"checkpoint_every_s={self.checkpoint_every_s} is out of range; allowed above 0, in seconds"
+            )
 
 
 DEFAULT = RunOptions()

@@ -50,11 +50,16 @@ def run(
         DataError: the data set cannot be had.
         StorageError: a file of the folder is damaged, or cannot be written.
         NonFiniteLossError, NotFiniteError, StageError: the run failed; its folder keeps the last checkpoint.
+        KeyboardInterrupt: it was asked to stop, and has saved a checkpoint.
     """
     config = config.replace(executor=executor or config.executor)
     data = dataset or dataset_of(config, find_data_root(data_root))
     folder = RunFolder(local_folder(output_dir, "output_dir"), config, data)
     if done := folder.result():
+        if options.timeline:
+            print(
+                f"{output_dir} holds a finished run, so there is nothing to draw in {options.timeline}", file=sys.stderr
+            )
         return done
     with folder.opened(options.lock_timeout_s):
         return folder.result() or _run(config, data, options, folder)

@@ -4,12 +4,15 @@ import time
 from math import isfinite
 from typing import Any
 
+import torch
+
 from backlink_ray.errors import NotFiniteError
 from backlink_ray.measure.metrics import memory_source
 from backlink_ray.measure.timeline import Span
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.folder import CHECKPOINTS, RunFolder
 from backlink_ray.runs.options import RunOptions
+from backlink_ray.signals import deferred, stopping
 from backlink_ray.train.checkpoint import Checkpoints, weights_sha256
 from backlink_ray.train.executor import ChunkReport, Executor, Job
 from backlink_ray.train.state_check import StateCheck
@@ -24,34 +27,112 @@ def train(
         config: of the run.
         digest: of its data.
         job: what the executor trains.
-        options: called back at the end of every epoch.
+        options: how often checkpoints are saved, when to stop, and what is called at the end of every epoch.
         folder: of the run.
         executor: freshly opened; the caller closes it.
 
     Returns:
-        The content of result.json, which is written, and the spans of the last chunk, if recorded.
+        The content of result.json, which is written, and the spans of the last epoch, if recorded.
+
+    Raises:
+        KeyboardInterrupt: `options.stop` or a signal has asked to stop; the state is saved.
     """
-    checkpoints = Checkpoints(folder.path / CHECKPOINTS, config.run_id, StateCheck(job))
-    state, extra = checkpoints.newest() or (None, {})
-    if state:
-        executor.load(state)
-    curve = folder.resume(extra.get("metrics", {}))
-    folder.describe(executor.name, len(curve) + 1, executor.environments())
-    spans: tuple[Span, ...] = ()
-    steps = len(job.train) // config.batch_size
-    for epoch in range(len(curve) + 1, config.epochs + 1):
-        report = executor.train(steps)
-        metrics = _metrics(config, epoch, report, executor)
-        curve.append(metrics)
-        spans = report.spans
+    with deferred():
+        training = _Training(config, job, options, folder, executor)
+        report: ChunkReport | None = None
+        while len(training.curve) < config.epochs:
+            report = training.epoch()
+        result = folder.finish(_result(config, digest, training.curve, executor, job))
+    options.on_epoch(training.curve[-1])  # after writing the result, since this callback may end this process
+    return result, report.spans if report else ()
+
+
+class _Training:
+    """A run in training.
+
+    Attributes:
+        curve: metrics of the finished epochs.
+    """
+
+    def __init__(self, config: RunConfig, job: Job, options: RunOptions, folder: RunFolder, executor: Executor) -> None:
+        self._config, self._options, self._folder, self._executor = config, options, folder, executor
+        self._checkpoints = Checkpoints(folder.path / CHECKPOINTS, config.run_id, StateCheck(job))
+        self._steps = len(job.train) // config.batch_size  # of an epoch
+        state, extra = self._checkpoints.newest() or (None, {})
+        if state:
+            executor.load(state)
+        self.curve = folder.resume(extra.get("metrics", {}))
+        self._begun = _report(extra["begun"]) if "begun" in extra else None
+        folder.describe(executor.name, len(self.curve) + 1, executor.environments())
+        self._saved, self._evaluation_s = time.monotonic(), 0.0
+        self._saving_s = options.checkpoint_every_s / 10  # the longest so far; at first a guess
+
+    def epoch(self) -> ChunkReport:
+        """Train the next epoch, or the rest of it, and evaluate it."""
+        config, number = self._config, len(self.curve) + 1
+        report = self._train_epoch()
+        start = time.monotonic()
+        metrics = _metrics(config, number, report, self._executor)
+        self._evaluation_s = time.monotonic() - start
+        self.curve.append(metrics)
         # In this order a kill in between loses nothing: the checkpoint holds the metrics of its own epoch.
-        checkpoints.save(executor.state(), {"metrics": metrics})
-        folder.append(metrics)
-        if epoch < config.epochs:
-            options.on_epoch(metrics)
-    result = folder.finish(_result(config, digest, curve, executor, job))
-    options.on_epoch(curve[-1])  # after writing the result, since the callback of the last epoch may end this process
-    return result, spans
+        self._save()
+        self._folder.append(metrics)
+        if number < config.epochs:
+            self._options.on_epoch(metrics)
+            self._leave_if_stopped()
+        return report
+
+    def _train_epoch(self) -> ChunkReport:
+        """Train up to the end of an epoch, with checkpoints on the way; return the report of all of it."""
+        report, self._begun = self._begun, None
+        while report is None or report.num_steps < self._steps:
+            left = self._steps - (report.num_steps if report else 0)
+            part = self._executor.train(left, lambda: self._is_stopped() or self._is_due())
+            report = report.followed_by(part) if report else part
+            # A long evaluation must not put more work at risk than a long chunk.
+            if report.num_steps < self._steps or self._is_stopped() or self._is_due(self._evaluation_s):
+                self._save(report)
+                self._leave_if_stopped()
+        return report
+
+    def _is_stopped(self) -> bool:
+        return stopping() or self._options.stop()
+
+    def _leave_if_stopped(self) -> None:
+        if self._is_stopped():
+            raise KeyboardInterrupt
+
+    def _is_due(self, more_s: float = 0.0) -> bool:
+        return time.monotonic() + more_s >= self._due
+
+    @property
+    def _due(self) -> float:
+        """Return when a checkpoint must be begun so that it is on disk before the state of the newest one is too old."""
+        every_s = self._options.checkpoint_every_s
+        return self._saved + max(every_s / 2, every_s - self._saving_s)
+
+    def _save(self, begun: ChunkReport | None = None) -> None:
+        """Save the state, with the metrics of the last finished epoch and what was measured in the one that has begun."""
+        start, due = time.monotonic(), self._due
+        extra: dict[str, Any] = {"metrics": self.curve[-1] if self.curve else {}}
+        if begun:
+            rest = {name: getattr(begun, name) for name in _OF_A_CHUNK}
+            extra["begun"] = {"losses": begun.losses.tolist(), **rest}
+        self._checkpoints.save(self._executor.state(), extra)
+        # From when it was due: until a chunk has ended, training goes on.
+        self._saved, self._saving_s = start, max(self._saving_s, time.monotonic() - min(start, due))
+
+
+_OF_A_CHUNK = ("seconds", "link_s", "peak_memory_mib", "compile_s")
+
+
+def _report(saved: dict[str, Any]) -> ChunkReport:
+    """Return the report of a chunk that a checkpoint holds; spans are of a process, and not kept."""
+    losses = torch.tensor(saved["losses"], dtype=torch.float64)
+    return ChunkReport(
+        losses, saved["seconds"], tuple(saved["link_s"]), tuple(saved["peak_memory_mib"]), (), saved["compile_s"]
+    )
 
 
 def _metrics(config: RunConfig, epoch: int, report: ChunkReport, executor: Executor) -> dict[str, Any]:

@@ -17,8 +17,8 @@ PARTS = ("weights", "optimizer", "method_state")
 class TrainState:
     """Everything needed to continue a run: tensors by name, and the number of steps taken.
 
-    Random draws need no state: they follow from the seed and the step. The replay buffers of mode async are not part of it:
-    such a run continues with empty ones, so its result differs from that of an uninterrupted run.
+    Random draws need no state: they follow from the seed and the step. The replay buffers of mode async are part of it only in
+    executor local; elsewhere timing decides its result anyway, and such a run continues with empty ones.
 
     Attributes:
         weights: parameters and buffers.

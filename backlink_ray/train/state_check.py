@@ -15,7 +15,7 @@ from backlink_ray.train.optim import Updater
 from backlink_ray.train.state import PARTS, TrainState, check_state
 
 _METHOD_STATE = re.compile(
-    r"modules\.(?P<module>\d+)\.(link\.(?P<link>\d+)|error|stash\.\d+\.(step|input[.\w]*|weights\.(?P<weight>.+)))"
+    r"modules\.(?P<module>\d+)\.(link\.(?P<link>\d+)|error|replay(\.\d+)?|stash\.\d+\.(step|input[.\w]*|weights\.(?P<weight>.+)))"
 )
 
 

@@ -43,7 +43,7 @@ def test_the_newest_of_the_least_used_is_taken() -> None:
 
 def test_turns_in_order_are_the_method_in_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """With one activation per cut and stages one after another, DGL is synchronous, bit for bit."""
-    monkeypatch.setattr(RoundRobinGroup, "_order", lambda group: list(range(len(group._stages))))
+    monkeypatch.setattr(RoundRobinGroup, "_order", lambda group, _: list(range(len(group._stages))))
     states = []
     for make, method in ((RoundRobinExecutor, DGL), (LocalExecutor, bl.DGL())):
         with make(job(method, 3, dropout=0.2)) as executor:
@@ -79,17 +79,20 @@ def activation(step: int) -> torch.Tensor:
     return torch.randn(16, 6, 32, 32, generator=torch.Generator().manual_seed(step))
 
 
-def test_a_resumed_run_begins_with_empty_buffers_and_a_turn_in_order() -> None:
-    with RoundRobinExecutor(job(DGL, 3, dropout=0.2)) as executor:
-        executor.train(4)
+def test_a_resumed_run_has_the_activations_and_turns_of_one_that_was_not_stopped() -> None:
+    method = bl.DGL(mode="async", buffer_size=3)
+    with RoundRobinExecutor(job(method, 3, dropout=0.2)) as executor:
+        executor.train(2)
         middle = executor.state()
-    ends = []
-    for make, method in ((RoundRobinExecutor, DGL), (LocalExecutor, bl.DGL())):
-        with make(job(method, 3, dropout=0.2)) as executor:
-            executor.load(middle)
-            ends.append((executor.train(1).losses, executor.state().weights))
-    assert torch.equal(ends[0][0], ends[1][0])
-    assert all(torch.equal(ends[0][1][n], ends[1][1][n]) for n in ends[1][1])
+        whole, end = executor.train(6).losses, executor.state()
+    assert middle.method_state["modules.2.replay"].shape == (2, 2)
+    with RoundRobinExecutor(job(method, 3, dropout=0.2)) as executor:
+        executor.load(middle)
+        rest, again = executor.train(6).losses, executor.state()
+    assert torch.equal(rest, whole)
+    for ours, theirs in ((again.weights, end.weights), (again.method_state, end.method_state)):
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[n], theirs[n]) for n in theirs)
 
 
 def test_drawn_turns_are_repeatable_and_not_in_step_and_learn() -> None:
