@@ -15,6 +15,7 @@ from backlink_ray.errors import ConfigError
 from backlink_ray.files import write_whole
 from backlink_ray.methods.catalogue import own_options
 from backlink_ray.options import mapping
+from backlink_ray.pipeline.pool import READY_TIMEOUT_S
 from backlink_ray.pipeline.resources import STAGE, StageResources
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.options import RunOptions
@@ -47,7 +48,11 @@ class Train:
     timeline: str = ""
     """PNG file for a chart of when each stage runs forward, backward and its update, waits and exchanges."""
     stage_timeout_s: float = 120.0
-    """Longest time that a stage waits for its neighbour, in seconds."""
+    """Longest time that a stage waits for its neighbour, or takes for one action of its own, in seconds."""
+    ready_timeout_s: float = READY_TIMEOUT_S
+    """Longest wait for room in the Ray cluster, and for the stages' processes to start, in seconds."""
+    max_recoveries: int = 3
+    """How often a run of executor ray goes on from its newest checkpoint after it has lost a stage."""
     checkpoint_every_s: float = 60.0
     """Longest time between two checkpoints, in seconds: at most that much work is lost."""
     resources: Annotated[StageResources, tyro.conf.arg(name="")] = STAGE
@@ -60,6 +65,8 @@ class Train:
         options = RunOptions(
             timeline=self.timeline,
             stage_timeout_s=self.stage_timeout_s,
+            ready_timeout_s=self.ready_timeout_s,
+            max_recoveries=self.max_recoveries,
             checkpoint_every_s=self.checkpoint_every_s,
             resources=self.resources,
             on_epoch=_print_epoch(config),

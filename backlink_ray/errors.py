@@ -7,10 +7,12 @@ class BacklinkError(Exception):
     """Base of every error that a command reports in one line, without a traceback.
 
     Attributes:
-        exit_code: of the command: 1 if the work failed, 2 if arguments, configuration or data are wrong.
+        exit_code: of the command: 1 if the work failed, 2 if arguments, configuration or data are wrong, 3 if it can be resumed.
+        lost: a process or machine is gone, hangs or is not to be had; the run itself may be sound.
     """
 
     exit_code: ClassVar[int] = 1
+    lost: bool = False
 
 
 class ConfigError(BacklinkError, ValueError):
@@ -27,6 +29,8 @@ class DataError(BacklinkError, ValueError):
 
 class StorageError(BacklinkError, OSError):
     """A file or folder that cannot be read or written; the message names it and says what to do."""
+
+    lost = True  # it is not the run's fault, which goes on when this is mended
 
 
 class CheckpointError(StorageError):
@@ -65,16 +69,42 @@ class StageError(BacklinkError, RuntimeError):
     """A stage failed or was lost; the message names the stage, where it was, and why.
 
     Attributes:
-        lost: its process or machine is gone or hangs; the run itself may be sound.
+        machine_lost: it was lost with its machine.
     """
 
-    def __init__(self, stage_index: int, num_stages: int, where: str, reason: str, lost: bool = False) -> None:
-        super().__init__(stage_index, num_stages, where, reason, lost)
+    def __init__(
+        self,
+        stage_index: int,
+        num_stages: int,
+        where: str,
+        reason: str,
+        lost: bool = False,
+        machine_lost: bool = False,
+    ) -> None:
+        super().__init__(stage_index, num_stages, where, reason, lost, machine_lost)
         self.stage_index, self.num_stages = stage_index, num_stages
-        self.where, self.reason, self.lost = where, reason, lost
+        self.where, self.reason, self.lost, self.machine_lost = where, reason, lost, machine_lost
 
     def __str__(self) -> str:
         return f"stage {self.stage_index} of {self.num_stages} failed at {self.where}: {self.reason}"
+
+
+class ClusterError(BacklinkError, RuntimeError):
+    """Ray does not start, has no room, or is gone; the same command can succeed later.
+
+    Attributes:
+        final: this process cannot reach the cluster any more.
+    """
+
+    exit_code = 3
+    lost = True
+
+    def __init__(self, reason: str, final: bool = False) -> None:
+        super().__init__(reason, final)
+        self.reason, self.final = reason, final
+
+    def __str__(self) -> str:
+        return self.reason
 
 
 class TrackingError(BacklinkError, ConnectionError):

@@ -18,6 +18,9 @@ ALLOWED = {
     "ray": (
         "pipeline/actors.py",
         "pipeline/objectstore.py",
+        "pipeline/pool.py",
+        "pipeline/stageactor.py",
+        "pipeline/watch.py",
         "runs/cluster.py",
         "runs/executors.py",
         "tuning/",

@@ -1,6 +1,9 @@
-"""Metrics: the peak memory of a device."""
+"""Metrics: the peak memory of a device, and what is free on this machine."""
 
+import math
 import resource
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 
@@ -21,3 +24,12 @@ def peak_memory_mib(device: torch.device) -> float:
 def memory_source(device: torch.device) -> str:
     """Return, in words, what `peak_memory_mib` counts on this device."""
     return "cuda max_memory_allocated" if device.type == "cuda" else "process peak resident set"
+
+
+def free_memory_mib() -> float:
+    """Return the memory in MiB that this machine can still give to processes; infinity where Linux's figure is missing."""
+    with suppress(OSError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) / 2**10
+    return math.inf

@@ -1,170 +1,93 @@
 """Actors: the same stages, each in a Ray actor on its own device, anywhere in the cluster."""
 
-import contextlib
-import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
-import torch
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from backlink_ray.errors import ConfigError
+from backlink_ray.errors import ClusterError, ConfigError
 from backlink_ray.local.weights import copy_weights, state_of
-from backlink_ray.pipeline.asyncstage import make_stage
-from backlink_ray.pipeline.controller import Outcome, PipelineExecutor, StageGroup, nothing, raise_first_failure
-from backlink_ray.pipeline.exchange import Kind, Link, Mailbox, NoLink
-from backlink_ray.pipeline.objectstore import ObjectStoreLink
-from backlink_ray.pipeline.resources import STAGE, StageResources
+from backlink_ray.pipeline.controller import Outcome, PipelineExecutor, StageGroup, first_failure, nothing
+from backlink_ray.pipeline.pool import StagePool, error_of
+from backlink_ray.pipeline.progress import Position
 from backlink_ray.pipeline.stage import StagePlan, plan_stages
+from backlink_ray.pipeline.watch import SILENT, Watch
 from backlink_ray.processes import remember_descendants
 from backlink_ray.train.executor import ChunkReport, Job, never
 from backlink_ray.train.state import TrainState
 
-# Starting a Python process that imports torch takes seconds; after two minutes something is wrong.
-READY_TIMEOUT_S = 120.0
-# Once a stage has failed, how long the driver waits for the others to report how they ended.
+# Once a stage has failed, how long the driver waits for those that it has stopped to report how they ended.
 FAILURE_GRACE_S = 2.0
 # How often the driver asks working stages for their position: rarely enough to cost nothing, often enough to find a hanging
 # stage soon after stage_timeout_s, even if no neighbour waits for it.
-HEARTBEAT_S = 1.0
-
-
-class StageActor:
-    """Hosts a Stage in a Ray actor; separate threads take its messages and report its position."""
-
-    def __init__(self, plan: StagePlan) -> None:
-        torch.set_num_threads(plan.job.torch_threads)
-        self._plan = plan
-        size = max(1, plan.job.method.replay_size)
-        self._from_previous, self._from_following = Mailbox(size), Mailbox(size)
-        self._stage = make_stage(plan)
-
-    def ready(self) -> int:
-        """Return the process id; the first call returns once the stage is built."""
-        return os.getpid()
-
-    def connect(self, previous: Any, following: Any) -> None:
-        """Link the stage to the neighbouring actors; None stands for no neighbour."""
-        before = self._link(previous.deliver_following, self._from_previous) if previous else NoLink()
-        after = self._link(following.deliver_previous, self._from_following) if following else NoLink()
-        self._stage.connect(before, after)
-
-    def _link(self, deliver: Any, inbox: Mailbox) -> Link:
-        job = self._plan.job
-        return ObjectStoreLink(deliver, inbox, torch.device(job.devices[0]), job.stage_timeout_s)
-
-    def deliver_previous(self, kind: str, step: int, payload: Any) -> None:
-        """Take a message from the previous stage."""
-        self._from_previous.deliver(Kind(kind), step, payload, self._plan.job.stage_timeout_s)
-
-    def deliver_following(self, kind: str, step: int, payload: Any) -> None:
-        """Take a message from the following stage."""
-        self._from_following.deliver(Kind(kind), step, payload, self._plan.job.stage_timeout_s)
-
-    def position(self) -> tuple[int, str]:
-        """Return (step, action) of the stage, also while its loop runs."""
-        return self._stage.position
-
-    def ask(self, name: str, *arguments: Any) -> Any:
-        """Call a method of the stage's steps, also while its loop runs."""
-        return getattr(self._stage.steps, name)(*arguments)
-
-    def call(self, name: str, *arguments: Any) -> Any:
-        """Call a method of the stage."""
-        return getattr(self._stage, name)(*arguments)
-
-
-_GROUPS = {
-    "deliver_previous": "from_previous",
-    "deliver_following": "from_following",
-    "position": "watch",
-    "ask": "watch",
-}
-
-
-def _actor_class() -> Any:
-    """Decorate StageActor: one thread for the loop, one for each neighbour's messages, one for questions."""
-    methods = {name: ray.method(concurrency_group=group)(getattr(StageActor, name)) for name, group in _GROUPS.items()}
-    # A step is not idempotent, so Ray must restart and retry nothing by itself.
-    options: dict[str, Any] = {"max_restarts": 0, "max_task_retries": 0}
-    options["concurrency_groups"] = dict.fromkeys(_GROUPS.values(), 1)
-    return ray.remote(**options)(type("StageActor", (StageActor,), methods))
+HEARTBEAT_S = 0.5
 
 
 class ActorGroup(StageGroup):
-    """The stages of one run as actors in one placement group."""
+    """The stages of one run as actors of a pool."""
 
-    def __init__(self, plans: Sequence[StagePlan], resources: StageResources, group: PlacementGroup | None) -> None:
-        self._owned = _reserve(resources, len(plans)) if group is None else None
-        self._actors: list[Any] = []
-        self._stage_timeout_s = plans[0].job.stage_timeout_s
-        try:
-            self._start(plans, resources, self._owned if group is None else group)
-        except BaseException:
-            self.close()
-            raise
-
-    def _start(self, plans: Sequence[StagePlan], resources: StageResources, group: Any) -> None:
-        reserved = {"num_cpus": resources.cpus_per_stage, "num_gpus": resources.gpus_per_stage}
+    def __init__(self, plans: Sequence[StagePlan], pool: StagePool) -> None:
+        self._pool, self._stage_timeout_s = pool, plans[0].job.stage_timeout_s
         for plan in plans:
             _check_sendable(plan)
-        cls = _actor_class()
-        for k, plan in enumerate(plans):
-            bundle = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=1 + k)
-            self._actors.append(cls.options(**reserved, scheduling_strategy=bundle).remote(plan))
-        self.process_ids = self._wait([actor.ready.remote() for actor in self._actors], READY_TIMEOUT_S)
+        self._actors = pool.take(len(plans))
+        ready_s = pool.ready_timeout_s
+        devices = pool.settle(self._wait([actor.ready.remote() for actor in self._actors], ready_s))
+        built = zip(self._actors, plans, devices, strict=True)
+        self._wait([actor.build.remote(pool.attempt, plan, gpus) for actor, plan, gpus in built], ready_s)
         remember_descendants()
         around = zip([None, *self._actors], self._actors, [*self._actors[1:], None], strict=False)
-        self._wait([actor.connect.remote(before, after) for before, actor, after in around], READY_TIMEOUT_S)
+        self._wait([actor.connect.remote(before, after) for before, actor, after in around], ready_s)
+
+    @property
+    def process_ids(self) -> list[int]:
+        """Return the process of each stage."""
+        return self._pool.process_ids()[: len(self._actors)]
 
     def call(self, name: str, *arguments: Any, meanwhile: Callable[[], None] = nothing) -> list[Any]:
         shared = [ray.put(argument) for argument in arguments]  # pickled once: a state is large
-        return self._wait([actor.call.remote(name, *shared) for actor in self._actors], None, meanwhile)
+        return self._wait([actor.call.remote(name, *shared) for actor in self._actors], meanwhile=meanwhile)
 
     def ask(self, name: str, *arguments: Any) -> list[Any]:
         answers = [actor.ask.remote(name, *arguments) for actor in self._actors]
         return list(ray.get(answers, timeout=self._stage_timeout_s))
 
-    def _wait(self, refs: list[Any], timeout_s: float | None, meanwhile: Callable[[], None] = nothing) -> list[Any]:
-        pending, deadline = list(refs), math.inf if timeout_s is None else time.monotonic() + timeout_s
+    def _wait(self, refs: list[Any], timeout_s: float = 0.0, meanwhile: Callable[[], None] = nothing) -> list[Any]:
+        """Return the results; `timeout_s` is given before the stages work, and 0 once they can be watched."""
+        pending, start, watch = list(refs), time.monotonic(), Watch(self._actors)
         while pending:
-            left = max(0.0, min(HEARTBEAT_S, deadline - time.monotonic()))
-            done, pending = ray.wait(pending, num_returns=1, timeout=left)
-            if not done and time.monotonic() >= deadline:
-                raise ConfigError(
-                    f"the stages were not ready within {timeout_s:g} s; is the cluster busy or too small?"
+            done, pending = ray.wait(pending, num_returns=1, timeout=HEARTBEAT_S)
+            if done and error_of(done[0]) is not None:
+                self._fail(refs, watch)
+            if not done and timeout_s and time.monotonic() - start > timeout_s:
+                raise ClusterError(
+                    f"the stages were not ready within {timeout_s:g} s; is the cluster busy or too small? wait longer with "
+                    "ready_timeout_s"
                 )
-            if (done and _error_of(done[0]) is not None) or (not done and timeout_s is None and not self._all_answer()):
-                self._raise_first_failure(refs)
+            if not done and not timeout_s:
+                self._pool.stand_by()
+                watch.update()
+                if watch.hangs(self._stage_timeout_s):
+                    self._fail(refs, watch)
             try:
                 meanwhile()
             except ray.exceptions.RayError:
-                self._raise_first_failure(refs)
+                self._fail(refs, watch)
         return list(ray.get(refs))
 
-    def _all_answer(self) -> bool:
-        """Return whether every stage reports its position; a dead one counts, since its pending call fails as well."""
-        positions = [actor.position.remote() for actor in self._actors]
-        return not ray.wait(positions, num_returns=len(positions), timeout=self._stage_timeout_s)[1]
-
-    def _raise_first_failure(self, refs: list[Any]) -> None:
-        positions = [actor.position.remote() for actor in self._actors]
-        ray.wait([*positions, *refs], num_returns=len(positions) + len(refs), timeout=FAILURE_GRACE_S)
-        raise_first_failure([_outcome(ref, position) for ref, position in zip(refs, positions, strict=True)])
-
-    def close(self) -> None:
+    def _fail(self, refs: list[Any], watch: Watch) -> None:
+        """Stop the stages, and raise the error of the one that failed; it is ended if it does not end itself."""
+        positions = watch.positions()
         for actor in self._actors:
-            with contextlib.suppress(Exception):  # Ray itself may have shut down
-                ray.kill(actor, no_restart=True)
-        self._actors = []
-        if self._owned is not None:
-            with contextlib.suppress(Exception):
-                remove_placement_group(self._owned)
-            self._owned = None
+            actor.abort.remote(self._pool.attempt)
+        ending = [ref for ref, position in zip(refs, positions, strict=True) if not position.busy_s]
+        ray.wait(ending, num_returns=len(ending), timeout=FAILURE_GRACE_S) if ending else None
+        outcomes = [_outcome(*pair) for pair in zip(refs, positions, strict=True)]
+        error = first_failure(outcomes)
+        if error.lost:
+            self._pool.end(error.stage_index)
+        raise error from outcomes[error.stage_index].error
 
 
 def _check_sendable(plan: StagePlan) -> None:
@@ -182,39 +105,16 @@ def _check_sendable(plan: StagePlan) -> None:
             ) from error
 
 
-def _reserve(resources: StageResources, num_stages: int) -> PlacementGroup:
-    cluster = ray.cluster_resources()
-    resources.check(num_stages, cluster.get("CPU", 0.0), cluster.get("GPU", 0.0))
-    group: PlacementGroup = placement_group(resources.bundles(num_stages), strategy="PACK")
-    if not group.wait(READY_TIMEOUT_S):
-        remove_placement_group(group)
-        raise ConfigError(f"the cluster had no room for {num_stages} stages within {READY_TIMEOUT_S:g} s: it is busy")
-    return group
-
-
-def _error_of(ref: Any) -> BaseException | None:
-    try:
-        ray.get(ref)
-    except ray.exceptions.RayError as error:
-        return error
-    except Exception as error:  # a task's own exception arrives as its own class
-        return error
-    return None
-
-
-def _outcome(call: Any, position: Any) -> Outcome:
-    answered, ended = (bool(ray.wait([ref], timeout=0)[0]) for ref in (position, call))
-    where = ray.get(position) if answered and _error_of(position) is None else (-1, "")
-    if not ended:
-        silent = None if answered else TimeoutError("its process does not answer: it hangs, or its machine is gone")
-        return Outcome(silent, silent=not answered, position=where)
-    error = _error_of(call)
+def _outcome(call: Any, position: Position) -> Outcome:
+    if not ray.wait([call], timeout=0)[0]:
+        return Outcome(None, silent=position.action == SILENT, position=position)
+    error = error_of(call)
     died = isinstance(error, (ray.exceptions.ActorDiedError, ray.exceptions.ActorUnavailableError))
     cause = getattr(error, "cause", None)
     if isinstance(cause, BaseException):
         cause.__cause__ = error  # its message is the stage's own traceback
         error = cause
-    return Outcome(error, died, position=where)
+    return Outcome(error, died, position=position)
 
 
 class RayExecutor(PipelineExecutor):
@@ -222,19 +122,24 @@ class RayExecutor(PipelineExecutor):
 
     Args:
         job: what to train; its `devices` are replaced: "cuda" if stages have GPUs, else "cpu".
-        resources: what each stage reserves.
-        group: an existing placement group with bundle 1 + k for stage k, such as a Tune trial's; None creates one.
+        pool: processes that outlive this executor, closed by the caller; None starts some for this executor alone.
 
     Raises:
-        ConfigError: the cluster is too small for the stages, or too busy.
+        ConfigError: the cluster is too small for the stages.
+        ClusterError: it is too busy.
     """
 
     name = "ray"
 
-    def __init__(self, job: Job, resources: StageResources = STAGE, group: PlacementGroup | None = None) -> None:
-        own = resources.where_gpus_are(ray.cluster_resources().get("GPU", 0.0))
-        plans = plan_stages(job.with_parts(devices=("cuda" if own.gpus_per_stage else "cpu",)))
-        self.actors = ActorGroup(plans, own, group)
+    def __init__(self, job: Job, pool: StagePool | None = None) -> None:
+        own = StagePool() if pool is None else pool
+        plans = plan_stages(job.with_parts(devices=("cuda" if own.use_gpus() else "cpu",)))
+        self._end = own.close if pool is None else own.release
+        try:
+            self.actors = ActorGroup(plans, own)
+        except BaseException:
+            self._end()
+            raise
         super().__init__(self.actors, plans)
         self._ahead = False  # the stages, in their own processes, have weights that the job's modules lack
 
@@ -261,4 +166,4 @@ class RayExecutor(PipelineExecutor):
                 self.state()
         finally:
             self._ahead = False
-            super().close(failed=failed)
+            self._end()

@@ -4,11 +4,13 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any
 
 import torch
 
 from backlink_ray.errors import ConfigError, LinkAbortedError, LinkError, StageError
+from backlink_ray.pipeline.progress import UNKNOWN, Position
 from backlink_ray.pipeline.stage import StagePlan, StageReport, merge_states
 from backlink_ray.train.evaluation import Evaluation
 from backlink_ray.train.executor import ChunkReport, Executor, never
@@ -18,57 +20,65 @@ from backlink_ray.train.trainer import check_losses
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How one stage's call ended.
+    """How one stage's call ended, when a stage had failed.
 
     Attributes:
         error: what it raised, or None.
         died: its process is gone.
-        silent: its process does not answer; it hangs, is slow, or its machine is gone.
-        position: its last known (step, action); (-1, "") if unknown.
+        silent: its process does not answer; it hangs, or its machine is gone.
+        position: where it was, before the others were stopped; unknown if it died or is silent.
     """
 
     error: BaseException | None
     died: bool = False
     silent: bool = False
-    position: tuple[int, str] = (-1, "")
+    position: Position = UNKNOWN
+
+
+class _Rank(IntEnum):
+    """How certain it is that a stage caused the failure, from most to least."""
+
+    DIED, RAISED, SILENT, BUSY, WAITED, STOPPED = range(6)
 
 
 def first_failure(outcomes: Sequence[Outcome]) -> StageError:
     """Return the error of the stage whose failure caused the others, with the place where it happened.
 
-    In order of precedence: a stage that died, one that raised, one that does not answer, one whose wait timed
-    out, one that was stopped. The position of a stage that is gone is inferred from its neighbours, which wait for it.
+    In order of precedence: a stage that died, one that raised, one that does not answer, one that is busy by itself while
+    others have waited for it too long, one whose wait timed out, one that was stopped. The position of a stage that is gone
+    is inferred from its neighbours, which wait for it.
     """
-    ranks = [(_rank(outcome), k) for k, outcome in enumerate(outcomes) if outcome.error is not None]
-    _, k = min(ranks)
-    outcome = outcomes[k]
-    reason = f"{type(outcome.error).__name__}: {_summary_line(outcome.error)}"
-    return StageError(k, len(outcomes), _where(outcomes, k), reason, outcome.died or outcome.silent)
+    ranks = [(_rank(outcome), -outcome.position.busy_s, k) for k, outcome in enumerate(outcomes)]
+    rank, _, k = min(ranks)
+    return StageError(k, len(outcomes), _where(outcomes, k), _reason(outcomes[k], rank), rank is not _Rank.RAISED)
 
 
-def raise_first_failure(outcomes: Sequence[Outcome]) -> None:
-    """Raise `first_failure` from that stage's own error, if any stage failed."""
-    if any(outcome.error for outcome in outcomes):
-        error = first_failure(outcomes)
-        raise error from outcomes[error.stage_index].error
+def _rank(outcome: Outcome) -> _Rank:
+    if outcome.died or outcome.silent:
+        return _Rank.DIED if outcome.died else _Rank.SILENT
+    if outcome.error is not None and not isinstance(outcome.error, LinkError):
+        return _Rank.RAISED
+    if outcome.position.busy_s:
+        return _Rank.BUSY
+    is_late = isinstance(outcome.error, LinkError) and not isinstance(outcome.error, LinkAbortedError)
+    return _Rank.WAITED if is_late else _Rank.STOPPED
 
 
-def _rank(outcome: Outcome) -> int:
-    if outcome.died:
-        return 0
-    if isinstance(outcome.error, LinkAbortedError):
-        return 4
-    if isinstance(outcome.error, LinkError):
-        return 3
-    return 2 if outcome.silent else 1
+def _reason(outcome: Outcome, rank: _Rank) -> str:
+    position = outcome.position
+    if rank is _Rank.SILENT:
+        return f"its process has not answered for {position.busy_s:.1f} s: it hangs, or its machine is gone"
+    if rank is _Rank.BUSY:
+        return f"it has not finished {position.action} for {position.busy_s:.1f} s: it hangs, or needs a longer stage_timeout_s"
+    return f"{type(outcome.error).__name__}: {_summary_line(outcome.error)}"
 
 
 def _where(outcomes: Sequence[Outcome], k: int) -> str:
-    step, action = outcomes[k].position
+    step, action, _ = outcomes[k].position
     if step >= 0:
         return f"step {step} ({action})"
     near = [(outcomes[j].position, j) for j in (k - 1, k + 1) if 0 <= j < len(outcomes)]
-    (step, action), j = max(near, default=((-1, ""), k), key=lambda item: item[0][0])
+    (step, action, _), j = max(near, default=(UNKNOWN, k), key=lambda item: item[0].step)
     return f"step {step} (stage {j} was at {action})" if step >= 0 else "an unknown step"
 
 
@@ -108,10 +118,6 @@ class StageGroup(ABC):
                 self.ask("end_at", end, max(*self.ask("hold", end), first + 1))
 
         return self.call("run", num_steps, meanwhile=look)
-
-    @abstractmethod
-    def close(self) -> None:
-        """End every stage and release its resources."""
 
 
 class PipelineExecutor(Executor):
@@ -158,6 +164,3 @@ class PipelineExecutor(Executor):
 
     def environments(self) -> list[dict[str, Any]]:
         return self._group.call("environment")
-
-    def close(self, *, failed: bool = False) -> None:
-        self._group.close()

@@ -20,18 +20,20 @@ class ObjectStoreLink(Link):
 
     Args:
         deliver: the neighbour actor's method that takes this stage's messages.
+        attempt: number of this attempt at the run; the neighbour drops a message of another one.
         inbox: where the neighbour's messages arrive.
         device: of this stage.
         timeout_s: longest wait for a message or for the neighbour to accept one.
     """
 
-    def __init__(self, deliver: Any, inbox: Mailbox, device: torch.device, timeout_s: float) -> None:
-        self._deliver, self._inbox, self._device, self._timeout_s = deliver, inbox, device, timeout_s
+    def __init__(self, deliver: Any, attempt: int, inbox: Mailbox, device: torch.device, timeout_s: float) -> None:
+        self._deliver, self._attempt, self._inbox = deliver, attempt, inbox
+        self._device, self._timeout_s = device, timeout_s
         self._pending: dict[Kind, deque[tuple[int, Any]]] = {kind: deque() for kind in Kind}
 
     def send(self, kind: Kind, step: int, tensor: Tensor) -> None:
         pending = self._pending[kind]
-        pending.append((step, self._deliver.remote(str(kind), step, _to_message(tensor))))
+        pending.append((step, self._deliver.remote(self._attempt, str(kind), step, _to_message(tensor))))
         while len(pending) > CAPACITY:
             self._confirm(kind, *pending.popleft())
 

@@ -24,6 +24,7 @@ from backlink_ray.measure.timeline import NoTimeline, Span, Timeline
 from backlink_ray.methods.base import Batch
 from backlink_ray.methods.state import MethodState
 from backlink_ray.pipeline.exchange import Kind, Link, NoLink, flatten, unflatten
+from backlink_ray.pipeline.progress import Progress
 from backlink_ray.pipeline.schedule import Action, run_actions, step_actions
 from backlink_ray.pipeline.steps import Steps
 from backlink_ray.provenance import describe_process, flushes_subnormals
@@ -102,7 +103,7 @@ class Stage:
 
     Attributes:
         steps: where a run of steps ends, which another thread may bring forward.
-        position: the current (step, action), readable from another thread.
+        progress: where it is, readable from another thread.
     """
 
     def __init__(self, plan: StagePlan) -> None:
@@ -128,13 +129,18 @@ class Stage:
         self._local_gradients: list[Tensor] = []
         self._nothing = torch.empty(0)
         self._drawn: tuple[int, Tensor] = (-1, self._nothing)
-        self.position: tuple[int, str] = (0, "ready")
+        self.progress = Progress()
         reset_peak_memory(self._device)
 
     @property
     def module(self) -> LocalModule:
         """Return the local module."""
         return self._module
+
+    @property
+    def actions(self) -> Sequence[Action]:
+        """Return what the stage does in a step."""
+        return self._actions
 
     def _schedule(self) -> Sequence[Action]:
         plan, method = self._plan, self._method
@@ -162,10 +168,10 @@ class Stage:
         device = torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext()
         with device, self._job.engine.running(self._device):
             for action, step in run_actions(self.steps.run(num_steps), self._actions):
-                self.position = (step, action)
+                self.progress.begin(step, action)
                 with self._timeline.record(action, step):
                     self._perform(action, step)
-        self.position = (self.steps.next, "ready")
+        self.progress.rest(self.steps.next)
         spans, self._timeline.spans = tuple(self._timeline.spans), []
         losses = torch.stack(self._losses).double().cpu()
         return StageReport(losses, self._link_s, peak_memory_mib(self._device), spans, compile_seconds() - compiled)
@@ -285,7 +291,8 @@ class Stage:
     @contextmanager
     def _waiting(self) -> Iterator[None]:
         start = time.perf_counter()
-        yield
+        with self.progress.waiting():
+            yield
         self._link_s += time.perf_counter() - start
 
     # Between runs of steps, with every stage drained.
@@ -295,13 +302,14 @@ class Stage:
         total = EvaluationSum(self._loss)
         with DEFAULT.running(self._device):
             for index, (x, labels) in enumerate(self._evaluations[which]):
-                self.position = (index, f"evaluate {which}")
-                x = x if self._plan.is_first else self._previous.receive(Kind.ACTIVATION, index)
+                self.progress.begin(index, f"evaluate {which}")
+                x = x if self._plan.is_first else self._receive(self._previous, Kind.ACTIVATION, index)
                 y = forward_for_evaluation([self._module], x)
                 if self._plan.is_last:
                     total.add(y, labels)
                 else:
-                    self._next.send(Kind.ACTIVATION, index, y)
+                    self._send(self._next, Kind.ACTIVATION, index, y)
+        self.progress.rest(self.steps.next)
         return total.result() if self._plan.is_last else None
 
     def state(self) -> TrainState:

@@ -2,62 +2,108 @@
 
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from contextlib import nullcontext
+from math import inf
+from queue import SimpleQueue
 from typing import Any
 
 import torch
 
 from backlink_ray.nets.probe import in_mode
 from backlink_ray.pipeline.asyncstage import make_stage
-from backlink_ray.pipeline.controller import Outcome, PipelineExecutor, StageGroup, nothing, raise_first_failure
+from backlink_ray.pipeline.controller import Outcome, PipelineExecutor, StageGroup, first_failure, nothing
 from backlink_ray.pipeline.exchange import Mailbox, NoLink, QueueLink
+from backlink_ray.pipeline.injector import inject
 from backlink_ray.pipeline.stage import Stage, StageReport, plan_stages
 from backlink_ray.seeds import derive_seed
 from backlink_ray.train.executor import Job, remember
 from backlink_ray.train.state import TrainState
 
-# How often the driver looks whether to stop.
+# How often the driver looks where the stages are, and whether to stop.
 POLL_S = 0.1
+# How long stages that are stopped may take for what they are doing: Python crashes if it ends while a thread computes.
+RELEASE_TIMEOUT_S = 5.0
+
+
+class Daemon:
+    """A thread that takes one call after another; the process can end while it hangs."""
+
+    def __init__(self, name: str) -> None:
+        self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._thread.start()
+
+    def _work(self) -> None:
+        while call := self._calls.get():
+            call()
+
+    def submit(self, method: Callable[..., Any], *arguments: Any) -> "Future[Any]":
+        """Call a method in this thread."""
+        future: Future[Any] = Future()
+
+        def call() -> None:
+            try:
+                future.set_result(method(*arguments))
+            except BaseException as error:  # a unit may call sys.exit
+                future.set_exception(error)
+
+        self._calls.put(call)
+        return future
+
+    def end(self, timeout_s: float) -> None:
+        """End the thread once its calls are done, and wait for that as long as `timeout_s`."""
+        self._calls.put(None)
+        self._thread.join(timeout_s)
 
 
 class ThreadGroup(StageGroup):
-    """Stages as threads of this process; torch releases the interpreter lock while it computes."""
+    """Stages as threads of this process; torch releases the interpreter lock while it computes.
 
-    def __init__(self, stages: Sequence[Stage], mailboxes: Sequence[Mailbox]) -> None:
-        self._stages, self._mailboxes = list(stages), list(mailboxes)
-        self._pool = ThreadPoolExecutor(len(self._stages), thread_name_prefix="stage")
+    A thread cannot be ended from outside: one that hangs is named and left behind, as a daemon, so that the process can end.
+    """
+
+    def __init__(self, stages: Sequence[Stage], mailboxes: Sequence[Mailbox], timeout_s: float) -> None:
+        self._stages, self._mailboxes, self._timeout_s = list(stages), list(mailboxes), timeout_s
         self._lock = threading.Lock()
+        self._threads = [Daemon(f"stage {k}") for k in range(len(self._stages))]
+        self._hung = -1
 
     def call(self, name: str, *arguments: Any, meanwhile: Callable[[], None] = nothing) -> list[Any]:
         # Stages may share a part without weights, such as one Dropout: it changes its mode for all of them at once.
         modes = in_mode(False, *(s.module for s in self._stages)) if name == "evaluate" else nullcontext()
         with self._lock, modes:
-            futures = [self._pool.submit(getattr(stage, name), *arguments) for stage in self._stages]
-            self._wait(futures, meanwhile)
-            outcomes = [Outcome(f.exception(), position=s.position) for f, s in zip(futures, self._stages, strict=True)]
-        raise_first_failure(outcomes)
+            calls = [(stage.progress.call, getattr(stage, name), *arguments) for stage in self._stages]
+            futures = [thread.submit(*call) for thread, call in zip(self._threads, calls, strict=True)]
+            while wait(futures, POLL_S, FIRST_EXCEPTION).not_done and not self._has_failed(futures):
+                meanwhile()
+            if self._has_failed(futures):
+                self._fail(futures)
         return [f.result() for f in futures]
 
     def ask(self, name: str, *arguments: Any) -> list[Any]:
         return [getattr(stage.steps, name)(*arguments) for stage in self._stages]
 
-    def _wait(self, futures: list["Future[Any]"], meanwhile: Callable[[], None]) -> None:
-        """Wait until every stage has ended; when the first fails, stop the others."""
-        failed, pending = False, set(futures)
-        while pending and not failed:
-            done, pending = wait(pending, POLL_S, return_when=FIRST_EXCEPTION)
-            failed = any(f.exception() for f in done)
-            meanwhile()
-        if failed:
-            for mailbox in self._mailboxes:
-                mailbox.abort("another stage failed")
-        wait(futures)
+    def _has_failed(self, futures: Sequence["Future[Any]"]) -> bool:
+        busiest_s = max(stage.progress.position.busy_s for stage in self._stages)
+        return busiest_s > self._timeout_s or any(f.done() and f.exception() for f in futures)
+
+    def _fail(self, futures: Sequence["Future[Any]"]) -> None:
+        positions = [stage.progress.position for stage in self._stages]
+        for mailbox in self._mailboxes:
+            mailbox.abort("another stage failed")
+        wait([f for f, at in zip(futures, positions, strict=True) if not at.busy_s], RELEASE_TIMEOUT_S)
+        errors = [f.exception() if f.done() else None for f in futures]
+        error = first_failure([Outcome(e, position=at) for e, at in zip(errors, positions, strict=True)])
+        self._hung = error.stage_index if error.lost else -1
+        raise error from errors[error.stage_index]
 
     def close(self) -> None:
+        """Stop the stages."""
         for mailbox in self._mailboxes:
             mailbox.abort("the run ends")
-        self._pool.shutdown(wait=True)
+        for k, thread in enumerate(self._threads):
+            thread.end(0.0 if k == self._hung else RELEASE_TIMEOUT_S)
 
 
 def merge_reports(parts: Sequence[StageReport]) -> StageReport:
@@ -78,7 +124,7 @@ class RoundRobinGroup(ThreadGroup):
     """
 
     def __init__(self, stages: Sequence[Stage], mailboxes: Sequence[Mailbox], seed: int) -> None:
-        super().__init__(stages, mailboxes)
+        super().__init__(stages, mailboxes, inf)
         self._seed = seed
         self.replays = {k: mailboxes[k].replay for k in range(1, len(stages))}  # what each stage works on
 
@@ -109,21 +155,22 @@ class ThreadsExecutor(PipelineExecutor):
         plans, size = plan_stages(job), max(1, job.method.replay_size)
         forward = [Mailbox(size) for _ in plans]  # forward[k]: from stage k - 1 to stage k
         backward = [Mailbox(size) for _ in plans]  # backward[k]: from stage k + 1 to stage k
-        stages = [make_stage(plan) for plan in plans]
+        stages = [inject(make_stage, plan) for plan in plans]
         for k, plan in enumerate(plans):
             rest = torch.device(plan.job.devices[0]), job.stage_timeout_s
             before = NoLink() if plan.is_first else QueueLink(forward[k], backward[k - 1], *rest)
             after = NoLink() if plan.is_last else QueueLink(backward[k], forward[k + 1], *rest)
             stages[k].connect(before, after)
-        super().__init__(self._group_of(stages, [*forward, *backward], job), plans)
+        self._stages = self._group_of(stages, [*forward, *backward], job)
+        super().__init__(self._stages, plans)
         torch.set_num_threads(job.torch_threads)
 
     def close(self, *, failed: bool = False) -> None:
-        super().close(failed=failed)
+        self._stages.close()
         self._give_back(failed)
 
-    def _group_of(self, stages: Sequence[Stage], mailboxes: Sequence[Mailbox], job: Job) -> StageGroup:
-        return ThreadGroup(stages, mailboxes)
+    def _group_of(self, stages: Sequence[Stage], mailboxes: Sequence[Mailbox], job: Job) -> ThreadGroup:
+        return ThreadGroup(stages, mailboxes, job.stage_timeout_s)
 
 
 class RoundRobinExecutor(ThreadsExecutor):
@@ -131,7 +178,7 @@ class RoundRobinExecutor(ThreadsExecutor):
 
     name = "local"
 
-    def _group_of(self, stages: Sequence[Stage], mailboxes: Sequence[Mailbox], job: Job) -> StageGroup:
+    def _group_of(self, stages: Sequence[Stage], mailboxes: Sequence[Mailbox], job: Job) -> ThreadGroup:
         group = RoundRobinGroup(stages, mailboxes, job.seed)
         self._replays, self._engine = group.replays, job.engine
         return group

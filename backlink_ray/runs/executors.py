@@ -6,6 +6,7 @@ import sys
 import torch
 
 from backlink_ray.errors import ConfigError
+from backlink_ray.pipeline.pool import StagePool
 from backlink_ray.pipeline.resources import STAGE, StageResources
 from backlink_ray.pipeline.threads import RoundRobinExecutor, ThreadsExecutor
 from backlink_ray.runs.cluster import start_once
@@ -37,8 +38,13 @@ def choose_executor(
     return "local", f"{devices:g} {kind} slots are too few for K={stages} stages"
 
 
-def open_executor(config: RunConfig, job: Job, options: RunOptions) -> Executor:
-    """Open the executor of a run, and print which it is and why; see `choose_executor`."""
+def open_executor(config: RunConfig, job: Job, options: RunOptions, pool: StagePool | None = None) -> Executor:
+    """Open the executor of a run, and print which it is and why; see `choose_executor`.
+
+    Args:
+        config, job, options: of the run.
+        pool: the processes of Ray's stages, which outlive the executor; None: they end with it.
+    """
     gpus, cpus = _available(config) if config.executor == "auto" else (0.0, 0.0)
     name, why = choose_executor(config, gpus, cpus, options.resources)
     print(f"executor {name}: {why}", file=sys.stderr, flush=True)
@@ -48,7 +54,7 @@ def open_executor(config: RunConfig, job: Job, options: RunOptions) -> Executor:
             "use executor threads or ray"
         )
     if name == "ray":
-        return _open_ray(config, job, options)
+        return _open_ray(config, job, options, pool)
     local = RoundRobinExecutor if job.method.replay_size else LocalExecutor
     return {"local": local, "threads": ThreadsExecutor}[name](job)
 
@@ -64,9 +70,9 @@ def _available(config: RunConfig) -> tuple[float, float]:
     return found.get("GPU", 0.0), found.get("CPU", 0.0)
 
 
-def _open_ray(config: RunConfig, job: Job, options: RunOptions) -> Executor:
+def _open_ray(config: RunConfig, job: Job, options: RunOptions, pool: StagePool | None) -> Executor:
     from backlink_ray.pipeline.actors import RayExecutor  # a run on one device needs no Ray
 
     is_trial = options.placement_group is not None  # then the study's driver has connected, and checked the paths
     start_once(paths={} if is_trial else config.import_paths)
-    return RayExecutor(job, options.resources, options.placement_group)
+    return RayExecutor(job, pool)

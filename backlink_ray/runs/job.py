@@ -46,8 +46,15 @@ def build_modules(config: RunConfig, num_classes: int, image_size: int) -> tuple
     return network, modules
 
 
-def make_job(config: RunConfig, dataset: Dataset, options: RunOptions = DEFAULT) -> Job:
-    """Build network, split, method and data of a run; ConfigError if they do not fit together."""
+def make_job(config: RunConfig, dataset: Dataset, options: RunOptions = DEFAULT, attempt: int = 0) -> Job:
+    """Build network, split, method and data of a run; ConfigError if they do not fit together.
+
+    Args:
+        config: of the run.
+        dataset: the data that it names.
+        options: where the run runs.
+        attempt: number of recoveries so far.
+    """
     dataset.check_seed(config.seed)
     network, modules = build_modules(config, dataset.num_classes, dataset.image_size)
     # A loss of the user's may compare several outputs with each target: a distribution's parameters, logits of tokens.
@@ -77,6 +84,8 @@ def make_job(config: RunConfig, dataset: Dataset, options: RunOptions = DEFAULT)
         torch_threads=config.torch_threads,
         stage_timeout_s=options.stage_timeout_s,
         timeline=bool(options.timeline),
+        faults=options.faults,
+        attempt=attempt,
     )
 
 

@@ -5,8 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from backlink_ray.errors import ConfigError
+from backlink_ray.pipeline.pool import READY_TIMEOUT_S
 from backlink_ray.pipeline.resources import STAGE, StageResources
 from backlink_ray.train.executor import never
+from backlink_ray.train.faults import Fault
 
 EpochCallback = Callable[[dict[str, Any]], None]
 
@@ -17,8 +19,10 @@ class RunOptions:
 
     Attributes:
         timeline: PNG file for a chart of what each stage does when; "" draws none.
-        stage_timeout_s: longest time that a stage waits for its neighbour.
-        max_recoveries: how often what was lost, a trial of a study, is started again, from the last checkpoint.
+        stage_timeout_s: longest time that a stage waits for its neighbour, or takes for one action of its own.
+        max_recoveries: how often what was lost, a stage or a trial of a study, is started again, from the newest checkpoint.
+        ready_timeout_s: longest wait for room in the Ray cluster, and for the stages' processes to start.
+        faults: failures made on purpose; see `Fault`.
         resources: what Ray reserves for a stage.
         placement_group: an existing one, such as that of a Tune trial, or None.
         lock_timeout_s: longest time to wait for another process that trains the same run in the same folder.
@@ -30,6 +34,8 @@ class RunOptions:
     timeline: str = ""
     stage_timeout_s: float = 120.0
     max_recoveries: int = 3
+    ready_timeout_s: float = READY_TIMEOUT_S
+    faults: tuple[Fault, ...] = ()
     resources: StageResources = STAGE
     placement_group: Any = None
     lock_timeout_s: float = 0.0

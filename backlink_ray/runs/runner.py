@@ -9,16 +9,18 @@ import torch
 
 from backlink_ray.data.datasets import data_root as find_data_root
 from backlink_ray.data.tensors import Dataset
-from backlink_ray.errors import StageError, StorageError
+from backlink_ray.errors import BacklinkError, StorageError
 from backlink_ray.files import local_folder, make_folder
 from backlink_ray.measure.convolutions import slow_in_bf16
-from backlink_ray.measure.timeline import draw
+from backlink_ray.measure.timeline import Span, draw
+from backlink_ray.pipeline.pool import StagePool
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.data import dataset_of
 from backlink_ray.runs.executors import open_executor
 from backlink_ray.runs.folder import RunFolder
 from backlink_ray.runs.job import make_job
 from backlink_ray.runs.options import DEFAULT, RunOptions
+from backlink_ray.runs.recovery import recovering
 from backlink_ray.runs.training import train
 from backlink_ray.train.executor import Job
 
@@ -49,7 +51,8 @@ def run(
         BusyError: another process trains this run in this folder; nothing is changed.
         DataError: the data set cannot be had.
         StorageError: a file of the folder is damaged, or cannot be written.
-        NonFiniteLossError, NotFiniteError, StageError: the run failed; its folder keeps the last checkpoint.
+        NonFiniteLossError, NotFiniteError, StageError, ClusterError: the run failed, and would fail again or has lost more stages
+            than `options.max_recoveries`; its folder keeps the last checkpoint.
         KeyboardInterrupt: it was asked to stop, and has saved a checkpoint.
     """
     config = config.replace(executor=executor or config.executor)
@@ -69,15 +72,20 @@ def _run(config: RunConfig, data: Dataset, options: RunOptions, folder: RunFolde
     if options.timeline:
         make_folder(Path(options.timeline).parent, "timeline")
     try:
-        job = make_job(config, data, options)
-        with open_executor(config, job, options) as opened:
-            _warn_of_slow_bf16(job, opened.device)
-            result, spans = train(config, data.digest, job, options, folder, opened)
+        with StagePool(options.resources, options.placement_group, options.ready_timeout_s) as pool:
+
+            def attempt(recoveries: int) -> tuple[dict[str, Any], tuple[Span, ...]]:
+                # Anew: an earlier attempt has changed the weights.
+                job = make_job(config, data, options, recoveries)
+                with open_executor(config, job, options, pool) as opened:
+                    if not recoveries:
+                        _warn_of_slow_bf16(job, opened.device)
+                    return train(config, data.digest, job, options, folder, opened)
+
+            result, spans = recovering(attempt, options.max_recoveries, lambda: pool.attempt > 0)
     except Exception as error:
-        # What cannot be written or read, on a full disk, say, is not the run's fault: it goes on when that is mended.
-        lost = isinstance(error, StorageError) or (isinstance(error, StageError) and error.lost)
         with suppress(StorageError):  # the disk is still full; the error itself is what matters
-            folder.fail(str(error), lost=lost)
+            folder.fail(str(error), lost=isinstance(error, BacklinkError) and error.lost)
         raise
     if options.timeline and spans:
         what = f"{config.network}, {config.run_name}, {config.head} heads, batch {config.batch_size}"

@@ -24,6 +24,7 @@ from backlink_ray.methods.base import Loss, Method
 from backlink_ray.nets.network import dtype_and_device
 from backlink_ray.provenance import describe_process, flushes_subnormals
 from backlink_ray.train.evaluation import Evaluation, EvaluationSum
+from backlink_ray.train.faults import Fault
 from backlink_ray.train.labels import check_labels, check_loss
 from backlink_ray.train.optim import LearningRate, MakeOptimizer, Sgd
 from backlink_ray.train.state import PARTS, TrainState
@@ -44,6 +45,8 @@ class Job:
         devices: stage k runs on devices[k % len(devices)].
         stage_timeout_s: longest wait of a stage for its neighbour; the first step on a GPU can take half a minute.
         timeline: record what each stage does when.
+        faults: failures made on purpose, in executors threads and ray.
+        attempt: number of recoveries of the run so far.
 
     Raises:
         ConfigError: network, method or loss cannot take the inputs or labels of a set.
@@ -63,6 +66,8 @@ class Job:
     torch_threads: int = 1
     stage_timeout_s: float = 120.0
     timeline: bool = False
+    faults: tuple[Fault, ...] = ()
+    attempt: int = 0
 
     def __post_init__(self) -> None:
         first, last = self.modules[0].spec, self.modules[-1]

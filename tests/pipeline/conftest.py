@@ -15,12 +15,8 @@ def ray_executor(ray_here: None) -> Callable[[Job], Executor]:
 
 
 @pytest.fixture
-def pooled_executor(
-    ray_executor: Callable[[Job], Executor], monkeypatch: pytest.MonkeyPatch
-) -> Callable[[Job], Executor]:
-    """RayExecutor with pooled actors, which take a new plan instead of being started and ended."""
-    from backlink_ray.pipeline import actors
-    from tests.pipeline.pool import PooledGroup
+def pooled_executor(ray_executor: Callable[[Job], Executor]) -> Callable[[Job], Executor]:
+    """RayExecutor with pooled processes, which take a new plan instead of being started and ended."""
+    from tests.pipeline.pool import shared_pool
 
-    monkeypatch.setattr(actors, "ActorGroup", PooledGroup)
-    return ray_executor
+    return lambda job: ray_executor(job, shared_pool())

@@ -54,11 +54,12 @@ class End:
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_object_store_link(rule: Callable[[Pair], None], ray_here: None) -> None:
     """Between the pipeline's actors, whose threads keep messages in order."""
-    from backlink_ray.pipeline.resources import STAGE
-    from tests.pipeline.pool import PooledGroup
+    from backlink_ray.pipeline.actors import ActorGroup
+    from tests.pipeline.pool import shared_pool
 
-    plans = plan_stages(job(bl.GLL(), 2, stage_timeout_s=0.5))
-    left, right = PooledGroup(plans, STAGE, None).actors
+    pool = shared_pool()
+    ActorGroup(plan_stages(job(bl.GLL(), 2, stage_timeout_s=0.5)), pool)
+    left, right, *_ = pool.actors
     rule((End(left, "_next"), End(right, "_previous")))
 
 

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 import backlink_ray as bl
 from backlink_ray.errors import LinkAbortedError, LinkError, NonFiniteLossError, StageError
 from backlink_ray.pipeline.controller import Outcome, first_failure
+from backlink_ray.pipeline.pool import StagePool
+from backlink_ray.pipeline.progress import Position
 from backlink_ray.pipeline.resources import StageResources
 from backlink_ray.pipeline.threads import ThreadsExecutor
 from backlink_ray.train.executor import LocalExecutor
@@ -22,23 +24,26 @@ METHOD = bl.BackLink(propagation_length=1, alpha=0.5)
 
 
 def test_a_dead_stage_is_named_with_the_step_at_which_its_neighbour_waits() -> None:
-    waiting = Outcome(LinkError("late"), position=(12, "receive_link_gradient"))
+    waiting = Outcome(LinkError("late"), position=Position(12, "receive_link_gradient"))
     error = first_failure(
-        [waiting, Outcome(RuntimeError("gone"), died=True), Outcome(None, position=(11, "tail_forward"))]
+        [waiting, Outcome(RuntimeError("gone"), died=True), Outcome(None, position=Position(11, "tail_forward"))]
     )
     assert str(error) == "stage 1 of 3 failed at step 12 (stage 0 was at receive_link_gradient): RuntimeError: gone"
 
 
 def test_an_error_of_its_own_takes_precedence_over_a_wait_in_vain() -> None:
-    late = Outcome(LinkError("late"), position=(5, "receive_activation"))
-    aborted = Outcome(LinkAbortedError("stopped"), position=(5, "tail_forward"))
-    assert first_failure([late, aborted, Outcome(ValueError("bad"), position=(4, "local_backward"))]).stage_index == 2
+    late = Outcome(LinkError("late"), position=Position(5, "receive_activation"))
+    aborted = Outcome(LinkAbortedError("stopped"), position=Position(5, "tail_forward"))
+    assert (
+        first_failure([late, aborted, Outcome(ValueError("bad"), position=Position(4, "local_backward"))]).stage_index
+        == 2
+    )
     assert first_failure([aborted, late]).stage_index == 1
 
 
 def test_a_silent_stage_is_named_only_if_none_is_known_to_have_failed() -> None:
     silent = Outcome(TimeoutError("no answer"), silent=True)
-    late = Outcome(LinkError("late"), position=(5, "receive_activation"))
+    late = Outcome(LinkError("late"), position=Position(5, "receive_activation"))
     assert first_failure([late, silent]).stage_index == 1
     assert first_failure([late, silent]).lost
     assert first_failure([silent, late, Outcome(ValueError("bad"))]).stage_index == 2
@@ -139,7 +144,7 @@ def test_what_the_cluster_can_never_hold_is_refused_before_anything_is_reserved(
 
     before = placement_group_table()
     with pytest.raises(bl.ConfigError, match=r"K=4 stages need 4\.1 CPUs, the cluster has 2"):
-        RayExecutor(job(METHOD, 4), StageResources(cpus_per_stage=1.0))
+        RayExecutor(job(METHOD, 4), StagePool(StageResources(cpus_per_stage=1.0)))
     with pytest.raises(bl.ConfigError, match=r"K=2 .* 1 GPUs .* has 0, which hold 0"):
         StageResources().check(2, num_cpus=8, num_gpus=0)
     assert placement_group_table().keys() == before.keys()

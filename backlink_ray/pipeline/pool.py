@@ -1,0 +1,185 @@
+"""StagePool: the processes of a run's stages; they outlive an executor, so that the next one need not wait for new ones."""
+
+import contextlib
+import time
+from typing import Any
+
+from backlink_ray.errors import ClusterError
+from backlink_ray.pipeline.resources import STAGE, StageResources
+
+# Starting a Python process that imports torch takes seconds; after two minutes something is wrong.
+READY_TIMEOUT_S = 120.0
+# When a stage has failed, how long the others may take to end what they are doing; then their processes are ended, too.
+RELEASE_TIMEOUT_S = 5.0
+# A shorter run is soon repeated: it is not worth the start of a process that waits to replace another.
+STANDBY_AFTER_S = 30.0
+# What must be free on the machine for that process: torch takes a quarter of it.
+STANDBY_MIB = 2048.0
+# How long the process that stands by may take to say that it is there.
+ANSWER_TIMEOUT_S = 1.0
+
+
+class StagePool:
+    """The stage processes of one run, in one placement group; before they are needed, nothing is started nor Ray imported.
+
+    Args:
+        resources: what each stage reserves.
+        group: an existing placement group with bundle 1 + k for stage k, such as a Tune trial's; None creates one.
+        ready_timeout_s: longest wait for room in the cluster, and for the processes to start.
+
+    Attributes:
+        attempt: number of times that stages were built.
+        actors: one per stage.
+    """
+
+    def __init__(
+        self, resources: StageResources = STAGE, group: Any = None, ready_timeout_s: float = READY_TIMEOUT_S
+    ) -> None:
+        self.ready_timeout_s = ready_timeout_s
+        self.attempt = 0
+        self.actors: list[Any] = []
+        self._resources, self._group, self._owned = resources, group, group is None
+        self._homes: dict[int, Any] = {}  # of actors and, until their successors have settled, of lost ones
+        self._standby: Any = None
+        self._started = time.monotonic()
+
+    def use_gpus(self) -> bool:
+        """Return whether stages get GPUs: those of a cluster that has any, unless the resources say otherwise."""
+        import ray  # here and below: a run on one device needs no Ray
+
+        self._resources = self._resources.where_gpus_are(ray.cluster_resources().get("GPU", 0.0))
+        return bool(self._resources.gpus_per_stage)
+
+    def take(self, num_stages: int) -> list[Any]:
+        """Return the actors for a new attempt: those that are still there, the one that stands by, and new ones."""
+        self.attempt += 1
+        self._started = time.monotonic()
+        if self._group is None:
+            self._group = self._reserve(num_stages)
+        self.actors += [None] * (num_stages - len(self.actors))
+        for k in range(num_stages):
+            if self.actors[k] is None:
+                self.actors[k] = self._replacement(k) or self._start(k)
+        return self.actors[:num_stages]
+
+    def settle(self, homes: list[Any]) -> list[str]:
+        """Note where the actors of this attempt live; return the GPUs of each: those of the actor that it replaces, if any."""
+        for k, home in enumerate(homes):
+            self._homes.setdefault(k, home)
+        return [self._homes[k].devices for k in range(len(homes))]
+
+    def _reserve(self, num_stages: int) -> Any:
+        import ray
+        from ray.util.placement_group import placement_group, remove_placement_group
+
+        cluster = ray.cluster_resources()
+        self._resources.check(num_stages, cluster.get("CPU", 0.0), cluster.get("GPU", 0.0))
+        group = placement_group(self._resources.bundles(num_stages), strategy="PACK")
+        if not group.wait(self.ready_timeout_s):
+            remove_placement_group(group)
+            raise ClusterError(
+                f"the cluster had no room for {num_stages} stages within {self.ready_timeout_s:g} s: it is busy; wait longer "
+                "with ready_timeout_s"
+            )
+        return group
+
+    def _start(self, k: int, **reserved: float) -> Any:
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        from backlink_ray.pipeline.stageactor import actor_class
+
+        own = {"num_cpus": self._resources.cpus_per_stage, "num_gpus": self._resources.gpus_per_stage}
+        bundle = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=1 + k)
+        return actor_class().options(**(reserved or own), scheduling_strategy=bundle).remote()
+
+    def _replacement(self, k: int) -> Any:
+        """Return the actor that stands by, if it is ready and on the machine of the one it replaces, else None."""
+        import ray
+
+        before, actor = self._homes.pop(k, None), self._standby
+        if actor is None or before is None:
+            return None
+        home = actor.ready.remote()
+        if not ray.wait([home], timeout=ANSWER_TIMEOUT_S)[0]:
+            return None  # it is still starting
+        self._standby = None
+        with contextlib.suppress(Exception):  # it is dead
+            found = ray.get(home)
+            if found.node_id == before.node_id:
+                # It reserves nothing, so Ray has given it no GPU; those of the lost actor's bundle are still this run's.
+                self._homes[k] = found._replace(devices=before.devices)
+                return actor
+        _kill(actor)
+        return None
+
+    def stand_by(self) -> None:
+        """Start the process that stands by, if there is none, the run is long enough and there is room."""
+        home = self._homes.get(0)
+        long_enough = time.monotonic() - self._started > STANDBY_AFTER_S
+        if self._standby is None and long_enough and home and home.free_mib > STANDBY_MIB:
+            self._standby = self._start(0, num_cpus=0, num_gpus=0)
+
+    def process_ids(self) -> list[int]:
+        """Return the process of each stage."""
+        return [self._homes[k].process_id for k in range(len(self.actors))]
+
+    def home(self, k: int) -> Any:
+        """Return where a stage lives."""
+        return self._homes.get(k)
+
+    def end(self, k: int) -> None:
+        """End one stage's process."""
+        _kill(self.actors[k])
+        self.actors[k] = None
+
+    def release(self) -> None:
+        """Stop every stage, and end the processes that do not stop; the others take a new plan when the next attempt begins."""
+        import ray
+
+        living = [k for k, actor in enumerate(self.actors) if actor is not None]
+        for k in living:
+            self.actors[k].abort.remote(self.attempt)
+        free = [self.actors[k].ready.remote() for k in living]
+        ray.wait(free, num_returns=len(free), timeout=RELEASE_TIMEOUT_S) if free else None
+        for k, ref in zip(living, free, strict=True):
+            if not ray.wait([ref], timeout=0)[0] or error_of(ref) is not None:
+                self.end(k)
+
+    def close(self) -> None:
+        """End all processes and give back what was reserved."""
+        for actor in (*self.actors, self._standby):
+            _kill(actor)
+        self.actors, self._standby, self._homes = [], None, {}
+        if self._owned and self._group is not None:
+            from ray.util.placement_group import remove_placement_group
+
+            with contextlib.suppress(Exception):  # Ray itself may have shut down
+                remove_placement_group(self._group)
+            self._group = None
+
+    def __enter__(self) -> "StagePool":
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+
+def error_of(ref: Any) -> BaseException | None:
+    """Return what a call that has ended raised, or None."""
+    import ray
+
+    try:
+        ray.get(ref)
+    except ray.exceptions.RayError as error:
+        return error
+    except Exception as error:  # a task's own exception arrives as its own class
+        return error
+    return None
+
+
+def _kill(actor: Any) -> None:
+    import ray
+
+    if actor is not None:
+        with contextlib.suppress(Exception):  # Ray itself may have shut down
+            ray.kill(actor, no_restart=True)

@@ -1,0 +1,55 @@
+"""Progress: where a stage is, and for how long it has been there by itself; written by the stage, read by another thread."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+
+class Position(NamedTuple):
+    """A stage's step and action, and for how many seconds it has been in it; 0 while it waits, for a neighbour or a call."""
+
+    step: int = -1
+    action: str = ""
+    busy_s: float = 0.0
+
+
+UNKNOWN = Position()
+
+
+class Progress:
+    """What a stage does now; one tuple is replaced by another, so a reader needs no lock."""
+
+    def __init__(self) -> None:
+        self._now: tuple[int, str, float] = (0, "ready", math.inf)
+
+    def begin(self, step: int, action: str) -> None:
+        """The stage begins an action."""
+        self._now = (step, action, time.monotonic())
+
+    def rest(self, step: int) -> None:
+        """The stage waits for a call, its next step being `step`."""
+        self._now = (step, "ready", math.inf)
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Inside `with` the stage waits for a neighbour."""
+        step, action, _ = self._now
+        self._now = (step, action, math.inf)
+        yield
+        self.begin(step, action)
+
+    def call(self, method: Callable[..., Any], *arguments: Any) -> Any:
+        """Return method(*arguments); a position of the stage during the call, and where it is if the call fails."""
+        step = self._now[0]
+        self.begin(step, method.__name__)
+        result = method(*arguments)
+        self.rest(self._now[0])
+        return result
+
+    @property
+    def position(self) -> Position:
+        """Return the current position."""
+        step, action, since = self._now
+        return Position(step, action, max(0.0, time.monotonic() - since))

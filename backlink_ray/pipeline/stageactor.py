@@ -1,0 +1,119 @@
+"""StageActor: hosts one stage after another in a Ray actor, whose process takes a new plan when its run recovers."""
+
+import os
+from typing import Any, NamedTuple
+
+import ray
+import torch
+
+from backlink_ray.measure.metrics import free_memory_mib
+from backlink_ray.pipeline.asyncstage import make_stage
+from backlink_ray.pipeline.exchange import Kind, Link, Mailbox, NoLink
+from backlink_ray.pipeline.injector import inject
+from backlink_ray.pipeline.objectstore import ObjectStoreLink
+from backlink_ray.pipeline.progress import UNKNOWN, Position
+from backlink_ray.pipeline.stage import Stage, StagePlan
+
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+
+class Home(NamedTuple):
+    """Where an actor lives: its process, its node, the GPUs that Ray gave it, and the memory that is free there."""
+
+    process_id: int
+    node_id: str
+    devices: str
+    free_mib: float
+
+
+class StageActor:
+    """Hosts a Stage in a Ray actor; separate threads take its messages, report its position and stop it."""
+
+    def __init__(self) -> None:
+        self._attempt = -1
+        self._from_previous, self._from_following = Mailbox(), Mailbox()
+        self._stage: Stage | None = None
+
+    def ready(self) -> Home:
+        """Return where the actor lives, once it has started and does nothing else."""
+        return Home(
+            os.getpid(), ray.get_runtime_context().get_node_id(), os.environ.get(_VISIBLE, ""), free_memory_mib()
+        )
+
+    def build(self, attempt: int, plan: StagePlan, devices: str) -> None:
+        """Drop the stage of an earlier attempt, if any, and build one.
+
+        Args:
+            attempt: number of this attempt at the run; a message of another one is dropped.
+            plan: what the stage is built from.
+            devices: the GPUs of the actor whose place this one takes; "" keeps its own.
+        """
+        if devices:  # CUDA reads it when it is first used, in build and not before
+            os.environ[_VISIBLE] = devices
+        torch.set_num_threads(plan.job.torch_threads)
+        size = max(1, plan.job.method.replay_size)
+        self._stage = None  # its memory is free before the next one is built
+        self._attempt, self._plan = attempt, plan
+        self._from_previous, self._from_following = Mailbox(size), Mailbox(size)
+        self._stage = inject(make_stage, plan)
+
+    def connect(self, previous: Any, following: Any) -> None:
+        """Link the stage to the neighbouring actors; None stands for no neighbour."""
+        before = self._link(previous.deliver_following, self._from_previous) if previous else NoLink()
+        after = self._link(following.deliver_previous, self._from_following) if following else NoLink()
+        self._built.connect(before, after)
+
+    def _link(self, deliver: Any, inbox: Mailbox) -> Link:
+        job = self._plan.job
+        return ObjectStoreLink(deliver, self._attempt, inbox, torch.device(job.devices[0]), job.stage_timeout_s)
+
+    def deliver_previous(self, attempt: int, kind: str, step: int, payload: Any) -> None:
+        """Take a message from the previous stage."""
+        self._take(self._from_previous, attempt, kind, step, payload)
+
+    def deliver_following(self, attempt: int, kind: str, step: int, payload: Any) -> None:
+        """Take a message from the following stage."""
+        self._take(self._from_following, attempt, kind, step, payload)
+
+    def _take(self, inbox: Mailbox, attempt: int, kind: str, step: int, payload: Any) -> None:
+        if attempt == self._attempt:  # else it is late: sent before the stages were built anew
+            inbox.deliver(Kind(kind), step, payload, self._plan.job.stage_timeout_s)
+
+    def position(self) -> Position:
+        """Return where the stage is, also while its loop runs."""
+        return self._stage.progress.position if self._stage else UNKNOWN
+
+    def ask(self, name: str, *arguments: Any) -> Any:
+        """Call a method of the stage's steps, also while its loop runs."""
+        return getattr(self._built.steps, name)(*arguments)
+
+    def abort(self, attempt: int) -> None:
+        """End the waits of this attempt's stage: its call ends with LinkAbortedError as soon as it would wait again."""
+        inboxes = self._from_previous, self._from_following  # read before the attempt, which `build` changes first
+        if attempt == self._attempt:
+            for inbox in inboxes:
+                inbox.abort("another stage failed")
+
+    def call(self, name: str, *arguments: Any) -> Any:
+        """Call a method of the stage."""
+        return self._built.progress.call(getattr(self._built, name), *arguments)
+
+    @property
+    def _built(self) -> Stage:
+        assert self._stage, "build comes first"
+        return self._stage
+
+
+GROUPS = {
+    "deliver_previous": "from_previous", "deliver_following": "from_following", "position": "watch", "ask": "watch",
+    "abort": "watch",
+}  # fmt: skip
+
+
+def actor_class() -> Any:
+    """Decorate StageActor: one thread for the loop, one for each neighbour's messages, one for those who watch it."""
+    methods = {name: ray.method(concurrency_group=group)(getattr(StageActor, name)) for name, group in GROUPS.items()}
+    # A step is not idempotent, so Ray must restart and retry nothing by itself.
+    options: dict[str, Any] = {"max_restarts": 0, "max_task_retries": 0}
+    options["concurrency_groups"] = dict.fromkeys(GROUPS.values(), 1)
+    return ray.remote(**options)(type("StageActor", (StageActor,), methods))

@@ -1,0 +1,51 @@
+"""Watch: asks the stages of a run where they are while their calls run, and finds one that hangs."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+
+from backlink_ray.pipeline.pool import error_of
+from backlink_ray.pipeline.progress import UNKNOWN, Position
+
+# A busy process answers at once; a machine under load, within this.
+ANSWER_TIMEOUT_S = 1.0
+SILENT = "silent"
+
+
+class Watch:
+    """Knows of every stage when it last answered, and where it was."""
+
+    def __init__(self, actors: Sequence[Any]) -> None:
+        self._actors = actors
+        self._asked = [(time.monotonic(), actor.position.remote()) for actor in actors]
+        self._heard = [when for when, _ in self._asked]
+        self._positions = [UNKNOWN] * len(actors)
+
+    def update(self) -> None:
+        """Take the answers that have come, and ask again."""
+        for k, (when, ref) in enumerate(self._asked):
+            if ray.wait([ref], timeout=0)[0]:
+                self._heard[k], self._positions[k] = when, _position(ref)
+                self._asked[k] = time.monotonic(), self._actors[k].position.remote()
+
+    def hangs(self, limit_s: float) -> bool:
+        """Return whether a stage has not answered, or has been in one action by itself, for longer than this."""
+        silent_s = [time.monotonic() - heard for heard in self._heard]
+        return max(*silent_s, *(position.busy_s for position in self._positions)) > limit_s
+
+    def positions(self) -> list[Position]:
+        """Return where every stage is now; of one that does not answer, the action SILENT and for how long it has been."""
+        refs = [actor.position.remote() for actor in self._actors]
+        answered = ray.wait(refs, num_returns=len(refs), timeout=ANSWER_TIMEOUT_S)[0]
+        now = time.monotonic()
+        return [
+            _position(ref) if ref in answered else Position(-1, SILENT, now - self._heard[k])
+            for k, ref in enumerate(refs)
+        ]
+
+
+def _position(ref: Any) -> Position:
+    """Return a stage's answer; a dead one has none, and its pending call fails as well."""
+    return UNKNOWN if error_of(ref) is not None else ray.get(ref)

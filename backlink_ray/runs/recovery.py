@@ -1,0 +1,84 @@
+"""Recovery: whether and when a run that has lost a stage goes on from its newest checkpoint."""
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import count
+from typing import TypeVar
+
+from backlink_ray.errors import ClusterError, StageError
+
+T = TypeVar("T")
+
+# After the loss of a machine: twice as long each time, since a spot market or a reboot takes minutes.
+BACK_OFF_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What is known when an attempt at a run has failed.
+
+    Attributes:
+        error: what it raised.
+        recoveries: number of recoveries so far.
+        max_recoveries: number that is allowed.
+        replaceable: the stages are processes, which can be ended and started again; threads cannot.
+    """
+
+    error: StageError | ClusterError
+    recoveries: int
+    max_recoveries: int
+    replaceable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Whether to go on, after how many seconds, and why not."""
+
+    goes_on: bool
+    after_s: float = 0.0
+    why_not: str = ""
+
+
+def decide(status: Status) -> Decision:
+    """Decide from what has failed.
+
+    A failure that would repeat itself ends the run: an error of the user's code, a loss that is not finite, a cluster that is
+    too small. So does a cluster that has no room, or is gone, before anything was lost.
+    """
+    error = status.error
+    if not error.lost:
+        return Decision(False)
+    if isinstance(error, ClusterError) and (error.final or not status.recoveries):
+        return Decision(False)
+    if not status.replaceable:
+        return Decision(False, why_not="; a thread cannot be ended and started again, executor ray can")
+    if status.recoveries >= status.max_recoveries:
+        return Decision(False, why_not=f"; recovered {status.recoveries} times, max_recoveries={status.max_recoveries}")
+    needs_time = isinstance(error, ClusterError) or error.machine_lost
+    return Decision(True, BACK_OFF_S * 2**status.recoveries if needs_time else 0.0)
+
+
+def recovering(attempt: Callable[[int], T], max_recoveries: int, replaceable: Callable[[], bool]) -> T:
+    """Return attempt(number of recoveries so far), which is called again whenever a stage is lost.
+
+    Raises:
+        StageError, ClusterError: of the attempt that was not repeated; the message says why not.
+    """
+    for recoveries in count():
+        try:
+            return attempt(recoveries)
+        except (StageError, ClusterError) as error:
+            decision = decide(Status(error, recoveries, max_recoveries, replaceable()))
+            if not decision.goes_on:
+                error.reason += decision.why_not
+                raise
+            wait = f", in {decision.after_s:g} s" * bool(decision.after_s)
+            print(
+                f"{error}; recovering from the newest checkpoint{wait} ({recoveries + 1} of {max_recoveries})",
+                file=sys.stderr,
+                flush=True,
+            )
+            time.sleep(decision.after_s)
+    raise AssertionError("unreachable: count() never ends")
