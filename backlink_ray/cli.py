@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,7 @@ import tyro
 
 from backlink_ray.commands.bench import Bench
 from backlink_ray.commands.exit_codes import guarded
+from backlink_ray.commands.flags import parse
 from backlink_ray.errors import ConfigError
 from backlink_ray.files import write_whole
 from backlink_ray.methods.catalogue import own_options
@@ -168,9 +170,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given = sys.argv[1:] if arguments is None else arguments
         train = _train_with(given) if given[:1] == ["train"] else Train
         commands: dict[str, Callable[..., Any]] = {"train": train, "bench": Bench, "report": Report, "sync": Sync}
-        command: Train | Bench | Report | Sync = tyro.extras.subcommand_cli_from_dict(
-            commands, prog="backlink-ray", args=arguments, description=__doc__
-        )
+        read = partial(tyro.extras.subcommand_cli_from_dict, commands, prog="backlink-ray", description=__doc__)
+        command: Train | Bench | Report | Sync = parse(lambda each: read(args=each), given)
         return command.main()
 
     return guarded(run_command, lambda: "run the same command again to resume")

@@ -4,13 +4,14 @@ import os
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import tyro
 
 from backlink_ray.commands.exit_codes import guarded, resume_line
-from backlink_ray.commands.flags import CommonFlags
+from backlink_ray.commands.flags import CommonFlags, parse
 from backlink_ray.errors import ConfigError
 from backlink_ray.runs.results import Results
 from backlink_ray.runs.tracked import track_files
@@ -151,6 +152,7 @@ def run_command(
     """
 
     def run() -> int:
-        return make(tyro.cli(flags, prog=f"{name}.py", description=description, args=arguments)).run()
+        read = partial(tyro.cli, flags, prog=f"{name}.py", description=description)
+        return make(parse(lambda given: read(args=given), arguments)).run()
 
     return guarded(run, resume_line)

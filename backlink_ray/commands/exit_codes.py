@@ -1,16 +1,26 @@
 """Exit codes: what a command returns and prints when it ends."""
 
+<<<<<<< HEAD
+=======
+import atexit
+import os
+>>>>>>> 5d9a2af (No password or token in an error of a command line, the resume line or a misspelt URI, MLflow's variables included; what an output cannot encode is replaced)
 import re
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from io import TextIOWrapper
 
 import torch
 
 from backlink_ray.errors import BacklinkError, NonFiniteLossError, NotFiniteError, StageError
+<<<<<<< HEAD
 from backlink_ray.output import forgive_closed_output
 from backlink_ray.signals import INTERRUPTED, handled
 from backlink_ray.tracking.uri import redact
+=======
+from backlink_ray.tracking.uri import hide_secrets, redact
+>>>>>>> 5d9a2af (No password or token in an error of a command line, the resume line or a misspelt URI, MLflow's variables included; what an output cannot encode is replaced)
 
 # These end one run or measurement; the next one can still succeed.
 RUN_ERRORS = (NonFiniteLossError, NotFiniteError, StageError, torch.OutOfMemoryError)
@@ -27,12 +37,16 @@ def guarded(run: Callable[[], int], resume: Callable[[], str]) -> int:
         0 done; 1 some or all of it failed; 2 bad arguments, configuration or data; 3 interrupted by SIGINT (Ctrl-C) or SIGTERM,
         and resumable. A second signal ends the process at once, with 130.
     """
+<<<<<<< HEAD
     forgive_closed_output()
     with handled(lambda: f"interrupted; {resume()}"):
         return _exit_code(run, resume)
 
 
 def _exit_code(run: Callable[[], int], resume: Callable[[], str]) -> int:
+=======
+    _print_anything()
+>>>>>>> 5d9a2af (No password or token in an error of a command line, the resume line or a misspelt URI, MLflow's variables included; what an output cannot encode is replaced)
     try:
         return run()
     except (BacklinkError, torch.OutOfMemoryError) as error:
@@ -42,30 +56,42 @@ def _exit_code(run: Callable[[], int], resume: Callable[[], str]) -> int:
         return _end(f"interrupted; {resume()}", INTERRUPTED)
 
 
+def _print_anything() -> None:
+    """Have characters that a terminal or log cannot encode replaced, instead of losing the output at the first one."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message: those of CUDA continue with advice on its allocator."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _end(text: str, code: int) -> int:
+    for given in (*sys.argv, os.environ.get("MLFLOW_TRACKING_URI", "")):
+        text = hide_secrets(text, given)
     print(text, file=sys.stderr, flush=True)
     return code
 
 
 def resume_line() -> str:
     """Return the command that resumes this one, as the user typed it but without secrets."""
-    arguments = _without_secret(sys.argv)
+    arguments, left_out = _without_secrets(sys.argv)
     line = shlex.join([sys.orig_argv[0], *arguments])  # the Python as the user typed it
-    note = "" if arguments == sys.argv else "  (with MLFLOW_TRACKING_URI set)"
+    notes = ["MLFLOW_TRACKING_URI set" if flag == "--tracking-uri" else f"{flag} as before" for flag in left_out]
+    note = f"  (with {' and '.join(notes)})" if notes else ""
     return "resume: " + re.sub(r" --resume[ =]\w+", "", line) + " --resume auto" + note
 
 
-def _without_secret(arguments: list[str]) -> list[str]:
-    """Leave out a tracking URI that contains a password or token, since output is kept in logs."""
-    for i, argument in enumerate(arguments):
-        flag, equals, value = argument.partition("=")
-        if flag in ("--tracking-uri", "--tracking_uri"):
-            end = i + 1 if equals else i + 2
-            uri = value if equals else " ".join(arguments[i + 1 : end])
-            return arguments if redact(uri) == uri else arguments[:i] + arguments[end:]
-    return arguments
+def _without_secrets(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the arguments without those that contain a password or token, since output is kept in logs, and their flags."""
+    kept: list[str] = []
+    flags = []
+    for argument in arguments:
+        if redact(argument) == argument:
+            kept.append(argument)
+        else:
+            own = re.match(r"--[\w-]+(?==)", argument)
+            flags.append((own[0] if own else kept.pop()).replace("_", "-"))
+    return kept, list(dict.fromkeys(flags))

@@ -2,10 +2,10 @@
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 import tyro
@@ -16,7 +16,10 @@ from backlink_ray.local.engine import DEFAULT
 from backlink_ray.pipeline.resources import STAGE, StageResources
 from backlink_ray.runs.options import DEFAULT as RUN
 from backlink_ray.runs.options import RunOptions
+from backlink_ray.tracking.uri import redact
 from backlink_ray.tuning.resources import read_runs_per_gpu
+
+Parsed = TypeVar("Parsed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,3 +149,17 @@ def check_device(device: str) -> None:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device={device!r} cannot be used ({first_line(error)}); give another --device") from error
+
+
+def parse(read: Callable[[Sequence[str]], Parsed], arguments: Sequence[str] | None = None) -> Parsed:
+    """Return read(arguments); if they are wrong, the message that ends the process quotes them without their secrets.
+
+    Args:
+        read: parses arguments, as `tyro.cli` does.
+        arguments: default: those of the process.
+    """
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    shown = [redact(argument) for argument in given]
+    if shown != given:
+        read(shown)
+    return read(given)

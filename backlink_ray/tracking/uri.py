@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import re
 import shlex
 import sqlite3
@@ -19,21 +20,28 @@ _FIRST_START_TIMEOUT_S = 60.0  # creating the tables takes 2 to 5 s, and 20 proc
 _PROBE_TIMEOUT_S = 5.0
 
 _KINDS = re.compile(r"(https?|(sqlite|postgresql|mysql|mssql)(\+\w+)?|databricks)://")
-_PASSWORD = re.compile(r"(://[^:/?#@]*:)(.+)@")  # up to the last @: a password may contain an unescaped @ or /
-_TOKEN_AS_USER = re.compile(r"(://)([^:/?#@]+)@")
-_SECRET_IN_QUERY = re.compile(r"([?&][^=&#]*(?:password|passwd|pwd|token|secret|key)[^=&#]*=)([^&#]+)", re.IGNORECASE)
+# Up to the last @: a password may contain an unescaped @ or /. The second form lacks the slashes, and is refused by name.
+_PASSWORD = re.compile(r"(://[^:/?#@]*:)(.+)(?=@)", re.DOTALL)
+_MISTYPED = re.compile(r"(^(?:\w[\w.+-]*:/)?[^:/?#@]*:)(?!/)(.+)(?=@)", re.DOTALL)
+_TOKEN_AS_USER = re.compile(r"(://)([^:/?#@]+)(?=@)")
+_SECRET_IN_QUERY = re.compile(
+    r"([?&;#][^=&;#]*(?:pass|pwd|token|secret|key|auth|credential|sig|odbc_connect)[^=&;#]*=)([^&;#]+)", re.IGNORECASE
+)
+_SECRETS = (_PASSWORD, _MISTYPED, _TOKEN_AS_USER, _SECRET_IN_QUERY)
+_SECRET_VARIABLES = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "DATABRICKS_TOKEN")
 
 
 def redact(uri: str) -> str:
     """Return the URI for printing, logging and storing: passwords and tokens become `***`."""
-    shown = _PASSWORD.sub(r"\1***@", uri)
-    shown = _TOKEN_AS_USER.sub(r"\1***@", shown)
-    return _SECRET_IN_QUERY.sub(r"\1***", shown)
+    for pattern in _SECRETS:
+        uri = pattern.sub(r"\1***", uri)
+    return uri
 
 
 def hide_secrets(text: str, uri: str) -> str:
-    """Return text from elsewhere, such as an error message, without the secrets of `uri`, escaped or not."""
-    found = [m[2] for pattern in (_PASSWORD, _TOKEN_AS_USER, _SECRET_IN_QUERY) for m in pattern.finditer(uri)]
+    """Return text from elsewhere, such as an error message, without the secrets of `uri` and MLflow's, escaped or not."""
+    found = [m[2] for pattern in _SECRETS for m in pattern.finditer(uri)]
+    found += filter(None, map(os.environ.get, _SECRET_VARIABLES))
     for secret in sorted({*found, *map(unquote, found), *map(quote, found)} - {"***"}, key=len, reverse=True):
         text = text.replace(secret, "***")
     return text
@@ -92,7 +100,7 @@ def database_path(uri: str) -> Path | None:
     found = make_url(uri) if uri.startswith("sqlite:///") else None
     if not found or not found.database or found.database == ":memory:" or found.query:
         raise ConfigError(
-            f"tracking URI {uri!r} names no usable file; allowed: sqlite:////absolute/path.db, with ? as %3F and % as %25"
+            f"tracking URI {redact(uri)!r} names no usable file; allowed: sqlite:////absolute/path.db, with ? as %3F and % as %25"
         )
     return Path(found.database).absolute()
 

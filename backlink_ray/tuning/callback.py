@@ -124,7 +124,7 @@ class StudyCallback(tune.Callback):
 
 def _error_of(trial: Any) -> str:
     file = Path(trial.error_file or "-")  # Tune copies it to its storage later, where trial.get_error() looks
-    return file.read_text() if file.exists() else ""
+    return file.read_text("utf-8", "replace") if file.exists() else ""
 
 
 def _row(config: RunConfig, outcome: Outcome) -> dict[str, Value]:

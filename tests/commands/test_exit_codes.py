@@ -1,9 +1,14 @@
-"""How errors end a command."""
+"""How errors end a command, and what it prints."""
+
+import contextlib
+from io import BytesIO, TextIOWrapper
 
 import pytest
 import torch
 
+from backlink_ray.commands.command import Command, run_command
 from backlink_ray.commands.exit_codes import guarded, resume_line
+from backlink_ray.commands.flags import CommonFlags, choose_preset
 from backlink_ray.errors import CheckpointError, ConfigError, NonFiniteLossError, StageError
 
 
@@ -40,14 +45,48 @@ def test_a_bug_is_not_reported_as_a_bad_argument(fault: Exception) -> None:
 
 
 @pytest.mark.parametrize(
-    "uri",
+    ("secret", "note"),
     [
-        ["--tracking-uri", "http://u:s3cret@host?token=t0ken"],
-        ["--tracking-uri=postgresql://u:s3cret@host/db?token=t0ken"],
+        (["--tracking-uri", "http://u:s3cret@host?token=t0ken"], "MLFLOW_TRACKING_URI set"),
+        (["--tracking_uri=postgresql://u:s3cret@host/db?token=t0ken"], "MLFLOW_TRACKING_URI set"),
+        (["--tracking-uri", "http://host", "--tracking-uri", "http://u:s3cret@host"], "MLFLOW_TRACKING_URI set"),
+        (["--address", "ray://u:s3cret@host:1"], "--address as before"),
     ],
 )
-def test_the_resume_line_contains_no_secret(monkeypatch: pytest.MonkeyPatch, uri: list[str]) -> None:
-    monkeypatch.setattr("sys.argv", ["table_2.py", *uri, "--resume", "never", "--seed", "1"])
-    assert resume_line().endswith(" table_2.py --seed 1 --resume auto  (with MLFLOW_TRACKING_URI set)")
+def test_the_resume_line_contains_no_secret(monkeypatch: pytest.MonkeyPatch, secret: list[str], note: str) -> None:
+    monkeypatch.setattr("sys.argv", ["table_2.py", *secret, "--resume", "never", "--seed", "1"])
+    kept = " --tracking-uri http://host" if len(secret) > 2 else ""
+    assert resume_line().endswith(f" table_2.py{kept} --seed 1 --resume auto  (with {note})")
     monkeypatch.setattr("sys.argv", ["table_2.py", "--tracking-uri", "http://host", "--seed", "1"])
     assert resume_line().endswith(" table_2.py --tracking-uri http://host --seed 1 --resume auto")
+
+
+@pytest.mark.parametrize(
+    "secret", ["--preset=http://u:s3cret@host", "--seed=http://u:s3cret@host", "--x=http://u:s3cret@host"]
+)
+def test_no_error_of_a_command_line_contains_a_secret(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], secret: str
+) -> None:
+    monkeypatch.setattr("sys.argv", ["tune.py", secret])
+
+    def make(flags: CommonFlags) -> Command:
+        raise ConfigError(f"{choose_preset(['paper'], flags)} is no preset")
+
+    with contextlib.suppress(SystemExit):  # tyro's
+        assert run_command(make, CommonFlags, "tune", None) == 2
+    told = capsys.readouterr().err
+    assert "http://u:***@host" in told
+    assert "s3cret" not in told
+
+
+def test_what_the_output_cannot_encode_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    streams = [TextIOWrapper(BytesIO(), encoding="ascii") for _ in range(2)]
+    monkeypatch.setattr("sys.stdout", streams[0])
+    monkeypatch.setattr("sys.stderr", streams[1])
+
+    def run() -> int:
+        print("2 ± 1 µs", flush=True)
+        raise ConfigError("größer")
+
+    assert guarded(run, str) == 2
+    assert [stream.buffer.getvalue() for stream in streams] == [b"2 ? 1 ?s\n", b"error: gr??er\n"]  # type: ignore[attr-defined]

@@ -35,6 +35,13 @@ SQLITE = "sqlite:////data/mlflow.db"
         ("https://t0ken@host", "https://***@host"),
         ("postgresql+psycopg2://u:p%40ss@db/mlflow", "postgresql+psycopg2://u:***@db/mlflow"),
         ("postgresql://db/mlflow?user=u&password=p&sslmode=x", "postgresql://db/mlflow?user=u&password=***&sslmode=x"),
+        ("mssql+pyodbc:///?odbc_connect=UID%3Du%3BPWD%3Dp", "mssql+pyodbc:///?odbc_connect=***"),
+        ("http://host/?a=b;auth=p#access_token=p&x=y", "http://host/?a=b;auth=***#access_token=***&x=y"),
+        ("http://user:a\nb@host", "http://user:***@host"),
+        ("http:/user:p@host", "http:/user:***@host"),
+        ("user:p@host/db", "user:***@host/db"),
+        ("--tracking-uri=http://user:p@host", "--tracking-uri=http://user:***@host"),
+        ("sqlite:////data/a:b@c.db", "sqlite:////data/a:b@c.db"),
         ("http://host:5000", "http://host:5000"),
         (SQLITE, SQLITE),
     ],
@@ -54,6 +61,12 @@ def test_no_password_survives(password: str) -> None:
         assert written not in hidden
 
 
+def test_mlflows_own_secrets_are_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "s3cret")
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "t0ken")
+    assert hide_secrets("401 for s3cret, t0ken", "http://host") == "401 for ***, ***"
+
+
 def test_uris_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert default_tracking_uri(Path("storage")) == f"sqlite:///{tmp_path}/storage/mlflow.db"
@@ -67,6 +80,15 @@ def test_uris_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     for bad in ("sqlite://", "sqlite:///", "sqlite:///:memory:", "sqlite:////a.db?mode=ro"):
         with pytest.raises(ValueError, match="names no usable file"):
             checked_uri(bad)
+    for secret in (
+        "sqlite://u:s3cret@h/x.db",
+        "sqlite:///a.db?password=s3cret",
+        "u:s3cret@host/db",
+        "http:/u:s3cret@h",
+    ):
+        with pytest.raises(ConfigError, match=r"\*\*\*") as refused:
+            checked_uri(secret)
+        assert "s3cret" not in str(refused.value)
 
 
 @pytest.fixture
@@ -123,7 +145,7 @@ def test_a_database_is_locked_by_one_process_and_a_bad_one_fails_at_once(tmp_pat
     assert database_path("http://host") is None
     with sqlite_lock(f"sqlite:///{tmp_path}/new/x.db"):
         lock = tmp_path / "new" / "x.db.lock"
-        with pytest.raises(BusyError, match="held by another process"), exclusive(lock, 0.05):
+        with pytest.raises(BusyError, match="in use by another process"), exclusive(lock, 0.05):
             pass
     (tmp_path / "noise.db").write_bytes(b"noise" * 100)
     for name in ("noise.db", "new"):
