@@ -1,10 +1,6 @@
 """Exit codes: what a command returns and prints when it ends."""
 
-<<<<<<< HEAD
-=======
-import atexit
 import os
->>>>>>> 5d9a2af (No password or token in an error of a command line, the resume line or a misspelt URI, MLflow's variables included; what an output cannot encode is replaced)
 import re
 import shlex
 import sys
@@ -14,13 +10,9 @@ from io import TextIOWrapper
 import torch
 
 from backlink_ray.errors import BacklinkError, NonFiniteLossError, NotFiniteError, StageError
-<<<<<<< HEAD
 from backlink_ray.output import forgive_closed_output
 from backlink_ray.signals import INTERRUPTED, handled
-from backlink_ray.tracking.uri import redact
-=======
 from backlink_ray.tracking.uri import hide_secrets, redact
->>>>>>> 5d9a2af (No password or token in an error of a command line, the resume line or a misspelt URI, MLflow's variables included; what an output cannot encode is replaced)
 
 # These end one run or measurement; the next one can still succeed.
 RUN_ERRORS = (NonFiniteLossError, NotFiniteError, StageError, torch.OutOfMemoryError)
@@ -37,16 +29,13 @@ def guarded(run: Callable[[], int], resume: Callable[[], str]) -> int:
         0 done; 1 some or all of it failed; 2 bad arguments, configuration or data; 3 interrupted by SIGINT (Ctrl-C) or SIGTERM,
         and resumable. A second signal ends the process at once, with 130.
     """
-<<<<<<< HEAD
+    _print_anything()
     forgive_closed_output()
     with handled(lambda: f"interrupted; {resume()}"):
         return _exit_code(run, resume)
 
 
 def _exit_code(run: Callable[[], int], resume: Callable[[], str]) -> int:
-=======
-    _print_anything()
->>>>>>> 5d9a2af (No password or token in an error of a command line, the resume line or a misspelt URI, MLflow's variables included; what an output cannot encode is replaced)
     try:
         return run()
     except (BacklinkError, torch.OutOfMemoryError) as error:
