@@ -1,4 +1,4 @@
-"""Output: standard output and error go on when nobody reads them any more."""
+"""Output: standard output and error go on when nobody reads them any more, and with characters that they cannot encode."""
 
 import errno
 import io
@@ -20,12 +20,14 @@ class _Forgiving(io.FileIO):
             return len(data)
 
 
-def forgive_closed_output() -> None:
-    """Let this process go on if the reader of its standard output or error goes away, instead of failing at the next line."""
+def forgive_output() -> None:
+    """Let this process go on where a line cannot be written: what cannot be encoded is replaced, what nobody reads is dropped."""
     for name, original in (("stdout", sys.__stdout__), ("stderr", sys.__stderr__)):
         stream = getattr(sys, name)
-        if stream is original and isinstance(stream, io.TextIOWrapper):
-            stream.flush()
+        if not isinstance(stream, io.TextIOWrapper):
+            continue
+        stream.reconfigure(errors="replace")
+        if stream is original:
             raw = io.BufferedWriter(_Forgiving(stream.fileno(), "w", closefd=False))
-            how: Any = {"encoding": stream.encoding, "errors": stream.errors, "line_buffering": stream.line_buffering}
+            how: Any = {"encoding": stream.encoding, "errors": "replace", "line_buffering": stream.line_buffering}
             setattr(sys, name, io.TextIOWrapper(raw, write_through=stream.write_through, **how))

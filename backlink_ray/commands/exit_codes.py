@@ -5,12 +5,11 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from io import TextIOWrapper
 
 import torch
 
 from backlink_ray.errors import BacklinkError, NonFiniteLossError, NotFiniteError, StageError
-from backlink_ray.output import forgive_closed_output
+from backlink_ray.output import forgive_output
 from backlink_ray.signals import INTERRUPTED, handled
 from backlink_ray.tracking.uri import hide_secrets, redact
 
@@ -29,8 +28,7 @@ def guarded(run: Callable[[], int], resume: Callable[[], str]) -> int:
         0 done; 1 some or all of it failed; 2 bad arguments, configuration or data; 3 interrupted by SIGINT (Ctrl-C) or SIGTERM,
         and resumable. A second signal ends the process at once, with 130.
     """
-    _print_anything()
-    forgive_closed_output()
+    forgive_output()
     with handled(lambda: f"interrupted; {resume()}"):
         return _exit_code(run, resume)
 
@@ -43,13 +41,6 @@ def _exit_code(run: Callable[[], int], resume: Callable[[], str]) -> int:
         return _end(f"error: {error}" if code == 2 else f"failed: {first_line(error)}; {resume()}", code)
     except KeyboardInterrupt:
         return _end(f"interrupted; {resume()}", INTERRUPTED)
-
-
-def _print_anything() -> None:
-    """Have characters that a terminal or log cannot encode replaced, instead of losing the output at the first one."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="replace")
 
 
 def first_line(error: BaseException) -> str:
