@@ -1,7 +1,9 @@
 """Descent: how well a method's gradient agrees with the gradient of the global loss, epoch by epoch (Fig. 3)."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -33,7 +35,8 @@ def directions(
     job = make_job(config, dataset)
     batches = job.batches(torch.device(device), job.dtype)
     modules = [m.to(device) for m in job.modules]
-    trainer = Trainer(modules, job.method, job.lr, loss=job.loss, optimizer=job.optimizer, seed=job.seed)
+    how: dict[str, Any] = {"loss": job.loss, "optimizer": job.optimizer, "seed": job.seed, "engine": job.engine}
+    trainer = Trainer(modules, job.method, job.lr, **how)
     threads = torch.get_num_threads()
     torch.set_num_threads(config.torch_threads)
     try:
@@ -67,9 +70,9 @@ def measure(trainer: Trainer, batches: Batches, steps: range, seed: int) -> dict
         steps: of the batches.
         seed: of dropout masks.
     """
-    whole, found = MeanGradients(), MeanGradients()
+    whole, found, engine = MeanGradients(), MeanGradients(), replace(trainer.engine, graph=False)
     for step in steps:
-        inputs, labels, step_seed = batches.inputs(step), batches.labels(step), StepSeed(seed, step)
+        inputs, labels, step_seed = batches.inputs(step), batches.labels(step), StepSeed(seed, step, engine)
         for method, mean in ((BP(), whole), (trainer.method, found)):
             mean.add(gradients(trainer.modules, method, inputs, labels, step_seed, loss=trainer.loss))
     return descent_by_module(whole.mean(), found.mean(), [len(module.units) for module in trainer.modules])

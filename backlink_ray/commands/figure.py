@@ -8,20 +8,22 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+import tyro
 
 from backlink_ray import provenance
 from backlink_ray.commands.command import Command, run_command
 from backlink_ray.commands.exit_codes import RUN_ERRORS, first_line
-from backlink_ray.commands.flags import CommonFlags, check_device, choose_preset
+from backlink_ray.commands.flags import AS_THE_PRESET, CommonFlags, EngineFlags, check_device, choose_preset
 from backlink_ray.commands.search import Picture
 from backlink_ray.commands.trials import estimate
 from backlink_ray.errors import ConfigError
 from backlink_ray.figures.data import FigureData
 from backlink_ray.figures.style import name_of
 from backlink_ray.runs.config import RunConfig
+from backlink_ray.runs.job import engine_of
 from backlink_ray.runs.results import Results, Row, Value, columns_of
 from backlink_ray.seeds import derive_seed
 from backlink_ray.text import slug
@@ -37,6 +39,7 @@ class FigureFlags(CommonFlags):
     """Where to measure: cuda, cuda:1 or cpu; default: the GPU where there is one."""
     executor: Literal["auto", "threads", "ray"] = "auto"
     """Where the stages of figure 9 run; auto: both, one after the other."""
+    engine: Annotated[EngineFlags, tyro.conf.arg(name="")] = AS_THE_PRESET
 
     @property
     def chosen_device(self) -> str:
@@ -119,9 +122,11 @@ class FigureCommand(Command):
     def __init__(self, name: str, measurement: Measurement, flags: FigureFlags) -> None:
         self._measurement, self._preset = measurement, choose_preset(measurement.presets, flags)
         plan = measurement.presets[self._preset]
-        base, *runs = (run.replace(seed=flags.seed + run.seed) for run in (plan.base, *plan.runs))
+        how = flags.engine.given
+        base, *runs = (run.replace(seed=flags.seed + run.seed, **how) for run in (plan.base, *plan.runs))
         plan = dataclasses.replace(plan, base=base, runs=tuple(runs))
-        super().__init__(flags, name if self._preset == "paper" else f"{name}-{self._preset}", plan)
+        parts = (name, *([] if self._preset == "paper" else [self._preset]), *flags.engine.names)
+        super().__init__(flags, "-".join(parts), plan)
         self._runs = list({run.run_id: run for run in plan.runs}.values())
         self._hardware, self._failed = "", list[str]()
 
@@ -132,6 +137,7 @@ class FigureCommand(Command):
         """Check the device, the runs and what measuring them needs."""
         device = self.flags.chosen_device
         check_device(device)
+        engine_of(self.plan.base).check(torch.device(device), torch.float32)
         refused = {run.run_id: self._measurement.refuse(run, device) for run in self._runs}
         left = [run for run in self._runs if not refused[run.run_id]]
         if not left:

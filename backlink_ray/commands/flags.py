@@ -76,6 +76,14 @@ class EngineFlags:
         """Return what of it differs from the default of a run."""
         return {name: value for name, value in self.given.items() if value != getattr(DEFAULT, name)}
 
+    @property
+    def names(self) -> list[str]:
+        """Return what differs from the default as parts of a study's name."""
+        return ["graph" if name == "graph" else value for name, value in self.changed.items()]
+
+
+AS_THE_PRESET = EngineFlags()
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrialFlags(CommonFlags):
@@ -92,7 +100,7 @@ class TrialFlags(CommonFlags):
     """How often a trial that was lost, as its process or machine died, is started again, from its last checkpoint."""
     stage_timeout_s: float = RUN.stage_timeout_s
     """Longest time that a stage waits for its neighbour, in seconds."""
-    engine: Annotated[EngineFlags, tyro.conf.arg(name="")] = EngineFlags()
+    engine: Annotated[EngineFlags, tyro.conf.arg(name="")] = AS_THE_PRESET
     executor: Literal["auto", "local", "threads", "ray"] = "auto"
     """Where a trial's local modules run; auto: one Ray actor each if the cluster has room for them."""
 

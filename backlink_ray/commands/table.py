@@ -110,7 +110,7 @@ class TableCommand(Command):
             f"table_{number}",
             "smoke" if is_smoke else "",
             flags.budget.slug,
-            *("graph" if name == "graph" else value for name, value in flags.engine.changed.items()),
+            *flags.engine.names,
             alpha,
         )
         super().__init__(

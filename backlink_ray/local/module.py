@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -115,19 +115,29 @@ def _state(name: str, part: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def _apply(name: str, module: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Return module(x); errors at a batch of one, with which a batch norm cannot train, and of `view` say what to do."""
     try:
-        return module(x)
+        with explaining_view(name):
+            return module(x)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        if len(x) != 1:
+            raise
+        raise ConfigError(
+            f"{name} cannot take a batch of one: {error}; allowed: batch_size 2 or more (drop_last=True of a loader)"
+        ) from error
+
+
+@contextmanager
+def explaining_view(name: str) -> Iterator[None]:
+    """Turn an error of `view` inside `with` into a ConfigError that names what called it, and says what to do."""
+    try:
+        yield
     except RuntimeError as error:
         if "view size is not compatible" not in str(error):
             raise
         raise ConfigError(
             f"{name} calls view on a tensor whose order in memory (channels_last?) does not allow it: {error}; allowed: flatten "
             "or reshape in place of view, or memory_format='contiguous'"
-        ) from error
-    except ValueError as error:
-        if len(x) != 1:
-            raise
-        raise ConfigError(
-            f"{name} cannot take a batch of one: {error}; allowed: batch_size 2 or more (drop_last=True of a loader)"
         ) from error
 
 

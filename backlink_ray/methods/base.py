@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from backlink_ray.data.tensors import LabelledSet
 from backlink_ray.errors import ConfigError
 from backlink_ray.local.graph import Graph, differentiate
-from backlink_ray.local.module import Chain, LocalModule, ModuleSpec, NoHelper, StepSeed
+from backlink_ray.local.module import Chain, LocalModule, ModuleSpec, NoHelper, StepSeed, explaining_view
 from backlink_ray.local.sizes import check_propagation
 from backlink_ray.methods.state import MethodState
 from backlink_ray.options import check_needs, check_options
@@ -195,7 +195,7 @@ class Method:
     ) -> LocalResult:
         """Backpropagate the module's own loss through head, tail and body; frees the graphs, but with `retain` not the tail's."""
         features, engine = tail.output.detach().requires_grad_(), batch.step_seed.engine
-        with engine.autocast(features.device):
+        with engine.autocast(features.device), explaining_view(f"the helper or loss of module {module.module_index}"):
             loss = self.loss(module, features, replace(batch, loss=engine.in_float32(batch.loss)))
         *own, error = differentiate(loss, [*module.head.parameters(), *module.helper.parameters(), features])
         tail_gradients, error = tail.backward(error, retain=retain)

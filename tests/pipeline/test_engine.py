@@ -11,6 +11,8 @@ from torch import Tensor
 
 import backlink_ray as bl
 from backlink_ray.local.engine import Engine
+from backlink_ray.local.module import LocalModule, ModuleSpec
+from backlink_ray.methods.base import Batch
 from backlink_ray.pipeline.exchange import Kind, QueueLink
 from backlink_ray.pipeline.threads import ThreadsExecutor
 from backlink_ray.provenance import flushes_subnormals
@@ -257,13 +259,28 @@ def test_subnormals_are_flushed_while_a_run_computes_and_not_afterwards(make: Ma
     assert not flushes_subnormals()
 
 
-def test_a_view_that_channels_last_breaks_says_what_to_do() -> None:
-    class Viewed(torch.nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return x.view(len(x), -1)
+class Viewed(torch.nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.view(len(x), -1)
 
-    units, batch = [torch.nn.Conv2d(3, 4, 3), Viewed()], (torch.randn(4, 3, 8, 8), torch.arange(4))
-    modules = bl.split(bl.Network(units, torch.nn.Linear(4 * 36, 10), torch.zeros(1, 3, 8, 8)), 1)
-    with pytest.raises(bl.ConfigError, match=r"units\[1\] .*memory_format='contiguous'"):
-        bl.Trainer(modules, bl.BP()).step(*batch)
-    bl.Trainer(modules, bl.BP(), engine=Engine(memory_format="contiguous")).step(*batch)
+
+class ViewingHelper(bl.Method):
+    name: ClassVar[str] = "viewing"
+
+    def build_helper(self, spec: ModuleSpec) -> torch.nn.Module:
+        return Viewed()
+
+    def loss(self, module: LocalModule, features: Tensor, batch: Batch) -> Tensor:
+        return super().loss(module, features, batch) + (0 if module.is_last else module.helper(features).mean())
+
+
+@pytest.mark.parametrize(
+    ("method", "flat", "found"),
+    [(bl.BP(), Viewed(), r"units\[1\]"), (ViewingHelper(), torch.nn.Flatten(), "helper or loss of module 0")],
+)
+def test_a_view_that_channels_last_breaks_says_what_to_do(method: bl.Method, flat: torch.nn.Module, found: str) -> None:
+    units, batch = [torch.nn.Conv2d(3, 4, 3), flat], (torch.randn(4, 3, 8, 8), torch.arange(4))
+    network = bl.Network(units, torch.nn.Linear(4 * 36, 10), torch.zeros(1, 3, 8, 8))
+    with pytest.raises(bl.ConfigError, match=rf"{found} .*memory_format='contiguous'"):
+        bl.Trainer(bl.split(network, 2), method).step(*batch)
+    bl.Trainer(bl.split(network, 2), method, engine=Engine(memory_format="contiguous")).step(*batch)

@@ -99,6 +99,19 @@ def test_a_figure_that_measures_draws_tracks_and_measures_nothing_twice(
     assert " MiB\n" not in capsys.readouterr().out
 
 
+def test_a_figure_in_another_precision_has_a_folder_of_its_own(
+    storage: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measured = measurement(script("figure_7_memory"), memory_plan(head="conv", batch_size=16))
+    flags = ["--smoke-test", "--device", "cpu", "--storage-path", str(storage)]
+    assert figure_main("figure_7_memory", measured, "", [*flags, "--graph"]) == 2
+    assert "graph=True captures the work of a GPU" in capsys.readouterr().err
+    assert figure_main("figure_7_memory", measured, "", [*flags, "--precision", "bf16"]) == 0
+    assert not list(storage.glob("*graph*"))
+    rows = Results(storage / "figure_7_memory-smoke-bf16").rows()
+    assert {row["precision"] for row in rows} == {"bf16"}
+
+
 def test_a_configuration_that_does_not_fit_is_left_out_and_the_rest_is_drawn(
     storage: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
