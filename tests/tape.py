@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from backlink_ray.train.recorder import Recorder
+
 T = TypeVar("T")
 
 
@@ -65,8 +67,8 @@ def _written(operation: Any, arguments: Any, options: Any) -> list[Tensor]:
     return [tensor for tensor in tree_leaves(found) if isinstance(tensor, Tensor)]
 
 
-class TapeRecorder:
-    """Records as `train.recorder.Recorder` does."""
+class TapeRecorder(Recorder):
+    """Records on tapes."""
 
     def __init__(self) -> None:
         self.recorded = 0

@@ -64,7 +64,7 @@ class EngineFlags:
     compile: Literal["", "none", "units"] = ""
     """Of every run: compile its units; default: the preset's (in tables none)."""
     graph: bool = False
-    """Every run, on a GPU: the step as one CUDA graph, in a stage as one between every two links."""
+    """Every run, on a GPU: the step as one CUDA graph, in a stage one between every two links."""
 
     @property
     def given(self) -> dict[str, Any]:

@@ -35,7 +35,7 @@ class EngineOptions:
     compile: str = choice("none", "units")
     """units: every unit through torch.compile, which takes half a minute or more at the beginning."""
     graph: bool = flag(False)
-    """On a GPU: the step as one CUDA graph, in a stage as one between every two links; draws then follow from the step alone."""
+    """On a GPU: the step as one CUDA graph, in a stage one between every two links; draws then follow from the step."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 from torch import Tensor
 
@@ -18,18 +18,6 @@ from backlink_ray.train.evaluation import Evaluation
 from backlink_ray.train.optim import Updater
 from backlink_ray.train.recorder import Recorder
 from backlink_ray.train.state import TrainState
-
-T = TypeVar("T")
-
-
-class Records(Protocol):
-    """What a captured stage records with: `train.recorder.Recorder`."""
-
-    def call(self, part: Callable[[], T]) -> T:
-        """Return part(), computed eagerly."""
-
-    def record(self, part: Callable[[], T]) -> tuple[Callable[[], None], T]:
-        """Return what replays part(), and what it returned, which is computed by the first replay."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +44,8 @@ class CapturedStage(Stage):
     copied to one place, what is sent is a copy, the lr is a tensor. A stretch reads results of its own step alone (methods for
     which that is not so are refused), so it is recorded in the first step whose other stretches are, which for one that waits
     for the next stage's answer is a step later. Every graph has memory of its own: sharing it, they would have to be replayed in
-    the order of their recording, and a run's first step and its end leave that order.
+    the order of their recording, and a run's first step and its end leave that order. A timeline shows a stretch as its first
+    action, and what is recorded is launched, not finished, at its end.
 
     Args:
         recorder: by default of the stage's GPU.
@@ -65,13 +54,13 @@ class CapturedStage(Stage):
         ConfigError: the method or an optimizer cannot be captured; at a run: a unit cannot.
     """
 
-    def __init__(self, plan: StagePlan, recorder: Records | None = None) -> None:
+    def __init__(self, plan: StagePlan, recorder: Recorder | None = None) -> None:
         super().__init__(plan)
         names = ("body_update", "tail_update", "replica_update")
         updaters = (self._body_updater, self._tail_updater, self._replica_updater)
         check_capture(self._method, [self._module], updaters)
         self._updaters: dict[str, Updater] = dict(zip(names, updaters, strict=True))
-        self._recorder: Records = recorder or Recorder(self._device)
+        self._recorder = recorder or Recorder(self._device)
         self._stretches = {stretch[0]: stretch for stretch in stretches(self._actions)}
         self._draws, self._evaluates = draw([self._module]), False
         self._still: dict[str, Tensor] = {}
