@@ -1,7 +1,6 @@
 """The study folder: which study it belongs to, and which process works in it."""
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ from backlink_ray.errors import BusyError, ConfigError
 from backlink_ray.files import exclusive, make_folder, read_json, write_whole
 from backlink_ray.runs.tracked import DRIVER_LOCK
 from backlink_ray.tuning.plan import Plan
+from backlink_ray.tuning.trust import check_trust
 
 MANIFEST = "study.json"
 _LOOK_TIMEOUT_S = 0.5  # `backlink-ray sync` checks for a living driver by taking the lock for an instant
@@ -33,8 +33,8 @@ def open_study_folder(folder: Path, name: str, plan: Plan, resume: str) -> Itera
     """
     # Hidden files may be left by a start that was killed at once.
     is_used = folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
+    check_trust(folder)
     if is_used:
-        _check_owner(folder)
         if resume == "never":
             raise ConfigError(
                 f"{_folder(folder)} already holds a study and --resume is never; give another --storage-path"
@@ -100,14 +100,6 @@ def _difference(found: dict[str, Any], expected: dict[str, Any]) -> str:
     return ", ".join(
         f"{name} is {there.get(name, 'the default')} there and {here.get(name, 'the default')} here" for name in names
     )
-
-
-def _check_owner(folder: Path) -> None:
-    found = folder.stat()
-    if found.st_uid != os.getuid() or found.st_mode & 0o002:
-        raise ConfigError(
-            f"{_folder(folder)} belongs to another user, or is writable for everybody; give another --storage-path"
-        )
 
 
 def _folder(folder: Path) -> str:
