@@ -14,7 +14,7 @@ from backlink_ray.commands.bench import Bench
 from backlink_ray.commands.exit_codes import guarded
 from backlink_ray.commands.flags import parse
 from backlink_ray.errors import ConfigError
-from backlink_ray.files import write_whole
+from backlink_ray.files import local_path, write_whole
 from backlink_ray.methods.catalogue import own_options
 from backlink_ray.options import mapping
 from backlink_ray.pipeline.pool import READY_TIMEOUT_S
@@ -122,9 +122,10 @@ class Sync:
         from backlink_ray.tracking.uri import default_tracking_uri, redact
         from backlink_ray.tuning.folder import MANIFEST
 
-        home = self.storage.parent if (self.storage / MANIFEST).exists() else self.storage
+        storage = local_path(self.storage, "storage")
+        home = storage.parent if (storage / MANIFEST).exists() else storage
         uri = self.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "") or default_tracking_uri(home)
-        logged, refused = sync(self.storage, uri)
+        logged, refused = sync(storage, uri)
         print(f"in MLflow at {redact(uri)}: {logged} of {logged + refused} runs" + ", see above" * bool(refused))
         return 1 if refused else 0
 
@@ -153,9 +154,10 @@ class Report:
                 "report has nothing to print without --claims; for a table run studies/table_2.py --report-only"
             )
         is_default = self.storage_path == (Path("results"),) and not self.storage_path[0].exists()
-        page = markdown(Evidence(() if is_default else self.storage_path))
+        folders = [local_path(each, "storage_path") for each in self.storage_path]
+        page = markdown(Evidence(() if is_default else folders))
         if self.output:
-            write_whole(Path(self.output), page)
+            write_whole(local_path(self.output, "output"), page)
         if sys.stdout.isatty():
             Console().print(RichMarkdown(page))
         else:

@@ -139,10 +139,10 @@ def _not_written(path: Path, num_bytes: int, error: OSError) -> StorageError:
     )
 
 
-def local_folder(text: str | Path, flag: str) -> Path:
-    """Return the folder that a flag names, with ~ expanded; ConfigError for what cannot be one, or is an address (s3://...)."""
+def local_path(text: str | Path, flag: str) -> Path:
+    """Return the path that a flag names, with ~ expanded; ConfigError for what cannot be one, or is an address (s3://...)."""
     if _ADDRESS.match(str(text)):
-        raise ConfigError(f"{flag}={str(text)!r} is an address; allowed: a folder of this machine, or one mounted here")
+        raise ConfigError(f"{flag}={str(text)!r} is an address; allowed: a path on this machine, which may be mounted")
     try:
         path = Path(text).expanduser()
         with suppress(FileNotFoundError, NotADirectoryError):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from backlink_ray import provenance
-from backlink_ray.files import append_line, write_whole
+from backlink_ray.files import append_line, make_own_folder, write_whole
 from backlink_ray.runs.results import Row
 
 
@@ -42,7 +42,7 @@ class RowFiles:
     """
 
     def __init__(self, folder: Path, device: str, **also: Any) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_own_folder(folder)
         self._folder, self._lock = folder, threading.Lock()
         self._where = {**provenance.describe_process(device), **also}
 

@@ -19,7 +19,7 @@ from backlink_ray.commands.bench_table import print_rows
 from backlink_ray.commands.flags import check_device, not_negative
 from backlink_ray.data.datasets import data_root
 from backlink_ray.errors import ConfigError
-from backlink_ray.files import make_folder
+from backlink_ray.files import local_path, make_folder
 from backlink_ray.local.engine import Engine
 from backlink_ray.nets.names import unit_count
 from backlink_ray.paper.cells import published_error_pct
@@ -78,7 +78,7 @@ class Bench:
         """Measure one item."""
         self._check()
         torch.set_num_threads(self.threads)
-        path = Path(self.json).expanduser() if self.json else None
+        path = local_path(self.json, "json") if self.json else None
         if path:
             make_folder(path.parent, "json")
         shown: list[Row] = []
@@ -99,7 +99,7 @@ class Bench:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} is out of range; allowed 1 or more")
         check_device(self.chosen_device)
-        if self.json and Path(self.json).expanduser().is_dir():
+        if self.json and local_path(self.json, "json").is_dir():
             raise ConfigError(f"json={self.json!r} is a folder; give a file")
         for network in self.networks():
             unit_count(network)  # checks the name

@@ -12,6 +12,7 @@ import tyro
 
 from backlink_ray.commands.exit_codes import first_line
 from backlink_ray.errors import ConfigError
+from backlink_ray.files import local_path
 from backlink_ray.local.engine import DEFAULT
 from backlink_ray.pipeline.resources import STAGE, StageResources
 from backlink_ray.runs.options import DEFAULT as RUN
@@ -50,7 +51,7 @@ class CommonFlags:
     @property
     def storage(self) -> Path:
         """Return the storage path, absolute."""
-        return Path(self.storage_path).expanduser().absolute()
+        return local_path(self.storage_path, "storage_path").absolute()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,12 +2,14 @@
 
 import math
 import statistics
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from backlink_ray.data.originals import CIFAR10_CLASSES, SVHN_CLASSES
+from backlink_ray.errors import StorageError
 from backlink_ray.files import read_json
 from backlink_ray.paper.cells import Cell
 from backlink_ray.paper.grid import Grid, Rows
@@ -51,8 +53,16 @@ def class_errors(table: Table, grid: Grid, rows: Rows, folder: Path) -> list[Cla
 
 def _results(by_seed: Mapping[int, Mapping[str, Any]], folder: Path) -> list[dict[str, Any]]:
     files = [folder / "runs" / str(row["run_id"]) / RESULT for row in by_seed.values()]
-    results = [read_json(file, RUN_AGAIN) for file in files]
+    results = [_result(file) for file in files]
     return [result for result in results if "class_error_pct" in result]
+
+
+def _result(file: Path) -> dict[str, Any]:
+    try:
+        return read_json(file, RUN_AGAIN)
+    except StorageError as error:  # costs its own run's classes alone
+        print(error, file=sys.stderr, flush=True)
+        return {}
 
 
 def _classes(cell: Cell, grid: Grid, results: Sequence[dict[str, Any]]) -> list[ClassError]:

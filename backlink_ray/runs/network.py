@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from backlink_ray.errors import CheckpointError
+from backlink_ray.files import local_path
 from backlink_ray.local.weights import check_weights, copy_weights
 from backlink_ray.nets.network import Network
 from backlink_ray.runs.folder import CHECKPOINTS, read_config, recorded_run_id
@@ -22,7 +23,7 @@ def load_network(run_folder: str | Path) -> Network:
         ConfigError: it is no run folder, of another format, or its network is another one now.
         CheckpointError: it has no checkpoint yet.
     """
-    folder = Path(run_folder).expanduser()
+    folder = local_path(run_folder, "run_folder")
     config, facts = read_config(folder)
     found = newest(folder / CHECKPOINTS, recorded_run_id(folder))
     if found is None:

@@ -10,7 +10,7 @@ import torch
 from backlink_ray.data.datasets import data_root as find_data_root
 from backlink_ray.data.tensors import Dataset
 from backlink_ray.errors import BacklinkError, StorageError
-from backlink_ray.files import local_folder, make_folder
+from backlink_ray.files import local_path, make_folder
 from backlink_ray.measure.convolutions import slow_in_bf16
 from backlink_ray.measure.timeline import Span, draw
 from backlink_ray.pipeline.pool import StagePool
@@ -57,7 +57,7 @@ def run(
     """
     config = config.replace(executor=executor or config.executor)
     data = dataset or dataset_of(config, find_data_root(data_root))
-    folder = RunFolder(local_folder(output_dir, "output_dir"), config, data)
+    folder = RunFolder(local_path(output_dir, "output_dir"), config, data)
     if done := folder.result():
         if options.timeline:
             print(
@@ -69,8 +69,9 @@ def run(
 
 
 def _run(config: RunConfig, data: Dataset, options: RunOptions, folder: RunFolder) -> dict[str, Any]:
+    timeline = local_path(options.timeline, "timeline")
     if options.timeline:
-        make_folder(Path(options.timeline).parent, "timeline")
+        make_folder(timeline.parent, "timeline")
     try:
         with StagePool(options.resources, options.placement_group, options.ready_timeout_s) as pool:
 
@@ -89,7 +90,7 @@ def _run(config: RunConfig, data: Dataset, options: RunOptions, folder: RunFolde
         raise
     if options.timeline and spans:
         what = f"{config.network}, {config.run_name}, {config.head} heads, batch {config.batch_size}"
-        draw(spans, Path(options.timeline), f"{what}, executor {result['executor']}")
+        draw(spans, timeline, f"{what}, executor {result['executor']}")
     return result
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from backlink_ray.errors import StorageError
-from backlink_ray.files import write_whole
+from backlink_ray.files import make_own_folder, write_json
 from backlink_ray.text import slug
 from backlink_ray.tracking.run import ExperimentInfo, Status, TrackedRun
 
@@ -53,11 +53,9 @@ class TrackingFile(TrackedRun):
 
     def write(self, folder: Path) -> None:
         """Write the file into a folder, which is created if necessary."""
-        folder.mkdir(parents=True, exist_ok=True)
+        make_own_folder(folder)
         content = {name: value for name, value in asdict(self).items() if name in _stored()}
-        write_whole(
-            folder / TRACKING, json.dumps({**content, "artifacts": [path.name for path in self.artifacts]}, indent=2)
-        )
+        write_json(folder / TRACKING, {**content, "artifacts": [path.name for path in self.artifacts]})
 
 
 def _stored() -> set[str]:

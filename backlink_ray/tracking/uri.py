@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 from backlink_ray.errors import ConfigError
-from backlink_ray.files import exclusive
+from backlink_ray.files import exclusive, make_own_folder
 from backlink_ray.text import typed_program
 
 LOCAL_SERVER = "http://127.0.0.1:5000"  # what `ui_command` starts
@@ -119,7 +119,7 @@ def sqlite_lock(uri: str) -> Iterator[None]:
     if not path:
         yield
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_own_folder(path.parent)
     with exclusive(path.with_name(f"{path.name}.lock"), _FIRST_START_TIMEOUT_S):
         with contextlib.closing(sqlite3.connect(path, timeout=_PROBE_TIMEOUT_S)) as database:
             database.execute("BEGIN IMMEDIATE")

@@ -1,13 +1,14 @@
 """The study folder: which study it belongs to, and which process works in it."""
 
-import json
+import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from backlink_ray.errors import BusyError, ConfigError
-from backlink_ray.files import exclusive, make_folder, read_json, write_whole
+from backlink_ray.errors import ConfigError
+from backlink_ray.files import exclusive, make_folder, read_json, remove_leftovers, unreadable, write_json
 from backlink_ray.runs.tracked import DRIVER_LOCK
 from backlink_ray.tuning.plan import Plan
 from backlink_ray.tuning.trust import check_trust
@@ -29,7 +30,9 @@ def open_study_folder(folder: Path, name: str, plan: Plan, resume: str) -> Itera
         resume: auto (resume if the folder holds the study), never (it must be empty), must (it must hold the study).
 
     Raises:
-        ConfigError: the folder belongs to another study or user, is in use, is not writable, or contradicts `resume`.
+        ConfigError: the folder belongs to another study or user, is not writable, or contradicts `resume`.
+        BusyError: another process works in it; nothing is changed.
+        StorageError: its study.json is damaged, or its file system has no locks.
     """
     # Hidden files may be left by a start that was killed at once.
     is_used = folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
@@ -43,14 +46,21 @@ def open_study_folder(folder: Path, name: str, plan: Plan, resume: str) -> Itera
     elif resume == "must":
         raise ConfigError(f"{_folder(folder)} holds no study to resume; check --storage-path, or use --resume auto")
     make_folder(folder, "storage_path")
+    with exclusive(folder / DRIVER_LOCK, _LOOK_TIMEOUT_S, _folder(folder)), _closed_to_others():
+        remove_leftovers(folder)
+        write_json(folder / MANIFEST, _manifest(name, plan))
+        yield
+
+
+@contextmanager
+def _closed_to_others() -> Iterator[None]:
+    """Let no other user write to what is made from now on, databases of Optuna and MLflow included."""
+    mask = os.umask(0o077)
+    os.umask(mask | 0o022)
     try:
-        with exclusive(folder / DRIVER_LOCK, _LOOK_TIMEOUT_S):
-            write_whole(folder / MANIFEST, json.dumps(_manifest(name, plan), indent=2))
-            yield
-    except BusyError as error:
-        raise ConfigError(
-            f"{_folder(folder)} is in use by another process that runs this study; wait for it, or give another --storage-path"
-        ) from error
+        yield
+    finally:
+        os.umask(mask)
 
 
 def check_study_folder(folder: Path, name: str, plan: Plan) -> None:
@@ -70,7 +80,9 @@ def _manifest(name: str, plan: Plan) -> dict[str, Any]:
 
 def _check_manifest(folder: Path, name: str, plan: Plan) -> None:
     file, expected = folder / MANIFEST, _manifest(name, plan)
-    found = read_json(file, "restore it, or give another --storage-path")
+    aside = shlex.quote(f"{folder}-damaged")
+    way_out = f"fix: mv {shlex.quote(str(folder))} {aside}, and start again, from the beginning, or restore it"
+    found = read_json(file, way_out)
     if found:
         found = {"space": expected["space"], **found}  # version 0.4.0 recorded none
     if found == expected:
@@ -82,6 +94,8 @@ def _check_manifest(folder: Path, name: str, plan: Plan) -> None:
             f"was written by another version of backlink_ray (format {found.get('format', 1)}, here {FORMAT}), which this "
             "version cannot read; give another --storage-path"
         )
+    elif not (isinstance(found.get("base"), dict) and isinstance(found["space"], dict)):
+        raise unreadable(file, "is damaged (base or space is no JSON object)", way_out)
     else:
         problem = f"holds another study ({_difference(found, expected)}); give another --storage-path, or the flags of that study"
         problem += "; of a search, only ranges and the number of trials may change" * bool(plan.space)

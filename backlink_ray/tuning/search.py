@@ -10,7 +10,7 @@ from typing import Any, Literal
 from backlink_ray.data.datasets import data_root as find_data_root
 from backlink_ray.data.tensors import Dataset
 from backlink_ray.errors import ConfigError, StudyError
-from backlink_ray.files import read_json
+from backlink_ray.files import local_path, read_json
 from backlink_ray.pipeline.stage import plan_stages
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.data import data_key, load_for
@@ -123,7 +123,7 @@ def tune(
     )  # fmt: skip
     plan, datasets = prepare(plan, find_data_root(data_root))
     _check_metrics((metric, *objectives), all(data.train.has_classes for data in datasets.values()))
-    storage = Path(storage).expanduser().absolute()
+    storage = local_path(storage, "storage").absolute()
     shared = read_runs_per_gpu(runs_per_gpu)
     size = {"address": address, "max_concurrent": max_concurrent, "runs_per_gpu": shared, "options": options}
     left = _carry_out(plan, name, datasets, storage, tracking_uri, size)

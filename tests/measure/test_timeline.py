@@ -51,7 +51,9 @@ def pipeline(num_stages: int, num_steps: int, start_s: float = 1.7e9) -> list[Sp
 
 
 def _stage_actions(stage: int, num_stages: int, num_steps: int) -> Iterator[tuple[str, int]]:
-    return run_actions(0, num_steps, step_actions(is_first=stage == 0, is_last=stage == num_stages - 1, link="replica"))
+    return run_actions(
+        range(num_steps), step_actions(is_first=stage == 0, is_last=stage == num_stages - 1, link="replica")
+    )
 
 
 def _ready_ms(stage: int, current: tuple[str, int] | None, sent: dict[tuple[int, str, int], float]) -> float | None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from backlink_ray.data.datasets import load_dataset
-from backlink_ray.errors import ConfigError
+from backlink_ray.errors import BusyError, ConfigError
 from backlink_ray.pipeline.resources import StageResources
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.options import DEFAULT
@@ -31,7 +31,7 @@ def test_a_folder_is_used_by_one_process_at_a_time(tmp_path: Path) -> None:
     folder = tmp_path / "study"
     with (
         open_study_folder(folder, "study", PLAN, "auto"),
-        pytest.raises(ConfigError, match="in use by another process that runs this study"),
+        pytest.raises(BusyError, match="^storage folder .* is in use by another process"),
         open_study_folder(folder, "study", PLAN, "auto"),
     ):
         pass
