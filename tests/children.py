@@ -1,4 +1,4 @@
-"""Processes to kill, forked from one that has imported torch, so that each starts in milliseconds instead of seconds."""
+"""Processes to kill, forked from one that has imported what a run needs: each starts in milliseconds instead of seconds."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,7 +7,7 @@ from typing import Any
 
 START_TIMEOUT_S = 30.0
 _FORKS = get_context("forkserver")
-_FORKS.set_forkserver_preload(["backlink_ray.train.checkpoint"])
+_FORKS.set_forkserver_preload(["backlink_ray.runs.runner"])
 
 
 class Child:

@@ -1,10 +1,13 @@
 """Files: a reader always finds the old or the new content, and a lock ends with its process."""
 
+import ctypes
 import errno
 import itertools
 import json
 import os
+import platform
 import random
+import struct
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -12,7 +15,18 @@ from pathlib import Path
 import pytest
 
 from backlink_ray.errors import BusyError, StorageError
-from backlink_ray.files import append_line, exclusive, is_held, read_json, read_lines, write_whole
+from backlink_ray.files import (
+    append_line,
+    exclusive,
+    is_held,
+    make_folder,
+    read_json,
+    read_lines,
+    remove_leftovers,
+    temporary,
+    write_json,
+    write_whole,
+)
 from tests.children import started
 
 
@@ -128,3 +142,88 @@ def test_a_damaged_file_is_named_with_the_way_out(tmp_path: Path, damage: bytes)
     with pytest.raises(StorageError, match=r"file is damaged \(.*\); do this"):
         read_json(tmp_path / "file", "do this")
     assert read_json(tmp_path / "none", "") == {}
+
+
+@pytest.mark.parametrize("is_folder", [False, True])
+@pytest.mark.timeout(60)
+def test_what_a_dead_process_left_is_removed_and_never_what_a_living_one_works_on(
+    tmp_path: Path, is_folder: bool
+) -> None:
+    (tmp_path / ".notes.tmp").touch()  # nobody's temporary file: another program's
+    with started(work_forever, tmp_path / "made", is_folder) as child:
+        working = tmp_path / child.receive()
+        remove_leftovers(tmp_path)
+        assert working.exists()
+        assert working.is_dir() == is_folder
+    remove_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".notes.tmp"]
+
+
+def work_forever(sender: Connection, path: Path, is_folder: bool) -> None:
+    with temporary(path, is_folder=is_folder) as working:
+        sender.send(working.name)
+        time.sleep(60)
+
+
+def test_the_next_writer_of_a_file_removes_what_a_dead_one_left(tmp_path: Path) -> None:
+    for name in (".a[1].0123456789ab.tmp", ".a1.0123456789ab.tmp"):
+        (tmp_path / name).touch()
+    write_whole(tmp_path / "a[1]", "")
+    assert {path.name for path in tmp_path.iterdir()} == {"a[1]", ".a1.0123456789ab.tmp"}
+
+
+def test_json_is_strict(tmp_path: Path) -> None:
+    for write in (write_json, append_line):
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            write(tmp_path / "file", {"loss": float("nan")})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_we_make_is_closed_to_others_whatever_the_umask(tmp_path: Path) -> None:
+    mask = os.umask(0)
+    try:
+        make_folder(tmp_path / "a" / "b", "flag")
+        write_whole(tmp_path / "a" / "b" / "file", "")
+        append_line(tmp_path / "a" / "b" / "log", {})
+    finally:
+        os.umask(mask)
+    assert [path.stat().st_mode & 0o022 for path in (tmp_path / "a").rglob("*")] == [0, 0, 0]
+
+
+def without_locks(sender: Connection, folder: Path) -> None:
+    """Have the kernel answer flock as an NFS without its lock service does."""
+    errno_of_flock = struct.pack("HBBI", 6, 0, 0, 0x00050000 | errno.ENOLCK)  # BPF_RET: ERRNO
+    load, jump, allow = (
+        struct.pack("HBBI", 0x20, 0, 0, 0),
+        struct.pack("HBBI", 0x15, 0, 1, FLOCK),
+        struct.pack("HBBI", 6, 0, 0, 0x7FFF0000),
+    )
+    filters = ctypes.create_string_buffer(load + jump + errno_of_flock + allow)
+    program = struct.pack("HxxxxxxP", 4, ctypes.addressof(filters))
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.prctl(38, 1, 0, 0, 0) == 0  # PR_SET_NO_NEW_PRIVS
+    assert libc.prctl(22, 2, program, 0, 0) == 0  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
+    write_whole(folder / "file", "new")
+    remove_leftovers(folder)
+    try:
+        with exclusive(folder / "lock", 0.0):
+            pass
+    except StorageError as error:
+        sender.send((str(error), is_held(folder / "lock"), sorted(path.name for path in folder.iterdir())))
+
+
+FLOCK = {"x86_64": 73, "aarch64": 32}.get(platform.machine(), 0)
+
+
+@pytest.mark.skipif(not FLOCK, reason="the number of flock is known for two processors")
+def test_a_file_system_without_locks_is_said_with_the_path_and_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / ".other.0123456789ab.tmp").touch()
+    with started(without_locks, tmp_path) as child:
+        message, held, names = child.receive()
+    assert message.startswith(f"{tmp_path / 'lock'} cannot be locked (No locks available), and two processes must not")
+    assert message.endswith(
+        "give a folder on a file system with locks, such as a local disk, or NFS mounted without nolock"
+    )
+    assert not held
+    # It is written all the same, and nothing is removed that may be a living process's.
+    assert names == [".other.0123456789ab.tmp", "file", "lock"]
