@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from backlink_ray.cli import main
 from backlink_ray.data.datasets import load_dataset
 from backlink_ray.data.tensors import Dataset
 from backlink_ray.runs.config import RunConfig
@@ -77,6 +76,8 @@ def test_a_second_start_is_one_line_and_changes_nothing_and_a_dead_writer_blocks
                 "test_images", "executor",
             )
         ]  # fmt: skip
+        from backlink_ray.cli import main  # imported here: the processes started from this file need it not
+
         assert main(["train", *flags, f"--output-dir={folder}"]) == 2
         said = capsys.readouterr()
         assert (said.out, said.err) == (

@@ -196,7 +196,7 @@ def test_a_folder_of_another_run_or_of_other_data_is_refused_also_if_it_is_not_f
     ("folder", "words"),
     [
         ("file/x", "cannot be written .File exists"), ("x" * 300, "cannot be used .File name too long"),
-        ("a\0b", "cannot be used .embedded null"), ("s3://bucket/x", "is an address; allowed: a folder"),
+        ("a\0b", "cannot be used .embedded null"), ("s3://bucket/x", "is an address; allowed: a path"),
         ("~nobody-here/x", "cannot be used .Could not determine home"),
     ],
 )  # fmt: skip

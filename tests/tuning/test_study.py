@@ -1,13 +1,15 @@
 """A study folder: one study, one process at a time; and the cluster that a trial needs."""
 
 import json
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from backlink_ray.data.datasets import load_dataset
-from backlink_ray.errors import BusyError, ConfigError
+from backlink_ray.errors import BusyError, ConfigError, StorageError
 from backlink_ray.pipeline.resources import StageResources
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.options import DEFAULT
@@ -98,10 +100,39 @@ def test_a_folder_of_another_format_is_refused_in_one_line(tmp_path: Path) -> No
         pass
 
 
+@pytest.mark.parametrize("damage", ["", "{", "[1]", '{"format": 2, "base": 3}'])
+def test_a_damaged_manifest_is_one_line_with_the_command_that_mends_it(tmp_path: Path, damage: str) -> None:
+    folder = tmp_path / "a study"
+    folder.mkdir()
+    (folder / MANIFEST).write_text(damage)
+    with pytest.raises(StorageError) as caught, open_study_folder(folder, "study", PLAN, "auto"):
+        pass
+    fix = f"fix: mv '{folder}' '{folder}-damaged', and start again, from the beginning, or restore it"
+    assert str(caught.value).startswith(f"{folder / MANIFEST} is damaged (")
+    assert str(caught.value).endswith(fix)
+    subprocess.run(fix.removeprefix("fix: ").partition(",")[0], shell=True, check=True)
+    with open_study_folder(folder, "study", PLAN, "auto"):
+        pass
+
+
+def test_a_folder_made_under_any_umask_is_taken_again(tmp_path: Path) -> None:
+    mask, left = os.umask(0), tmp_path / "results" / "study" / ".table.md.0123456789ab.tmp"
+    try:
+        for resume in ("auto", "must"):
+            with open_study_folder(tmp_path / "results" / "study", "study", PLAN, resume):
+                (tmp_path / "results" / "study" / "optuna.db").touch()
+                assert not left.exists()
+            left.touch()
+    finally:
+        os.umask(mask)
+    assert [path.stat().st_mode & 0o022 for path in tmp_path.rglob("*") if path != left] == [0] * 5
+
+
 def test_a_start_that_was_killed_at_once_blocks_nothing(tmp_path: Path) -> None:
     (tmp_path / ".driver.lock").touch()
-    (tmp_path / f".{MANIFEST}.1-2.tmp").touch()
+    (tmp_path / f".{MANIFEST}.0123456789ab.tmp").touch()
     with open_study_folder(tmp_path, "study", PLAN, "auto"):
+        assert {path.name for path in tmp_path.iterdir()} == {".driver.lock", MANIFEST}
         assert json.loads((tmp_path / MANIFEST).read_text())["study"] == "study"
 
 
