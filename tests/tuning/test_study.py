@@ -122,7 +122,7 @@ def test_a_folder_made_under_any_umask_is_taken_again(tmp_path: Path) -> None:
             with open_study_folder(tmp_path / "results" / "study", "study", PLAN, resume):
                 (tmp_path / "results" / "study" / "optuna.db").touch()
                 assert not left.exists()
-            left.touch()
+            left.touch(0o600)
     finally:
         os.umask(mask)
     assert [path.stat().st_mode & 0o022 for path in tmp_path.rglob("*") if path != left] == [0] * 5
