@@ -1,5 +1,6 @@
 """Errors whose message says what to do; any other exception is a bug in this package and keeps its traceback."""
 
+import errno
 from typing import ClassVar
 
 
@@ -31,6 +32,11 @@ class StorageError(BacklinkError, OSError):
     """A file or folder that cannot be read or written; the message names it and says what to do."""
 
     lost = True  # it is not the run's fault, which goes on when this is mended
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there is no space left, so that the next file cannot be written either."""
+        return isinstance(self.__cause__, OSError) and self.__cause__.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 class CheckpointError(StorageError):

@@ -35,6 +35,8 @@ from mlflow.exceptions import MlflowException  # noqa: E402 - as above
 
 for _name in ("mlflow", "alembic"):
     logging.getLogger(_name).setLevel(logging.WARNING)
+# The tracker reports every error in one line; MLflow adds 90 lines of traceback to each of its database.
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 _log = logging.getLogger(__name__)
 
 _RUN_ID, _ARTIFACTS, _EPOCH = "backlink_ray.run_id", "backlink_ray.artifacts", "progress/epoch"

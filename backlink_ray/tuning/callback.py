@@ -10,6 +10,7 @@ from ray import tune
 
 from backlink_ray import provenance
 from backlink_ray.data.tensors import Dataset
+from backlink_ray.errors import StorageError
 from backlink_ray.paper.cells import published_error_pct
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.data import data_key
@@ -19,7 +20,7 @@ from backlink_ray.runs.results import Value, columns_of, epoch_line, numbers
 from backlink_ray.runs.tracked import end_tracking, start_tracking, track
 from backlink_ray.tuning.resources import ClusterResources
 from backlink_ray.tuning.study import Study
-from backlink_ray.tuning.trial import FAILURE
+from backlink_ray.tuning.trial import FAILURE, IS_FULL
 
 
 class StudyCallback(tune.Callback):
@@ -32,6 +33,7 @@ class StudyCallback(tune.Callback):
         version = provenance.describe()["backlink_ray"]
         self._tags = {"study": study.name, "version": version, "commit": provenance.commit()}
         self._started: set[str] = set()
+        self._fatal: StorageError | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Return nothing: Tune pickles its callbacks for Tuner.restore, which is not used here."""
@@ -84,7 +86,10 @@ class StudyCallback(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Record the result, the last metrics if the trial was stopped early, or why it failed."""
-        self._end(trial, (trial.last_result or {}).get(FAILURE))
+        last = trial.last_result or {}
+        if last.get(IS_FULL):
+            self._fatal = StorageError(last[FAILURE])
+        self._end(trial, last.get(FAILURE))
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Say that a trial is started again: on the screen only, since for Optuna and MLflow it goes on."""
@@ -96,7 +101,18 @@ class StudyCallback(tune.Callback):
         """Record that a trial was lost more often than it is started again."""
         self._end(trial, _error_of(trial))
 
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Stop the study if nothing can be written any more; raised where a trial ends, Tune would take it for the trial's."""
+        if self._fatal:
+            raise self._fatal
+
     def _end(self, trial: Any, error: str | None) -> None:
+        try:
+            self._record(trial, error)
+        except StorageError as fatal:
+            self._fatal = self._fatal or fatal
+
+    def _record(self, trial: Any, error: str | None) -> None:
         config = self._config(trial)
         if config.run_id not in self._started:  # its process never started, so Tune did not call on_trial_start
             self.on_trial_start(0, [], trial)

@@ -54,7 +54,9 @@ def usable(file: Path) -> Iterator[None]:
     except (sqlite3.Error, SQLAlchemyError, optuna.exceptions.OptunaError, RuntimeError) as error:
         # RuntimeError: the database is of another version of Optuna
         reason = str(error.__cause__ or error).strip().splitlines()[0]
-        raise StorageError(f"{file} cannot be used ({reason}); delete it: it is made again from the results") from error
+        is_full = "disk is full" in reason
+        way_out = "free some space" if is_full else "delete it: it is made again from the results"
+        raise StorageError(f"{file} cannot be used ({reason}); {way_out}") from error
 
 
 def _wait_for_lock(file: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import optuna
 from ray.tune.search.optuna import OptunaSearch
 
-from backlink_ray.errors import BacklinkError
+from backlink_ray.errors import BacklinkError, StorageError
 from backlink_ray.runs.folder import CONFIG, read_config
 from backlink_ray.runs.results import Row
 from backlink_ray.tuning.database import open_database, usable
@@ -37,13 +37,13 @@ class Searcher(OptunaSearch):
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Pass an epoch on to Optuna, under its own number: Tune counts from 1 again when a trial is started again."""
         if FAILURE not in result:
-            with usable(self._database):
+            with suppress(StorageError), usable(self._database):
                 super().on_trial_result(trial_id, {**result, "training_iteration": result["epoch"]})
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Pass the end of a trial on to Optuna, as failed even if it had reported before."""
         failed = error or FAILURE in (result or {})
-        with usable(self._database):
+        with suppress(StorageError), usable(self._database):  # the next start adds it from the results
             super().on_trial_complete(trial_id, None if failed else result, failed)
 
 

@@ -13,7 +13,7 @@ from ray.tune.execution.placement_groups import PlacementGroupFactory
 from ray.util.placement_group import get_current_placement_group
 
 from backlink_ray.data.tensors import Dataset
-from backlink_ray.errors import BacklinkError, ConfigError
+from backlink_ray.errors import BacklinkError, ClusterError, ConfigError, StageError, StorageError
 from backlink_ray.importing import digest
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.data import data_key
@@ -22,8 +22,8 @@ from backlink_ray.runs.runner import run
 from backlink_ray.tuning.plan import Plan
 from backlink_ray.tuning.resources import ClusterResources
 
-# In a trial's last report: why it failed.
-FAILURE = "failure"
+# In a trial's last report: why it failed, and whether no other trial can succeed either, as the disk is full.
+FAILURE, IS_FULL = "failure", "is_full"
 
 
 def trial_resources(choice: dict[str, Any], plan: Plan, cluster: ClusterResources) -> PlacementGroupFactory:
@@ -42,8 +42,8 @@ def trial(
 ) -> dict[str, Any] | None:
     """Run one trial, in bundle 0 of its placement group; stage k runs in bundle 1 + k.
 
-    An error is returned as the trial's last report, since it would occur again: what Tune starts again is a trial that raises,
-    and so only one whose process died.
+    An error is returned as the trial's last report if it would occur again, since Tune starts a trial again that raises one,
+    or whose process died.
 
     Args:
         choice: Tune's configuration of the trial, see `Plan.run_of`.
@@ -54,15 +54,25 @@ def trial(
         files: the digests that the driver has found, by field and import path.
         options: of every run of the study.
     """
+    config = cluster.resolve(plan.run_of(choice))
     try:
         _check_unchanged(files)
-        group = get_current_placement_group()
-        _run(cluster.resolve(plan.run_of(choice)), datasets, runs, replace(options, placement_group=group))
+        _run(config, datasets, runs, replace(options, placement_group=get_current_placement_group()))
     except Exception as error:
+        if _may_pass(error, config.executor):
+            raise
         if not isinstance(error, BacklinkError):
             traceback.print_exc()  # into Ray's log of this process
-        return {FAILURE: str(error) or type(error).__name__}
+        is_full = isinstance(error, StorageError) and error.is_full
+        return {FAILURE: str(error) or type(error).__name__, IS_FULL: is_full}
     return None
+
+
+def _may_pass(error: Exception, executor: str) -> bool:
+    """Return whether a new process may have more luck; stages on Ray, which can be replaced, the run has replaced itself."""
+    if isinstance(error, StageError):
+        return error.lost and executor != "ray"
+    return isinstance(error, ClusterError)
 
 
 def _check_unchanged(files: Mapping[tuple[str, str], str]) -> None:

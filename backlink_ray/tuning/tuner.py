@@ -4,6 +4,7 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 
 import ray
@@ -11,7 +12,7 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
 from backlink_ray.data.tensors import Dataset
-from backlink_ray.errors import ConfigError, StudyError
+from backlink_ray.errors import BacklinkError, ConfigError, StorageError, StudyError
 from backlink_ray.importing import digest
 from backlink_ray.runs.cluster import start_once
 from backlink_ray.runs.config import RunConfig
@@ -110,8 +111,13 @@ def run_study(
     except tune.TuneError as error:
         last = str(error).strip().splitlines()[-1]
         raise StudyError(re.sub(r"^[\w.]+: ", "", last)) from error
+    except OSError as error:
+        if isinstance(error, BacklinkError):
+            raise
+        raise StorageError(f"{study.folder / 'tune'} cannot be written: {error.strerror}; free some space") from error
     finally:
-        end_open_runs(study.folder / "runs", "the study ended before the run did")
+        with suppress(StorageError):  # the next start does it again
+            end_open_runs(study.folder / "runs", "the study ended before the run did")
         track_all(study.tracker, study.folder)
 
 

@@ -210,7 +210,9 @@ def test_a_request_that_lost_a_race_is_sent_again(uri: str, database: Store, mon
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("writers", "epochs"), [(4, 20), pytest.param(20, 50, marks=SLOW)])
+@pytest.mark.parametrize(
+    ("writers", "epochs"), [(4, 20), pytest.param(20, 50, marks=SLOW), pytest.param(8, 500, marks=SLOW)]
+)
 def test_concurrent_first_starts_on_one_new_file(tmp_path: Path, writers: int, epochs: int) -> None:
     assert fork_writers("w", writers, epochs, default_tracking_uri(tmp_path)) == str([0] * writers)
     store = Store(tmp_path / "mlflow.db")
