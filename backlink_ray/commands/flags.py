@@ -98,9 +98,13 @@ class TrialFlags(CommonFlags):
     runs_per_gpu: str = "1"
     """Trials of executor local that share a GPU, and with it their step times; auto: as many as keep it busy, measured."""
     max_recoveries: int = RUN.max_recoveries
-    """How often a trial that was lost, as its process or machine died, is started again, from its last checkpoint."""
+    """How often a trial, or a stage of one, goes on from its newest checkpoint after its process or machine was lost."""
+    checkpoint_every_s: float = RUN.checkpoint_every_s
+    """Longest time between two checkpoints of a trial, in seconds: at most that much work is lost."""
+    ready_timeout_s: float = RUN.ready_timeout_s
+    """Longest wait of a trial for its stages' processes to start, in seconds."""
     stage_timeout_s: float = RUN.stage_timeout_s
-    """Longest time that a stage waits for its neighbour, in seconds."""
+    """Longest time that a stage waits for its neighbour, or takes for one action of its own, in seconds."""
     engine: Annotated[EngineFlags, tyro.conf.arg(name="")] = AS_THE_PRESET
     executor: Literal["auto", "local", "threads", "ray"] = "auto"
     """Where a trial's local modules run; auto: one Ray actor each if the cluster has room for them."""
@@ -109,12 +113,17 @@ class TrialFlags(CommonFlags):
     def options(self) -> RunOptions:
         """Return the options of every run."""
         return RunOptions(
-            resources=self.stage, max_recoveries=self.max_recoveries, stage_timeout_s=self.stage_timeout_s
+            resources=self.stage,
+            max_recoveries=self.max_recoveries,
+            checkpoint_every_s=self.checkpoint_every_s,
+            ready_timeout_s=self.ready_timeout_s,
+            stage_timeout_s=self.stage_timeout_s,
         )
 
     def check(self) -> None:
         """Raise ConfigError if a number is out of range."""
-        not_negative(self, "max_concurrent", "gpus", "max_recoveries")
+        not_negative(self, "max_concurrent", "gpus", "max_recoveries", "ready_timeout_s", "stage_timeout_s")
+        _ = self.options
         read_runs_per_gpu(self.runs_per_gpu)
         if self.gpus and not (self.address or os.environ.get("RAY_ADDRESS")):
             raise ConfigError(
