@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from backlink_ray.processes import end_descendants
 
 ENDING = (signal.SIGINT, signal.SIGTERM)
-# A command is gone 10 s after the first signal, whatever hangs; the last second is for ending its processes.
-GRACE_S = 9.0
+# A command is gone 10 s after the first signal, whatever hangs; the rest is for ending its processes.
+GRACE_S = 8.0
 INTERRUPTED, AT_ONCE = 3, 130  # exit codes
 
 # A forked child would report its own signals as ours.
@@ -27,6 +27,11 @@ _deferred = 0
 def stopping() -> bool:
     """Return whether a signal has asked this process to end."""
     return _stopping.is_set()
+
+
+def handling() -> bool:
+    """Return whether a command runs that handles signals."""
+    return signal.getsignal(signal.SIGINT) is _on_signal
 
 
 @contextmanager

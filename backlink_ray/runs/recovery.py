@@ -8,6 +8,7 @@ from itertools import count
 from typing import TypeVar
 
 from backlink_ray.errors import ClusterError, StageError
+from backlink_ray.signals import stopping
 
 T = TypeVar("T")
 
@@ -70,6 +71,8 @@ def recovering(attempt: Callable[[int], T], max_recoveries: int, replaceable: Ca
         try:
             return attempt(recoveries)
         except (StageError, ClusterError) as error:
+            if stopping():  # the signal may have reached the stages, too
+                raise KeyboardInterrupt from error
             decision = decide(Status(error, recoveries, max_recoveries, replaceable()))
             if not decision.goes_on:
                 error.reason += decision.why_not

@@ -18,6 +18,7 @@ from backlink_ray.runs.job import engine_of
 from backlink_ray.runs.outcome import Outcome, outcome_of
 from backlink_ray.runs.results import Value, columns_of, epoch_line, numbers
 from backlink_ray.runs.tracked import end_tracking, start_tracking, track
+from backlink_ray.signals import stopping
 from backlink_ray.tuning.resources import ClusterResources
 from backlink_ray.tuning.study import Study
 from backlink_ray.tuning.trial import FAILURE, IS_FULL
@@ -102,9 +103,15 @@ class StudyCallback(tune.Callback):
         self._end(trial, _error_of(trial))
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Stop the study if nothing can be written any more; raised where a trial ends, Tune would take it for the trial's."""
+        """Leave Tune's loop if nothing can be written any more, or if a signal has come, once the trials have saved.
+
+        Raised where a trial ends, Tune would take an error for the trial's.
+        """
         if self._fatal:
             raise self._fatal
+        if stopping():
+            self._study.stop_file.stop(self._folder(trial) for trial in trials if trial.status == trial.RUNNING)
+            raise KeyboardInterrupt
 
     def _end(self, trial: Any, error: str | None) -> None:
         try:

@@ -46,6 +46,12 @@ class Searcher(OptunaSearch):
         with suppress(StorageError), usable(self._database):  # the next start adds it from the results
             super().on_trial_complete(trial_id, None if failed else result, failed)
 
+    def end_running(self) -> None:
+        """Mark the trials that still run as failed, when no process works on them any more."""
+        study: Any = self._ot_study
+        with usable(self._database):
+            _end_running(study)
+
 
 def open_searcher(plan: Plan, folder: Path, name: str, rows: Sequence[Row]) -> Searcher:
     """Open a study's Optuna database and return Ray's searcher on it.
@@ -109,8 +115,12 @@ def _without_result(
     study: optuna.Study, earlier: Iterable[dict[str, Any]], has_result: Callable[[dict[str, Any]], bool]
 ) -> list[dict[str, Any]]:
     """Fail the trials that a dead driver left running; return the choices that must be suggested again, or first."""
-    for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
-        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+    _end_running(study)
     tried = [*earlier, *(dict(trial.params) for trial in study.trials if trial.params)]
     waiting = [trial.system_attrs.get("fixed_params") for trial in study.trials if not trial.params]
     return [c for i, c in enumerate(tried) if not has_result(c) and c not in tried[:i] and c not in waiting]
+
+
+def _end_running(study: optuna.Study) -> None:
+    for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
+        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)

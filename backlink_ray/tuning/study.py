@@ -7,6 +7,7 @@ from backlink_ray.runs.results import Results
 from backlink_ray.runs.tracked import track_all
 from backlink_ray.tracking.tracker import NoTracker
 from backlink_ray.tuning.plan import Plan
+from backlink_ray.tuning.stopping import StopFile
 
 
 class Study:
@@ -14,7 +15,7 @@ class Study:
 
     def __init__(self, name: str, plan: Plan, folder: Path, tracker: NoTracker) -> None:
         self.name, self.plan, self.folder, self.tracker = name, plan, folder, tracker
-        self.results = Results(folder)
+        self.results, self.stop_file = Results(folder), StopFile(folder)
         track_all(tracker, folder)  # an earlier driver may have ended before MLflow was up to date
 
     def left(self) -> int:

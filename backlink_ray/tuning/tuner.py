@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 
 import ray
@@ -20,9 +21,10 @@ from backlink_ray.runs.data import data_key
 from backlink_ray.runs.options import DEFAULT, RunOptions
 from backlink_ray.runs.results import config_of
 from backlink_ray.runs.tracked import end_open_runs, track_all
+from backlink_ray.signals import deferred, handling, stopping
 from backlink_ray.tuning.callback import StudyCallback
 from backlink_ray.tuning.resources import ClusterResources
-from backlink_ray.tuning.searcher import open_searcher
+from backlink_ray.tuning.searcher import Searcher, open_searcher
 from backlink_ray.tuning.sharing import with_sharing
 from backlink_ray.tuning.study import Study
 from backlink_ray.tuning.trial import trial, trial_resources
@@ -57,7 +59,7 @@ def run_trials(
     Raises:
         ConfigError: the cluster can never hold a run, or cannot import what a run names, or the study has results on other data,
             or minimises a time, which runs that share a GPU falsify.
-        KeyboardInterrupt: Ctrl-C was pressed a second time; Tune handles the first itself, by ending its trials in order.
+        KeyboardInterrupt: only outside of a command, whose first signal has the trials save and end, see `signals`.
     """
     examples = list(examples)
     _check_data(study, datasets)
@@ -91,23 +93,33 @@ def run_study(
 ) -> None:
     """Run the trials that are left, at least one; `datasets` holds their data by `data_key`."""
     end_open_runs(study.folder / "runs", "the process that ran the study died")
+    study.stop_file.remove()
     references = {key: ray.put(dataset) for key, dataset in datasets.items()}
     cluster = with_sharing(cluster, (*study.runs_left(), *study.plan.largest), references)
     runs = (study.plan.base, *study.plan.examples)
     files = {(name, path): digest(path, name) for run in runs for name, path in run.import_paths.items()}
     trainable = tune.with_parameters(
         trial, plan=study.plan, cluster=cluster, datasets=references, runs=study.folder / "runs", files=files,
-        options=options,
+        options=replace(options, stop=study.stop_file),
     )  # fmt: skip
+    tune_config = _tune_config(study, cluster)
     param_space = {} if study.plan.space else {"run_id": tune.grid_search([run.run_id for run in study.runs_left()])}
     tuner = tune.Tuner(
         tune.with_resources(trainable, partial(trial_resources, plan=study.plan, cluster=cluster)),
         param_space=param_space,
-        tune_config=_tune_config(study, cluster),
+        tune_config=tune_config,
         run_config=_run_config(study, datasets, cluster, options.max_recoveries),
     )
+    if handling():  # our callback does what Tune's own handler does, and SIGTERM is handled as well
+        os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     try:
-        tuner.fit()
+        with deferred():
+            tuner.fit()
+    except KeyboardInterrupt:
+        if not stopping():
+            raise
+        if isinstance(tune_config.search_alg, Searcher):
+            tune_config.search_alg.end_running()
     except tune.TuneError as error:
         last = str(error).strip().splitlines()[-1]
         raise StudyError(re.sub(r"^[\w.]+: ", "", last)) from error

@@ -4,6 +4,7 @@ import contextlib
 import re
 import shlex
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -116,6 +117,11 @@ def tracked(storage: Path) -> tuple[list[str], Counter[tuple[str, int]]]:
     return [status for run, status in store.runs() if run != "tiny-smoke"], points
 
 
+def optuna_states(storage: Path) -> set[str]:
+    with contextlib.closing(sqlite3.connect(storage / "tiny-smoke" / "optuna.db")) as database:
+        return {state for (state,) in database.execute("SELECT DISTINCT state FROM trials")}
+
+
 def kill_with_children(child: subprocess.Popen[str]) -> None:
     """Kill a driver as `kill -9` does, and then its Ray processes, which would otherwise live on for a while."""
     children = psutil.Process(child.pid).children(recursive=True)
@@ -140,9 +146,10 @@ def test_a_study_continues_after_a_killed_trial_a_diverging_one_ctrl_c_and_a_kil
     ]
     trial.kill()
     until_epoch(5, child)
-    child.send_signal(signal.SIGINT)
+    child.send_signal(signal.SIGTERM)
     out, err = child.communicate(timeout=60)
     assert child.returncode == 3, err
+    assert "RUNNING" not in optuna_states(tmp_path / "s")
     assert len(re.findall(r"^trial .* was lost: .*; it is started again \(1 of 3\)$", err, re.MULTILINE)) == 1
     assert f"resume: {shlex.join(command)} --resume auto" in out
     assert "Traceback" not in err
