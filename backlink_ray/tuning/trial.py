@@ -59,7 +59,7 @@ def trial(
         _check_unchanged(files)
         _run(config, datasets, runs, replace(options, placement_group=get_current_placement_group()))
     except Exception as error:
-        if _may_pass(error, config.executor):
+        if may_pass(error, config.executor):
             raise
         if not isinstance(error, BacklinkError):
             traceback.print_exc()  # into Ray's log of this process
@@ -68,7 +68,7 @@ def trial(
     return None
 
 
-def _may_pass(error: Exception, executor: str) -> bool:
+def may_pass(error: Exception, executor: str) -> bool:
     """Return whether a new process may have more luck; stages on Ray, which can be replaced, the run has replaced itself."""
     if isinstance(error, StageError):
         return error.lost and executor != "ray"

@@ -178,11 +178,11 @@ def test_twenty_trials_of_which_six_fail_and_five_are_killed_leave_nothing_behin
         print(out, err)
         assert killer.left == 0
         assert code == 1
-        rows = Results(tmp_path / "tiny").rows()
+        rows = Results(tmp_path / "tiny-list").rows()
         assert Counter(row["status"] for row in rows) == {"FINISHED": 14, "FAILED": 6}
-        assert Results(tmp_path / "tiny").ended() == 20  # each cell exactly once
+        assert Results(tmp_path / "tiny-list").ended() == 20  # each cell exactly once
         assert {row["run_id"] for row in rows if row["status"] == "FAILED"} == {r.run_id for r in runs if r.lr > 1}
-        assert err.count("it is started again (1 of 3)") == 5
+        assert err.count("; it is started again (") == 5
         deadline = time.monotonic() + 30
         while trial_processes("ImplicitFunc", "StageActor", "ray::trial") and time.monotonic() < deadline:
             time.sleep(0.5)
@@ -193,7 +193,7 @@ def test_twenty_trials_of_which_six_fail_and_five_are_killed_leave_nothing_behin
         fill_object_store()
     finally:
         ray.shutdown()
-    statuses = Counter(status for run, status in Store(tmp_path / "mlflow.db").runs() if run != "tiny")
+    statuses = Counter(status for run, status in Store(tmp_path / "mlflow.db").runs() if run != "tiny-list")
     assert statuses == {"FINISHED": 14, "FAILED": 6}
 
 

@@ -2,13 +2,19 @@
 
 import logging
 import signal
+import statistics
 import time
 from pathlib import Path
 
 import pytest
 
+from backlink_ray.data.datasets import data_root
+from backlink_ray.runs.config import RunConfig
+from backlink_ray.runs.data import dataset_of
+from backlink_ray.runs.job import make_job
 from backlink_ray.tracking.run import ExperimentInfo, Point
-from backlink_ray.tracking.tracker import Tracker
+from backlink_ray.tracking.tracker import NoTracker, Tracker
+from backlink_ray.train.executor import LocalExecutor
 from tests.tracking.mlflow_store import Server, Store, a_run, fork_writers, points_of, written
 
 SLOW = pytest.mark.slow
@@ -82,6 +88,43 @@ def test_concurrent_first_starts_and_writers_lose_and_repeat_nothing(server: Ser
     assert store.query("select count(*) from experiments where name = 'e'") == [(1,)]
     assert store.runs(prefix) == [(f"{prefix}{i:02d}", "FINISHED") for i in range(writers)]
     assert store.runs_with_dataset(prefix) == [f"{prefix}{i:02d}" for i in range(writers)]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("state", ["up", "killed", "stopped"])
+def test_training_beside_the_tracker_is_less_than_five_per_cent_slower(
+    tmp_path: Path, server: Server, state: str
+) -> None:
+    """In one process, which is more than a study asks for: there, trials train in processes of their own."""
+    server.ensure()
+    config = RunConfig(network="resnet8", num_modules=2, propagation_length=1, batch_size=40, train_images=80, lr=0.05)
+    executor = LocalExecutor(make_job(config, dataset_of(config, data_root(""))))
+
+    def epochs(tracker: NoTracker, run_id: str) -> list[float]:
+        took_s = []
+        for epoch in range(1, 9):
+            begin = time.perf_counter()
+            executor.train(2)
+            tracker.log(run_id, lambda epoch=epoch: a_run(run_id, epoch, summary=(), status="RUNNING"))
+            took_s.append(time.perf_counter() - begin)
+        tracker.close(0.0)
+        return took_s
+
+    epochs(open_tracker(server.uri, tmp_path), f"{state}-first")
+    if state != "up":
+        server.signal(signal.SIGSTOP) if state == "stopped" else server.kill()
+    with_s, without_s = [], []
+    for pair in range(20):
+        if pair % 2:
+            with_s += epochs(open_tracker(server.uri, tmp_path), f"{state}{pair}")
+        without_s += epochs(NoTracker(), "")
+        if not pair % 2:
+            with_s += epochs(open_tracker(server.uri, tmp_path), f"{state}{pair}")
+    server.signal(signal.SIGCONT)
+    ratio = statistics.median(with_s) / statistics.median(without_s)
+    print(f"MLflow {state}: {ratio:.3f} times as long, n = {len(with_s)} epochs each")
+    assert ratio < 1.05
 
 
 @pytest.mark.timeout(60)

@@ -6,10 +6,13 @@ import json
 import logging
 import os
 import socket
+import sqlite3
+import threading
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -244,16 +247,50 @@ def test_the_link_shares_a_view(uri: str, database: Store) -> None:
     assert start.endswith(f"mlflow ui --backend-store-uri {uri} --host 127.0.0.1 --port 5000")
 
 
-@pytest.mark.parametrize("fault", ["refused", "hangs", "no file"])
+class WrongAnswers(BaseHTTPRequestHandler):
+    answers = itertools.cycle(
+        [(500, b"oops"), (401, b"no"), (403, b"{}"), (200, b"\xff"), (200, b'{"experiment": []}'), (404, b"")]
+    )
+
+    def do_GET(self) -> None:
+        self.rfile.read(int(self.headers.get("content-length", 0)))
+        code, body = next(self.answers)
+        self.send_response(code)
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_POST = do_GET  # noqa: N815 - the name is http.server's
+
+    def log_message(self, *_: object) -> None:
+        """Print nothing."""
+
+
+@contextmanager
+def wrong_answers(listener: socket.socket) -> Iterator[None]:
+    """Answer on a port that listens as a broken MLflow, or as something else in its place, does."""
+    server = ThreadingHTTPServer(listener.getsockname(), WrongAnswers, bind_and_activate=False)
+    server.socket.close()
+    server.socket = listener.dup()
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize("fault", ["refused", "hangs", "no file", "wrong answers"])
 def test_mlflow_that_is_never_there_delays_nothing_and_no_secret_is_printed(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, fault: str
 ) -> None:
     caplog.set_level(logging.DEBUG)
     (tmp_path / "mlflow.db").mkdir()
-    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener, ExitStack() as stack:
         address = f"http://user:s3cret@127.0.0.1:{listener.getsockname()[1]}"
         if fault == "refused":
             listener.close()
+        if fault == "wrong answers":
+            stack.enter_context(wrong_answers(listener))
         uri = default_tracking_uri(tmp_path) if fault == "no file" else address
         begin = time.monotonic()
         tracker = Tracker(uri, ExperimentInfo(name="e"), tmp_path)
@@ -275,20 +312,31 @@ def test_mlflow_that_is_never_there_delays_nothing_and_no_secret_is_printed(
     assert "s3cret" not in caplog.text
 
 
+@pytest.mark.parametrize("fault", ["a folder", "noise", "locked"])
 def test_an_outage_and_its_end_are_each_reported_once(
-    tmp_path: Path, template: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, template: Path, caplog: pytest.LogCaptureFixture, fault: str
 ) -> None:
     file = tmp_path / "mlflow.db"
-    file.mkdir()
+    if fault == "a folder":
+        file.mkdir()
+    else:
+        file.write_bytes(b"noise" * 100 if fault == "noise" else template.read_bytes())
+    other = sqlite3.connect(file, check_same_thread=False) if fault == "locked" else None
+    if other:
+        other.execute("BEGIN EXCLUSIVE")
     tracker = Tracker(default_tracking_uri(tmp_path), ExperimentInfo(name="e"), tmp_path)
     for run_id in ("a", "b"):
         tracker.log(run_id, lambda run_id=run_id: a_run(run_id))
     time.sleep(1.5)  # several attempts
-    file.rmdir()
-    file.write_bytes(template.read_bytes())
+    if other:
+        other.close()
+    else:
+        file.rmdir() if fault == "a folder" else file.unlink()
+        file.write_bytes(template.read_bytes())
     assert tracker.close() == 0
-    assert caplog.text.count("training continues, and runs are logged later") == 1
-    assert caplog.text.count("answers again") == 1
+    reports = int(fault != "locked")  # for which SQLite waits
+    assert caplog.text.count("training continues, and runs are logged later") == reports
+    assert caplog.text.count("answers again") == reports
     assert Store(file).points() == points_of("a", 3) + points_of("b", 3)
 
 

@@ -3,13 +3,14 @@
 import json
 import os
 import subprocess
+from math import nan
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from backlink_ray.data.datasets import load_dataset
-from backlink_ray.errors import BusyError, ConfigError, StorageError
+from backlink_ray.errors import BusyError, ClusterError, ConfigError, NonFiniteLossError, StageError, StorageError
 from backlink_ray.pipeline.resources import StageResources
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.options import DEFAULT
@@ -22,7 +23,7 @@ from backlink_ray.tuning.resources import MEASURED, ClusterResources, read_runs_
 from backlink_ray.tuning.sharing import with_sharing
 from backlink_ray.tuning.space import Space
 from backlink_ray.tuning.study import Study
-from backlink_ray.tuning.trial import FAILURE, trial
+from backlink_ray.tuning.trial import FAILURE, may_pass, trial
 from backlink_ray.tuning.tuner import run_trials
 from tests.users import imported_from
 
@@ -161,6 +162,15 @@ def test_a_file_that_changes_while_a_study_runs_is_named(tmp_path: Path) -> None
     assert report is not None
     assert report[FAILURE].startswith("loss='std_loss:loss' has changed since the study was started; restore the file")
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_trial_is_started_again_only_where_a_new_process_may_have_more_luck() -> None:
+    hung, diverged = StageError(1, 2, "step 3", "hangs", lost=True), StageError(1, 2, "step 3", "it raised")
+    assert may_pass(ClusterError("the stages were not ready within 120 s"), "ray")
+    assert may_pass(hung, "threads")  # a thread cannot be ended
+    assert not may_pass(hung, "ray")  # the run has replaced its process max_recoveries times
+    for error in (diverged, NonFiniteLossError(0, 1, nan), ConfigError("no"), StorageError("full"), KeyError("bug")):
+        assert not any(may_pass(error, executor) for executor in ("local", "threads", "ray"))
 
 
 def test_own_options_hide_no_parameter_of_a_run(tmp_path: Path) -> None:
