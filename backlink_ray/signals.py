@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 from backlink_ray.processes import end_descendants
 
@@ -90,17 +91,19 @@ def _watch(pipe: int, last_words: Callable[[], str]) -> None:
     while poll.poll(None if deadline == math.inf else max(0.0, 1e3 * (deadline - time.monotonic()))):
         numbers = os.read(pipe, 64)
         if not numbers:
-            return os.close(pipe)
+            os.close(pipe)
+            return
         for _ in filter(ENDING.__contains__, numbers):
             if deadline < math.inf:
-                _end(AT_ONCE, last_words)
+                leave(AT_ONCE, last_words())
             deadline = time.monotonic() + GRACE_S
-    return _end(INTERRUPTED, last_words)
+    leave(INTERRUPTED, last_words())
 
 
-def _end(code: int, last_words: Callable[[], str]) -> None:
-    with contextlib.suppress(Exception):
-        os.write(2, f"{last_words()}\n".encode())
+def leave(code: int, last_words: str) -> NoReturn:
+    """Print the last words, and end this process and its child processes at once, whatever they do."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"{last_words}\n".encode())
     end_descendants()
     os._exit(code)
 

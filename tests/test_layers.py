@@ -19,6 +19,7 @@ ALLOWED = {
         "pipeline/actors.py",
         "pipeline/objectstore.py",
         "pipeline/pool.py",
+        "pipeline/reach.py",
         "pipeline/stageactor.py",
         "pipeline/watch.py",
         "runs/cluster.py",

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from backlink_ray.errors import BacklinkError, NonFiniteLossError, NotFiniteError, StageError
+from backlink_ray.errors import BacklinkError, ClusterError, NonFiniteLossError, NotFiniteError, StageError
 from backlink_ray.output import forgive_output
-from backlink_ray.signals import INTERRUPTED, handled
+from backlink_ray.signals import INTERRUPTED, handled, leave
 from backlink_ray.tracking.uri import hide_secrets, redact
 
 # These end one run or measurement; the next one can still succeed.
@@ -38,7 +38,11 @@ def _exit_code(run: Callable[[], int], resume: Callable[[], str]) -> int:
         return run()
     except (BacklinkError, torch.OutOfMemoryError) as error:
         code = error.exit_code if isinstance(error, BacklinkError) else 1
-        return _end(f"error: {error}" if code == 2 else f"failed: {first_line(error)}; {resume()}", code)
+        text = f"error: {error}" if code == 2 else f"failed: {first_line(error)}; {resume()}"
+        if isinstance(error, ClusterError) and error.final:
+            sys.stdout.flush()
+            leave(code, text)  # Ray would wait for what is gone, and then end this process in its own way
+        return _end(text, code)
     except KeyboardInterrupt:
         return _end(f"interrupted; {resume()}", INTERRUPTED)
 

@@ -65,10 +65,10 @@ class ActorGroup(StageGroup):
                     f"the stages were not ready within {timeout_s:g} s; is the cluster busy or too small? wait longer with "
                     "ready_timeout_s"
                 )
-            if not done and not timeout_s:
-                self._pool.stand_by()
+            if not done:
+                self._pool.tend()
                 watch.update()
-                if watch.hangs(self._stage_timeout_s):
+                if not timeout_s and watch.hangs(self._stage_timeout_s):
                     self._fail(refs, watch)
             try:
                 meanwhile()
@@ -85,8 +85,7 @@ class ActorGroup(StageGroup):
         ray.wait(ending, num_returns=len(ending), timeout=FAILURE_GRACE_S) if ending else None
         outcomes = [_outcome(*pair) for pair in zip(refs, positions, strict=True)]
         error = first_failure(outcomes)
-        if error.lost:
-            self._pool.end(error.stage_index)
+        error.machine_lost = error.lost and self._pool.end(error.stage_index)
         raise error from outcomes[error.stage_index].error
 
 

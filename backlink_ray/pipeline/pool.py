@@ -41,6 +41,8 @@ class StagePool:
         self._resources, self._group, self._owned = resources, group, group is None
         self._homes: dict[int, Any] = {}  # of actors and, until their successors have settled, of lost ones
         self._standby: Any = None
+        self._reach: Any = None
+        self._lost_machine = ""
         self._started = time.monotonic()
 
     def use_gpus(self) -> bool:
@@ -52,8 +54,14 @@ class StagePool:
 
     def take(self, num_stages: int) -> list[Any]:
         """Return the actors for a new attempt: those that are still there, the one that stands by, and new ones."""
+        from backlink_ray.pipeline.reach import Reach
+
         self.attempt += 1
         self._started = time.monotonic()
+        if self._lost_machine:
+            self._reach.wait_until_known(self._lost_machine)
+            self._lost_machine = ""
+        self._reach = Reach()
         if self._group is None:
             self._group = self._reserve(num_stages)
         self.actors += [None] * (num_stages - len(self.actors))
@@ -112,11 +120,11 @@ class StagePool:
         _kill(actor)
         return None
 
-    def stand_by(self) -> None:
-        """Start the process that stands by, if there is none, the run is long enough and there is room."""
+    def tend(self) -> None:
+        """Check that the cluster is there, and start the process that stands by, once the run is long enough and has room."""
+        may_start = self._reach.check() and time.monotonic() - self._started > STANDBY_AFTER_S
         home = self._homes.get(0)
-        long_enough = time.monotonic() - self._started > STANDBY_AFTER_S
-        if self._standby is None and long_enough and home and home.free_mib > STANDBY_MIB:
+        if self._standby is None and may_start and home and home.free_mib > STANDBY_MIB:
             self._standby = self._start(0, num_cpus=0, num_gpus=0)
 
     def process_ids(self) -> list[int]:
@@ -124,13 +132,23 @@ class StagePool:
         return [self._homes[k].process_id for k in range(len(self.actors))]
 
     def home(self, k: int) -> Any:
-        """Return where a stage lives."""
+        """Return where a stage lives, None if it is not known."""
         return self._homes.get(k)
 
-    def end(self, k: int) -> None:
-        """End one stage's process."""
+    def end(self, k: int) -> bool:
+        """End the process of a stage that was lost; return whether its machine is gone, too.
+
+        Raises:
+            ClusterError: this machine's own Ray process is gone.
+        """
         _kill(self.actors[k])
         self.actors[k] = None
+        if self._reach is None or k not in self._homes:
+            return False
+        self._reach.check_own()
+        machine = self._homes[k].node_id
+        self._lost_machine = machine if self._reach.is_gone(machine) else ""
+        return bool(self._lost_machine)
 
     def release(self) -> None:
         """Stop every stage, and end the processes that do not stop; the others take a new plan when the next attempt begins."""
@@ -143,10 +161,13 @@ class StagePool:
         ray.wait(free, num_returns=len(free), timeout=RELEASE_TIMEOUT_S) if free else None
         for k, ref in zip(living, free, strict=True):
             if not ray.wait([ref], timeout=0)[0] or error_of(ref) is not None:
-                self.end(k)
+                _kill(self.actors[k])
+                self.actors[k] = None
 
     def close(self) -> None:
         """End all processes and give back what was reserved."""
+        if self._reach and self._reach.is_lost:
+            return  # Ray would wait for what is gone
         for actor in (*self.actors, self._standby):
             _kill(actor)
         self.actors, self._standby, self._homes = [], None, {}

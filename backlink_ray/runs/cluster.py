@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from backlink_ray import processes, signals
-from backlink_ray.errors import ConfigError
+from backlink_ray.errors import ClusterError, ConfigError
 from backlink_ray.importing import digest, folders, sources
 from backlink_ray.runs.token import provide_token
 
@@ -55,6 +55,8 @@ def _join(address: str, environment: dict[str, Any]) -> None:
             ray.init(address=address, log_to_driver=False, runtime_env=environment or None)
     except (ValueError, OSError, RuntimeError) as error:
         raise _unusable(address, error) from error
+    except Exception as error:  # Ray raises it as such when it gives up waiting
+        raise ClusterError(f"the Ray cluster at {address!r} could not be joined: {_first_line(error)}") from error
 
 
 def _start(environment: dict[str, Any]) -> None:
@@ -65,7 +67,10 @@ def _start(environment: dict[str, Any]) -> None:
     provide_token()
     processes.end_leftovers()
     with _loopback(), signals.kept(), processes.remembered():
-        ray.init(address="local", runtime_env=environment or None, **quiet)
+        try:
+            ray.init(address="local", runtime_env=environment or None, **quiet)
+        except Exception as error:  # Ray raises it as such when it gives up waiting
+            raise ClusterError(f"Ray could not be started on this machine: {_first_line(error)}") from error
     atexit.register(_shut_down)
 
 
@@ -155,5 +160,8 @@ def _check_answer(address: str, reached: str) -> None:
 
 
 def _unusable(address: str, error: Exception) -> ConfigError:
-    reason = str(error).strip().splitlines()[0]
-    return ConfigError(f"address={address!r} cannot be used ({reason}); give HOST:PORT of a Ray cluster")
+    return ConfigError(f"address={address!r} cannot be used ({_first_line(error)}); give HOST:PORT of a Ray cluster")
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from typing import Any
 
 import psutil
 import pytest
@@ -13,11 +14,15 @@ from torch import Tensor, nn
 import backlink_ray as bl
 from backlink_ray.errors import LinkAbortedError, LinkError, NonFiniteLossError, StageError
 from backlink_ray.pipeline.controller import Outcome, first_failure
+from backlink_ray.pipeline.exchange import Kind
 from backlink_ray.pipeline.pool import StagePool
 from backlink_ray.pipeline.progress import Position
 from backlink_ray.pipeline.resources import StageResources
+from backlink_ray.pipeline.stage import plan_stages
+from backlink_ray.pipeline.stageactor import StageActor
 from backlink_ray.pipeline.threads import ThreadsExecutor
 from backlink_ray.train.executor import LocalExecutor
+from backlink_ray.train.faults import Fault
 from tests.examples import job
 
 METHOD = bl.BackLink(propagation_length=1, alpha=0.5)
@@ -41,10 +46,28 @@ def test_an_error_of_its_own_takes_precedence_over_a_wait_in_vain() -> None:
     assert first_failure([aborted, late]).stage_index == 1
 
 
+def test_a_stage_that_is_busy_by_itself_is_named_before_the_one_that_waits_for_it() -> None:
+    late = Outcome(LinkError("late"), position=Position(5, "receive_link_gradient"))
+    busy = Outcome(None, position=Position(5, "local_backward", 3.0))
+    error = first_failure(
+        [late, busy, Outcome(LinkAbortedError("stopped"), position=Position(5, "receive_activation"))]
+    )
+    assert str(error) == (
+        "stage 1 of 3 failed at step 5 (local_backward): it has not finished local_backward for 3.0 s: it hangs, or needs a "
+        "longer stage_timeout_s"
+    )
+    assert error.lost
+    assert first_failure([busy, Outcome(None, position=Position(6, "body_forward", 9.0))]).stage_index == 1
+    assert first_failure([busy, Outcome(ValueError("bad"), position=Position(4, "tail_forward"))]).stage_index == 1
+
+
 def test_a_silent_stage_is_named_only_if_none_is_known_to_have_failed() -> None:
-    silent = Outcome(TimeoutError("no answer"), silent=True)
+    silent = Outcome(None, silent=True, position=Position(-1, "silent", 7.0))
     late = Outcome(LinkError("late"), position=Position(5, "receive_activation"))
     assert first_failure([late, silent]).stage_index == 1
+    assert "stage 1 was at receive_activation): its process has not answered for 7.0 s" in str(
+        first_failure([silent, late])
+    )
     assert first_failure([late, silent]).lost
     assert first_failure([silent, late, Outcome(ValueError("bad"))]).stage_index == 2
     died = first_failure([silent, Outcome(RuntimeError("gone"), died=True)])
@@ -88,6 +111,46 @@ def test_a_failing_thread_ends_the_run_and_is_named() -> None:
     assert not [t for t in threading.enumerate() if t.name.startswith("stage")]
 
 
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("stage", [0, 1])
+def test_a_thread_that_hangs_by_itself_is_named_and_not_waited_for(stage: int) -> None:
+    fault = Fault(stage=stage, step=2, kind="hang")
+    start = time.monotonic()
+    with (
+        ThreadsExecutor(job(METHOD, 2, stage_timeout_s=1.0, faults=(fault,))) as executor,
+        pytest.raises(StageError, match="it has not finished body_forward") as caught,
+    ):
+        executor.train(6)
+    assert time.monotonic() - start < 5
+    assert (caught.value.stage_index, caught.value.where, caught.value.lost) == (stage, "step 2 (body_forward)", True)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "rule"),
+    [
+        ({"phase": "later"}, "phase='later' is unknown; allowed: start, before_forward"),
+        ({"kind": "burn"}, "kind='burn'"),
+        ({"step": -1}, "step=-1 .* 0 or more"),
+    ],
+)
+def test_a_fault_that_cannot_happen_is_refused(wrong: dict[str, Any], rule: str) -> None:
+    with pytest.raises(bl.ConfigError, match=rule):
+        Fault(**{"stage": 0, **wrong})
+
+
+def test_a_message_of_an_earlier_attempt_is_dropped() -> None:
+    actor = StageActor()
+    (plan,) = plan_stages(job(bl.BP(), 1))
+    actor.build(2, plan, "")
+    actor.deliver_previous(1, "activation", 0, "late")
+    actor.deliver_previous(2, "activation", 0, "right")
+    assert actor._from_previous.take(Kind.ACTIVATION, 0, 0.1) == "right"
+    actor.abort(1)
+    with pytest.raises(LinkError, match="did not arrive within"):
+        actor._from_previous.take(Kind.ACTIVATION, 1, 0.1)
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_sigkill_of_a_stage_is_named_within_seconds_and_leaves_nothing(ray_here: None) -> None:
     """With stages started for this run, where most tests use pooled ones; their losses equal one process's, too."""
