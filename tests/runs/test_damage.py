@@ -9,14 +9,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+import backlink_ray as bl
 from backlink_ray.data.datasets import load_dataset
-from backlink_ray.errors import NotFiniteError, StorageError
+from backlink_ray.data.tensors import LabelledSet
+from backlink_ray.errors import ConfigError, NotFiniteError, StorageError
 from backlink_ray.runs.config import RunConfig
+from backlink_ray.runs.job import make_job
 from backlink_ray.runs.options import RunOptions
 from backlink_ray.runs.runner import run
 from backlink_ray.train.checkpoint import Checkpoints, newest
+from backlink_ray.train.executor import Job, LocalExecutor
+from backlink_ray.train.state_check import StateCheck
 
 CONFIG = RunConfig(
     network="resnet8", num_modules=2, propagation_length=1, lr=0.1, batch_size=40, epochs=3, train_images=120,
@@ -146,3 +151,61 @@ def test_a_damaged_file_is_one_line_with_its_path_and_the_command_that_mends_it(
     assert command in str(caught.value)
     shutil.rmtree(folder) if "-r" in fix else (folder / name).unlink()  # as the line says
     assert run(CONFIG, folder, dataset=DATA)["weights_sha256"] == whole
+
+
+def test_a_state_that_is_not_finite_or_not_of_its_job_is_never_saved(tmp_path: Path, half: Path) -> None:
+    job = make_job(CONFIG, DATA)
+    found = newest(half / "checkpoints")
+    assert found is not None
+    checkpoints = Checkpoints(tmp_path, CONFIG.run_id, StateCheck(job))
+    for value in (torch.nan, torch.inf, -torch.inf):
+        weights = {**found[0].weights, CONV: found[0].weights[CONV].clone()}
+        weights[CONV].view(-1)[-1] = value
+        with pytest.raises(NotFiniteError, match=f"^{CONV} is not finite after step 5; try a smaller lr$"):
+            checkpoints.save(replace(found[0], weights=weights), {})
+    with pytest.raises(ConfigError, match="is missing"):
+        checkpoints.save(replace(found[0], weights={}), {})
+    assert list(tmp_path.iterdir()) == []
+    checkpoints.save(found[0], {})
+
+
+def test_a_buffer_that_was_infinite_from_the_start_may_be_saved(tmp_path: Path) -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(8, 8)
+            self.register_buffer("mask", torch.zeros(8).index_fill(0, torch.tensor([3]), -torch.inf))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(x).softmax(-1) + (self.linear(x) + self.mask).softmax(-1)
+
+    network = bl.Network([Masked(), Masked()], nn.Linear(8, 3), torch.zeros(1, 8))
+    data = LabelledSet(inputs=torch.randn(8, 8), labels=torch.arange(8) % 3)
+    job = Job(modules=bl.split(network, 2), method=bl.GLL(), train=data, evaluations={}, batch_size=4, lr=0.1)
+    with LocalExecutor(job) as executor:
+        executor.train(1)
+        check = StateCheck(job)
+        Checkpoints(tmp_path, "", check).save(executor.state(), {})
+        assert Checkpoints(tmp_path, "", check).newest()
+
+
+@pytest.mark.parametrize(
+    "method", [bl.DDG(), bl.BackLink(propagation_length=1, alpha_mode="once", mode="stale")], ids=str
+)
+def test_what_a_method_carries_is_checked_too(method: bl.Method) -> None:
+    job = make_job(CONFIG, DATA).with_parts(method=method)
+    with LocalExecutor(job) as executor:
+        executor.train(2)
+        state = executor.state()
+    check = StateCheck(job)
+    check(state)
+    assert state.method_state
+    names = [name for name in state.method_state if ".link." in name or ".weights." in name]
+    assert names
+    for name, value in (
+        (names[0], state.method_state[names[0]][:0]),
+        ("modules.7.error", torch.ones(1)),
+        ("x", torch.ones(1)),
+    ):
+        with pytest.raises(ConfigError, match=f"^{re.escape(name)} do"):
+            check(replace(state, method_state={**state.method_state, name: value}))
