@@ -16,8 +16,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 
 from backlink_ray.text import short_hash, slug
+from backlink_ray.tracking.moved import bring_artifacts_along
 from backlink_ray.tracking.run import ExperimentInfo, Point, Scalar, TrackedRun
-from backlink_ray.tracking.uri import artifact_location, hide_secrets, sqlite_lock, view_state
+from backlink_ray.tracking.uri import artifact_location, database_path, hide_secrets, sqlite_lock, view_state
 
 for _name, _value in {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
@@ -97,6 +98,8 @@ class MlflowSink:
         with sqlite_lock(self._uri):  # two processes must not create the tables at once
             client = MlflowClient(self._uri)
             client.search_experiments(max_results=1)
+            if database := database_path(self._uri):
+                bring_artifacts_along(database)
         return client
 
     def _find_or_create(self, info: ExperimentInfo) -> Experiment:

@@ -14,6 +14,7 @@ from backlink_ray.errors import ConfigError
 from backlink_ray.files import exclusive, make_own_folder
 from backlink_ray.text import typed_program
 
+ARTIFACTS = "mlartifacts"  # beside a SQLite store
 LOCAL_SERVER = "http://127.0.0.1:5000"  # what `ui_command` starts
 
 _FIRST_START_TIMEOUT_S = 60.0  # creating the tables takes 2 to 5 s, and 20 processes may queue
@@ -138,7 +139,7 @@ def _remove_misread_folder(uri: str, path: Path) -> None:
 def artifact_location(uri: str, experiment: str) -> str | None:
     """Return the location of a new experiment's artifacts: beside a SQLite store, else None, which lets the server decide."""
     database = database_path(uri)
-    return f"{database.with_name('mlartifacts').as_uri()}/{experiment}" if database else None
+    return f"{database.with_name(ARTIFACTS).as_uri()}/{experiment}" if database else None
 
 
 def ui_command(uri: str) -> str:
