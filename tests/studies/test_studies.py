@@ -117,9 +117,9 @@ def tracked(storage: Path) -> tuple[list[str], Counter[tuple[str, int]]]:
     return [status for run, status in store.runs() if run != "tiny-smoke"], points
 
 
-def optuna_states(storage: Path) -> set[str]:
+def optuna_states(storage: Path) -> Counter[str]:
     with contextlib.closing(sqlite3.connect(storage / "tiny-smoke" / "optuna.db")) as database:
-        return {state for (state,) in database.execute("SELECT DISTINCT state FROM trials")}
+        return Counter(state for (state,) in database.execute("SELECT state FROM trials"))
 
 
 def kill_with_children(child: subprocess.Popen[str]) -> None:
@@ -172,6 +172,10 @@ def test_a_study_continues_after_a_killed_trial_a_diverging_one_ctrl_c_and_a_kil
     assert rows() == [failed, ("FINISHED", 0.05)]
     statuses, points = tracked(tmp_path / "s")
     assert sorted(statuses) == ["FAILED", "FINISHED"]
+    reasons = Store(tmp_path / "s" / "mlflow.db").query("SELECT value FROM tags WHERE key = 'end_reason'")
+    assert "the local loss of stage" in " ".join(str(reason) for (reason,) in reasons)
+    states = optuna_states(tmp_path / "s")
+    assert (states["COMPLETE"], states["RUNNING"], states["FAIL"] > 0) == (1, 0, True)
     assert set(points.values()) == {1}
     assert {step for _, step in points} == set(range(1, 13))
 
