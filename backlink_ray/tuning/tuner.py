@@ -28,6 +28,7 @@ from backlink_ray.tuning.searcher import Searcher, open_searcher
 from backlink_ray.tuning.sharing import with_sharing
 from backlink_ray.tuning.study import Study
 from backlink_ray.tuning.trial import trial, trial_resources
+from backlink_ray.tuning.watch import head_watched
 
 # Our callback reports a failed trial in one line; Tune would add two tracebacks.
 logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
@@ -113,7 +114,7 @@ def run_study(
     if handling():  # our callback does what Tune's own handler does, and SIGTERM is handled as well
         os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     try:
-        with deferred():
+        with deferred(), head_watched(partial(_end_runs, study)):
             tuner.fit()
     except KeyboardInterrupt:
         if not stopping():
@@ -128,9 +129,13 @@ def run_study(
             raise
         raise StorageError(f"{study.folder / 'tune'} cannot be written: {error.strerror}; free some space") from error
     finally:
-        with suppress(StorageError):  # the next start does it again
-            end_open_runs(study.folder / "runs", "the study ended before the run did")
-        track_all(study.tracker, study.folder)
+        _end_runs(study, "the study ended before the run did")
+
+
+def _end_runs(study: Study, reason: str) -> None:
+    with suppress(StorageError):  # the next start does it again
+        end_open_runs(study.folder / "runs", reason)
+    track_all(study.tracker, study.folder)
 
 
 def _tune_config(study: Study, cluster: ClusterResources) -> tune.TuneConfig:

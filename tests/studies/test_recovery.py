@@ -197,6 +197,42 @@ def test_twenty_trials_of_which_six_fail_and_five_are_killed_leave_nothing_behin
     assert statuses == {"FINISHED": 14, "FAILED": 6}
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_study_whose_ray_has_lost_its_head_ends_in_one_line_and_resumes(tmp_path: Path) -> None:
+    arguments, left = command(tmp_path, "list", "s"), list[psutil.Process]()
+    child = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    assert child.stdout is not None
+    try:
+        assert any("epoch 1/" in line for line in child.stdout)
+        left = psutil.Process(child.pid).children(recursive=True)
+        (head,) = [process for process in left if process.name() == "gcs_server"]
+        head.kill()
+        begin = time.monotonic()
+        out, err = child.communicate(timeout=100)
+        print(out, err, f"ended after {time.monotonic() - begin:.1f} s")
+        assert time.monotonic() - begin < 50  # Ray itself ends the process after 60 s
+        assert child.returncode == 3
+        assert (
+            len(
+                re.findall(
+                    r"^the study stops: the head process of the Ray cluster, at \S+, has not answered", err, re.M
+                )
+            )
+            == 1
+        )
+        assert "resume: " in err.splitlines()[-1]
+        time.sleep(5)
+        assert [process for process in left if process.is_running() and process.status() != psutil.STATUS_ZOMBIE] == []
+    finally:
+        end(left)
+    statuses = [status for run, status in Store(tmp_path / "s" / "mlflow.db").runs() if run != "tiny-list"]
+    assert "RUNNING" not in statuses
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=500, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert Results(tmp_path / "s" / "tiny-list").ended() == 5
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 3 MB in memory."""
