@@ -2,6 +2,7 @@
 
 import contextlib
 from io import BytesIO, TextIOWrapper
+from pathlib import Path
 
 import pytest
 import torch
@@ -90,3 +91,13 @@ def test_what_the_output_cannot_encode_is_replaced(monkeypatch: pytest.MonkeyPat
 
     assert guarded(run, str) == 2
     assert [stream.buffer.getvalue() for stream in streams] == [b"2 ? 1 ?s\n", b"error: gr??er\n"]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("path", ["s3://bucket/x", "gs://b", "file:///tmp/x", "hdfs://host/x"])
+def test_a_storage_path_that_is_an_address_is_refused_and_a_home_is_found(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, path: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(ConfigError, match=f"^storage_path='{path}' is an address; allowed: a path on this machine"):
+        _ = CommonFlags(storage_path=path).storage
+    assert CommonFlags(storage_path="~/x").storage == tmp_path / "x"
