@@ -4,9 +4,11 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 PACKAGE = Path(__file__).parents[1] / "backlink_ray"
 LAYERS = [
@@ -107,3 +109,15 @@ FORBIDDEN = ("torch.load(", "pickle.load", "allow_pickle=True", "yaml.load(", "e
 def test_no_code_is_ever_loaded_from_a_file() -> None:
     found = [(p.name, w) for p in PACKAGE.rglob("*.py") for w in FORBIDDEN if w in p.read_text().replace(".eval()", "")]
     assert found == []
+
+
+# The version below each was published with a hole: torch.load, CVE-2025-62593, CVE-2026-116690.
+TOO_OLD = {"torch": "2.5.1", "ray": "2.51.2", "mlflow": "3.16.9"}
+
+
+def test_no_version_with_a_known_hole_is_allowed() -> None:
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]
+    extras = [line for lines in project["optional-dependencies"].values() for line in lines]
+    named = [each for each in map(Requirement, [*project["dependencies"], *extras]) if each.name in TOO_OLD]
+    assert {each.name for each in named} == set(TOO_OLD)
+    assert [str(each) for each in named if each.specifier.contains(TOO_OLD[each.name])] == []

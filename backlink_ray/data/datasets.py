@@ -9,6 +9,7 @@ from backlink_ray.data.embedded import load_sample
 from backlink_ray.data.originals import load_cifar10, load_cifar10_lt, load_cifar100, load_stl10, load_svhn
 from backlink_ray.data.tensors import Dataset, LabelledSet
 from backlink_ray.errors import ConfigError
+from backlink_ray.files import local_path
 from backlink_ray.importing import call, is_path
 
 # Number of training images of every data set.
@@ -28,8 +29,12 @@ assert set(LOADERS) == set(DATASETS)
 
 
 def data_root(flag: str = "") -> Path:
-    """Return the folder of the data sets: `flag`, else $BACKLINK_RAY_DATA, else ~/.cache/backlink_ray."""
-    return Path(flag or os.environ.get("BACKLINK_RAY_DATA") or Path.home() / ".cache" / "backlink_ray").expanduser()
+    """Return the folder of the data sets: `flag`, else $BACKLINK_RAY_DATA, else ~/.cache/backlink_ray.
+
+    Raises:
+        ConfigError: it cannot be a folder; it is in the home folder, say, and this user has none.
+    """
+    return local_path(flag or os.environ.get("BACKLINK_RAY_DATA") or "~/.cache/backlink_ray", "data_root")
 
 
 def load_dataset(
@@ -62,7 +67,8 @@ def load_dataset(
     if is_path(name):
         found = call(name, "dataset", root=Path(root or data_root()), download=download, seed=seed)
     else:
-        found = LOADERS[name](Path(root or data_root()), download, seed)
+        is_embedded = LOADERS[name] is load_sample  # it needs no folder, so a user without a home is not asked for one
+        found = LOADERS[name](Path() if is_embedded else Path(root or data_root()), download, seed)
     if not isinstance(found, Dataset):
         raise ConfigError(f"dataset={name!r} returns a {type(found).__name__}; allowed: a backlink_ray.Dataset")
     return found.first(train_images, test_images)

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from itertools import chain
 
+from torch import nn
+
 from backlink_ray.local.module import LocalModule
 from backlink_ray.nets.probe import restore_modes
 
@@ -15,7 +17,7 @@ class TrainingModes:
 
     def __init__(self, modules: Sequence[LocalModule]) -> None:
         self._modules = modules
-        self._found = [] if self._evaluates() else [(p, p.training) for module in modules for p in module.modules()]
+        self._found = [] if self._evaluates() else _modes(modules)
 
     def restore(self) -> None:
         """Put every part into its mode if the network is in evaluation mode."""
@@ -27,3 +29,14 @@ class TrainingModes:
     def _evaluates(self) -> bool:
         units = (unit for module in self._modules for unit in module.units)
         return not any(part.training for top in chain(units, [self._modules[-1].head]) for part in top.modules())
+
+
+def _modes(modules: Sequence[LocalModule]) -> list[tuple[nn.Module, bool]]:
+    """Return every part and its mode. A `train` of the user's, which torch's loops call, may keep parts in evaluation mode."""
+    found = [(part, part.training) for module in modules for part in module.modules()]
+    for part, is_training in found:
+        if is_training and type(part).train is not nn.Module.train:
+            part.train()
+    modes = [(part, part.training and was_training) for part, was_training in found]
+    restore_modes(modes)
+    return modes

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 
+import torch
 from torch import nn
 
 from backlink_ray.errors import ConfigError
@@ -35,6 +36,7 @@ class SplitOptions:
         check_options(self)
 
 
+@torch.inference_mode(False)  # parameters of heads made under it could not be trained
 def split(
     network: Network,
     num_modules: int = 0,

@@ -54,8 +54,13 @@ class Network(nn.Module):
         if not len(self.units):
             raise ConfigError("units=[] is empty; allowed: one unit or more")
         for name, part in self.places():
-            if any(is_lazy(t) for t in (*part.parameters(), *part.buffers())):
+            tensors = (*part.parameters(), *part.buffers())
+            if any(is_lazy(t) for t in tensors):
                 raise ConfigError(f"{name} is lazy and has no weights yet; call it once on an input before")
+            if any(t.is_inference() for t in tensors):
+                raise ConfigError(
+                    f"{name} was made under torch.inference_mode(), so it cannot be trained; make it outside"
+                )
         check_apart(self.places())
         self._examined_as = dtype_and_device(self)[0]
         self.facts, self.num_classes = self._run_example()
@@ -122,6 +127,7 @@ class Network(nn.Module):
         dtype = own if facts.dtype == self._examined_as else facts.dtype  # the network may have changed its type since
         return random_like(torch.empty(2, *facts.shape, dtype=dtype, device=device))
 
+    @torch.inference_mode(False)
     def _run_example(self) -> tuple[tuple[UnitFacts, ...], int]:
         x, found = random_like(self.example()), []
         for name, part in self.places():

@@ -1,5 +1,6 @@
 """Probe: what a few forwards on an example show of a unit or head, which stays as it was."""
 
+import random
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -29,6 +30,7 @@ def examine(name: str, module: nn.Module, x: Tensor) -> tuple[Tensor, UnitFacts]
         ConfigError: the module cannot take x, changes it in place, returns something else than a tensor of floating-point
             numbers, or answers differently to the same input and seed.
     """
+    own = _own_generators(module)
     version, kept, twice = x._version, x.clone(), x.expand(2, *x.shape[1:]) if len(x) == 1 else x
     try:
         with torch.cuda.device(x.device) if x.is_cuda else nullcontext():
@@ -45,7 +47,7 @@ def examine(name: str, module: nn.Module, x: Tensor) -> tuple[Tensor, UnitFacts]
     if x._version != version or not same(x, kept):
         # Its input is another unit's output, which that unit's head may still need.
         raise ConfigError(f"{name} changes its input in place; make its first operation inplace=False")
-    if not same(first, second):
+    if not same(first, second) or _own_generators(module) != own:
         raise ConfigError(
             f"{name} answers differently to the same input and seed: a generator or a state of its own, which no other "
             "process has; draw from torch's, Python's or numpy's default generator, and keep states in buffers"
@@ -64,6 +66,15 @@ def _draws(module: nn.Module, x: Tensor, *, training: bool) -> tuple[Tensor, boo
         before = generator_states()
         y = probe(module, x, training)
         return y, generator_states() != before
+
+
+def _own_generators(module: nn.Module) -> list[str]:
+    """Return the states of generators that parts of a module hold: one that is drawn from may change few of the answers."""
+    held = [value for part in module.modules() for value in vars(part).values()]
+    of_torch = [str(value.get_state().tolist()) for value in held if isinstance(value, torch.Generator)]
+    of_python = [str(value.getstate()) for value in held if isinstance(value, random.Random)]
+    of_numpy = [value for value in held if type(value).__module__.startswith("numpy.random")]
+    return [*of_torch, *of_python, *(str(getattr(v, "bit_generator", v).__getstate__()) for v in of_numpy)]
 
 
 def same(a: Any, b: Any) -> bool:

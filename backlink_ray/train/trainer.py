@@ -102,6 +102,10 @@ def read_batch(
         )
     spec = modules[0].spec
     check_inputs("batch", inputs, spec.input_shape, spec.takes_integers)
+    if not (spec.takes_integers or inputs.is_floating_point()):
+        raise ConfigError(
+            f"the batch inputs are {inputs.dtype}; the network takes floats, as x.float() / 255 makes of images"
+        )
     check_labels("batch", labels, method, spec.num_classes)
     dtype, device = dtype_and_device(*modules)
     return Batch(cast(inputs.to(device), dtype), cast(labels.to(device), dtype), step_seed, loss)

@@ -1,5 +1,9 @@
 """Data sets: names, budgets, digests and the held-out part."""
 
+import os
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -109,3 +113,42 @@ def test_sample_and_full_set_agree_on_what_belongs_to_both(full_root: Path, cifa
     for field in ("mean", "std", "augmentation"):
         assert getattr(cifar10.train, field) == getattr(sample.train, field)
     assert cifar10.class_names == tuple(CIFAR10(full_root, train=False).classes)
+
+
+HOMELESS = """
+import backlink_ray as bl
+print(len(bl.load_dataset("cifar10-sample", test_images=7).test))
+try:
+    bl.load_dataset("cifar10")
+except bl.ConfigError as error:
+    print(error)
+from backlink_ray.cli import main
+print(main(["report"]))
+"""
+
+
+@pytest.mark.skipif(
+    os.getuid() != 0 or not shutil.which("setpriv"), reason="becomes a user that this machine does not know"
+)
+def test_a_user_without_a_home_folder_needs_none_until_something_is_put_there(tmp_path: Path) -> None:
+    rights = "+dac_read_search"  # to read this Python, wherever it is
+    become = [
+        "setpriv",
+        "--reuid=54321",
+        "--regid=54321",
+        "--clear-groups",
+        "--inh-caps",
+        rights,
+        "--ambient-caps",
+        rights,
+    ]
+    environment = {k: v for k, v in os.environ.items() if k not in ("HOME", "BACKLINK_RAY_DATA")}
+    command = [*become, sys.executable, "-c", HOMELESS]
+    done = subprocess.run(
+        command, env=environment, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
+    refused = (
+        "data_root='~/.cache/backlink_ray' cannot be used (Could not determine home directory.); give another folder"
+    )
+    assert done.stdout.splitlines() == ["7", refused, "2"]

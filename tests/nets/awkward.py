@@ -240,6 +240,17 @@ def with_own_generator() -> nn.Module:
     return unit
 
 
+class SeldomDraws(nn.Module):
+    """Draws from a generator of its own in every step, which shows in one of a hundred."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.generator = plain(), random.Random(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x) * (0.5 if self.generator.random() < 0.01 else 1)  # type: ignore[no-any-return]
+
+
 class Counts(nn.Module):
     """Divides by the number of its calls, which it counts in Python."""
 
@@ -266,6 +277,7 @@ def tied_within() -> nn.Module:
 # A network refuses these, as units[1], with a message that matches.
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "own generator": (with_own_generator, r"units\[1\] answers differently .* default generator"),
+    "own generator, seldom seen": (SeldomDraws, r"units\[1\] answers differently .* default generator"),
     "counts in Python": (Counts, r"units\[1\] answers differently .* keep states in buffers"),
     "in-place": (lambda: nn.Sequential(nn.ReLU(inplace=True), plain()), r"units\[1\] .*inplace=False"),
     "in-place behind torch's back": (lambda: Applies(scaled_in_place), r"units\[1\] changes its input in place"),

@@ -134,6 +134,27 @@ def test_a_batch_norm_in_eval_keeps_mode_and_statistics(executor: Callable[[Job]
     assert int(weights["units.2.1.num_batches_tracked"]) == 2
 
 
+class FreezesWhenTrained(nn.Sequential):
+    """Keeps its batch norm in evaluation mode by a `train` that nobody has called yet."""
+
+    def train(self, mode: bool = True) -> "FreezesWhenTrained":
+        super().train(mode)
+        self[1].eval()
+        return self
+
+
+@pytest.mark.parametrize("executor", [LocalExecutor, ThreadsExecutor])
+def test_what_a_train_of_the_users_freezes_stays_frozen(executor: Callable[[Job], Executor]) -> None:
+    net = network(lambda: FreezesWhenTrained(*normed(), nn.Dropout(0.5).eval()), normed)
+    with executor(job_of(net)) as running:
+        running.train(2)
+        running.evaluate("test")
+        running.train(1)
+        weights = running.state().weights
+    assert [int(weights[f"units.{i}.1.num_batches_tracked"]) for i in (1, 2)] == [0, 3]
+    assert [part.training for part in net.units[1]] == [True, False, True, False]
+
+
 def test_who_evaluated_before_training_and_between_trains_in_the_modes_first_found() -> None:
     net = network(norm_in_eval, normed)
     modules = bl.split(net, 2)
@@ -284,6 +305,22 @@ def test_a_step_without_gradients_is_refused(mode: Callable[[], torch.no_grad]) 
     assert all(torch.equal(t, before[n]) for n, t in trainer.state().weights.items())
     with torch.autocast("cpu", torch.bfloat16):
         assert trainer.step(*images()).isfinite().all()
+
+
+def test_a_network_made_in_inference_mode_is_refused_but_heads_and_the_network_around_its_modules_may_be() -> None:
+    with torch.inference_mode(), pytest.raises(bl.ConfigError, match=r"units\[0\] was made under torch.inference_mode"):
+        network(normed)
+    parts = [nn.Flatten(), nn.Linear(3072, WIDTH), nn.Linear(WIDTH, WIDTH)]
+    classifier = nn.Linear(WIDTH, 10)
+    with torch.inference_mode():
+        modules = bl.split(bl.Network(parts, classifier, torch.zeros(2, 3, 32, 32)), 2)
+    assert bl.Trainer(modules, ONE).step(*images()).isfinite().all()
+
+
+def test_a_batch_of_uint8_images_is_refused() -> None:
+    trainer = bl.Trainer(bl.split(network(normed), 2), ONE)
+    with pytest.raises(bl.ConfigError, match=r"batch inputs are torch.uint8; .* x\.float\(\) / 255"):
+        trainer.step(images()[0].to(torch.uint8), images()[1])
 
 
 def test_a_batch_of_one_names_unit_and_batch_size(narrow_linear_units: None) -> None:

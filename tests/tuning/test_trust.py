@@ -56,9 +56,10 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="gives files to other users")
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_another_can_change_is_refused_and_named(tmp_path: Path, case: str) -> None:
+    if os.getuid() != 0 and case in ("the folder of another", "a run of another", "a group"):
+        pytest.skip("gives files to other users")
     change, message = REFUSED[case]
     folder = study(tmp_path)
     check_trust(folder)
