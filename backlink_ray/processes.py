@@ -22,8 +22,13 @@ _remembered: set[int] = set()
 
 def end_descendants() -> None:
     """Kill all processes that this process has started, and theirs."""
-    for pid in descendants(os.getpid()):
-        _kill(pid)
+    found = set[int]()
+    while new := descendants(os.getpid()) - found:  # stopped first: what is not, starts others meanwhile
+        found |= new
+        for pid in new:
+            _send(pid, signal.SIGSTOP)
+    for pid in found:
+        _send(pid, signal.SIGKILL)
 
 
 def descendants(*roots: int) -> set[int]:
@@ -43,9 +48,11 @@ def descendants(*roots: int) -> set[int]:
 def remembered() -> Iterator[None]:
     """Record what is started in here, so that `end_leftovers` of a later process ends it should this one be killed."""
     before = descendants(os.getpid())
-    yield
-    _remembered.update(descendants(os.getpid()) - before)
-    remember_descendants()
+    try:
+        yield
+    finally:
+        _remembered.update(descendants(os.getpid()) - before)
+        remember_descendants()
 
 
 def remember_descendants() -> None:
@@ -78,7 +85,7 @@ def _end_recorded(file: Path) -> None:
     if found.get("boot") == _boot():
         for pid, started in found["started"].items():
             if started and _started(int(pid)) == started:
-                _kill(int(pid))
+                _send(int(pid), signal.SIGKILL)
     file.unlink(missing_ok=True)
     file.with_suffix(".lock").unlink(missing_ok=True)
 
@@ -94,9 +101,9 @@ def _record() -> Path | None:
     return None
 
 
-def _kill(pid: int) -> None:
+def _send(pid: int, number: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, number)
 
 
 def _started(pid: int) -> str:

@@ -119,6 +119,7 @@ def kept() -> Iterator[None]:
         yield
     except SystemExit as error:
         if error.code in ENDING:
+            _stopping.set()
             raise KeyboardInterrupt from error
         raise
     finally:

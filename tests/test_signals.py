@@ -1,11 +1,16 @@
 """Signals to a real command: it saves a checkpoint, ends within 10 s, leaves no process, and resumes to the same result."""
 
 import contextlib
+import fcntl
 import json
+import os
+import pty
 import re
+import shlex
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -122,3 +127,138 @@ def test_a_signal_saves_a_checkpoint_and_the_run_resumes_bit_for_bit(
     found, expected = (json.loads((folder / "result.json").read_text()) for folder in (cut, whole))
     assert found["weights_sha256"] == expected["weights_sha256"]
     assert [m["local_loss"] for m in found["curve"]] == [m["local_loss"] for m in expected["curve"]]
+
+
+def test_sigterm_saves_a_checkpoint_and_exits_with_3(tmp_path: Path) -> None:
+    check_stopped(tmp_path / "run", signal.SIGTERM, "--executor", "local", seconds=0.2)
+    assert any(step % 120 for step in steps_in(tmp_path / "run"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("seconds", [0.5, 2, 4, 8, 12])
+def test_a_signal_while_ray_starts(tmp_path: Path, seconds: float) -> None:
+    """With a handler of Ray's own, which only ends Python; the machine's load decides what has been reached."""
+    with running(command(tmp_path / "run", "--executor", "ray")) as child:
+        child.wait_for(tmp_path / "run" / "config.yaml", "run_id")
+        time.sleep(seconds)
+        start = child.send(signal.SIGTERM)
+        code, _, err = child.end()
+        print(f"exit {code} after {child.ended - start:.1f} s, left {child.left()}: {err.splitlines()[-3:]}")
+        assert (code, err.splitlines()[-1]) == (3, "interrupted; run the same command again to resume"), err
+        assert child.ended - start < GONE_S
+        assert not re.search("Traceback|stack trace", err)
+        assert child.left() == []
+
+
+HANGS = """
+import time
+import torch
+from torch import nn
+import backlink_ray as bl
+
+class Hangs(nn.Module):
+    calls = 0
+    def forward(self, x):
+        self.calls += self.training
+        if self.calls > 8:
+            open({flag!r}, "w").close()
+            time.sleep(600)
+        return x
+
+def network(num_classes, image_size, seed):
+    built = bl.build_network("resnet8", num_classes=num_classes, image_size=image_size)
+    built.units[1] = nn.Sequential(Hangs(), built.units[1])
+    return bl.Network(list(built.units), built.classifier, torch.zeros(1, 3, image_size, image_size))
+"""
+
+
+@contextlib.contextmanager
+def hanging(tmp_path: Path, executor: str) -> Iterator[Command]:
+    flag = tmp_path / "hangs"
+    (tmp_path / "hanging.py").write_text(HANGS.format(flag=str(flag)))
+    line = command(tmp_path / "run", "--executor", executor, "--network", "hanging:network")
+    with running(line, env={**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}"}) as child:
+        child.wait_for(flag, "")
+        yield child
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("executor", ["local", "threads", "ray"])
+def test_a_command_that_hangs_is_gone_after_10_s_and_after_a_second_signal_at_once(
+    tmp_path: Path, executor: str
+) -> None:
+    for again_s in (0.0, 0.5):
+        (tmp_path / "hangs").unlink(missing_ok=True)
+        with hanging(tmp_path, executor) as child:
+            start = child.send(signal.SIGTERM)
+            if again_s:
+                time.sleep(again_s)
+                start = child.send(signal.SIGINT)
+            code, _, err = child.end()
+            print(f"{executor} again={again_s}: exit {code} after {child.ended - start:.1f} s, left {child.left()}")
+            assert (code, err.splitlines()[-1]) == (
+                130 if again_s else 3, "interrupted; run the same command again to resume",
+            ), err  # fmt: skip
+            assert child.ended - start < (2 if again_s else GONE_S)
+            assert "Traceback" not in err
+            assert child.left() == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_a_driver_that_was_killed_leaves_nothing_once_the_next_one_has_started(tmp_path: Path) -> None:
+    with running(command(tmp_path / "killed", "--executor", "ray")) as killed:
+        killed.wait_for(tmp_path / "killed" / "environment.json", "attempts")
+        killed.send(signal.SIGKILL)
+        assert [name for name in map(str, killed.left(4.0)) if "Agent" in name], "Ray ends them after a minute"
+        with running(command(tmp_path / "next", "--executor", "ray")) as following:
+            following.wait_for(tmp_path / "next" / "environment.json", "attempts")
+            print(f"left of the first: {killed.left(1.0)}")
+            assert killed.left(1.0) == []
+            following.send(signal.SIGTERM)
+            assert following.end()[0] == 3
+            assert following.left() == []
+
+
+def test_training_goes_on_when_nobody_reads_its_output(tmp_path: Path) -> None:
+    line = shlex.join(command(tmp_path / "run", "--executor", "local", "--train-images", "20"))
+    done = subprocess.run(
+        f"set -o pipefail; {line} | head -1",
+        shell=True,
+        executable="/bin/bash",
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0
+    assert done.stdout.startswith("epoch 1/2")
+    assert done.stderr == "executor local: as configured\n"
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "FINISHED"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("executor", ["local", "ray"])
+def test_training_goes_on_when_its_terminal_is_closed(tmp_path: Path, executor: str) -> None:
+    ours, theirs = pty.openpty()
+    child = subprocess.Popen(
+        command(tmp_path / "run", "--executor", executor), stdin=theirs, stdout=theirs, stderr=theirs, cwd=ROOT,
+        start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )  # fmt: skip
+    os.close(theirs)
+    shown = b""
+    while b"epoch 1/" not in shown:
+        shown += os.read(ours, 1000)
+    os.close(ours)  # the system sends SIGHUP, and every later write fails
+    assert child.wait(100) == 0
+    assert (tmp_path / "run" / "result.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_a_listing_is_silent_when_its_reader_has_enough() -> None:
+    line = f"set -o pipefail; {sys.executable} studies/table_2.py --dry-run --preset smoke --executor local | head -1"
+    done = subprocess.run(line, shell=True, executable="/bin/bash", capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr, len(done.stdout.splitlines())) == (0, "", 1)

@@ -14,6 +14,7 @@ from backlink_ray.measure.descent import ALL, Descent, MeanGradients, descent_by
 from backlink_ray.methods.backprop import BP
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.job import make_job
+from backlink_ray.signals import deferred, stopping
 from backlink_ray.train.checkpoint import Checkpoints
 from backlink_ray.train.executor import to_cpu
 from backlink_ray.train.state_check import StateCheck
@@ -25,8 +26,8 @@ def directions(
 ) -> Iterator[tuple[int, dict[int, Descent]]]:
     """Train one run and yield (epochs trained, descent by module) before the first epoch and after every epoch.
 
-    Both gradients are means over the batches of the next epoch, at fixed weights and in training mode. An interrupted run
-    continues after its last complete epoch, where it measures again.
+    Both gradients are means over the batches of the next epoch, at fixed weights and in training mode. A run that was killed
+    continues after its last complete epoch, where it measures again; one that was interrupted by a signal, where it was.
 
     Raises:
         ConfigError: the configuration does not fit the data.
@@ -53,12 +54,23 @@ def _epochs(
         trainer.load(newest[0])
     steps = batches.steps_per_epoch
     for epoch in range(trainer.step_index // steps, config.epochs + 1):
-        yield epoch, measure(trainer, batches, range(epoch * steps, (epoch + 1) * steps), config.seed)
+        if trainer.step_index == epoch * steps:  # else a signal came inside this epoch, which was measured before
+            yield epoch, measure(trainer, batches, range(epoch * steps, (epoch + 1) * steps), config.seed)
         if epoch < config.epochs:
-            for step in range(epoch * steps, (epoch + 1) * steps):
-                losses = trainer.step(batches.inputs(step), batches.labels(step))
-                check_losses(losses[:, None], step)
-            checkpoints.save(to_cpu(trainer.state()), {})
+            with deferred():
+                _train(trainer, batches, (epoch + 1) * steps)
+                checkpoints.save(to_cpu(trainer.state()), {})
+            if stopping():
+                raise KeyboardInterrupt
+
+
+def _train(trainer: Trainer, batches: Batches, end: int) -> None:
+    """Train up to a step, or until a signal comes."""
+    for step in range(trainer.step_index, end):
+        losses = trainer.step(batches.inputs(step), batches.labels(step))
+        check_losses(losses[:, None], step)
+        if stopping():
+            break
 
 
 def measure(trainer: Trainer, batches: Batches, steps: range, seed: int) -> dict[int, Descent]:

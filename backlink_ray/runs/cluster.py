@@ -66,12 +66,12 @@ def _start(environment: dict[str, Any]) -> None:
     quiet: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.WARNING}
     provide_token()
     processes.end_leftovers()
+    atexit.register(_shut_down)  # also if the start is interrupted
     with _loopback(), signals.kept(), processes.remembered():
         try:
             ray.init(address="local", runtime_env=environment or None, **quiet)
         except Exception as error:  # Ray raises it as such when it gives up waiting
             raise ClusterError(f"Ray could not be started on this machine: {_first_line(error)}") from error
-    atexit.register(_shut_down)
 
 
 def _shut_down() -> None:

@@ -110,7 +110,7 @@ class _Training:
     def _due(self) -> float:
         """Return when a checkpoint must be begun so that it is on disk before the state of the newest one is too old."""
         every_s = self._options.checkpoint_every_s
-        return self._saved + max(every_s / 2, every_s - self._saving_s)
+        return self._saved + max(every_s / 2, every_s - 2 * self._saving_s)  # twice, since the next may take longer
 
     def _save(self, begun: ChunkReport | None = None) -> None:
         """Save the state, with the metrics of the last finished epoch and what was measured in the one that has begun."""

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import backlink_ray as bl
+from backlink_ray.benchmarks import descent as descents
 from backlink_ray.benchmarks.descent import directions
 from backlink_ray.measure.descent import ALL, Descent, MeanGradients, descent, descent_by_module
 from backlink_ray.methods.base import Method
@@ -97,7 +98,7 @@ def test_a_unit_without_gradient_is_refused_by_name(method: dict[str, torch.Tens
         descent({"units.0.w": torch.ones(1)}, method)
 
 
-def test_directions_along_a_run_continue_where_it_stopped(tmp_path: Path) -> None:
+def test_directions_along_a_run_continue_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = bl.RunConfig(
         network="resnet8", num_modules=2, propagation_length=1, alpha=0.0, lr=0.02, batch_size=16, epochs=2
     )
@@ -110,6 +111,11 @@ def test_directions_along_a_run_continue_where_it_stopped(tmp_path: Path) -> Non
     assert torch.get_num_threads() == 1
     part.close()  # killed after the first epoch
     assert torch.get_num_threads() == 3
-    assert first + list(directions(config, data, "cpu", tmp_path / "part"))[1:] == whole
+    monkeypatch.setattr(descents, "stopping", lambda: True)  # a signal in the first step of the second epoch
+    with pytest.raises(KeyboardInterrupt):
+        list(directions(config, data, "cpu", tmp_path / "part"))
+    monkeypatch.undo()
+    rest = list(directions(config, data, "cpu", tmp_path / "part"))
+    assert [*first, *rest] == whole
     assert all(measured[1].constant == pytest.approx(1, abs=1e-6) for _, measured in whole)
     assert all(measured[ALL].constant > 0 for _, measured in whole)

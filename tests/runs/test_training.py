@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ CONFIG = RunConfig(
 THREADS = CONFIG.replace(mode="stale", executor="threads")
 ASYNC = CONFIG.replace(method="dgl", mode="async", propagation_length=0)
 STEPS = 4  # of an epoch
+EVERY_S = 3.0
 DATA = load_dataset("cifar10-sample", train_images=64, test_images=20)
 
 
@@ -96,3 +99,31 @@ def test_the_seconds_of_an_epoch_add_up(tmp_path: Path) -> None:
 def test_checkpoints_that_never_come_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"checkpoint_every_s=0 is out of range; allowed above 0, in seconds"):
         RunOptions(checkpoint_every_s=0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("executor", ["local", "threads"])
+def test_no_more_work_is_lost_than_between_two_checkpoints(
+    executor: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At any time, the newest state on disk is at most that old, evaluation included."""
+    times = list[tuple[float, float]]()
+    real = Checkpoints.save
+
+    def save(self: Checkpoints, *what: Any) -> Path:
+        started = time.monotonic()
+        path = real(self, *what)
+        times.append((started, time.monotonic()))
+        return path
+
+    monkeypatch.setattr(Checkpoints, "save", save)
+    data = load_dataset("cifar10-sample", train_images=1600, test_images=500)
+    config = CONFIG.replace(train_images=1600, test_images=500, epochs=3, batch_size=10, executor=executor)
+    run(config, tmp_path, dataset=data, options=RunOptions(checkpoint_every_s=EVERY_S))
+    ages = [written - started for (started, _), (_, written) in pairwise(times)]
+    print(
+        f"{executor}: {len(times)} checkpoints, at most {max(ages):.2f} s of work lost with checkpoint_every_s={EVERY_S}"
+    )
+    assert max(ages) <= EVERY_S
+    assert len(times) > 5
