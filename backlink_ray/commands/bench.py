@@ -14,6 +14,7 @@ from backlink_ray.benchmarks.data import data_rows
 from backlink_ray.benchmarks.memory import memory_rows
 from backlink_ray.benchmarks.rows import written
 from backlink_ray.benchmarks.runtime import overlap_rows
+from backlink_ray.benchmarks.soak import soak_rows
 from backlink_ray.benchmarks.step import convolution_rows, step_rows
 from backlink_ray.commands.bench_table import print_rows
 from backlink_ray.commands.flags import check_device, not_negative
@@ -38,17 +39,18 @@ class Bench:
     bfloat16. memory: peak of a step over K and l (paper, Fig. 7), allocated on a GPU, counted elsewhere. data: batches.
     correctness: float64 gradients on the device against the CPU, and executors against each other. overlap: BackLink with K = 2
     as threads and as Ray actors beside BP on one core. headline: the best-known cells of Tables II and III at the full recipe,
-    on CIFAR-10.
+    on CIFAR-10. soak: steps of a small run on CPU cores while its stages are killed, one every 30 s at random times, as a share
+    of what it does undisturbed (goodput).
     """
 
-    item: tyro.conf.Positional[Literal["step", "memory", "data", "correctness", "overlap", "headline"]]
+    item: tyro.conf.Positional[Literal["step", "memory", "data", "correctness", "overlap", "headline", "soak"]]
     """What is measured."""
     json: str = ""
     """File for the rows, with date, versions, commit and hardware: one JSON list, replaced with every row that is measured."""
     smoke_test: bool = False
     """The same at a small size, in seconds, on any machine."""
     device: str = ""
-    """cuda, cuda:1 or cpu; default: the GPU if there is one. overlap is measured on CPU cores."""
+    """cuda, cuda:1 or cpu; default: the GPU if there is one. overlap and soak are measured on CPU cores."""
     threads: int = 1
     """Threads of torch on a CPU."""
     network: str = ""
@@ -67,6 +69,8 @@ class Bench:
     """step, data, overlap: steps per round; default: 20 on a GPU, else 1, and 5 for overlap."""
     rounds: int = 0
     """step, data, overlap: rounds, after one that is discarded; default 5, and 7 for overlap."""
+    minutes: float = 5.0
+    """soak: how long stages are killed; the undisturbed run takes half as long."""
     seeds: int = 1
     """headline: seeds per cell."""
     data_root: str = ""
@@ -95,6 +99,8 @@ class Bench:
                 "headline at full size needs a GPU, which this machine lacks; give --smoke-test, or --device"
             )
         not_negative(self, "batch_size", "steps", "rounds")
+        if not self.minutes > 0:
+            raise ConfigError(f"minutes={self.minutes} is out of range; allowed above 0")
         for name in ("threads", "seeds"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} is out of range; allowed 1 or more")
@@ -109,7 +115,7 @@ class Bench:
     @property
     def chosen_device(self) -> str:
         """Return the device."""
-        automatic = "cuda" if torch.cuda.is_available() and self.item != "overlap" else "cpu"
+        automatic = "cuda" if torch.cuda.is_available() and self.item not in ("overlap", "soak") else "cpu"
         return self.device or automatic
 
     @property
@@ -202,6 +208,11 @@ def _headline(bench: Bench) -> Iterator[Row]:
             yield {"cell": f"{config.head}/{config.run_name}", "paper": published_error_pct(config), **kept}
 
 
+def _soak(bench: Bench) -> Iterator[Row]:
+    return soak_rows(*((0.2, 4.0) if bench.smoke_test else (bench.minutes, 30.0)))
+
+
 _ITEMS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "step": _step, "memory": _memory, "data": _data, "correctness": _correctness, "overlap": _overlap, "headline": _headline,
+    "soak": _soak,
 }  # fmt: skip

@@ -57,7 +57,6 @@ class StagePool:
         from backlink_ray.pipeline.reach import Reach
 
         self.attempt += 1
-        self._started = time.monotonic()
         if self._lost_machine:
             self._reach.wait_until_known(self._lost_machine)
             self._lost_machine = ""

@@ -2,10 +2,14 @@
 
 import hashlib
 import json
+import os
 import random
+import signal
+import statistics
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -271,3 +275,53 @@ def test_a_lost_machine_is_replaced(tmp_path: Path, undisturbed: str, monkeypatc
     finally:
         ray.shutdown()
         cluster.shutdown()
+
+
+WAIT_S = 15.0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("standby_after_s", "limit_s"), [(0.0, 3.0), (1e9, 10.0)], ids=["stand-by", "cold"])
+def test_how_long_a_recovery_takes(
+    standby_after_s: float, limit_s: float, tmp_path: Path, ray_here: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From SIGKILL to the error, and to the first step of the next attempt; on an idle machine, medians of five."""
+    from backlink_ray.pipeline.actors import RayExecutor
+
+    monkeypatch.setattr(pool, "STANDBY_AFTER_S", standby_after_s)
+    killed: list[float] = []
+    noticed: list[float] = []
+    trained: list[float] = []
+    pools: list[pool.StagePool] = []
+
+    def noted(*arguments: Any) -> pool.StagePool:
+        pools.append(pool.StagePool(*arguments))
+        return pools[0]
+
+    def decided(status: Status) -> Decision:
+        noticed.append(time.monotonic() - killed[-1])
+        return decide(status)
+
+    def train(executor: RayExecutor, *arguments: Any) -> Any:
+        if len(trained) < len(killed):
+            trained.append(time.monotonic() - killed[-1])
+            threading.Timer(WAIT_S, kill).start()  # by then another process stands by
+        return original(executor, *arguments)
+
+    def kill() -> None:
+        if len(killed) < 5:
+            killed.append(time.monotonic())
+            os.kill(pools[0].process_ids()[len(killed) % 2], signal.SIGKILL)
+
+    original = RayExecutor.train
+    monkeypatch.setattr(runner, "StagePool", noted)
+    monkeypatch.setattr(recovery, "decide", decided)
+    monkeypatch.setattr(RayExecutor, "train", train)
+    threading.Timer(2 * WAIT_S, kill).start()
+    options = RunOptions(max_recoveries=5, stop=lambda: len(trained) == 5)
+    with pytest.raises(KeyboardInterrupt):
+        run(CONFIG.replace(epochs=100_000), tmp_path, dataset=DATA, options=options)
+    print("noticed after", sorted(noticed), "s, trained after", sorted(trained), "s")
+    assert statistics.median(noticed) <= 3.0
+    assert statistics.median(trained) <= limit_s
