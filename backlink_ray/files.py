@@ -266,9 +266,8 @@ def _take(handle: int, path: Path, timeout_s: float, what: str) -> None:
     try:
         while not try_lock(handle, fcntl.LOCK_EX):
             if time.monotonic() >= deadline:
-                raise BusyError(
-                    f"{what} is in use by another process, and was for {timeout_s:g} s; wait for it, or give another folder"
-                )
+                waited = f", and was for {timeout_s:g} s" if timeout_s else ""
+                raise BusyError(f"{what} is in use by another process{waited}; wait for it, or give another folder")
             time.sleep(0.02)
     except BusyError:  # itself an OSError
         raise

@@ -82,8 +82,7 @@ def test_a_second_start_is_one_line_and_changes_nothing_and_a_dead_writer_blocks
         said = capsys.readouterr()
         assert (said.out, said.err) == (
             "",
-            f"error: output_dir={str(folder)!r} is in use by another process, and was for 0 s; wait for it, or give another "
-            "folder\n",
+            f"error: output_dir={str(folder)!r} is in use by another process; wait for it, or give another folder\n",
         )
         assert content(folder) == before
     # It is dead now: the folder is free, and what it left is removed.
