@@ -35,10 +35,13 @@ def test_train_over_ray_in_a_process_of_its_own(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("executor", ["local", "threads"])
 def test_train(tmp_path: Path, executor: str, capsys: pytest.CaptureFixture[str]) -> None:
-    picture = tmp_path / "timeline.png"
+    picture = tmp_path / "new" / "folder" / "timeline.png"
     more = ["--timeline", str(picture)] if executor != "local" else []
-    assert main(train(tmp_path / "run", "--executor", executor, *more)) == 0
+    arguments = train(tmp_path / "run", "--executor", executor, *more)
+    assert main(arguments) == 0
     check_run(tmp_path / "run", executor, capsys.readouterr().out, picture)
+    assert main(arguments) == 0
+    assert ("is not drawn: every step of the run was taken before" in capsys.readouterr().err) == bool(more)
 
 
 def check_run(folder: Path, executor: str, out: str, picture: Path) -> None:

@@ -60,9 +60,7 @@ def run(
     folder = RunFolder(local_path(output_dir, "output_dir"), config, data)
     if done := folder.result():
         if options.timeline:
-            print(
-                f"{output_dir} holds a finished run, so there is nothing to draw in {options.timeline}", file=sys.stderr
-            )
+            _say_why_not_drawn(options.timeline)
         return done
     with folder.opened(options.lock_timeout_s):
         return folder.result() or _run(config, data, options, folder)
@@ -91,7 +89,14 @@ def _run(config: RunConfig, data: Dataset, options: RunOptions, folder: RunFolde
     if options.timeline and spans:
         what = f"{config.network}, {config.run_name}, {config.head} heads, batch {config.batch_size}"
         draw(spans, timeline, f"{what}, executor {result['executor']}")
+    elif options.timeline:
+        _say_why_not_drawn(options.timeline)
     return result
+
+
+def _say_why_not_drawn(timeline: str) -> None:
+    why = "every step of the run was taken before; give another output_dir"
+    print(f"timeline={timeline!r} is not drawn: {why}", file=sys.stderr, flush=True)
 
 
 def _warn_of_slow_bf16(job: Job, device: torch.device) -> None:
