@@ -29,6 +29,7 @@ class ActorGroup(StageGroup):
 
     def __init__(self, plans: Sequence[StagePlan], pool: StagePool) -> None:
         self._pool, self._stage_timeout_s = pool, plans[0].job.stage_timeout_s
+        self._last_plan = plans[-1]  # the smallest, without inputs
         for plan in plans:
             _check_sendable(plan)
         self._actors = pool.take(len(plans))
@@ -66,7 +67,7 @@ class ActorGroup(StageGroup):
                     "ready_timeout_s"
                 )
             if not done:
-                self._pool.tend()
+                self._pool.tend(self._last_plan)
                 watch.update()
                 if not timeout_s and watch.hangs(self._stage_timeout_s):
                     self._fail(refs, watch)

@@ -119,12 +119,17 @@ class StagePool:
         _kill(actor)
         return None
 
-    def tend(self) -> None:
-        """Check that the cluster is there, and start the process that stands by, once the run is long enough and has room."""
+    def tend(self, plan: Any) -> None:
+        """Check that the cluster is there, and start the process that stands by, once the run is long enough and has room.
+
+        Args:
+            plan: of any stage of the run, for which that process warms up.
+        """
         may_start = self._reach.check() and time.monotonic() - self._started > STANDBY_AFTER_S
         home = self._homes.get(0)
         if self._standby is None and may_start and home and home.free_mib > STANDBY_MIB:
             self._standby = self._start(0, num_cpus=0, num_gpus=0)
+            self._standby.warm_up.remote(plan)
 
     def process_ids(self) -> list[int]:
         """Return the process of each stage."""

@@ -40,6 +40,10 @@ class StageActor:
             os.getpid(), ray.get_runtime_context().get_node_id(), os.environ.get(_VISIBLE, ""), free_memory_mib()
         )
 
+    def warm_up(self, plan: StagePlan) -> None:
+        """Import what a stage of the run needs, which takes seconds, without building one; on a CPU, for want of a GPU."""
+        plan.job.optimizer([torch.nn.Parameter(torch.zeros(1))])
+
     def build(self, attempt: int, plan: StagePlan, devices: str) -> None:
         """Drop the stage of an earlier attempt, if any, and build one.
 
