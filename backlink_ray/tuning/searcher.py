@@ -27,10 +27,12 @@ class Searcher(OptunaSearch):
 
     def __init__(self, database: Path, **arguments: Any) -> None:
         self._database = database
+        self._ended: list[tuple[str, dict[str, Any] | None, bool]] = []
         super().__init__(**arguments)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """Ask Optuna for a choice."""
+        self.tell_ended()
         with usable(self._database):
             return super().suggest(trial_id)
 
@@ -41,15 +43,25 @@ class Searcher(OptunaSearch):
                 super().on_trial_result(trial_id, {**result, "training_iteration": result["epoch"]})
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Pass the end of a trial on to Optuna, as failed even if it had reported before."""
-        failed = error or FAILURE in (result or {})
-        with suppress(StorageError), usable(self._database):  # the next start adds it from the results
-            super().on_trial_complete(trial_id, None if failed else result, failed)
+        """Take down the end of a trial, as failed even if it had reported before.
 
-    def end_running(self) -> None:
-        """Mark the trials that still run as failed, when no process works on them any more."""
+        Optuna is told later, when the study has recorded it: a kill in between cannot have it counted twice.
+        """
+        failed = error or FAILURE in (result or {})
+        self._ended.append((trial_id, None if failed else result, failed))
+
+    def tell_ended(self) -> None:
+        """Tell Optuna which trials have ended; what it cannot be told, the next start adds from the results."""
+        ended, self._ended = self._ended, []
+        for end in ended:
+            with suppress(StorageError), usable(self._database):
+                super().on_trial_complete(*end)
+
+    def close(self) -> None:
+        """Tell Optuna which trials have ended, and that the others have failed: no process works on them any more."""
+        self.tell_ended()
         study: Any = self._ot_study
-        with usable(self._database):
+        with suppress(StorageError), usable(self._database):
             _end_running(study)
 
 

@@ -119,8 +119,6 @@ def run_study(
     except KeyboardInterrupt:
         if not stopping():
             raise
-        if isinstance(tune_config.search_alg, Searcher):
-            tune_config.search_alg.end_running()
     except tune.TuneError as error:
         last = str(error).strip().splitlines()[-1]
         raise StudyError(re.sub(r"^[\w.]+: ", "", last)) from error
@@ -129,6 +127,8 @@ def run_study(
             raise
         raise StorageError(f"{study.folder / 'tune'} cannot be written: {error.strerror}; free some space") from error
     finally:
+        if isinstance(tune_config.search_alg, Searcher):
+            tune_config.search_alg.close()
         _end_runs(study, "the study ended before the run did")
 
 

@@ -68,6 +68,7 @@ def test_a_search_for_the_trade_off_learns_from_three_numbers(tmp_path: Path) ->
     assert set(opened.suggest("b")) == set(SPACE.searched)
     opened.on_trial_complete("a", dict(zip(names, (30.0, 500.0, 9.0), strict=True)))
     opened.on_trial_complete("b", dict(zip(names, (40.0, 400.0, 9.0), strict=True)))
+    opened.close()
     search()  # a later start continues the same study
     study = optuna.load_study(study_name="s", storage=f"sqlite:///{tmp_path / 'optuna.db'}")
     assert [d.name for d in study.directions] == ["MINIMIZE"] * 3

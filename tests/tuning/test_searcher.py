@@ -54,6 +54,7 @@ def carry_out(search: Searcher, trial_id: str, **changes: Any) -> Row:
     run = PLAN.run_of(search.suggest(trial_id) or {})
     search.on_trial_result(trial_id, {"val_error_pct": 50.0, "epoch": 1})
     search.on_trial_complete(trial_id, {"val_error_pct": 50.0, **changes})
+    search.tell_ended()
     return row_of(run, status="FAILED" if changes else "FINISHED")
 
 
@@ -63,6 +64,7 @@ def test_choices_of_a_killed_driver_are_suggested_again(tmp_path: Path) -> None:
     one = open_searcher(plan, tmp_path, "s", [])
     assert one.suggest("a") == first
     one.on_trial_complete("a", {"val_error_pct": 50.0, "training_iteration": 1})
+    one.tell_ended()
     left = one.suggest("b")
     two = open_searcher(plan, tmp_path, "s", [row_of(FIRST)])
     assert two.suggest("c") == left
@@ -82,11 +84,23 @@ def test_a_choice_without_a_result_is_suggested_again_once(tmp_path: Path) -> No
     assert two.suggest("e") not in (lost, ended)
 
 
+@pytest.mark.parametrize("is_recorded", [True, False])
+def test_a_kill_when_a_trial_ends_has_it_counted_once(tmp_path: Path, is_recorded: bool) -> None:
+    search = open_searcher(PLAN, tmp_path, "s", [])
+    run = PLAN.run_of(search.suggest("a") or {})
+    search.on_trial_complete("a", {"val_error_pct": 50.0})
+    rows = [row_of(run)] if is_recorded else []
+    again = open_searcher(PLAN, tmp_path, "s", rows)
+    assert states(tmp_path) == ["FAIL", "COMPLETE" if is_recorded else "WAITING"]
+    assert (again.suggest("b") == SPACE.choice_of(run)) is not is_recorded
+
+
 def test_a_failed_trial_counts_as_failed_even_if_it_had_reported(tmp_path: Path) -> None:
     search = open_searcher(PLAN, tmp_path, "s", [])
     carry_out(search, "a", **{FAILURE: "the loss is nan"})
     search.on_trial_result(str(search.suggest("b") and "b"), {FAILURE: "the loss is nan"})  # before its first epoch
     search.on_trial_complete("b", {FAILURE: "the loss is nan"})
+    search.close()
     assert states(tmp_path) == ["FAIL", "FAIL"]
 
 

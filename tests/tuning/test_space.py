@@ -42,6 +42,7 @@ def test_own_parameters_are_searched_in_a_real_database_and_the_rest_stays(tmp_p
         assert plan.space is not None
         assert plan.space.choice_of(runs[-1]) == choice
         search.on_trial_complete(name, {"val_error_pct": runs[-1].options["gamma"], "training_iteration": 1})
+    search.close()
     assert {run.num_modules for run in runs} == {2, 4}
     assert {run.batch_size for run in runs} == {32, 64}
     assert {(run.lr, run.options["twice"], run.propagation_length) for run in runs} == {(0.1, False, 0)}
