@@ -1,10 +1,12 @@
-"""Modes: every part of a module is trained in the mode it was found in."""
+"""Modes: every part of a module is trained in the mode it was found in, and stays as it was found where it cannot be trained."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 
 from torch import nn
 
+from backlink_ray.errors import ConfigError
 from backlink_ray.local.module import LocalModule
 from backlink_ray.nets.probe import restore_modes
 
@@ -29,6 +31,18 @@ class TrainingModes:
     def _evaluates(self) -> bool:
         units = (unit for module in self._modules for unit in module.units)
         return not any(part.training for top in chain(units, [self._modules[-1].head]) for part in top.modules())
+
+
+@contextmanager
+def unmoved_if_refused(modules: Sequence[LocalModule], batch_size: int) -> Iterator[None]:
+    """Put buffers back if modules refuse a batch of one: statistics of those before the one that refuses have moved by then."""
+    found = [(b, b.clone()) for module in modules for b in module.buffers()] if batch_size == 1 else []
+    try:
+        yield
+    except ConfigError:
+        for buffer, before in found:
+            buffer.copy_(before)
+        raise
 
 
 def _modes(modules: Sequence[LocalModule]) -> list[tuple[nn.Module, bool]]:

@@ -14,7 +14,7 @@ from backlink_ray.data.tensors import cast
 from backlink_ray.errors import ConfigError, NonFiniteLossError
 from backlink_ray.local.engine import DEFAULT, Engine
 from backlink_ray.local.graph import NOTHING
-from backlink_ray.local.modes import TrainingModes
+from backlink_ray.local.modes import TrainingModes, unmoved_if_refused
 from backlink_ray.local.module import LocalModule, StepSeed
 from backlink_ray.local.parameters import check_parameters
 from backlink_ray.local.predict import predict
@@ -274,7 +274,7 @@ class Trainer:
             self._loss_checked = kind
         batch = replace(batch, inputs=self.engine.arrange(batch.inputs))
         self._modes.restore()
-        with self.engine.running(batch.inputs.device):
+        with self.engine.running(batch.inputs.device), unmoved_if_refused(self.modules, len(inputs)):
             for updater in self._updaters:
                 updater.set_lr(self._lr(self.step_index) if callable(self._lr) else self._lr)
             losses = self._captured(batch) if self.engine.graph else self._train(batch)

@@ -330,6 +330,7 @@ def test_a_batch_of_one_names_unit_and_batch_size(narrow_linear_units: None) -> 
         bl.ConfigError, match=r"units\[2\] cannot take a batch of one: .*; allowed: batch_size 2 or more"
     ):
         bl.Trainer(bl.split(net, 2), ONE).step(x[:1], labels[:1])
+    assert int(net.units[2][1].num_batches_tracked) == 0
     training = replace(job_of(net), batch_size=1)
     with pytest.raises(StageError, match=r"units\[2\] .*batch_size 2"), ThreadsExecutor(training) as running:
         running.train(1)
