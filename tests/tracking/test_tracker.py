@@ -235,6 +235,18 @@ def test_evil_names_stay_names(tmp_path: Path, uri: str, database: Store) -> Non
     assert {path.name for path in (tmp_path / "storage").iterdir()} <= {"mlartifacts", "mlflow.db", "mlflow.db.lock"}
 
 
+def test_a_storage_folder_may_have_any_name(tmp_path: Path, template: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "really? 100% #1"
+    folder.mkdir()
+    (folder / "mlflow.db").write_bytes(template.read_bytes())
+    (folder / "table.md").write_text("one")
+    monkeypatch.chdir(folder)
+    track(default_tracking_uri(folder), a_run(artifacts=[folder / "table.md"]))
+    assert Store(folder / "mlflow.db").runs() == [("r", "FINISHED")]
+    assert len(list((folder / "mlartifacts").rglob("table.md"))) == 1
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+
+
 def test_the_link_shares_a_view(uri: str, database: Store) -> None:
     tracker = track(uri)
     start, link = tracker.page(group_by="K").removeprefix("MLflow: ").split("  then open ")
