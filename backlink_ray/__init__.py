@@ -23,12 +23,14 @@ from backlink_ray.methods.infopro import InfoPro
 from backlink_ray.methods.predsim import PredSim
 from backlink_ray.nets.build import build_network
 from backlink_ray.nets.network import Network
+from backlink_ray.pipeline.pool import StagePool
 from backlink_ray.pipeline.resources import StageResources
 from backlink_ray.pipeline.threads import ThreadsExecutor
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.network import load_network
 from backlink_ray.runs.options import RunOptions
 from backlink_ray.train.executor import Job, LocalExecutor
+from backlink_ray.train.faults import Fault
 from backlink_ray.train.trainer import Trainer, gradients
 
 if TYPE_CHECKING:
@@ -50,6 +52,7 @@ __all__ = [
     "ConfigError",
     "Dataset",
     "Engine",
+    "Fault",
     "InfoPro",
     "Job",
     "LocalExecutor",
@@ -62,6 +65,7 @@ __all__ = [
     "RunOptions",
     "SearchResult",
     "Space",
+    "StagePool",
     "StageResources",
     "ThreadsExecutor",
     "Trainer",

@@ -81,6 +81,15 @@ def test_the_overlap_of_stages_at_a_small_size(tmp_path: Path, ray_here: None) -
     assert all(row["n"] == 2 and float(str(row["link_ms"])) > 0 for row in rows[1:])
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_soak_goes_on_while_its_stages_are_killed(tmp_path: Path, ray_here: None) -> None:
+    alone, disturbed = rows_of("soak", tmp_path)
+    assert alone["recoveries"] == 0
+    assert float(str(disturbed["kills"])) > 0
+    assert float(str(disturbed["goodput_pct"])) > 0
+
+
 def test_an_item_that_needs_a_gpu_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "headline", "--device", "cpu"]) == 2
     assert "headline at full size needs a GPU" in capsys.readouterr().err
