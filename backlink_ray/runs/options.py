@@ -44,10 +44,11 @@ class RunOptions:
     on_epoch: EpochCallback = field(default=lambda _: None)
 
     def __post_init__(self) -> None:
-        if not self.checkpoint_every_s > 0:
-            raise ConfigError(
-                f"checkpoint_every_s={self.checkpoint_every_s} is out of range; allowed above 0, in seconds"
-            )
+        for name in ("checkpoint_every_s", "stage_timeout_s", "ready_timeout_s"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name}={getattr(self, name)} is out of range; allowed above 0, in seconds")
+        if self.max_recoveries < 0:
+            raise ConfigError(f"max_recoveries={self.max_recoveries} is out of range; allowed 0 (none) or more")
 
 
 DEFAULT = RunOptions()

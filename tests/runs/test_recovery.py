@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from backlink_ray.data.datasets import load_dataset
-from backlink_ray.errors import ClusterError, StageError
+from backlink_ray.errors import ClusterError, ConfigError, StageError
 from backlink_ray.pipeline import pool
 from backlink_ray.pipeline.resources import StageResources
 from backlink_ray.runs import recovery, runner
@@ -78,6 +78,15 @@ def test_an_attempt_is_repeated_until_it_succeeds_or_the_recoveries_are_used_up(
     )
     with pytest.raises(StageError, match="gone; recovered 1 times, max_recoveries=1"):
         recovering(attempt, 1, lambda: True)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "rule"),
+    [({"max_recoveries": -1}, "max_recoveries=-1 .* 0"), ({"stage_timeout_s": 0.0}, "stage_timeout_s=0.0 .* above 0")],
+)
+def test_options_out_of_range_are_refused(wrong: dict[str, Any], rule: str) -> None:
+    with pytest.raises(ConfigError, match=rule):
+        RunOptions(**wrong)
 
 
 def digest(folder: Path) -> str:
