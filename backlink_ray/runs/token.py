@@ -1,11 +1,19 @@
 """Token of a private Ray cluster: a secret that its processes prove to each other, in a file that only its owner can read."""
 
 import atexit
+import fcntl
 import os
 import secrets
 import shutil
 import tempfile
+import time
+from contextlib import suppress
 from pathlib import Path
+
+from backlink_ray.files import is_held, try_lock
+
+_PREFIX = "backlink_ray-token-"
+_NEW_S = 60.0  # one that has just been made may not be locked yet
 
 
 def provide_token() -> None:
@@ -15,10 +23,20 @@ def provide_token() -> None:
     """
     if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
         return
-    folder = Path(tempfile.mkdtemp(prefix="backlink_ray-"))  # mode 0700
+    _remove_leftovers()
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX))  # mode 0700
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     file = folder / "auth_token"
-    handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(handle, "w") as opened:
-        opened.write(secrets.token_hex(32))
+    handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try_lock(handle, fcntl.LOCK_EX)  # held, and the file open, as long as this process lives
+    os.write(handle, secrets.token_hex(32).encode())
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(file)
+
+
+def _remove_leftovers() -> None:
+    """Remove what processes that were killed have left: nobody holds the lock on their tokens."""
+    for file in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*/auth_token"):
+        with suppress(OSError):  # another user's, or gone meanwhile
+            found = file.stat()
+            if found.st_uid == os.getuid() and time.time() - found.st_mtime > _NEW_S and not is_held(file):
+                shutil.rmtree(file.parent)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from backlink_ray.runs.token import provide_token
 from tests.test_cli import train
 
 # Starts a private Ray with one actor, and prints what it listens on, its token, and where the token can be seen.
@@ -59,3 +60,23 @@ def test_a_driver_without_the_token_is_told_so(tmp_path: Path, ray_here: None, m
         in done.stderr.splitlines()[-1]
     )
     assert "Traceback" not in done.stderr
+
+
+def test_tokens_of_killed_processes_are_removed_and_no_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    files = {}
+    for name in ("killed", "new", "living"):
+        for variable in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+            monkeypatch.setenv(variable, "")
+        provide_token()
+        files[name] = Path(os.environ["RAY_AUTH_TOKEN_PATH"])
+    for name in ("killed", "new"):  # a copy has no lock, as after a kill
+        copy = files[name].read_text()
+        files[name].unlink()
+        files[name].write_text(copy)
+    for name in ("killed", "living"):
+        os.utime(files[name], (0, 0))
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "")
+    provide_token()
+    assert [name for name, file in files.items() if file.parent.exists()] == ["new", "living"]
+    assert len({file.read_text() for file in tmp_path.glob("*/auth_token")}) == 3
