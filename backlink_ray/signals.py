@@ -6,6 +6,7 @@ import math
 import os
 import select
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -33,6 +34,13 @@ def stopping() -> bool:
 def handling() -> bool:
     """Return whether a command runs that handles signals."""
     return signal.getsignal(signal.SIGINT) is _on_signal
+
+
+def handle_again() -> None:
+    """Handle signals as before, if a command runs, although foreign code has set handlers that Python does not know of."""
+    if handling() and threading.current_thread() is threading.main_thread():
+        for number in ENDING:
+            signal.signal(number, _on_signal)
 
 
 @contextmanager
@@ -102,26 +110,8 @@ def _watch(pipe: int, last_words: Callable[[], str]) -> None:
 
 def leave(code: int, last_words: str) -> NoReturn:
     """Print the last words, and end this process and its child processes at once, whatever they do."""
+    sys.setswitchinterval(1e-5)  # a thread that computes would hold this one up at every file that it reads
     with contextlib.suppress(OSError):
         os.write(2, f"{last_words}\n".encode())
     end_descendants()
     os._exit(code)
-
-
-@contextmanager
-def kept() -> Iterator[None]:
-    """Keep this process's handlers while something runs that sets its own, as ray.init does: its one is a bare SystemExit."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handlers = {number: signal.getsignal(number) for number in ENDING}
-    try:
-        yield
-    except SystemExit as error:
-        if error.code in ENDING:
-            _stopping.set()
-            raise KeyboardInterrupt from error
-        raise
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)

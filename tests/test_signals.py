@@ -51,7 +51,7 @@ class Command:
         self.started: set[psutil.Process] = set()
         self.ended = 0.0
 
-    def wait_for(self, file: Path, pattern: str, timeout_s: float = 90.0) -> None:
+    def wait_for(self, file: Path, pattern: str, timeout_s: float = 150.0) -> None:
         """Wait until a file below the given one, a glob, contains a pattern."""
         deadline = time.monotonic() + timeout_s
         while not any(re.search(pattern, path.read_text()) for path in file.parent.glob(file.name) if path.is_file()):
@@ -136,7 +136,7 @@ def test_sigterm_saves_a_checkpoint_and_exits_with_3(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("seconds", [0.5, 2, 4, 8, 12])
+@pytest.mark.parametrize("seconds", [0.5, 2, 4])
 def test_a_signal_while_ray_starts(tmp_path: Path, seconds: float) -> None:
     """With a handler of Ray's own, which only ends Python; the machine's load decides what has been reached."""
     with running(command(tmp_path / "run", "--executor", "ray")) as child:
@@ -184,7 +184,7 @@ def hanging(tmp_path: Path, executor: str) -> Iterator[Command]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(360)
 @pytest.mark.parametrize("executor", ["local", "threads", "ray"])
 def test_a_command_that_hangs_is_gone_after_10_s_and_after_a_second_signal_at_once(
     tmp_path: Path, executor: str

@@ -51,7 +51,7 @@ def _join(address: str, environment: dict[str, Any]) -> None:
     if "://" not in address:
         _check_reachable(address)
     try:
-        with signals.kept():
+        with _own_handlers():
             ray.init(address=address, log_to_driver=False, runtime_env=environment or None)
     except (ValueError, OSError, RuntimeError) as error:
         raise _unusable(address, error) from error
@@ -67,7 +67,7 @@ def _start(environment: dict[str, Any]) -> None:
     provide_token()
     processes.end_leftovers()
     atexit.register(_shut_down)  # also if the start is interrupted
-    with _loopback(), signals.kept(), processes.remembered():
+    with _loopback(), _own_handlers(), processes.remembered():
         try:
             ray.init(address="local", runtime_env=environment or None, **quiet)
         except Exception as error:  # Ray raises it as such when it gives up waiting
@@ -80,6 +80,21 @@ def _shut_down() -> None:
 
     ray.shutdown()
     processes.end_remembered()
+
+
+@contextmanager
+def _own_handlers() -> Iterator[None]:
+    """Keep Ray from handling SIGTERM in a command: its own handlers end in a bare SystemExit, or a C++ trace."""
+    from ray._private import utils
+
+    found = utils.set_sigterm_handler
+    if signals.handling():
+        utils.set_sigterm_handler = lambda _handler: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = found
+        signals.handle_again()
 
 
 @contextmanager
