@@ -197,7 +197,7 @@ def read_lines(path: Path, way_out: str) -> list[dict[str, Any]]:
 
     Args:
         path: of the log.
-        way_out: what the user can do about a damaged line; as in `read_json`, with its number in the place of {line}.
+        way_out: what the user can do about a damaged line; as in `read_json`.
 
     Raises:
         StorageError: a line is damaged; the message names the file and the line.
@@ -237,9 +237,7 @@ def _row(text: bytes, path: Path, way_out: str, line: int = 0) -> dict[str, Any]
 def unreadable(path: Path, fault: str, way_out: str, line: int = 0) -> StorageError:
     """Return the error for a file, or for a line of it, that cannot be read; see `read_json`."""
     where = f"{path}, line {line}" if line else str(path)
-    return StorageError(
-        f"{where} {fault}; " + way_out.replace("{line}", str(line)).replace("{file}", shlex.quote(str(path)))
-    )
+    return StorageError(f"{where} {fault}; " + way_out.replace("{file}", shlex.quote(str(path))))
 
 
 @contextmanager

@@ -83,8 +83,8 @@ class RunFolder:
         found, label = _read(self.path), f"output_dir={str(self.path)!r}"
         if outer := next((parent for parent in self.path.absolute().parents if _is_run(parent)), None):
             raise ConfigError(f"{label} lies in the run folder {str(outer)!r}; give a folder outside of it")
-        refused = (self.path / FAILURE).exists() and not (self.path / ENVIRONMENT).exists()  # before anything started
-        if not found or refused:
+        has_trained = any((self.path / name).exists() for name in (ENVIRONMENT, METRICS, CHECKPOINTS))
+        if not found or ((self.path / FAILURE).exists() and not has_trained):
             return
         if found.get("run_id") != config.run_id:
             files = found.get("files", {})

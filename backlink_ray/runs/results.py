@@ -112,7 +112,7 @@ class Results:
         return self._export
 
 
-_WAY_OUT = "it is left out, and its run is recorded again when the study is started again; fix: sed -i {line}d {file}"
+_WAY_OUT = "it is left out, and its run is recorded again when the study is started again; to hear no more of it, delete the line"
 
 
 @cache

@@ -19,7 +19,8 @@ def bring_artifacts_along(database: Path) -> None:
     with closing(sqlite3.connect(database)) as store, store:
         for number, name, location in store.execute(_EXPERIMENTS).fetchall():
             there = location.removesuffix(name)
-            if location != there and there.endswith(f"/{ARTIFACTS}/") and there != here:
+            came_along = there.startswith("file:") and database.with_name(ARTIFACTS).joinpath(name).is_dir()
+            if location != there and there.endswith(f"/{ARTIFACTS}/") and there != here and came_along:
                 store.execute(
                     "UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?", (here + name, number)
                 )

@@ -71,7 +71,7 @@ class Checkpoints:
             raise CheckpointError(
                 f"{final} ({size} bytes) cannot be written: {error.strerror}; free space there"
             ) from error
-        for old in _all(self._folder)[:-KEPT]:
+        for old in _superseded(self._folder, final):
             shutil.rmtree(old, ignore_errors=True)
         return final
 
@@ -112,14 +112,24 @@ def _all(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if _NAME.fullmatch(path.name))
 
 
+def _superseded(folder: Path, newest: Path) -> list[Path]:
+    """Return the checkpoints that a new one makes needless; later ones could not be used, or the run would not be here again."""
+    found = _all(folder)
+    count = found.index(newest) + 1
+    return [*found[: max(0, count - KEPT)], *found[count:]]
+
+
 def _write(final: Path, files: Mapping[str, bytes]) -> None:
     with temporary(final, is_folder=True) as working:
         for name, raw in files.items():
             write_synced(working / name, raw)
         sync_folder(working)
-        if final.exists():
-            shutil.rmtree(final)
-        working.replace(final)
+        if final.exists():  # of the same step, saved before its evaluation
+            with temporary(final, is_folder=True) as old:
+                final.replace(old)
+                working.replace(final)
+        else:
+            working.replace(final)
     sync_folder(final.parent)
 
 

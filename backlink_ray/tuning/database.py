@@ -14,6 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from backlink_ray.errors import StorageError
 from backlink_ray.runs.results import Row, config_of
+from backlink_ray.signals import stopping
 from backlink_ray.tracking.uri import sqlite_uri
 from backlink_ray.tuning.plan import Plan
 
@@ -21,11 +22,8 @@ from backlink_ray.tuning.plan import Plan
 _BUSY_S, _LONGEST_LOCK_S = 5.0, 600.0
 
 
-def open_database(file: Path, name: str, plan: Plan, rows: Sequence[Row]) -> tuple[optuna.Study, bool]:
+def open_database(file: Path, name: str, plan: Plan, rows: Sequence[Row]) -> optuna.Study:
     """Open the database of a search; make it again from the results if it is gone or damaged.
-
-    Returns:
-        Optuna's study, and whether it has been made now.
 
     Raises:
         StorageError: the database cannot be used; the message names it.
@@ -35,10 +33,9 @@ def open_database(file: Path, name: str, plan: Plan, rows: Sequence[Row]) -> tup
         _set_aside_if_damaged(file)
         storage = optuna.storages.RDBStorage(sqlite_uri(file), engine_kwargs={"connect_args": {"timeout": _BUSY_S}})
         study = optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
-        is_new = not study.trials
         if added := _add_missing(study, plan, rows):
             print(f"{file} lacked {added} trials that have results; they are in it again", file=sys.stderr, flush=True)
-    return study, is_new
+    return study
 
 
 @contextmanager
@@ -64,6 +61,8 @@ def _wait_for_lock(file: Path) -> None:
     while file.exists() and _is_locked(file):
         if not has_waited:
             print(f"{file} is locked by another program; the study waits for it", file=sys.stderr, flush=True)
+        if stopping():
+            raise StorageError(f"{file} is locked by another program, and the study stops")
         if time.monotonic() > deadline:
             raise StorageError(f"{file} has been locked by another program for {_LONGEST_LOCK_S:g} s; end that program")
         has_waited = True

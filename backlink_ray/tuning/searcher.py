@@ -12,6 +12,7 @@ from ray.tune.search.optuna import OptunaSearch
 from backlink_ray.errors import BacklinkError, StorageError
 from backlink_ray.runs.folder import CONFIG, read_config
 from backlink_ray.runs.results import Row
+from backlink_ray.signals import stopping
 from backlink_ray.tuning.database import open_database, usable
 from backlink_ray.tuning.plan import Plan
 from backlink_ray.tuning.trial import FAILURE
@@ -33,8 +34,13 @@ class Searcher(OptunaSearch):
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """Ask Optuna for a choice."""
         self.tell_ended()
-        with usable(self._database):
-            return super().suggest(trial_id)
+        try:
+            with usable(self._database):
+                return super().suggest(trial_id)
+        except StorageError:
+            if stopping():  # while it waited for a lock
+                return None
+            raise
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Pass an epoch on to Optuna, under its own number: Tune counts from 1 again when a trial is started again."""
@@ -84,10 +90,10 @@ def open_searcher(plan: Plan, folder: Path, name: str, rows: Sequence[Row]) -> S
     # l, whose range depends on K, is chosen independently: no warning.
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     database = folder / "optuna.db"
-    study, is_new = open_database(database, name, plan, rows)
+    study = open_database(database, name, plan, rows)
     with usable(database):
         known, ended = len(study.trials), {row["run_id"] for row in rows}
-        earlier = [*map(plan.space.choice_of, plan.first), *_begun(plan, folder)] if is_new else []
+        earlier = [*map(plan.space.choice_of, plan.first), *_begun(plan, folder)]
         for choice in _without_result(study, earlier, lambda choice: plan.run_of(choice).run_id in ended):
             study.enqueue_trial(choice)
         return Searcher(

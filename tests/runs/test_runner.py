@@ -190,6 +190,10 @@ def test_a_folder_of_another_run_or_of_other_data_is_refused_also_if_it_is_not_f
     with pytest.raises(ConfigError, match="lies in the run folder .*; give a folder outside of it"):
         run(CONFIG.replace(seed=1), tmp_path / "checkpoints" / "step-000000008", dataset=DATA)
     assert not (tmp_path / "checkpoints").exists()
+    (tmp_path / "failure.json").write_text("{}")
+    (tmp_path / "metrics.jsonl").touch()  # it has trained, although a damaged environment.json was removed
+    with pytest.raises(ConfigError, match=r"holds run \w+, not \w+; give another folder"):
+        run(CONFIG.replace(seed=1), tmp_path, dataset=DATA)
 
 
 @pytest.mark.parametrize(

@@ -16,13 +16,17 @@ def test_artifacts_move_with_the_store(storage: Path, tmp_path: Path) -> None:
     file.write_text("one")
     run = a_run(artifacts=[file])
     MlflowSink(default_tracking_uri(storage)).log(run)
+    elsewhere = "s3://bucket/mlartifacts/elsewhere"
+    MlflowClient(default_tracking_uri(storage)).create_experiment("elsewhere", elsewhere)
     storage.rename(new)
     uri = default_tracking_uri(new)
     MlflowSink(uri).log(replace(run, run_id="s"))
     assert not storage.exists()
     assert len(list(new.rglob("table.md"))) == 2
     client = MlflowClient(uri)
-    (experiment,) = [each for each in client.search_experiments() if each.name != "Default"]
+    found = {each.name: each for each in client.search_experiments() if each.name != "Default"}
+    assert found.pop("elsewhere").artifact_location == elsewhere
+    (experiment,) = found.values()
     places = {each.info.artifact_uri for each in client.search_runs([experiment.experiment_id])}
     assert len(places) == 2
     assert all(place.startswith(f"{experiment.artifact_location}/") for place in places)

@@ -12,7 +12,7 @@ import torch
 
 import backlink_ray as bl
 from backlink_ray.errors import CheckpointError
-from backlink_ray.train.checkpoint import Checkpoints, weights_sha256
+from backlink_ray.train.checkpoint import Checkpoints, newest, weights_sha256
 from backlink_ray.train.state import TrainState
 from tests.children import started
 from tests.examples import batch, tiny_network
@@ -43,14 +43,24 @@ def test_the_last_two_are_kept(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000000020", "step-000000030"]
 
 
+def test_a_checkpoint_outlives_later_ones_that_could_not_be_used(tmp_path: Path) -> None:
+    state = trained().state()
+    for step in (400, 500, 100, 100, 200, 300):
+        Checkpoints(tmp_path).save(TrainState(state.weights, state.optimizer, step), {"steps": step})
+        found = newest(tmp_path)
+        assert found is not None
+        assert found[1] == {"steps": step}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000000200", "step-000000300"]
+
+
 def test_fifty_bit_flips_are_all_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     state = trained().state()
     checkpoints = Checkpoints(tmp_path)
     for step in (1, 2):
-        newest = checkpoints.save(TrainState(state.weights, state.optimizer, step), {})
+        latest = checkpoints.save(TrainState(state.weights, state.optimizer, step), {})
     rng = random.Random(0)
     for _ in range(50):
-        file = rng.choice(sorted(newest.iterdir()))
+        file = rng.choice(sorted(latest.iterdir()))
         raw = bytearray(file.read_bytes())
         good = bytes(raw)
         raw[rng.randrange(len(raw))] ^= 1 << rng.randrange(8)

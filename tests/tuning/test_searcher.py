@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
@@ -165,6 +166,10 @@ def test_a_database_that_another_program_holds_is_waited_for(
         other.execute("SELECT * FROM trials").fetchall()  # as a viewer does: Optuna could read, but write nothing
         with pytest.raises(StorageError, match=r"optuna.db has been locked by another program for 0.3 s; end that"):
             search.suggest("b")
+        with monkeypatch.context() as signalled:
+            signalled.setattr("backlink_ray.signals._stopping", SimpleNamespace(is_set=lambda: True))
+            signalled.setattr("backlink_ray.tuning.database._LONGEST_LOCK_S", 60.0)
+            assert search.suggest("b") is None  # at once
     assert carry_out(search, "b")["status"] == "FINISHED"
 
 
