@@ -50,8 +50,8 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "a result": (lambda f: (f / "runs" / "r" / "result.json").chmod(0o666), "/result.json is writable for everybody"),
     "Optuna's database": (lambda f: (f / "optuna.db").chmod(0o666), "/optuna.db is writable for everybody"),
     "MLflow's database": (lambda f: (f.parent / "mlflow.db").chmod(0o666), "/mlflow.db is writable for everybody"),
-    "the folder of another": (lambda f: os.chown(f.parent, NOBODY, -1), "/storage belongs to another user (65534)"),
-    "a run of another": (lambda f: os.chown(f / "runs" / "r", NOBODY, -1), "/runs/r belongs to another user (65534)"),
+    "the folder of another": (lambda f: os.chown(f.parent, NOBODY, -1), "/storage belongs to another user (65534, nobody)"),
+    "a run of another": (lambda f: os.chown(f / "runs" / "r", NOBODY, -1), "/runs/r belongs to another user (65534, nobody)"),
     "a group": (lambda f: (os.chown(f, -1, NOBODY), f.chmod(0o775)), "/study is writable for its group (65534)"),
 }  # fmt: skip
 
@@ -67,7 +67,15 @@ def test_what_another_can_change_is_refused_and_named(tmp_path: Path, case: str)
     with pytest.raises(ConfigError) as refused:
         check_trust(folder)
     assert message in str(refused.value)
-    assert f"chmod -R go-w {folder.parent}, or give a --storage-path of your own" in str(refused.value)
+    place = message.split(" ")[0].lstrip("/")
+    found = next(tmp_path.rglob(place), tmp_path).resolve()
+    fix = (
+        f"as root, chown -R {os.getuid()} {found}, or, where that is refused"
+        if "another user" in message
+        else (f"fix, if nobody else has changed it: chmod {'-R go-w' if place else 'o-w'} {found}, or give")
+    )
+    assert fix in str(refused.value)
+    assert str(refused.value).endswith(" give a --storage-path of your own")
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="gives files to other users")
@@ -77,6 +85,10 @@ def test_what_nobody_else_can_change_is_taken(tmp_path: Path, monkeypatch: pytes
     folder.chmod(0o2775)  # a group of one's own, here root's
     os.chown(folder.parent.parent, NOBODY, NOBODY)  # shared by a group
     folder.parent.parent.chmod(0o775)
+    (folder / "tune").mkdir(mode=0o775)
+    for file in ("tune/trial.json", "table.md", "figure.png"):  # never read back
+        (folder / file).touch()
+        os.chown(folder / file, NOBODY, NOBODY)
     check_trust(folder)
     check_trust(folder.parent / "new")
     daemon = pwd.getpwnam("daemon")  # a user that has such a group on every Linux
@@ -85,5 +97,15 @@ def test_what_nobody_else_can_change_is_taken(tmp_path: Path, monkeypatch: pytes
     check_trust(folder)
     monkeypatch.setattr("os.getuid", lambda: NOBODY - 1)  # as in a container that knows no users
     check_trust(folder.parent / "new")
-    with pytest.raises(ConfigError, match=f"belongs to another user \\({daemon.pw_uid}\\)"):
+    with pytest.raises(ConfigError, match=f"belongs to another user \\({daemon.pw_uid}, daemon\\)"):
+        check_trust(folder)
+
+
+def test_what_only_another_can_mend_is_not_the_users_to_mend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = study(tmp_path)
+    folder.parent.parent.chmod(0o777)  # as a volume of Kubernetes
+    owner = pwd.getpwuid(os.getuid())
+    monkeypatch.setattr("os.getuid", lambda: NOBODY - 1)
+    told = f"only its owner \\({owner.pw_uid}, {owner.pw_name}\\) can mend that: give a --storage-path of your own$"
+    with pytest.raises(ConfigError, match=told):
         check_trust(folder)
