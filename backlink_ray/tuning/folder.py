@@ -34,8 +34,7 @@ def open_study_folder(folder: Path, name: str, plan: Plan, resume: str) -> Itera
         BusyError: another process works in it; nothing is changed.
         StorageError: its study.json is damaged, or its file system has no locks.
     """
-    # Hidden files may be left by a start that was killed at once.
-    is_used = folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
+    is_used = _is_used(folder)
     check_trust(folder)
     if is_used:
         if resume == "never":
@@ -46,14 +45,32 @@ def open_study_folder(folder: Path, name: str, plan: Plan, resume: str) -> Itera
     elif resume == "must":
         raise ConfigError(f"{_folder(folder)} holds no study to resume; check --storage-path, or use --resume auto")
     make_folder(folder, "storage_path")
-    with exclusive(folder / DRIVER_LOCK, _LOOK_TIMEOUT_S, _folder(folder)), _closed_to_others():
+    with exclusive(folder / DRIVER_LOCK, _LOOK_TIMEOUT_S, _folder(folder)), closed_to_others():
+        check_trust(folder)  # again, now that it is there
         remove_leftovers(folder)
         write_json(folder / MANIFEST, _manifest(name, plan))
         yield
 
 
+def _is_used(folder: Path) -> bool:
+    """Return whether a folder holds more than hidden files: a start that was killed at once may have left those."""
+    with _readable(folder):
+        return folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
+
+
 @contextmanager
-def _closed_to_others() -> Iterator[None]:
+def _readable(folder: Path) -> Iterator[None]:
+    """Turn what the system says about a folder that only another user may read into ConfigError."""
+    try:
+        yield
+    except PermissionError as error:
+        raise ConfigError(
+            f"{_folder(folder)} cannot be read ({error.strerror}: {error.filename}); give a --storage-path of your own"
+        ) from error
+
+
+@contextmanager
+def closed_to_others() -> Iterator[None]:
     """Let no other user write to what is made from now on, databases of Optuna and MLflow included."""
     mask = os.umask(0o077)
     os.umask(mask | 0o022)
@@ -65,7 +82,9 @@ def _closed_to_others() -> Iterator[None]:
 
 def check_study_folder(folder: Path, name: str, plan: Plan) -> None:
     """Raise ConfigError if a folder does not hold this study; it may belong to another user, and be in use."""
-    if not (folder / MANIFEST).exists():
+    with _readable(folder):
+        is_there = (folder / MANIFEST).exists()
+    if not is_there:
         raise ConfigError(f"{_folder(folder)} holds no study to report; run this without --report-only first")
     _check_manifest(folder, name, plan)
 

@@ -17,7 +17,7 @@ from backlink_ray.runs.options import DEFAULT
 from backlink_ray.runs.results import columns_of
 from backlink_ray.tracking.tracker import NoTracker
 from backlink_ray.tuning.callback import run_params
-from backlink_ray.tuning.folder import MANIFEST, open_study_folder
+from backlink_ray.tuning.folder import MANIFEST, check_study_folder, open_study_folder
 from backlink_ray.tuning.plan import Plan
 from backlink_ray.tuning.resources import MEASURED, ClusterResources, read_runs_per_gpu
 from backlink_ray.tuning.sharing import with_sharing
@@ -127,6 +127,41 @@ def test_a_folder_made_under_any_umask_is_taken_again(tmp_path: Path) -> None:
     finally:
         os.umask(mask)
     assert [path.stat().st_mode & 0o022 for path in tmp_path.rglob("*") if path != left] == [0] * 5
+
+
+def test_what_another_makes_of_a_folder_before_it_is_locked_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make_folder(folder: Path, _flag: str) -> None:
+        folder.mkdir()
+        folder.chmod(0o777)
+
+    monkeypatch.setattr("backlink_ray.tuning.folder.make_folder", make_folder)
+    with (
+        pytest.raises(ConfigError, match="study is writable for everybody"),
+        open_study_folder(tmp_path / "study", "study", PLAN, "auto"),
+    ):
+        pass
+    assert not (tmp_path / "study" / MANIFEST).exists()
+
+
+def test_a_folder_that_only_another_may_read_is_refused_in_one_line(tmp_path: Path) -> None:
+    folder, user = tmp_path / "storage" / "study", os.geteuid()
+    folder.mkdir(parents=True)
+    folder.parent.chmod(0)
+    os.seteuid(user or 65534)
+    try:
+        for look in (
+            open_study_folder(folder, "study", PLAN, "auto").__enter__,
+            lambda: check_study_folder(folder, "study", PLAN),
+        ):
+            with pytest.raises(
+                ConfigError, match="cannot be read \\(Permission denied: .*; give a --storage-path of your own$"
+            ):
+                look()
+    finally:
+        os.seteuid(user)
+        folder.parent.chmod(0o755)
 
 
 def test_a_start_that_was_killed_at_once_blocks_nothing(tmp_path: Path) -> None:
