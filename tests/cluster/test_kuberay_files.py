@@ -39,7 +39,9 @@ CLAIM = closed({"claimName": STRING}, "claimName")
 POD = closed(
     {
         "restartPolicy": {"const": "Never"},
-        "securityContext": closed({"fsGroup": COUNT}),
+        "securityContext": closed(
+            {"fsGroup": COUNT, "fsGroupChangePolicy": {"const": "OnRootMismatch"}}, "fsGroup", "fsGroupChangePolicy"
+        ),
         "tolerations": {"type": "array"},
         "containers": {"type": "array", "items": CONTAINER, "minItems": 1},
         "volumes": {
