@@ -17,7 +17,7 @@ from backlink_ray.runs.results import Results
 from backlink_ray.runs.tracked import track_files
 from backlink_ray.tracking.run import ExperimentInfo
 from backlink_ray.tracking.tracker import NoTracker, Tracker, open_tracker
-from backlink_ray.tuning.folder import check_study_folder, open_study_folder
+from backlink_ray.tuning.folder import check_study_folder, closed_to_others, open_study_folder
 from backlink_ray.tuning.plan import Plan
 
 Flags = TypeVar("Flags", bound=CommonFlags)
@@ -65,7 +65,8 @@ class Command(ABC):
         self.check_report()
         files: Sequence[Path] = ()
         if os.access(self.folder, os.W_OK, effective_ids=True):
-            files = (self.results.export(), *self.write())
+            with closed_to_others():
+                files = (self.results.export(), *self.write())
         else:
             print(f"{self.folder} is not writable, so its tables and figures are not updated", file=sys.stderr)
         self._last_lines(files, NoTracker())

@@ -234,7 +234,12 @@ def test_a_grid_becomes_its_picture_from_the_record(
     folder = storage / f"{name}-smoke"
     record_of(folder, f"{name}-smoke", plan)
     flags = ["--smoke-test", "--report-only", "--storage-path", str(storage)]
-    assert main(name, {"smoke": plan}, "", flags, picture=script(name)["picture"]) == 0
+    mask = os.umask(0o002)
+    try:
+        assert main(name, {"smoke": plan}, "", flags, picture=script(name)["picture"]) == 0
+    finally:
+        os.umask(mask)
+    assert not any(path.stat().st_mode & 0o022 for path in folder.rglob("*"))
     found = check_files(folder, name, 3)
     assert "not the paper's budget" in found["caption"]
     assert f"{name}.png" in capsys.readouterr().out
