@@ -26,7 +26,8 @@ def guarded(run: Callable[[], int], resume: Callable[[], str]) -> int:
 
     Returns:
         0 done; 1 some or all of it failed; 2 bad arguments, configuration or data; 3 interrupted by SIGINT (Ctrl-C) or SIGTERM,
-        and resumable. A second signal ends the process at once, with 130.
+        or trials were lost, or Ray is gone, has no room or does not start: resumable. A second signal ends the process at once,
+        with 130.
     """
     forgive_output()
     with handled(lambda: f"interrupted; {resume()}"):
@@ -41,7 +42,7 @@ def _exit_code(run: Callable[[], int], resume: Callable[[], str]) -> int:
         text = f"error: {error}" if code == 2 else f"failed: {first_line(error)}; {resume()}"
         if isinstance(error, ClusterError) and error.final:
             sys.stdout.flush()
-            leave(code, text)  # Ray would wait for what is gone, and then end this process in its own way
+            leave(code, _hidden(text))  # Ray would wait for what is gone, and then end this process in its own way
         return _end(text, code)
     except KeyboardInterrupt:
         return _end(f"interrupted; {resume()}", INTERRUPTED)
@@ -53,10 +54,14 @@ def first_line(error: BaseException) -> str:
 
 
 def _end(text: str, code: int) -> int:
+    print(_hidden(text), file=sys.stderr, flush=True)
+    return code
+
+
+def _hidden(text: str) -> str:
     for given in (*sys.argv, os.environ.get("MLFLOW_TRACKING_URI", "")):
         text = hide_secrets(text, given)
-    print(text, file=sys.stderr, flush=True)
-    return code
+    return text
 
 
 def resume_line() -> str:

@@ -6,9 +6,10 @@ import os
 import re
 import shlex
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from urllib.parse import quote, unquote
+from urllib.parse import quote, quote_plus, unquote, unquote_plus
 
 from backlink_ray.errors import ConfigError
 from backlink_ray.files import exclusive, make_own_folder
@@ -23,12 +24,13 @@ _PROBE_TIMEOUT_S = 5.0
 _KINDS = re.compile(r"(https?|(sqlite|postgresql|mysql|mssql)(\+\w+)?|databricks)://")
 # Up to the last @: a password may contain an unescaped @ or /. The second form lacks the slashes, and is refused by name.
 _PASSWORD = re.compile(r"(://[^:/?#@]*:)(.+)(?=@)", re.DOTALL)
-_MISTYPED = re.compile(r"(^(?:\w[\w.+-]*:/)?[^:/?#@]*:)(?!/)(.+)(?=@)", re.DOTALL)
+_MISTYPED = re.compile(r"(^(?:--[\w-]+=)?(?:\w[\w.+-]*:/)?[^:/?#@]*:)(?!/)(.+)(?=@)", re.DOTALL)
 _TOKEN_AS_USER = re.compile(r"(://)([^:/?#@]+)(?=@)")
 _SECRET_IN_QUERY = re.compile(
     r"([?&;#][^=&;#]*(?:pass|pwd|token|secret|key|auth|credential|sig|odbc_connect)[^=&;#]*=)([^&;#]+)", re.IGNORECASE
 )
 _SECRETS = (_PASSWORD, _MISTYPED, _TOKEN_AS_USER, _SECRET_IN_QUERY)
+_FORMS: tuple[Callable[[str], str], ...] = (str, unquote, unquote_plus, quote, quote_plus, partial(quote, safe=""))
 _SECRET_VARIABLES = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "DATABRICKS_TOKEN")
 
 
@@ -43,7 +45,8 @@ def hide_secrets(text: str, uri: str) -> str:
     """Return text from elsewhere, such as an error message, without the secrets of `uri` and MLflow's, escaped or not."""
     found = [m[2] for pattern in _SECRETS for m in pattern.finditer(uri)]
     found += filter(None, map(os.environ.get, _SECRET_VARIABLES))
-    for secret in sorted({*found, *map(unquote, found), *map(quote, found)} - {"***"}, key=len, reverse=True):
+    forms = {form(secret) for secret in found for form in _FORMS}
+    for secret in sorted(forms - {"***"}, key=len, reverse=True):
         text = text.replace(secret, "***")
     return text
 

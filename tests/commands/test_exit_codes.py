@@ -10,7 +10,7 @@ import torch
 from backlink_ray.commands.command import Command, run_command
 from backlink_ray.commands.exit_codes import guarded, resume_line
 from backlink_ray.commands.flags import CommonFlags, choose_preset
-from backlink_ray.errors import CheckpointError, ConfigError, NonFiniteLossError, StageError
+from backlink_ray.errors import CheckpointError, ClusterError, ConfigError, NonFiniteLossError, StageError
 
 
 def exit_code(error: BaseException) -> int:
@@ -52,6 +52,7 @@ def test_a_bug_is_not_reported_as_a_bad_argument(fault: Exception) -> None:
         (["--tracking_uri=postgresql://u:s3cret@host/db?token=t0ken"], "MLFLOW_TRACKING_URI set"),
         (["--tracking-uri", "http://host", "--tracking-uri", "http://u:s3cret@host"], "MLFLOW_TRACKING_URI set"),
         (["--address", "ray://u:s3cret@host:1"], "--address as before"),
+        (["--tracking-uri=postgresql:/u:s3cret@host"], "MLFLOW_TRACKING_URI set"),
     ],
 )
 def test_the_resume_line_contains_no_secret(monkeypatch: pytest.MonkeyPatch, secret: list[str], note: str) -> None:
@@ -78,6 +79,21 @@ def test_no_error_of_a_command_line_contains_a_secret(
     told = capsys.readouterr().err
     assert "http://u:***@host" in told
     assert "s3cret" not in told
+
+
+def test_the_last_words_about_a_ray_that_is_gone_contain_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["tune.py", "--address=ray://u:s3cret@host"])
+    said: list[str] = []
+
+    def leave(code: int, text: str) -> None:
+        said.append(text)
+        raise SystemExit(code)
+
+    monkeypatch.setattr("backlink_ray.commands.exit_codes.leave", leave)
+    gone = ClusterError("ray://u:s3cret@host is gone", final=True)
+    with pytest.raises(SystemExit, match="3"):
+        exit_code(gone)
+    assert said == ["failed: ray://u:***@host is gone; resume: it"]
 
 
 def test_what_the_output_cannot_encode_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,6 +41,7 @@ SQLITE = "sqlite:////data/mlflow.db"
         ("http:/user:p@host", "http:/user:***@host"),
         ("user:p@host/db", "user:***@host/db"),
         ("--tracking-uri=http://user:p@host", "--tracking-uri=http://user:***@host"),
+        ("--tracking-uri=postgresql:/u:p@h", "--tracking-uri=postgresql:/u:***@h"),
         ("sqlite:////data/a:b@c.db", "sqlite:////data/a:b@c.db"),
         ("http://host:5000", "http://host:5000"),
         (SQLITE, SQLITE),
@@ -59,6 +60,11 @@ def test_no_password_survives(password: str) -> None:
         hidden = hide_secrets(f"request to {uri} failed for {password}", uri)
         assert password not in hidden
         assert written not in hidden
+
+
+@pytest.mark.parametrize(("written", "said"), [("p%40ss+x", "p@ss x"), ("a/b", "a%2Fb"), ("a b", "a+b")])
+def test_a_password_is_hidden_in_every_form(written: str, said: str) -> None:
+    assert hide_secrets(f"401 for {said}", f"http://u:{written}@host") == "401 for ***"
 
 
 def test_mlflows_own_secrets_are_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
