@@ -14,23 +14,7 @@ T = TypeVar("T")
 
 # After the loss of a machine: twice as long each time, since a spot market or a reboot takes minutes.
 BACK_OFF_S = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class Status:
-    """What is known when an attempt at a run has failed.
-
-    Attributes:
-        error: what it raised.
-        recoveries: number of recoveries so far.
-        max_recoveries: number that is allowed.
-        replaceable: the stages are processes, which can be ended and started again; threads cannot.
-    """
-
-    error: StageError | ClusterError
-    recoveries: int
-    max_recoveries: int
-    replaceable: bool
+LONGEST_BACK_OFF_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,23 +26,29 @@ class Decision:
     why_not: str = ""
 
 
-def decide(status: Status) -> Decision:
-    """Decide from what has failed.
+def decide(error: StageError | ClusterError, recoveries: int, max_recoveries: int, replaceable: bool) -> Decision:
+    """Decide what to do when an attempt at a run has failed.
 
     A failure that would repeat itself ends the run: an error of the user's code, a loss that is not finite, a cluster that is
     too small. So does a cluster that has no room, or is gone, before anything was lost.
+
+    Args:
+        error: what the attempt raised.
+        recoveries: number of recoveries so far.
+        max_recoveries: number that is allowed.
+        replaceable: the stages are processes, which can be ended and started again; threads cannot.
     """
-    error = status.error
     if not error.lost:
         return Decision(False)
-    if isinstance(error, ClusterError) and (error.final or not status.recoveries):
+    if isinstance(error, ClusterError) and (error.final or not recoveries):
         return Decision(False)
-    if not status.replaceable:
+    if not replaceable:
         return Decision(False, why_not="; a thread cannot be ended and started again, executor ray can")
-    if status.recoveries >= status.max_recoveries:
-        return Decision(False, why_not=f"; recovered {status.recoveries} times, max_recoveries={status.max_recoveries}")
+    if recoveries >= max_recoveries:
+        return Decision(False, why_not=f"; recovered {recoveries} times, max_recoveries={max_recoveries}")
     needs_time = isinstance(error, ClusterError) or error.machine_lost
-    return Decision(True, BACK_OFF_S * 2**status.recoveries if needs_time else 0.0)
+    doublings = min(recoveries, 10)  # more would only overflow
+    return Decision(True, min(BACK_OFF_S * 2**doublings, LONGEST_BACK_OFF_S) if needs_time else 0.0)
 
 
 def recovering(attempt: Callable[[int], T], max_recoveries: int, replaceable: Callable[[], bool]) -> T:
@@ -73,7 +63,7 @@ def recovering(attempt: Callable[[int], T], max_recoveries: int, replaceable: Ca
         except (StageError, ClusterError) as error:
             if stopping():  # the signal may have reached the stages, too
                 raise KeyboardInterrupt from error
-            decision = decide(Status(error, recoveries, max_recoveries, replaceable()))
+            decision = decide(error, recoveries, max_recoveries, replaceable())
             if not decision.goes_on:
                 error.reason += decision.why_not
                 raise

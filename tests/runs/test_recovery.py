@@ -23,7 +23,7 @@ from backlink_ray.pipeline.resources import StageResources
 from backlink_ray.runs import recovery, runner
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.options import RunOptions
-from backlink_ray.runs.recovery import Decision, Status, decide, recovering
+from backlink_ray.runs.recovery import Decision, decide, recovering
 from backlink_ray.runs.runner import run
 from backlink_ray.train.checkpoint import newest
 from backlink_ray.train.faults import Fault, Phase
@@ -57,7 +57,11 @@ MACHINE = StageError(1, 2, "step 7", "ActorDiedError: gone", lost=True, machine_
     ],
 )
 def test_the_decision(error: Any, recoveries: int, replaceable: bool, decision: Decision) -> None:
-    assert decide(Status(error, recoveries, 3, replaceable)) == decision
+    assert decide(error, recoveries, 3, replaceable) == decision
+
+
+def test_a_wait_is_never_longer_than_a_minute() -> None:
+    assert {decide(MACHINE, recoveries, 10**6, True).after_s for recoveries in (5, 100, 10**5)} == {60.0}
 
 
 def test_an_attempt_is_repeated_until_it_succeeds_or_the_recoveries_are_used_up(
@@ -305,9 +309,9 @@ def test_how_long_a_recovery_takes(
         pools.append(pool.StagePool(*arguments))
         return pools[0]
 
-    def decided(status: Status) -> Decision:
+    def decided(*arguments: Any) -> Decision:
         noticed.append(time.monotonic() - killed[-1])
-        return decide(status)
+        return decide(*arguments)
 
     def train(executor: RayExecutor, *arguments: Any) -> Any:
         if len(trained) < len(noticed):
