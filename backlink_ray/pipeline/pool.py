@@ -20,7 +20,7 @@ ANSWER_TIMEOUT_S = 1.0
 
 
 class StagePool:
-    """The stage processes of one run, in one placement group; before they are needed, nothing is started nor Ray imported.
+    """The stage processes of one run, in one placement group; before they are needed, nothing is started and Ray is not imported.
 
     Args:
         resources: what each stage reserves.
@@ -203,8 +203,9 @@ def error_of(ref: Any) -> BaseException | None:
 
 
 def _kill(actor: Any) -> None:
+    if actor is None:
+        return  # a pool that has started nothing has no need of Ray
     import ray
 
-    if actor is not None:
-        with contextlib.suppress(Exception):  # Ray itself may have shut down
-            ray.kill(actor, no_restart=True)
+    with contextlib.suppress(Exception):  # Ray itself may have shut down
+        ray.kill(actor, no_restart=True)

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from typing import Any
@@ -198,6 +200,11 @@ def test_a_hung_stage_is_named_after_the_stage_timeout(num_modules: int, during:
         num_modules,
         True,
     )
+
+
+def test_a_pool_that_starts_nothing_needs_no_ray() -> None:
+    code = "import sys; from backlink_ray import StagePool\nwith StagePool(): pass\nassert 'ray' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 def test_what_the_cluster_can_never_hold_is_refused_before_anything_is_reserved(ray_here: None) -> None:
