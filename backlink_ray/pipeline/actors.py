@@ -72,7 +72,8 @@ class ActorGroup(StageGroup):
                 if not timeout_s and watch.hangs(self._stage_timeout_s):
                     self._fail(refs, watch)
             try:
-                meanwhile()
+                if pending:  # else nothing is left that could fail, and a stage that dies now has done its part
+                    meanwhile()
             except ray.exceptions.RayError:
                 self._fail(refs, watch)
         return list(ray.get(refs))

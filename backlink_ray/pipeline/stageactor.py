@@ -93,10 +93,13 @@ class StageActor:
 
     def abort(self, attempt: int) -> None:
         """End the waits of this attempt's stage: its call ends with LinkAbortedError as soon as it would wait again."""
-        inboxes = self._from_previous, self._from_following  # read before the attempt, which `build` changes first
+        # Read before the attempt, which `build` changes before the inboxes.
+        inboxes, stage = (self._from_previous, self._from_following), self._stage
         if attempt == self._attempt:
             for inbox in inboxes:
                 inbox.abort("another stage failed")
+            if stage:
+                stage.steps.abort()
 
     def call(self, name: str, *arguments: Any) -> Any:
         """Call a method of the stage."""

@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Iterator
 
-from backlink_ray.errors import LinkError
+from backlink_ray.errors import LinkAbortedError, LinkError
 
 
 class Steps:
@@ -23,7 +23,7 @@ class Steps:
         self.next = 0
         self._timeout_s = timeout_s
         self._changed = threading.Condition()
-        self._is_held = False
+        self._is_held = self._is_aborted = False
         self._agreed = (0, 0)  # a run that would end at the first ends at the second
 
     def run(self, num_steps: int) -> Iterator[int]:
@@ -34,7 +34,10 @@ class Steps:
 
     def _begin(self, end: int) -> bool:
         with self._changed:
-            if not self._changed.wait_for(lambda: not self._is_held, self._timeout_s):
+            has_answer = self._changed.wait_for(lambda: not self._is_held or self._is_aborted, self._timeout_s)
+            if self._is_aborted:
+                raise LinkAbortedError(f"step {self.next} does not begin: another stage failed")
+            if not has_answer:
                 raise LinkError(f"the driver did not say at which step to end within {self._timeout_s:g} s")
             agreed_for, last = self._agreed
             if self.next >= (last if agreed_for == end else end):
@@ -53,4 +56,10 @@ class Steps:
         """Go on, and end the run that would end at `end` before `step`."""
         with self._changed:
             self._is_held, self._agreed = False, (end, step)
+            self._changed.notify_all()
+
+    def abort(self) -> None:
+        """End a hold, and whatever step would begin next, with LinkAbortedError."""
+        with self._changed:
+            self._is_aborted = True
             self._changed.notify_all()

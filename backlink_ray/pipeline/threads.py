@@ -92,6 +92,8 @@ class ThreadGroup(StageGroup):
         positions = [stage.progress.position for stage in self._stages]
         for mailbox in self._mailboxes:
             mailbox.abort("another stage failed")
+        for stage in self._stages:
+            stage.steps.abort()
         wait([f for f, at in zip(futures, positions, strict=True) if not at.busy_s], RELEASE_TIMEOUT_S)
         errors = [f.exception() if f.done() else None for f in futures]
         error = first_failure([Outcome(e, position=at) for e, at in zip(errors, positions, strict=True)])

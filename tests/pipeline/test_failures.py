@@ -207,6 +207,17 @@ def test_a_pool_that_starts_nothing_needs_no_ray() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
+def test_nothing_is_asked_of_stages_that_have_all_ended(ray_here: None) -> None:
+    import ray
+
+    from backlink_ray.pipeline.actors import ActorGroup
+
+    group, asked = ActorGroup.__new__(ActorGroup), list[int]()
+    group._actors = []
+    assert group._wait([ray.put("done")], meanwhile=lambda: asked.append(1)) == ["done"]
+    assert asked == []
+
+
 def test_what_the_cluster_can_never_hold_is_refused_before_anything_is_reserved(ray_here: None) -> None:
     from ray.util import placement_group_table
 

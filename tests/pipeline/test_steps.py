@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import backlink_ray as bl
-from backlink_ray.errors import LinkError
+from backlink_ray.errors import LinkAbortedError, LinkError, StageError
 from backlink_ray.pipeline.steps import Steps
 from backlink_ray.pipeline.threads import RoundRobinExecutor, ThreadsExecutor
 from backlink_ray.train.executor import Executor, Job, LocalExecutor
@@ -135,3 +135,27 @@ def test_a_held_stage_does_not_wait_for_ever() -> None:
     steps.hold(3)
     with pytest.raises(LinkError, match=r"the driver did not say at which step to end within 0\.05 s"):
         next(steps.run(3))
+
+
+@pytest.mark.timeout(30)
+def test_a_held_stage_is_stopped_when_another_fails() -> None:
+    steps = Steps(60.0)
+    steps.hold(3)
+    threading.Timer(0.05, steps.abort).start()
+    with pytest.raises(LinkAbortedError, match="another stage failed"):
+        next(steps.run(3))
+
+
+@pytest.mark.timeout(30)
+def test_a_stage_that_fails_while_another_is_held_ends_both() -> None:
+    def broken(num_steps: int) -> None:
+        raise ValueError(f"no {num_steps} steps")
+
+    start = time.monotonic()
+    with ThreadsExecutor(job(ASYNC, 2)) as executor:
+        held, failing = executor._stages._stages
+        held.steps.hold(9)
+        failing.run = broken  # type: ignore[method-assign,assignment]
+        with pytest.raises(StageError, match="stage 1 of 2 .* no 9 steps"):
+            executor.train(9)
+    assert time.monotonic() - start < 3
