@@ -96,7 +96,7 @@ def test_bad_input_is_one_line(
     if case == "corrupt svhn":
         for file in originals["svhn"].files:
             (cifar10.folder / file).write_bytes(b"other")
-    cannot = "cannot be written (Not a directory); give another folder"
+    cannot = "cannot be written (File exists); give another folder"
     flags, message = {
         "no data": ((*good, "--data-root", str(tmp_path / "empty")), "download failed"),
         "corrupt": (good, f"{cifar10.files[0]} is corrupt: expected md5"),
