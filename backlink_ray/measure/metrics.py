@@ -27,9 +27,18 @@ def memory_source(device: torch.device) -> str:
 
 
 def free_memory_mib() -> float:
-    """Return the memory in MiB that this machine can still give to processes; infinity where Linux's figure is missing."""
+    """Return the memory in MiB that this machine, or container, can still give; infinity where Linux's figures are missing."""
     with suppress(OSError):
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) / 2**10
+                return min(int(line.split()[1]) / 2**10, _free_in_container_mib(Path("/sys/fs/cgroup")))
+    return math.inf
+
+
+def _free_in_container_mib(folder: Path) -> float:
+    """Return what is left of a container's limit; what it caches of files is given back when it is needed."""
+    with suppress(OSError, ValueError, KeyError):  # none of this kind, or the limit is "max"
+        limit, used = (int((folder / name).read_text()) for name in ("memory.max", "memory.current"))
+        parts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        return (limit - used + int(parts["inactive_file"])) / 2**20
     return math.inf

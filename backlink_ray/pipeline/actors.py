@@ -44,7 +44,7 @@ class ActorGroup(StageGroup):
     @property
     def process_ids(self) -> list[int]:
         """Return the process of each stage."""
-        return self._pool.process_ids()[: len(self._actors)]
+        return [self._pool.home(k).process_id for k in range(len(self._actors))]
 
     def call(self, name: str, *arguments: Any, meanwhile: Callable[[], None] = nothing) -> list[Any]:
         shared = [ray.put(argument) for argument in arguments]  # pickled once: a state is large

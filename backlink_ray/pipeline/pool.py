@@ -126,14 +126,19 @@ class StagePool:
             plan: of any stage of the run, for which that process warms up.
         """
         may_start = self._reach.check() and time.monotonic() - self._started > STANDBY_AFTER_S
-        home = self._homes.get(0)
-        if self._standby is None and may_start and home and home.free_mib > STANDBY_MIB:
+        if self._standby is None and may_start and self._has_room():
             self._standby = self._start(0, num_cpus=0, num_gpus=0)
             self._standby.warm_up.remote(plan)
 
-    def process_ids(self) -> list[int]:
-        """Return the process of each stage."""
-        return [self._homes[k].process_id for k in range(len(self.actors))]
+    def _has_room(self) -> bool:
+        """Return whether the machine of stage 0 has memory for the process that stands by, now that all stages work."""
+        import ray
+
+        with contextlib.suppress(ray.exceptions.RayError):  # it is dead, or has not answered
+            return (
+                0 in self._homes and ray.get(self.actors[0].free_mib.remote(), timeout=ANSWER_TIMEOUT_S) > STANDBY_MIB
+            )
+        return False
 
     def home(self, k: int) -> Any:
         """Return where a stage lives, None if it is not known."""

@@ -18,30 +18,34 @@ _VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 class Home(NamedTuple):
-    """Where an actor lives: its process, its node, the GPUs that Ray gave it, and the memory that is free there."""
+    """Where an actor lives: its process, its node, and the GPUs that Ray gave it."""
 
     process_id: int
     node_id: str
     devices: str
-    free_mib: float
 
 
 class StageActor:
     """Hosts a Stage in a Ray actor; separate threads take its messages, report its position and stop it."""
 
     def __init__(self) -> None:
+        # A process that stands by gets its GPU in `build`. A user's module may call torch.cuda.is_available() when a plan is
+        # unpickled, before that: asked in this way, CUDA itself does not start, and so does not read what is visible for good.
+        os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
         self._attempt = -1
         self._from_previous, self._from_following = Mailbox(), Mailbox()
         self._stage: Stage | None = None
 
     def ready(self) -> Home:
         """Return where the actor lives, once it has started and does nothing else."""
-        return Home(
-            os.getpid(), ray.get_runtime_context().get_node_id(), os.environ.get(_VISIBLE, ""), free_memory_mib()
-        )
+        return Home(os.getpid(), ray.get_runtime_context().get_node_id(), os.environ.get(_VISIBLE, ""))
+
+    def free_mib(self) -> float:
+        """Return the memory that is free on the actor's machine, also while its stage's loop runs."""
+        return free_memory_mib()
 
     def warm_up(self, plan: StagePlan) -> None:
-        """Import what a stage of the run needs, which takes seconds, without building one; on a CPU, for want of a GPU."""
+        """Import what a stage of the run needs, which takes seconds, without building one or using a GPU; not run on one yet."""
         plan.job.optimizer([torch.nn.Parameter(torch.zeros(1))])
 
     def build(self, attempt: int, plan: StagePlan, devices: str) -> None:
@@ -52,7 +56,7 @@ class StageActor:
             plan: what the stage is built from.
             devices: the GPUs of the actor whose place this one takes; "" keeps its own.
         """
-        if devices:  # CUDA reads it when it is first used, in build and not before
+        if devices:  # CUDA reads it when it first starts, which must not be earlier, see __init__; not run on a GPU yet
             os.environ[_VISIBLE] = devices
         torch.set_num_threads(plan.job.torch_threads)
         size = max(1, plan.job.method.replay_size)
@@ -113,7 +117,7 @@ class StageActor:
 
 GROUPS = {
     "deliver_previous": "from_previous", "deliver_following": "from_following", "position": "watch", "ask": "watch",
-    "abort": "watch",
+    "abort": "watch", "free_mib": "watch",
 }  # fmt: skip
 
 

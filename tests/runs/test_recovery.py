@@ -330,7 +330,7 @@ def test_how_long_a_recovery_takes(
             if not standby_after_s:
                 ray.get(pools[0]._standby.ready.remote())
             killed.append(time.monotonic())
-            os.kill(pools[0].process_ids()[len(killed) % 2], signal.SIGKILL)
+            os.kill(pools[0].home(len(killed) % 2).process_id, signal.SIGKILL)
 
     original = RayExecutor.train
     monkeypatch.setattr(runner, "StagePool", noted)
