@@ -12,7 +12,7 @@ from typing import Any
 from backlink_ray import processes, signals
 from backlink_ray.errors import ClusterError, ConfigError
 from backlink_ray.importing import digest, folders, sources
-from backlink_ray.runs.token import provide_token
+from backlink_ray.runs.token import provide_token, withdraw_token
 
 # A worker that imports torch and the user's modules starts in seconds; a busy cluster takes longer.
 WORKER_TIMEOUT_S = 120.0
@@ -48,6 +48,7 @@ def start_once(address: str = "", paths: Mapping[str, str] = MappingProxyType({}
 def _join(address: str, environment: dict[str, Any]) -> None:
     import ray
 
+    withdraw_token()
     if "://" not in address:
         _check_reachable(address)
     try:

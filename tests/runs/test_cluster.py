@@ -62,6 +62,36 @@ def test_a_driver_without_the_token_is_told_so(tmp_path: Path, ray_here: None, m
     assert "Traceback" not in done.stderr
 
 
+# Has a private Ray's environment, as `start_once` and Ray leave it, and then looks for a cluster.
+LATER = """
+import os
+from backlink_ray.errors import ConfigError
+from backlink_ray.runs.cluster import start_once
+from backlink_ray.runs.token import provide_token
+from ray._private.authentication import authentication_token_setup as authentication
+provide_token()
+authentication.enable_token_auth_by_default()
+authentication.ensure_token_if_auth_enabled()
+try:
+    start_once("127.0.0.1:1")
+except ConfigError as error:
+    from ray._raylet import AuthenticationTokenLoader, AuthenticationMode, get_authentication_mode as mode
+    has_token = AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True)
+    names = [name for name in os.environ if name.startswith("RAY_AUTH")]
+    print(names, has_token, mode() == AuthenticationMode.TOKEN)
+"""
+
+
+@pytest.mark.parametrize(("own", "left"), [("", "[] False False"), ("0" * 64, "['RAY_AUTH_MODE'] True True")])
+def test_a_cluster_that_is_joined_later_is_not_given_the_private_token(tmp_path: Path, own: str, left: str) -> None:
+    (tmp_path / ".ray").mkdir()
+    if own:  # the user's, which Ray looks for at home
+        (tmp_path / ".ray" / "auth_token").write_text(own)
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", LATER], env=environment, capture_output=True, text=True, timeout=50)
+    assert done.stdout == f"{left}\n", done.stderr
+
+
 def test_tokens_of_killed_processes_are_removed_and_no_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     files = {}
