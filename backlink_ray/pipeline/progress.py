@@ -16,6 +16,22 @@ class Position(NamedTuple):
 
 
 UNKNOWN = Position()
+# Who looks again and again looks more often than this, unless it stood still: Ctrl-Z, or a machine that was paused.
+STOOD_STILL_S = 5.0
+
+
+class Patience:
+    """For how long somebody has watched others without standing still; what they did not do meanwhile is not their fault."""
+
+    def __init__(self, now: float) -> None:
+        self._since = self._last = now
+
+    def look(self, now: float) -> float:
+        """Return the seconds since the beginning, or since the last standstill."""
+        if now - self._last > STOOD_STILL_S:
+            self._since = now
+        self._last = now
+        return now - self._since
 
 
 class Progress:

@@ -1,6 +1,7 @@
 """Threads: the stages of one run as threads of this process, or taking turns in one thread."""
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from contextlib import nullcontext
@@ -15,6 +16,7 @@ from backlink_ray.pipeline.asyncstage import make_stage
 from backlink_ray.pipeline.controller import Outcome, PipelineExecutor, StageGroup, first_failure, nothing
 from backlink_ray.pipeline.exchange import Mailbox, NoLink, QueueLink
 from backlink_ray.pipeline.injector import inject
+from backlink_ray.pipeline.progress import Patience
 from backlink_ray.pipeline.stage import Stage, StageReport, plan_stages
 from backlink_ray.seeds import derive_seed
 from backlink_ray.train.executor import Job, remember
@@ -68,6 +70,7 @@ class ThreadGroup(StageGroup):
         self._lock = threading.Lock()
         self._threads = [Daemon(f"stage {k}") for k in range(len(self._stages))]
         self._hung = -1
+        self._patience = Patience(time.monotonic())
 
     def call(self, name: str, *arguments: Any, meanwhile: Callable[[], None] = nothing) -> list[Any]:
         # Stages may share a part without weights, such as one Dropout: it changes its mode for all of them at once.
@@ -75,6 +78,7 @@ class ThreadGroup(StageGroup):
         with self._lock, modes:
             calls = [(stage.progress.call, getattr(stage, name), *arguments) for stage in self._stages]
             futures = [thread.submit(*call) for thread, call in zip(self._threads, calls, strict=True)]
+            self._patience = Patience(time.monotonic())
             while wait(futures, POLL_S, FIRST_EXCEPTION).not_done and not self._has_failed(futures):
                 meanwhile()
             if self._has_failed(futures):
@@ -86,7 +90,8 @@ class ThreadGroup(StageGroup):
 
     def _has_failed(self, futures: Sequence["Future[Any]"]) -> bool:
         busiest_s = max(stage.progress.position.busy_s for stage in self._stages)
-        return busiest_s > self._timeout_s or any(f.done() and f.exception() for f in futures)
+        hangs = min(busiest_s, self._patience.look(time.monotonic())) > self._timeout_s
+        return hangs or any(f.done() and f.exception() for f in futures)
 
     def _fail(self, futures: Sequence["Future[Any]"]) -> None:
         positions = [stage.progress.position for stage in self._stages]

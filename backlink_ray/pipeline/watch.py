@@ -7,7 +7,7 @@ from typing import Any
 import ray
 
 from backlink_ray.pipeline.pool import error_of
-from backlink_ray.pipeline.progress import UNKNOWN, Position
+from backlink_ray.pipeline.progress import UNKNOWN, Patience, Position
 
 # A busy process answers at once; a machine under load, within this.
 ANSWER_TIMEOUT_S = 1.0
@@ -21,19 +21,22 @@ class Watch:
         self._actors = actors
         self._asked = [(time.monotonic(), actor.position.remote()) for actor in actors]
         self._heard = [when for when, _ in self._asked]
+        self._patience, self._watched_s = Patience(time.monotonic()), 0.0
         self._positions = [UNKNOWN] * len(actors)
 
     def update(self) -> None:
         """Take the answers that have come, and ask again."""
+        self._watched_s = self._patience.look(time.monotonic())
         for k, (when, ref) in enumerate(self._asked):
             if ray.wait([ref], timeout=0)[0]:
                 self._heard[k], self._positions[k] = when, _position(ref)
                 self._asked[k] = time.monotonic(), self._actors[k].position.remote()
 
     def hangs(self, limit_s: float) -> bool:
-        """Return whether a stage has not answered, or has been in one action by itself, for longer than this."""
+        """Return whether a stage, watched for longer than this, has not answered or has been in one action by itself."""
         silent_s = [time.monotonic() - heard for heard in self._heard]
-        return max(*silent_s, *(position.busy_s for position in self._positions)) > limit_s
+        longest_s = max(*silent_s, *(position.busy_s for position in self._positions))
+        return min(longest_s, self._watched_s) > limit_s
 
     def positions(self) -> list[Position]:
         """Return where every stage is now; of one that does not answer, the action SILENT and for how long it has been."""

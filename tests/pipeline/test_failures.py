@@ -18,7 +18,7 @@ from backlink_ray.errors import LinkAbortedError, LinkError, NonFiniteLossError,
 from backlink_ray.pipeline.controller import Outcome, first_failure
 from backlink_ray.pipeline.exchange import Kind
 from backlink_ray.pipeline.pool import StagePool
-from backlink_ray.pipeline.progress import Position
+from backlink_ray.pipeline.progress import Patience, Position
 from backlink_ray.pipeline.resources import StageResources
 from backlink_ray.pipeline.stage import plan_stages
 from backlink_ray.pipeline.stageactor import StageActor
@@ -111,6 +111,12 @@ def test_a_failing_thread_ends_the_run_and_is_named() -> None:
     assert (failed.stage_index, failed.num_stages, failed.where) == (2, 3, "step 2 (body_forward)")
     assert failed.reason == "RuntimeError: out of memory, say"
     assert not [t for t in threading.enumerate() if t.name.startswith("stage")]
+
+
+def test_who_stood_still_begins_to_watch_anew() -> None:
+    patience = Patience(100.0)
+    assert [patience.look(now) for now in (100.5, 101.0, 105.0)] == [0.5, 1.0, 5.0]
+    assert [patience.look(now) for now in (405.0, 405.5)] == [0.0, 0.5]
 
 
 @pytest.mark.timeout(30)
