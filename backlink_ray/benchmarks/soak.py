@@ -31,12 +31,13 @@ CHECKPOINT_EVERY_S = 5.0
 def soak_rows(minutes: float, kill_every_s: float, seed: int = 0) -> Iterator[Row]:
     """Yield steps and steps per second of a run on a private Ray, undisturbed and then with kills, and the goodput in percent.
 
-    Only steps of the last checkpoint count, which the run saves when its time is over.
+    Only steps of the last checkpoint count, which the run saves when its time is over. A kill may hit the process that stands by
+    to replace a stage, which costs no work: `kills` counts these, too, and `recoveries` how often work was lost.
 
     Args:
         minutes: of the run with kills; the undisturbed one takes half as long.
-        kill_every_s: mean time between two kills of a random stage, a Poisson process.
-        seed: of times and stages.
+        kill_every_s: mean time between two kills of a random one of these processes, a Poisson process.
+        seed: of times and processes.
 
     Raises:
         ConfigError: $RAY_ADDRESS names a cluster, whose processes are not for this to kill.

@@ -337,6 +337,7 @@ class Stage:
         if len(self._replica):
             self._replica_method_state.load(k - 1, state.method_state, self._replica, *how)
         self.steps.next = state.step
+        self.progress.rest(state.step)
 
 
 def merge_states(parts: Sequence[TrainState]) -> TrainState:

@@ -20,7 +20,8 @@ class RunOptions:
     Attributes:
         timeline: PNG file for a chart of what each stage does when; "" draws none.
         stage_timeout_s: longest time that a stage waits for its neighbour, or takes for one action of its own.
-        max_recoveries: how often what was lost, a stage or a trial of a study, is started again, from the newest checkpoint.
+        max_recoveries: how often what was lost, a stage or a trial of a study, is started again, from the newest checkpoint;
+            a stage of executor threads never is, since a thread cannot be replaced.
         ready_timeout_s: longest wait for room in the Ray cluster, and for the stages' processes to start.
         faults: failures made on purpose; see `Fault`.
         resources: what Ray reserves for a stage.

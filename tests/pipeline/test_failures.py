@@ -146,6 +146,15 @@ def test_a_fault_that_cannot_happen_is_refused(wrong: dict[str, Any], rule: str)
         Fault(**{"stage": 0, **wrong})
 
 
+def test_a_stage_that_has_loaded_a_state_is_at_its_step() -> None:
+    with LocalExecutor(job(METHOD, 2)) as executor:
+        executor.train(3)
+        state = executor.state()
+    with ThreadsExecutor(job(METHOD, 2)) as executor:
+        executor.load(state)
+        assert [stage.progress.position.step for stage in executor._stages._stages] == [3, 3]
+
+
 def test_a_message_of_an_earlier_attempt_is_dropped() -> None:
     actor = StageActor()
     (plan,) = plan_stages(job(bl.BP(), 1))
