@@ -10,6 +10,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import termios
 import time
 from collections.abc import Iterator
@@ -209,11 +210,13 @@ def test_a_command_that_hangs_is_gone_after_10_s_and_after_a_second_signal_at_on
 @pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_a_driver_that_was_killed_leaves_nothing_once_the_next_one_has_started(tmp_path: Path) -> None:
-    with running(command(tmp_path / "killed", "--executor", "ray")) as killed:
+    # Other tests' commands would end what is left, too.
+    own = {**os.environ, "TMPDIR": str(tmp_path), "RAY_TMPDIR": tempfile.gettempdir()}
+    with running(command(tmp_path / "killed", "--executor", "ray"), env=own) as killed:
         killed.wait_for(tmp_path / "killed" / "environment.json", "attempts")
         killed.send(signal.SIGKILL)
         assert [name for name in map(str, killed.left(4.0)) if "Agent" in name], "Ray ends them after a minute"
-        with running(command(tmp_path / "next", "--executor", "ray")) as following:
+        with running(command(tmp_path / "next", "--executor", "ray"), env=own) as following:
             following.wait_for(tmp_path / "next" / "environment.json", "attempts")
             print(f"left of the first: {killed.left(1.0)}")
             assert killed.left(1.0) == []

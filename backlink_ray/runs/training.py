@@ -64,8 +64,9 @@ class _Training:
         self.curve = folder.resume(extra.get("metrics", {}))
         self._begun = _report(extra["begun"]) if "begun" in extra else None
         folder.describe(executor.name, len(self.curve) + 1, executor.environments())
-        self._saved, self._evaluation_s = time.monotonic(), 0.0
-        self._saving_s = options.checkpoint_every_s / 10  # the longest so far; at first a guess
+        self._saved = time.monotonic()
+        # The longest saving and the last evaluation so far; at first guesses.
+        self._saving_s, self._evaluation_s = options.checkpoint_every_s / 10, options.checkpoint_every_s / 2
 
     def epoch(self) -> ChunkReport:
         """Train the next epoch, or the rest of it, and evaluate it."""

@@ -120,7 +120,7 @@ def test_no_more_work_is_lost_than_between_two_checkpoints(
 
     monkeypatch.setattr(Checkpoints, "save", save)
     data = load_dataset("cifar10-sample", train_images=1600, test_images=500)
-    config = CONFIG.replace(train_images=1600, test_images=500, epochs=3, batch_size=10, executor=executor)
+    config = CONFIG.replace(train_images=1600, test_images=500, epochs=7, batch_size=10, executor=executor)
     run(config, tmp_path, dataset=data, options=RunOptions(checkpoint_every_s=EVERY_S))
     ages = [written - started for (started, _), (_, written) in pairwise(times)]
     print(
