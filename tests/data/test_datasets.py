@@ -127,6 +127,7 @@ print(main(["report"]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     os.getuid() != 0 or not shutil.which("setpriv"), reason="becomes a user that this machine does not know"
 )

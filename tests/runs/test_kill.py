@@ -23,8 +23,9 @@ def train(pipe: Any, config: RunConfig, folder: Path) -> None:
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("executor", ["local", "threads"])
-@pytest.mark.parametrize("optimizer", ["torch.optim:AdamW", "tests.own:CountedSgd"])
+@pytest.mark.parametrize(
+    ("optimizer", "executor"), [("torch.optim:AdamW", "local"), ("tests.own:CountedSgd", "threads")]
+)
 def test_a_killed_run_continues_bit_for_bit(tmp_path: Path, optimizer: str, executor: str) -> None:
     config = RunConfig(
         network="resnet8", num_modules=2, propagation_length=1, optimizer=optimizer, lr=0.01, epochs=4, batch_size=20,

@@ -66,6 +66,7 @@ def test_what_there_is_no_time_for_is_left_out(tmp_path: Path) -> None:
     assert all("left out" in row["error"] and row["commit"] == "0123abc" for row in rows(tmp_path, "errors"))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(200)
 def test_cells_that_the_time_cuts_off_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)

@@ -44,6 +44,7 @@ bl.tune(base, space, num_samples=3, runs_per_gpu="auto")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_two_trials_run_on_one_gpu_at_once_and_what_cannot_be_measured_has_it_alone(tmp_path: Path) -> None:
     (tmp_path / "met").mkdir()
