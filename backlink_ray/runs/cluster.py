@@ -12,7 +12,7 @@ from typing import Any
 from backlink_ray import processes, signals
 from backlink_ray.errors import ClusterError, ConfigError
 from backlink_ray.importing import digest, folders, sources
-from backlink_ray.runs.token import provide_token, withdraw_token
+from backlink_ray.runs.token import made, provide_token
 
 # A worker that imports torch and the user's modules starts in seconds; a busy cluster takes longer.
 WORKER_TIMEOUT_S = 120.0
@@ -48,7 +48,7 @@ def start_once(address: str = "", paths: Mapping[str, str] = MappingProxyType({}
 def _join(address: str, environment: dict[str, Any]) -> None:
     import ray
 
-    withdraw_token()
+    _withdraw_token()
     if "://" not in address:
         _check_reachable(address)
     try:
@@ -58,6 +58,24 @@ def _join(address: str, environment: dict[str, Any]) -> None:
         raise _unusable(address, error) from error
     except Exception as error:  # Ray raises it as such when it gives up waiting
         raise ClusterError(f"the Ray cluster at {address!r} could not be joined: {_first_line(error)}") from error
+
+
+def _withdraw_token() -> None:
+    """Undo what `provide_token` and Ray have set in the environment: a cluster that is joined has its own token, or none."""
+    is_mode_of_ray = made.get(os.environ.get("RAY_AUTH_TOKEN_PATH", ""))
+    if is_mode_of_ray is None:  # the user's, or an earlier process's
+        return
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # Ray's stub leaves them out
+
+    del os.environ["RAY_AUTH_TOKEN_PATH"]
+    mode = os.environ.pop("RAY_AUTH_MODE", "") if is_mode_of_ray else ""
+    Config.initialize("")  # first, so that no thread of Ray's looks for a token that is gone
+    AuthenticationTokenLoader.instance().reset_cache()
+    if mode and AuthenticationTokenLoader.instance().has_token(
+        ignore_auth_mode=True
+    ):  # the mode may be the user's by now
+        os.environ["RAY_AUTH_MODE"] = mode
+        Config.initialize("")
 
 
 def _start(environment: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from backlink_ray.files import is_held, try_lock
 
 _PREFIX = "backlink_ray-token-"
 _NEW_S = 60.0  # one that has just been made may not be locked yet
-_made: dict[str, bool] = {}  # by this process, and whether Ray chose the mode
+made: dict[str, bool] = {}  # by this process, and whether Ray chose the mode
 
 
 def provide_token() -> None:
@@ -31,26 +31,8 @@ def provide_token() -> None:
     handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try_lock(handle, fcntl.LOCK_EX)  # held, and the file open, as long as this process lives
     os.write(handle, secrets.token_hex(32).encode())
-    _made[str(file)] = "RAY_AUTH_MODE" not in os.environ
+    made[str(file)] = "RAY_AUTH_MODE" not in os.environ
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(file)
-
-
-def withdraw_token() -> None:
-    """Undo what `provide_token` and Ray have set in the environment: a cluster that is joined has its own token, or none."""
-    is_mode_of_ray = _made.get(os.environ.get("RAY_AUTH_TOKEN_PATH", ""))
-    if is_mode_of_ray is None:  # the user's, or an earlier process's
-        return
-    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # Ray's stub leaves them out
-
-    del os.environ["RAY_AUTH_TOKEN_PATH"]
-    mode = os.environ.pop("RAY_AUTH_MODE", "") if is_mode_of_ray else ""
-    Config.initialize("")  # first, so that no thread of Ray's looks for a token that is gone
-    AuthenticationTokenLoader.instance().reset_cache()
-    if mode and AuthenticationTokenLoader.instance().has_token(
-        ignore_auth_mode=True
-    ):  # the mode may be the user's by now
-        os.environ["RAY_AUTH_MODE"] = mode
-        Config.initialize("")
 
 
 def _remove_leftovers() -> None:
