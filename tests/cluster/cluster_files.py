@@ -1,19 +1,17 @@
-"""What the tests of the cluster files share: reading them, closed schemas, the options of a shell command."""
+"""What the tests of the cluster files share: reading them, the fields that are known, the options of a shell command."""
 
 import shlex
 import tomllib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jsonschema  # type: ignore[import-untyped]  # ships no type information; it comes with Ray
 import yaml
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
 
 Config = dict[str, Any]
-
-STRING, FLAG, COUNT = {"type": "string"}, {"type": "boolean"}, {"type": "integer", "minimum": 0}
 
 
 def load(name: str) -> Config:
@@ -30,18 +28,16 @@ def pyproject() -> Config:
     return tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
-def closed(properties: Config, *required: str) -> Config:
-    """A JSON schema of an object that may hold these properties and no others."""
-    return {"type": "object", "additionalProperties": False, "properties": properties, "required": list(required)}
-
-
-def schema_problems(document: Config, schema: Config) -> list[str]:
-    errors = jsonschema.Draft202012Validator(schema).iter_errors(document)
-    return [f"{error.json_path}: {error.message}" for error in errors]
-
-
-def rename(mapping: Config, old: str, new: str) -> None:
-    mapping[new] = mapping.pop(old)
+def unknown_fields(part: object, name: str, known: Mapping[str, str]) -> Iterator[str]:
+    """Fields that are not in the words of `known` for what they are in; what has no words may hold anything."""
+    if isinstance(part, list):
+        for each in part:
+            yield from unknown_fields(each, name, known)
+    elif isinstance(part, dict):
+        for field, content in part.items():
+            if name in known and field not in known[name].split():
+                yield f"{name}.{field}"
+            yield from unknown_fields(content, field, known)
 
 
 def options(command: str, program: str) -> dict[str, str]:
