@@ -83,7 +83,7 @@ def test_the_rule_can_fail(relative: str, source: str) -> None:
 
 
 def test_importing_the_library_loads_torch_alone() -> None:
-    heavy = ("ray", "mlflow", "optuna", "torchvision", "pyarrow", "pandas")
+    heavy = ("ray", "mlflow", "optuna", "torchvision", "pyarrow", "pandas", "matplotlib")
     code = f"import sys, backlink_ray; print([m for m in {heavy} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"

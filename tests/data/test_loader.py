@@ -1,12 +1,10 @@
-"""Batches against a slow oracle that pads, crops and flips one image after another."""
+"""Batches, and augmentation against a slow oracle that pads, crops and flips one image after another."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from backlink_ray.data.augmentation import Augmentation
 from backlink_ray.data.loader import Batches, EvaluationBatches
@@ -29,35 +27,6 @@ def _batches(images: LabelledSet, seed: int = 3, **options) -> Batches:
     return Batches(images, 8, seed=seed, **options)
 
 
-def _all_variants(image: np.ndarray, augmentation: Augmentation) -> dict[bytes, tuple[int, int, bool]]:
-    """Every crop and flip of one uint8 image (C, H, W), made the slow way: pixels -> (row, column, flipped)."""
-    pad, (_, height, width) = augmentation.pad, image.shape
-    padded = np.pad(image, ((0, 0), (pad, pad), (pad, pad)), mode=augmentation.mode)
-    found = {}
-    for row in range(2 * pad + 1):
-        for column in range(2 * pad + 1):
-            crop = padded[:, row : row + height, column : column + width]
-            for flip in (False, True) if augmentation.flip else (False,):
-                found[(crop[:, :, ::-1] if flip else crop).tobytes()] = (row, column, flip)
-    return found
-
-
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("mode", ["reflect", "constant"])
-@pytest.mark.parametrize(("pad", "flip"), [(4, True), (2, False), (0, True), (0, False)])
-def test_each_image_is_one_of_its_own_crops_and_flips(device: str, mode: str, pad: int, flip: bool) -> None:
-    augmentation = Augmentation(pad=pad, mode=mode, flip=flip)
-    images = _images(64)
-    result = augmentation(images.inputs.to(device), torch.Generator().manual_seed(1)).cpu().numpy()
-    assert result.dtype == np.uint8
-    drawn = [
-        _all_variants(before.numpy(), augmentation)[after.tobytes()]
-        for before, after in zip(images.inputs, result, strict=True)
-    ]
-    assert len({variant[:2] for variant in drawn}) > 10 or pad == 0
-    assert {variant[2] for variant in drawn} == ({False, True} if flip else {False})
-
-
 def _one_by_one(augmentation: Augmentation, images: np.ndarray, generator: torch.Generator) -> np.ndarray:
     """What is drawn, in which order, and the crops and flips of images (B, C, H, W) that follow from it."""
     pad, (count, _, height, width) = augmentation.pad, images.shape
@@ -73,54 +42,21 @@ def _one_by_one(augmentation: Augmentation, images: np.ndarray, generator: torch
 @pytest.mark.parametrize(("pad", "flip"), [(4, True), (2, False), (0, True), (0, False)])
 def test_the_same_is_drawn_on_every_device_and_in_every_version(device: str, mode: str, pad: int, flip: bool) -> None:
     augmentation = Augmentation(pad=pad, mode=mode, flip=flip)
-    images = torch.randint(0, 256, (64, 3, 12, 9), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    images = torch.randint(0, 256, (64, 3, 5, 9), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     ours, theirs = (torch.Generator().manual_seed(1) for _ in range(2))
     for _ in range(2):
         found = augmentation(images.to(device), ours)
         assert found.cpu().numpy().tobytes() == _one_by_one(augmentation, images.numpy(), theirs).tobytes()
 
 
-SIDES = st.integers(5, 9)
-MODES = st.sampled_from(["reflect", "constant"])
-
-
-@settings(max_examples=25)
-@given(SIDES, SIDES, st.integers(0, 4), MODES, st.integers(0, 99))
-def test_augmentation_of_any_shape(height: int, width: int, pad: int, mode: str, seed: int) -> None:
-    augmentation = Augmentation(pad=pad, mode=mode, flip=True)
-    generator = torch.Generator().manual_seed(seed)
-    pixels = torch.randint(0, 256, (3, 2, height, width), generator=generator, dtype=torch.uint8)
-    for before, after in zip(pixels, augmentation(pixels, generator), strict=True):
-        assert after.numpy().tobytes() in _all_variants(before.numpy(), augmentation)
-
-
-def test_every_offset_and_both_flips_are_equally_likely() -> None:
-    marker = torch.zeros(20000, 1, 9, 9, dtype=torch.uint8)
-    marker[:, :, 4, 3] = 1  # off the middle column, so that a flip shows
-    augmentation = Augmentation(pad=2, mode="constant", flip=True)
-    moved = augmentation(marker, torch.Generator().manual_seed(0)).flatten(1).argmax(1)
-    rows = torch.stack([(moved // 9 == row).sum() for row in range(2, 7)]) / 20000
-    columns = torch.stack([(moved % 9 == column).sum() for column in range(1, 8)]) / 20000
-    assert rows.tolist() == pytest.approx([0.2] * 5, abs=0.015)
-    assert columns.tolist() == pytest.approx([0.1, 0.1, 0.2, 0.2, 0.2, 0.1, 0.1], abs=0.015)
-
-
-def test_normalised_images_match_float64() -> None:
+def test_images_of_a_step_belong_to_its_labels_and_are_normalised() -> None:
     images = replace(_images(), augmentation=None)
     batches = _batches(images)
-    pixels = images.inputs[batches.labels(0)].double()
+    pixels = images.inputs[batches.labels(2)].double()
     mean, std = (torch.tensor(v, dtype=torch.float64).view(1, 3, 1, 1) for v in (MEAN, STD))
-    result = batches.inputs(0)
+    result = batches.inputs(2)
     assert result.dtype == torch.float32
     torch.testing.assert_close(result.double(), (pixels / 255 - mean) / std, rtol=1e-6, atol=1e-6)
-
-
-def test_images_and_labels_of_a_step_belong_together() -> None:
-    images = _images()
-    batches = _batches(images)
-    raw = (batches.inputs(2) * torch.tensor(STD).view(1, 3, 1, 1) + torch.tensor(MEAN).view(1, 3, 1, 1)) * 255
-    for label, after in zip(batches.labels(2).tolist(), raw.round().to(torch.uint8), strict=True):
-        assert after.numpy().tobytes() in _all_variants(images.inputs[label].numpy(), CIFAR)
 
 
 def test_same_step_is_bit_equal_in_any_order_and_process() -> None:
@@ -139,11 +75,6 @@ def test_another_epoch_step_or_seed_differs() -> None:
     assert not torch.equal(batches.inputs(0), batches.inputs(1))
     assert not torch.equal(batches.inputs(0), other_seed.inputs(0))
     assert not torch.equal(_batches(_images()).labels(0), _batches(_images()).labels(6))
-
-
-def test_equal_images_of_one_batch_get_different_crops() -> None:
-    same = replace(_images(8), inputs=_images(1).inputs.expand(8, -1, -1, -1))
-    assert len({image.numpy().tobytes() for image in _batches(same).inputs(0)}) > 4
 
 
 @pytest.mark.parametrize("epoch", [0, 1, 7])

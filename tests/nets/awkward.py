@@ -40,21 +40,13 @@ def norm_in_eval() -> nn.Module:
     return unit
 
 
-class FrozenNorm(nn.Module):
-    """Keeps its batch norm in evaluation mode by overriding train()."""
+class Freezes(nn.Sequential):
+    """Keeps its batch norm in evaluation mode by a `train` that nobody has called yet."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner = normed()
-        self.train()
-
-    def train(self, mode: bool = True) -> "FrozenNorm":
+    def train(self, mode: bool = True) -> "Freezes":
         super().train(mode)
-        self.inner[1].eval()
+        self[1].eval()
         return self
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.inner(x)  # type: ignore[no-any-return]
 
 
 def half_frozen() -> nn.Module:
@@ -78,17 +70,6 @@ def with_unused_weights() -> nn.Module:
     unit = Applies(lambda u, x: u.inner(x))
     unit.unused = nn.Linear(3, 3)
     return unit
-
-
-class Constant(nn.Module):
-    """Ignores its input."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.value = nn.Parameter(torch.linspace(-1, 1, WIDTH))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.value.expand(len(x), WIDTH)
 
 
 class MovingMean(nn.Module):
@@ -162,12 +143,6 @@ def with_forward_hook() -> nn.Module:
     return unit
 
 
-def with_lambda() -> nn.Module:
-    unit = Applies(lambda u, x: u.after(u.inner(x)))
-    unit.after = lambda y: y * 2
-    return unit
-
-
 class Merging(nn.Module):
     """Low-rank weights beside frozen ones, which it merges for evaluation and takes apart for training, as loralib does."""
 
@@ -191,14 +166,14 @@ class Merging(nn.Module):
 # These train as in plain torch, bit for bit, and alike in every executor.
 AS_TORCH: dict[str, Callable[[], nn.Module]] = {
     "batch norm in eval()": norm_in_eval,
-    "train() overridden": FrozenNorm,
+    "train() overridden": lambda: Freezes(*normed()).train(),
     "cumulative batch norm": lambda: normed(momentum=None),
     "batch norm without parameters": lambda: normed(affine=False),
     "frozen": lambda: plain().requires_grad_(False),
     "half frozen": half_frozen,
     "backbone under no_grad": backbone_under_no_grad,
     "unused weights": with_unused_weights,
-    "input ignored": Constant,
+    "input ignored": lambda: Applies(lambda u, x: u.inner(torch.ones_like(x))),
     "output detached": lambda: Applies(lambda u, x: u.inner(x).detach()),
     "identity": nn.Identity,
     "view of the input": lambda: Applies(lambda u, x: x.view(len(x), WIDTH)),
@@ -217,7 +192,6 @@ AS_TORCH: dict[str, Callable[[], nn.Module]] = {
     "checkpointed": checkpointed,
     "own backward": lambda: Applies(lambda u, x: Doubled.apply(u.inner(x))),
     "forward hook": with_forward_hook,
-    "lambda": with_lambda,
 }
 
 

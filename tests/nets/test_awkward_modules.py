@@ -32,6 +32,7 @@ from tests.nets.awkward import (
     REFUSED,
     WIDTH,
     Applies,
+    Freezes,
     Merging,
     layer_drop,
     norm_in_eval,
@@ -119,40 +120,29 @@ def test_what_cannot_be_copied_trains_without_a_replica(name: str) -> None:
 # Modes (P8) and frozen parameters
 
 
+@pytest.mark.parametrize(
+    ("make", "modes"),
+    [
+        (norm_in_eval, [True, True, False, True]),
+        (lambda: Freezes(*normed(), nn.Dropout(0.5).eval()), [True, True, False, True, False]),
+    ],
+    ids=["eval()", "train() overridden"],
+)
 @pytest.mark.parametrize("executor", [LocalExecutor, ThreadsExecutor])
-def test_a_batch_norm_in_eval_keeps_mode_and_statistics(executor: Callable[[Job], Executor]) -> None:
-    net = network(norm_in_eval, normed)
-    norms = [net.units[1][1], net.units[2][1]]
-    before = copy.deepcopy(norms[0].state_dict())
-    with executor(job_of(net)) as running:
-        running.train(1)
-        running.evaluate("test")
-        running.train(1)
-        weights = running.state().weights
-    assert [norm.training for norm in norms] == [False, True]
-    assert all(torch.equal(weights[f"units.1.1.{n}"], before[n]) for n in ("running_mean", "running_var"))
-    assert int(weights["units.2.1.num_batches_tracked"]) == 2
-
-
-class FreezesWhenTrained(nn.Sequential):
-    """Keeps its batch norm in evaluation mode by a `train` that nobody has called yet."""
-
-    def train(self, mode: bool = True) -> "FreezesWhenTrained":
-        super().train(mode)
-        self[1].eval()
-        return self
-
-
-@pytest.mark.parametrize("executor", [LocalExecutor, ThreadsExecutor])
-def test_what_a_train_of_the_users_freezes_stays_frozen(executor: Callable[[Job], Executor]) -> None:
-    net = network(lambda: FreezesWhenTrained(*normed(), nn.Dropout(0.5).eval()), normed)
+def test_what_is_in_evaluation_mode_keeps_it_and_its_statistics(
+    make: Make, modes: list[bool], executor: Callable[[Job], Executor]
+) -> None:
+    net = network(make, normed)
+    before = copy.deepcopy(net.units[1][1].state_dict())
     with executor(job_of(net)) as running:
         running.train(2)
         running.evaluate("test")
         running.train(1)
         weights = running.state().weights
+    assert [part.training for part in net.units[1].modules()] == modes
+    assert all(part.training for part in net.units[2].modules())
+    assert all(torch.equal(weights[f"units.1.1.{n}"], t) for n, t in before.items() if n.startswith("running"))
     assert [int(weights[f"units.{i}.1.num_batches_tracked"]) for i in (1, 2)] == [0, 3]
-    assert [part.training for part in net.units[1]] == [True, False, True, False]
 
 
 def test_who_evaluated_before_training_and_between_trains_in_the_modes_first_found() -> None:
@@ -262,17 +252,6 @@ def test_seeding_does_not_need_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = []
     for _ in range(2):
         with seeded(1, "test"):
-            drawn.append((random.random(), float(torch.rand(()))))
-    assert drawn[0] == drawn[1]
-
-
-def test_units_examined_under_a_seed_draw_nothing_of_it() -> None:
-    """As when a network by import path is built under the run's seed."""
-    unit, classifier, drawn = layer_drop(), nn.Linear(WIDTH, 3), []
-    for looks in (True, False):
-        with seeded(1, "test"):
-            if looks:
-                bl.Network([unit], classifier, torch.zeros(2, WIDTH))
             drawn.append((random.random(), float(torch.rand(()))))
     assert drawn[0] == drawn[1]
 
