@@ -1,7 +1,6 @@
 """The embedded sample: whole, checked, balanced, and bit for bit the originals."""
 
 import io
-import runpy
 import sys
 from pathlib import Path
 
@@ -83,11 +82,3 @@ def test_script_is_lossless_and_repeatable(tiny_cifar10: Tiny, tmp_path: Path, m
         written = np.asarray(Image.open(io.BytesIO(row["webp"])).convert("RGB"))
         assert np.array_equal(written, original.inputs[row["index"]].permute(1, 2, 0).numpy())
         assert row["label"] == original.labels[row["index"]]
-
-
-def test_script_explains_itself(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(sys, "argv", ["make_sample", "--help"])
-    monkeypatch.delitem(sys.modules, make_sample.__name__)  # as `python -m` finds it
-    with pytest.raises(SystemExit, match="0"):
-        runpy.run_module(make_sample.__name__, run_name="__main__")
-    assert "--data-root" in capsys.readouterr().out

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import backlink_ray as bl
-from backlink_ray.local.weights import copy_weights, state_of
+from backlink_ray.local.weights import state_of
 from tests.examples import batch, tiny_network
 
 
@@ -95,11 +95,3 @@ def test_a_bare_classifier_without_weights_is_no_misfit() -> None:
     units = [nn.Flatten(), nn.Linear(12, 4)]
     modules = bl.split(bl.Network(units, nn.Identity(), torch.zeros(1, 3, 2, 2)), 1)
     assert bl.load_units(modules, state_of(modules)) == []
-
-
-def test_nothing_is_repeated_to_fill_a_larger_tensor() -> None:
-    own = {"a": torch.zeros(3, 3)}
-    for shape in ((), (1,), (3,), (1, 3)):  # all of these torch would broadcast
-        with pytest.raises(AssertionError):
-            copy_weights(own, {"a": torch.ones(shape)})
-    assert not own["a"].any()

@@ -60,13 +60,6 @@ def test_the_mean_over_batches_is_the_mean_and_not_the_sum() -> None:
     assert mean.mean()["units.0.w"].tolist() == [2.0, 2.0]
 
 
-def test_bp_against_itself_gives_one_and_one() -> None:
-    for part in descent_by_module(
-        found(modules(), bl.BP(), batches=2), found(modules(), bl.BP(), batches=2), [2, 2]
-    ).values():
-        assert (part.constant, part.norm_ratio) == (pytest.approx(1, abs=1e-15), pytest.approx(1, abs=1e-15))
-
-
 def test_backlink_over_a_whole_module_with_alpha_0_is_bp_and_gives_one() -> None:
     measured = descent_by_module(
         found(modules(), bl.BP()), found(modules(), bl.BackLink(propagation_length=2, alpha=0.0)), [2, 2]

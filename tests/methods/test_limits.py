@@ -208,6 +208,16 @@ def test_infopro_weights_are_linear_from_the_first_to_the_last_auxiliary_module(
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (
+            lambda: bl.BackLink(propagation_length=-1),
+            "propagation_length=-1 is out of range; allowed 0..smallest module",
+        ),
+        (lambda: bl.BackLink(alpha=2.0), "alpha=2.0 is out of range; allowed 0..1"),
+        (lambda: bl.BackLink(tail_memory="drop"), "tail_memory='drop' is not known; allowed: retain, recompute"),
+        (
+            lambda: bl.gradients(modules_of(3), bl.BackLink(propagation_length=3), *batch()),
+            "propagation_length=3 exceeds 2",
+        ),
         (lambda: bl.PredSim(beta=1.5), "beta=1.5 is out of range; allowed 0..1"),
         (lambda: bl.InfoPro(lambda1_last=-1.0), "lambda1_last=-1.0 is out of range; allowed at least 0, finite"),
         (lambda: bl.gradients(modules_of(2), bl.DGL(mode="async"), *batch()), "mode='async' does not keep step"),

@@ -11,13 +11,6 @@ from backlink_ray.runs.config import RunConfig
 TABLES = Path(__file__).parents[3] / "shared" / "paper" / "tables.yaml"
 
 
-def test_177_runs_with_distinct_addresses() -> None:
-    found = cells()
-    assert len(found) == len({c.address for c in found}) == 12 + 47 + 118
-    assert sum(c.num_modules == 1 for c in found) == 12
-    assert sum(c.propagation_length == 0 for c in found) == 12 + 47
-
-
 def test_one_number() -> None:
     config = RunConfig(network="resnet32", dataset="cifar10", num_modules=4, propagation_length=3)
     assert published_error_pct(config) == 10.65

@@ -24,7 +24,9 @@ OWN = "table3/cifar10/resnet32/conv/K4/"
 def test_the_three_tables_have_the_177_cells_and_our_additional_ones() -> None:
     chosen = [cell for table in (2, 3, 4) for cell in choose(table)]
     assert {cell.address for cell in chosen} == {cell.address for cell in cells()}
-    assert len(chosen) == 177
+    assert len(chosen) == len({cell.address for cell in chosen}) == 12 + 47 + 118
+    assert sum(cell.num_modules == 1 for cell in chosen) == 12
+    assert sum(cell.propagation_length == 0 for cell in chosen) == 12 + 47
     assert {OWN + method for method in ("dgl", "infopro", "predsim", "dni", "ddg", "infopro+l4")} <= set(addresses())
     assert not {cell.address for cell in rerun_cells()} & {cell.address for cell in chosen}
 

@@ -9,7 +9,7 @@ import torch
 
 import backlink_ray as bl
 from backlink_ray.errors import LinkAbortedError, LinkError
-from backlink_ray.pipeline.exchange import CAPACITY, Kind, Mailbox, NoLink, QueueLink, flatten, unflatten
+from backlink_ray.pipeline.exchange import CAPACITY, Kind, Mailbox, QueueLink, flatten, unflatten
 from backlink_ray.pipeline.stage import plan_stages
 from tests.examples import job
 from tests.pipeline.links import RULES, Pair
@@ -63,28 +63,6 @@ def test_object_store_link(rule: Callable[[Pair], None], ray_here: None) -> None
     rule((End(left, "_next"), End(right, "_previous")))
 
 
-X = torch.randn(4, 3, 5, 6)
-LAST = X.to(memory_format=torch.channels_last)
-LAYOUTS = {
-    "contiguous": X, "channels last": LAST, "bfloat16": LAST.bfloat16(), "transposed": X.transpose(0, 2), "a part": X[1:],
-    "gaps": X[..., ::2], "channels last, gaps": LAST[..., 1:],
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_message_copies_only_what_has_gaps_and_gives_back_the_strides(layout: str) -> None:
-    """Where an activation has gaps, the receiver's has them, too, as the sender's own in one process."""
-    from backlink_ray.pipeline.objectstore import _to_message, _to_tensor
-
-    tensor = LAYOUTS[layout]
-    message = _to_message(tensor)
-    assert message[0].nbytes == tensor.nbytes
-    assert (message[0].ctypes.data == tensor.data_ptr()) == ("gaps" not in layout)
-    found = _to_tensor(message, CPU)
-    assert torch.equal(found, tensor)
-    assert (found.dtype, found.stride()) == (tensor.dtype, tensor.stride())
-
-
 def test_a_full_mailbox_makes_the_sender_wait() -> None:
     box = Mailbox()
     for step in range(CAPACITY):
@@ -110,10 +88,3 @@ def test_flatten_and_back() -> None:
     back = unflatten(flatten(tensors), tensors)
     assert all(torch.equal(a, b) for a, b in zip(tensors, back, strict=True))
     assert unflatten(flatten([]), []) == []
-
-
-def test_there_is_no_link_beyond_the_ends() -> None:
-    with pytest.raises(AssertionError):
-        NoLink().send(Kind.ACTIVATION, 0, torch.empty(0))
-    with pytest.raises(AssertionError):
-        NoLink().receive(Kind.ACTIVATION, 0)

@@ -40,15 +40,6 @@ def test_the_last_row_of_a_run_counts_even_if_the_clock_runs_backward(
     assert found.done() == {"a", "b"}
 
 
-def test_a_torn_last_line_is_no_result(tmp_path: Path) -> None:
-    found = results(tmp_path, [{"run_id": "a", "status": "FAILED"}])
-    with (tmp_path / "study" / "results.jsonl").open("a") as log:
-        log.write('{"run_id": "b", "sta')
-    assert found.rows() == [{"run_id": "a", "status": "FAILED"}]
-    found.append({"run_id": "c", "status": "FAILED"})
-    assert [row["run_id"] for row in found.rows()] == ["a", "c"]
-
-
 @pytest.mark.parametrize(
     "damage",
     [

@@ -67,20 +67,29 @@ def newest(folder: Path) -> Path:
     return max((folder / "checkpoints").glob("step-*/state.json"))
 
 
-def test_checkpoints_inside_an_epoch_are_named_by_their_step_and_change_nothing(tmp_path: Path) -> None:
-    saved = list[str]()
-    real = Checkpoints.save
+@pytest.fixture
+def saves(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float, float]]:
+    """The checkpoints that runs write: name, begin and end."""
+    noted, real = list[tuple[str, float, float]](), Checkpoints.save
 
     def save(self: Checkpoints, *what: Any) -> Path:
-        saved.append((path := real(self, *what)).name)
+        started = time.monotonic()
+        path = real(self, *what)
+        noted.append((path.name, started, time.monotonic()))
         return path
 
+    monkeypatch.setattr(Checkpoints, "save", save)
+    return noted
+
+
+def test_checkpoints_inside_an_epoch_are_named_by_their_step_and_change_nothing(
+    tmp_path: Path, saves: list[tuple[str, float, float]]
+) -> None:
     run(CONFIG, tmp_path / "whole", dataset=DATA)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Checkpoints, "save", save)
-        run(CONFIG, tmp_path / "often", dataset=DATA, options=RunOptions(checkpoint_every_s=1e-6))
+    saves.clear()
+    run(CONFIG, tmp_path / "often", dataset=DATA, options=RunOptions(checkpoint_every_s=1e-6))
     assert ending(tmp_path / "often") == ending(tmp_path / "whole")
-    assert set(saved) == {f"step-{step:09d}" for step in range(1, 2 * STEPS + 1)}
+    assert {name for name, _, _ in saves} == {f"step-{step:09d}" for step in range(1, 2 * STEPS + 1)}
 
 
 def test_the_seconds_of_an_epoch_add_up(tmp_path: Path) -> None:
@@ -106,25 +115,15 @@ def test_checkpoints_that_never_come_are_refused() -> None:
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("executor", ["local", "threads"])
 def test_no_more_work_is_lost_than_between_two_checkpoints(
-    executor: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    executor: str, tmp_path: Path, saves: list[tuple[str, float, float]]
 ) -> None:
     """At any time, the newest state on disk is at most that old, evaluation included."""
-    times = list[tuple[float, float]]()
-    real = Checkpoints.save
-
-    def save(self: Checkpoints, *what: Any) -> Path:
-        started = time.monotonic()
-        path = real(self, *what)
-        times.append((started, time.monotonic()))
-        return path
-
-    monkeypatch.setattr(Checkpoints, "save", save)
     data = load_dataset("cifar10-sample", train_images=1600, test_images=500)
     config = CONFIG.replace(train_images=1600, test_images=500, epochs=7, batch_size=10, executor=executor)
     run(config, tmp_path, dataset=data, options=RunOptions(checkpoint_every_s=EVERY_S))
-    ages = [written - started for (started, _), (_, written) in pairwise(times)]
+    ages = [written - started for (_, started, _), (_, _, written) in pairwise(saves)]
     print(
-        f"{executor}: {len(times)} checkpoints, at most {max(ages):.2f} s of work lost with checkpoint_every_s={EVERY_S}"
+        f"{executor}: {len(saves)} checkpoints, at most {max(ages):.2f} s of work lost with checkpoint_every_s={EVERY_S}"
     )
     assert max(ages) <= EVERY_S
-    assert len(times) > 5
+    assert len(saves) > 5

@@ -36,13 +36,6 @@ def test_round_trip(tmp_path: Path) -> None:
     assert weights_sha256(found[0]) == weights_sha256(state)
 
 
-def test_the_last_two_are_kept(tmp_path: Path) -> None:
-    state = trained().state()
-    for step in (10, 20, 30):
-        Checkpoints(tmp_path).save(TrainState(state.weights, state.optimizer, step), {})
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000000020", "step-000000030"]
-
-
 def test_a_checkpoint_outlives_later_ones_that_could_not_be_used(tmp_path: Path) -> None:
     state = trained().state()
     for step in (400, 500, 100, 100, 200, 300):

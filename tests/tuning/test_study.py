@@ -25,9 +25,15 @@ from backlink_ray.tuning.space import Space
 from backlink_ray.tuning.study import Study
 from backlink_ray.tuning.trial import FAILURE, may_pass, trial
 from backlink_ray.tuning.tuner import run_trials
-from tests.users import imported_from
+from tests.users import imported_from, write_project
 
 PLAN = Plan(base=RunConfig(lr=0.3), num_samples=1)
+
+
+def opened(folder: Path, plan: Plan = PLAN, resume: str = "auto") -> None:
+    """Open a study folder, which makes it or checks it, and leave it again."""
+    with open_study_folder(folder, "study", plan, resume):
+        pass
 
 
 def test_a_folder_is_used_by_one_process_at_a_time(tmp_path: Path) -> None:
@@ -35,70 +41,47 @@ def test_a_folder_is_used_by_one_process_at_a_time(tmp_path: Path) -> None:
     with (
         open_study_folder(folder, "study", PLAN, "auto"),
         pytest.raises(BusyError, match="^storage folder .* is in use by another process"),
-        open_study_folder(folder, "study", PLAN, "auto"),
     ):
-        pass
-    with open_study_folder(folder, "study", PLAN, "must"):
-        pass
+        opened(folder)
+    opened(folder, resume="must")
 
 
-def test_a_new_field_of_a_later_version_refuses_no_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with open_study_folder(tmp_path, "study", PLAN, "auto"):
-        pass
-    identity = RunConfig.identity.fget  # type: ignore[attr-defined]
-    fields = RunConfig.__dataclass_fields__
-    assert set(json.loads((tmp_path / MANIFEST).read_text())["base"]) == {"lr"}  # only what is not a default
-    assert len(fields) > 30
-    assert identity(PLAN.base.replace(executor="ray")) == {"lr": 0.3}  # without what changes no result
-    with open_study_folder(tmp_path, "study", Plan(base=PLAN.base.replace(executor="ray")), "must"):
-        pass
+def test_a_new_field_of_a_later_version_refuses_no_study(tmp_path: Path) -> None:
+    opened(tmp_path)
+    assert json.loads((tmp_path / MANIFEST).read_text())["base"] == {"lr": 0.3}  # only what is not a default
+    opened(tmp_path, Plan(base=PLAN.base.replace(executor="ray")), "must")  # nor what changes no result
 
 
 def test_another_study_is_refused_with_the_differences(tmp_path: Path) -> None:
-    with open_study_folder(tmp_path, "study", PLAN, "auto"):
-        pass
-    other = Plan(base=RunConfig(epochs=3))
-    with (
-        pytest.raises(
-            ConfigError, match="epochs is the default there and 3 here, lr is 0.3 there and the default here"
-        ),
-        open_study_folder(tmp_path, "study", other, "auto"),
-    ):
-        pass
+    opened(tmp_path)
+    told = "epochs is the default there and 3 here, lr is 0.3 there and the default here"
+    with pytest.raises(ConfigError, match=told):
+        opened(tmp_path, Plan(base=RunConfig(epochs=3)))
 
 
 def test_a_search_whose_values_have_changed_is_refused_before_anything_starts(tmp_path: Path) -> None:
     def plan(**space: Any) -> Plan:
-        return Plan(base=PLAN.base, space=Space(alphas=(0.25, 0.5), **space))
+        return Plan(base=PLAN.base, space=Space(**{"alphas": (0.25, 0.5), **space}))
 
-    with open_study_folder(tmp_path, "study", plan(lr=(0.1, 0.2)), "auto"):
-        pass
-    with open_study_folder(tmp_path, "study", plan(lr=(0.05, 1.0)), "must"):  # Optuna accepts other ranges
-        pass
-    with (
-        pytest.raises(ConfigError, match=r"the search of lr is a range there and the default here"),
-        open_study_folder(tmp_path, "study", plan(), "auto"),
-    ):
-        pass
-    other = Plan(base=PLAN.base, space=Space(alphas=(0.5,), lr=(0.1, 0.2)))
-    message = (
+    opened(tmp_path, plan(lr=(0.1, 0.2)))
+    opened(tmp_path, plan(lr=(0.05, 1.0)), "must")  # Optuna accepts other ranges
+    with pytest.raises(ConfigError, match=r"the search of lr is a range there and the default here"):
+        opened(tmp_path, plan())
+    other = plan(alphas=(0.5,), lr=(0.1, 0.2))
+    told = (
         r"alpha is \[0.25, 0.5\] there and \[0.5\] here\).*of a search, only ranges and the number of trials may change"
     )
-    with pytest.raises(ConfigError, match=message), open_study_folder(tmp_path, "study", other, "auto"):
-        pass
+    with pytest.raises(ConfigError, match=told):
+        opened(tmp_path, other)
     manifest = json.loads((tmp_path / MANIFEST).read_text())
     (tmp_path / MANIFEST).write_text(json.dumps({name: manifest[name] for name in manifest.keys() - {"space"}}))
-    with open_study_folder(tmp_path, "study", other, "must"):  # of version 0.4.0, which recorded none
-        pass
+    opened(tmp_path, other, "must")  # of version 0.4.0, which recorded none
 
 
 def test_a_folder_of_another_format_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / MANIFEST).write_text(json.dumps({"study": "study", "base": {"lr": 0.3}, "metric": "val_error_pct"}))
-    with (
-        pytest.raises(ConfigError, match=r"another version of backlink_ray \(format 1, here 2\).*; give another"),
-        open_study_folder(tmp_path, "study", PLAN, "auto"),
-    ):
-        pass
+    with pytest.raises(ConfigError, match=r"another version of backlink_ray \(format 1, here 2\).*; give another"):
+        opened(tmp_path)
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[1]", '{"format": 2, "base": 3}'])
@@ -106,14 +89,13 @@ def test_a_damaged_manifest_is_one_line_with_the_command_that_mends_it(tmp_path:
     folder = tmp_path / "a study"
     folder.mkdir()
     (folder / MANIFEST).write_text(damage)
-    with pytest.raises(StorageError) as caught, open_study_folder(folder, "study", PLAN, "auto"):
-        pass
+    with pytest.raises(StorageError) as caught:
+        opened(folder)
     fix = f"fix: mv '{folder}' '{folder}-damaged', and start again, from the beginning, or restore it"
     assert str(caught.value).startswith(f"{folder / MANIFEST} is damaged (")
     assert str(caught.value).endswith(fix)
     subprocess.run(fix.removeprefix("fix: ").partition(",")[0], shell=True, check=True)
-    with open_study_folder(folder, "study", PLAN, "auto"):
-        pass
+    opened(folder)
 
 
 def test_a_folder_made_under_any_umask_is_taken_again(tmp_path: Path) -> None:
@@ -137,11 +119,8 @@ def test_what_another_makes_of_a_folder_before_it_is_locked_is_refused(
         folder.chmod(0o777)
 
     monkeypatch.setattr("backlink_ray.tuning.folder.make_folder", make_folder)
-    with (
-        pytest.raises(ConfigError, match="study is writable for everybody"),
-        open_study_folder(tmp_path / "study", "study", PLAN, "auto"),
-    ):
-        pass
+    with pytest.raises(ConfigError, match="study is writable for everybody"):
+        opened(tmp_path / "study")
     assert not (tmp_path / "study" / MANIFEST).exists()
 
 
@@ -151,25 +130,13 @@ def test_a_folder_that_only_another_may_read_is_refused_in_one_line(tmp_path: Pa
     folder.parent.chmod(0)
     os.seteuid(user or 65534)
     try:
-        for look in (
-            open_study_folder(folder, "study", PLAN, "auto").__enter__,
-            lambda: check_study_folder(folder, "study", PLAN),
-        ):
-            with pytest.raises(
-                ConfigError, match="cannot be read \\(Permission denied: .*; give a --storage-path of your own$"
-            ):
+        told = r"cannot be read \(Permission denied: .*; give a --storage-path of your own$"
+        for look in (lambda: opened(folder), lambda: check_study_folder(folder, "study", PLAN)):
+            with pytest.raises(ConfigError, match=told):
                 look()
     finally:
         os.seteuid(user)
         folder.parent.chmod(0o755)
-
-
-def test_a_start_that_was_killed_at_once_blocks_nothing(tmp_path: Path) -> None:
-    (tmp_path / ".driver.lock").touch()
-    (tmp_path / f".{MANIFEST}.0123456789ab.tmp").touch()
-    with open_study_folder(tmp_path, "study", PLAN, "auto"):
-        assert {path.name for path in tmp_path.iterdir()} == {".driver.lock", MANIFEST}
-        assert json.loads((tmp_path / MANIFEST).read_text())["study"] == "study"
 
 
 def test_a_run_that_is_chosen_again_counts_as_a_trial(tmp_path: Path) -> None:
@@ -209,21 +176,12 @@ def test_a_trial_is_started_again_only_where_a_new_process_may_have_more_luck() 
 
 
 def test_own_options_hide_no_parameter_of_a_run(tmp_path: Path) -> None:
-    (tmp_path / "std_method.py").write_text(METHOD)
+    write_project(tmp_path, "std")
+    method = tmp_path / "std_method.py"
+    method.write_text(method.read_text().replace("gamma", "K").replace("float = 0.3", "int = 3"))
     with imported_from(tmp_path):
         params = run_params(RunConfig(method="std_method:Mine", num_modules=2, options={"K": 7}))
-    assert (params["K"], params["options.K"], params["eta"], params["gamma"]) == (2, 7, 0.5, 1.0)
-
-
-METHOD = """
-from dataclasses import dataclass
-import backlink_ray as bl
-
-@dataclass(frozen=True)
-class Mine(bl.Method):
-    K: int = 3
-    gamma: float = 1
-"""
+    assert (params["K"], params["options.K"], params["eta"], params["twice"]) == (2, 7, 0.5, False)
 
 
 def test_a_trial_that_can_never_be_placed_is_refused_before_anything_starts() -> None:
