@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,10 @@ SAMPLE_SHA256 = "587337df467190af382a3d054a5ba53cbaa54fd324aa29f83b3a55bf65aa393
 def load_sample(_root: Path, _download: bool, _seed: int = 0) -> Dataset:
     """Return the embedded sample, 2,000 and 500 images; DataError if the file is missing or corrupt, or without pyarrow."""
     _check()
-    try:  # imported here so that `import backlink_ray` needs only torch
-        import pyarrow.parquet as pq
+    try:
+        train, test = _decoded()
     except ImportError as error:
         raise DataError(f"{SAMPLE_FILE.name} is Parquet and pyarrow is not installed; pip install pyarrow") from error
-
-    table = pq.read_table(SAMPLE_FILE).to_pydict()
-    rows = list(zip(table["split"], table["webp"], table["label"], strict=True))
-    train, test = (_decode([(w, y) for s, w, y in rows if s == split]) for split in ("train", "test"))
     return as_cifar10(name="cifar10-sample", train=train, test=test)
 
 
@@ -35,6 +32,15 @@ def _check() -> None:
             f"{SAMPLE_FILE.name} in the package is {'corrupt' if raw else 'missing'}: expected sha256 {SAMPLE_SHA256}, "
             f"found {found}; reinstall with pip install --force-reinstall --no-deps backlink-ray"
         )
+
+
+@cache  # it takes most of a second; what is returned is copied into tensors
+def _decoded() -> list[tuple[Any, list[int]]]:
+    import pyarrow.parquet as pq  # imported here so that `import backlink_ray` needs only torch
+
+    table = pq.ParquetFile(SAMPLE_FILE).read().to_pydict()  # pq.read_table would import pandas
+    rows = list(zip(table["split"], table["webp"], table["label"], strict=True))
+    return [_decode([(w, y) for s, w, y in rows if s == split]) for split in ("train", "test")]
 
 
 def _decode(rows: list[tuple[bytes, int]]) -> tuple[Any, list[int]]:

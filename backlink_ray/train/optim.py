@@ -66,13 +66,19 @@ class Sgd(SgdOptions):
         fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
         # On a GPU in a tensor there, so that a captured step reads it anew.
         lr = torch.zeros((), device=parameters[0].device) if fused and parameters[0].is_cuda else 0.0
-        sgd = torch.optim.SGD(
-            parameters, lr, self.momentum, weight_decay=self.weight_decay, nesterov=nesterov, fused=fused
-        )
+        sgd = SGD(parameters, lr, self.momentum, weight_decay=self.weight_decay, nesterov=nesterov, fused=fused)
         # torch's fused step fails where some parameters had their first gradient and others had none yet.
         for parameter in parameters if fused and self.momentum else ():
             sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter, requires_grad=False)
         return sgd
+
+
+class SGD(torch.optim.SGD):
+    """torch's SGD without the wrappers that hide it from torch.compile, which takes every process a second to import."""
+
+    add_param_group = inspect.unwrap(torch.optim.SGD.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.SGD.zero_grad)
+    step = torch.no_grad()(inspect.unwrap(torch.optim.SGD.step))
 
 
 class Updater:
@@ -100,7 +106,7 @@ class Updater:
 
     def _new(self) -> torch.optim.Optimizer:
         if not self._named:
-            return torch.optim.SGD([torch.empty(0)])  # does nothing; torch refuses an empty list
+            return SGD([torch.empty(0)])  # does nothing; torch refuses an empty list
         return _made(self._make, list(self._named.values()))
 
     @property

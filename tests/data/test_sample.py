@@ -51,6 +51,7 @@ def test_missing_sample_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_without_pyarrow_the_error_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    embedded._decoded.cache_clear()
     with pytest.raises(DataError, match="pyarrow"):
         load_dataset("cifar10-sample")
 
