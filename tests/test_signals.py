@@ -95,9 +95,9 @@ def steps_in(folder: Path) -> list[int]:
     return sorted(int(path.name.removeprefix("step-")) for path in (folder / "checkpoints").glob("step-*"))
 
 
-def check_stopped(folder: Path, number: int, *flags: str, seconds: float) -> None:
+def check_stopped(folder: Path, number: int, *flags: str, seconds: float, **how: object) -> None:
     """Send a signal some seconds after training has begun, and check how the command ends."""
-    with running(command(folder, *flags)) as child:
+    with running(command(folder, *flags), **how) as child:
         child.wait_for(folder / "environment.json", "attempts")
         time.sleep(seconds)
         start = child.send(number)
@@ -130,9 +130,32 @@ def test_a_signal_saves_a_checkpoint_and_the_run_resumes_bit_for_bit(
     assert [m["local_loss"] for m in found["curve"]] == [m["local_loss"] for m in expected["curve"]]
 
 
-def test_sigterm_saves_a_checkpoint_and_exits_with_3(tmp_path: Path) -> None:
-    check_stopped(tmp_path / "run", signal.SIGTERM, "--executor", "local", seconds=0.2)
+ENDS_SLOWLY = """
+import atexit
+import sys
+import time
+import backlink_ray as bl
+
+class Slow:
+    def __del__(self, sleep=time.sleep):
+        sleep(60)
+
+sys.slow = Slow()  # what the interpreter clears last
+atexit.register(lambda: open({flag!r}, "w").close())
+
+def network(num_classes, image_size, seed):
+    return bl.build_network("resnet8", num_classes=num_classes, image_size=image_size)
+"""
+
+
+def test_sigterm_saves_a_checkpoint_and_exits_with_3_without_pythons_slow_end(tmp_path: Path) -> None:
+    flag = tmp_path / "atexit"
+    (tmp_path / "slow.py").write_text(ENDS_SLOWLY.format(flag=str(flag)))
+    own = {**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}"}
+    flags = ["--executor", "local", "--network", "slow:network"]
+    check_stopped(tmp_path / "run", signal.SIGTERM, *flags, seconds=0.2, env=own)
     assert any(step % 120 for step in steps_in(tmp_path / "run"))
+    assert flag.exists(), "what Python calls at its end is called"
 
 
 @pytest.mark.slow
@@ -265,3 +288,23 @@ def test_a_listing_is_silent_when_its_reader_has_enough() -> None:
     line = f"set -o pipefail; {sys.executable} studies/table_2.py --dry-run --preset smoke --executor local | head -1"
     done = subprocess.run(line, shell=True, executable="/bin/bash", capture_output=True, text=True, cwd=ROOT)
     assert (done.returncode, done.stderr, len(done.stdout.splitlines())) == (0, "", 1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("executor", ["threads", "ray"])
+def test_a_run_that_stood_still_for_longer_than_its_timeout_goes_on(tmp_path: Path, executor: str) -> None:
+    """All its processes, as after Ctrl-Z, or on a machine that was paused."""
+    with running(command(tmp_path / "run", "--executor", executor, "--stage-timeout-s", "6")) as child:
+        child.wait_for(tmp_path / "run" / "environment.json", "attempts")
+        time.sleep(0.3)
+        child.send(signal.SIGSTOP)
+        for process in child.started:
+            process.suspend()
+        time.sleep(9)
+        for process in child.started:
+            process.resume()
+        child.send(signal.SIGCONT)
+        code, out, err = child.end(120)
+    assert (code, len(out.splitlines())) == (0, 3), err
+    assert not re.search("recovering|failed|Traceback", err), err

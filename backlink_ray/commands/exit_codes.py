@@ -10,7 +10,7 @@ import torch
 
 from backlink_ray.errors import BacklinkError, ClusterError, NonFiniteLossError, NotFiniteError, StageError
 from backlink_ray.output import forgive_output
-from backlink_ray.signals import INTERRUPTED, handled, leave
+from backlink_ray.signals import INTERRUPTED, handled, leave, skip_teardown, stopping
 from backlink_ray.tracking.uri import hide_secrets, redact
 
 # These end one run or measurement; the next one can still succeed.
@@ -31,7 +31,10 @@ def guarded(run: Callable[[], int], resume: Callable[[], str]) -> int:
     """
     forgive_output()
     with handled(lambda: f"interrupted; {resume()}"):
-        return _exit_code(run, resume)
+        code = _exit_code(run, resume)
+    if stopping():
+        skip_teardown(code)
+    return code
 
 
 def _exit_code(run: Callable[[], int], resume: Callable[[], str]) -> int:

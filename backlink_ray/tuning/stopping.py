@@ -10,8 +10,8 @@ from backlink_ray.runs.folder import LOCK
 
 # How often a trial looks: rarely enough for a file system that machines share.
 LOOK_S = 0.5
-# How long the driver waits for checkpoints: it must have ended itself 10 s after the signal.
-SAVING_S = 5.0
+# How long the driver waits for checkpoints: it must have ended itself when `signals.GRACE_S` are over.
+SAVING_S = 4.5
 _POLL_S = 0.05
 
 
