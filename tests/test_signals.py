@@ -47,6 +47,7 @@ class Command:
             stderr=subprocess.PIPE,
             text=True,
             cwd=ROOT,
+            process_group=0,
             **how,  # type: ignore[call-overload]
         )
         self.started: set[psutil.Process] = set()
@@ -60,9 +61,10 @@ class Command:
             assert time.monotonic() < deadline, f"no {pattern} in {file}"
             time.sleep(0.02)
 
-    def send(self, number: int) -> float:
+    def send(self, number: int, to_group: bool = False) -> float:
+        """Send a signal, to the process alone or to its whole group, as a terminal and `timeout` do; return when."""
         self.started |= set(psutil.Process(self._child.pid).children(recursive=True))
-        self._child.send_signal(number)
+        (os.killpg if to_group else os.kill)(self._child.pid, number)
         return time.monotonic()
 
     def end(self, timeout_s: float = 60.0) -> tuple[int, str, str]:
@@ -96,7 +98,7 @@ def steps_in(folder: Path) -> list[int]:
 
 
 def check_stopped(folder: Path, number: int, *flags: str, seconds: float, **how: object) -> None:
-    """Send a signal some seconds after training has begun, and check how the command ends."""
+    """Send a signal to the command's group some seconds after training has begun, and check how the command ends."""
     with running(command(folder, *flags), **how) as child:
         child.wait_for(folder / "environment.json", "attempts")
         time.sleep(seconds)

@@ -1,9 +1,8 @@
 """Exchange: what travels between two stages, and the link that carries it."""
 
 import threading
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from backlink_ray.errors import LinkAbortedError, LinkError
+from backlink_ray.pipeline.progress import wait_patiently
 from backlink_ray.pipeline.queues import FifoQueue, ReplayQueue
 
 
@@ -80,15 +80,15 @@ class Mailbox:
             self._aborted = reason
             self._changed.notify_all()
 
-    def _wait(self, ready: Any, what: str, timeout_s: float) -> None:
-        deadline = time.monotonic() + timeout_s
-        while not ready() or self._aborted:
-            if self._aborted:
-                raise LinkAbortedError(f"{what}: {self._aborted}")
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise LinkError(f"{what} within {timeout_s:g} s; the neighbour is slower than that, hangs or is gone")
-            self._changed.wait(left)
+    def _wait(self, ready: Callable[[], bool], what: str, timeout_s: float) -> None:
+        def is_over() -> bool:
+            return ready() or bool(self._aborted)
+
+        is_in_time = wait_patiently(lambda seconds: self._changed.wait_for(is_over, seconds), timeout_s)
+        if self._aborted:
+            raise LinkAbortedError(f"{what}: {self._aborted}")
+        if not is_in_time:
+            raise LinkError(f"{what} within {timeout_s:g} s; the neighbour is slower than that, hangs or is gone")
 
 
 class Link(ABC):

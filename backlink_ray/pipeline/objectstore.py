@@ -10,6 +10,7 @@ from torch import Tensor
 
 from backlink_ray.errors import LinkError
 from backlink_ray.pipeline.exchange import CAPACITY, Kind, Link, Mailbox
+from backlink_ray.pipeline.progress import wait_patiently
 
 
 class ObjectStoreLink(Link):
@@ -39,13 +40,13 @@ class ObjectStoreLink(Link):
 
     def _confirm(self, kind: Kind, step: int, delivery: Any) -> None:
         try:
-            ray.get(delivery, timeout=self._timeout_s)
-        except ray.exceptions.GetTimeoutError as error:
-            raise LinkError(f"{kind} of step {step} was not taken within {self._timeout_s:g} s") from error
+            is_taken = wait_patiently(lambda seconds: _is_taken(delivery, seconds), self._timeout_s)
         except LinkError:  # raised by the neighbour: its mailbox had no room
             raise
         except ray.exceptions.RayError as error:
             raise LinkError(f"{kind} of step {step} could not be delivered: the neighbour is gone") from error
+        if not is_taken:
+            raise LinkError(f"{kind} of step {step} was not taken within {self._timeout_s:g} s")
 
     def receive(self, kind: Kind, step: int) -> Tensor:
         return _to_tensor(self._inbox.take(kind, step, self._timeout_s), self._device)
@@ -53,6 +54,14 @@ class ObjectStoreLink(Link):
     def receive_any(self, kind: Kind) -> tuple[int, Tensor]:
         step, message = self._inbox.take_any(kind, self._timeout_s)
         return step, _to_tensor(message, self._device)
+
+
+def _is_taken(delivery: Any, timeout_s: float) -> bool:
+    try:
+        ray.get(delivery, timeout=timeout_s)
+    except ray.exceptions.GetTimeoutError:
+        return False
+    return True
 
 
 # A tensor's bytes, its type (numpy lacks some of torch's, such as bfloat16), its shape, and the strides: those in which the

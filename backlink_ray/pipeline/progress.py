@@ -18,6 +18,8 @@ class Position(NamedTuple):
 UNKNOWN = Position()
 # Who looks again and again looks more often than this, unless it stood still: Ctrl-Z, or a machine that was paused.
 STOOD_STILL_S = 5.0
+# How often somebody who waits looks whether the process stood still.
+LOOK_S = 1.0
 
 
 class Patience:
@@ -32,6 +34,16 @@ class Patience:
             self._since = now
         self._last = now
         return now - self._since
+
+
+def wait_patiently(wait: Callable[[float], bool], timeout_s: float) -> bool:
+    """Return whether wait(seconds) has returned True within `timeout_s`, counted anew once this process stood still."""
+    patience, left_s = Patience(time.monotonic()), timeout_s
+    while not wait(min(left_s, LOOK_S)):
+        left_s = timeout_s - patience.look(time.monotonic())
+        if left_s <= 0:
+            return False
+    return True
 
 
 class Progress:

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Iterator
 
 from backlink_ray.errors import LinkAbortedError, LinkError
+from backlink_ray.pipeline.progress import wait_patiently
 
 
 class Steps:
@@ -34,7 +35,7 @@ class Steps:
 
     def _begin(self, end: int) -> bool:
         with self._changed:
-            has_answer = self._changed.wait_for(lambda: not self._is_held or self._is_aborted, self._timeout_s)
+            has_answer = wait_patiently(lambda s: self._changed.wait_for(self._may_begin, s), self._timeout_s)
             if self._is_aborted:
                 raise LinkAbortedError(f"step {self.next} does not begin: another stage failed")
             if not has_answer:
@@ -45,6 +46,9 @@ class Steps:
                 return False
             self.next += 1
             return True
+
+    def _may_begin(self) -> bool:
+        return not self._is_held or self._is_aborted
 
     def hold(self, end: int) -> int:
         """Begin no further step of the run that ends at `end`, which may not have begun here yet; return the next step."""

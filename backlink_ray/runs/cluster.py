@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -86,7 +87,7 @@ def _start(environment: dict[str, Any]) -> None:
     provide_token()
     processes.end_leftovers()
     atexit.register(_shut_down)  # also if the start is interrupted
-    with _loopback(), _own_handlers(), processes.remembered():
+    with _loopback(), _own_handlers(), _own_groups(), processes.remembered():
         try:
             ray.init(address="local", runtime_env=environment or None, **quiet)
         except Exception as error:  # Ray raises it as such when it gives up waiting
@@ -114,6 +115,19 @@ def _own_handlers() -> Iterator[None]:
     finally:
         utils.set_sigterm_handler = found
         signals.handle_again()
+
+
+@contextmanager
+def _own_groups() -> Iterator[None]:
+    """Start Ray's processes in process groups of their own: a signal to a command's group would end them before it has saved."""
+    from ray._private import services
+
+    found = services.ConsolePopen
+    services.ConsolePopen = partial(found, process_group=0)  # type: ignore[misc, assignment]  # Ray only calls it
+    try:
+        yield
+    finally:
+        services.ConsolePopen = found  # type: ignore[misc]
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import backlink_ray as bl
 from backlink_ray.errors import LinkAbortedError, LinkError, StageError
+from backlink_ray.pipeline.progress import wait_patiently
 from backlink_ray.pipeline.steps import Steps
 from backlink_ray.pipeline.threads import RoundRobinExecutor, ThreadsExecutor
 from backlink_ray.train.executor import Executor, Job, LocalExecutor
@@ -159,3 +160,16 @@ def test_a_stage_that_fails_while_another_is_held_ends_both() -> None:
         with pytest.raises(StageError, match="stage 1 of 2 .* no 9 steps"):
             executor.train(9)
     assert time.monotonic() - start < 3
+
+
+def test_a_wait_is_counted_anew_once_the_process_stood_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("backlink_ray.pipeline.progress.STOOD_STILL_S", 0.2)
+    waited_s: list[float] = []
+
+    def wait(seconds: float) -> bool:
+        waited_s.append(seconds)
+        time.sleep(0.5 if len(waited_s) == 1 else seconds)
+        return False
+
+    assert not wait_patiently(wait, 0.1)
+    assert len(waited_s) == 2
