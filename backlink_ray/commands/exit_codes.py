@@ -18,7 +18,8 @@ RUN_ERRORS = (NonFiniteLossError, NotFiniteError, StageError, torch.OutOfMemoryE
 
 
 def guarded(run: Callable[[], int], resume: Callable[[], str]) -> int:
-    """Return run()'s exit code; our own errors become one line on stderr, any other exception keeps its traceback.
+    """Return run()'s exit code; our own errors, and paths that may not be read, become one line on stderr; any other exception
+    keeps its traceback.
 
     Args:
         run: the command.
@@ -47,6 +48,10 @@ def _exit_code(run: Callable[[], int], resume: Callable[[], str]) -> int:
             sys.stdout.flush()
             leave(code, _hidden(text))  # Ray would wait for what is gone, and then end this process in its own way
         return _end(text, code)
+    except PermissionError as error:  # a folder that another user keeps closed, wherever it is first looked into
+        if not error.filename:
+            raise
+        return _end(f"error: {error.filename} cannot be read ({error.strerror}); give a path of your own", 2)
     except KeyboardInterrupt:
         return _end(f"interrupted; {resume()}", INTERRUPTED)
 

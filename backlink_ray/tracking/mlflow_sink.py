@@ -108,8 +108,11 @@ class MlflowSink:
         if not found:
             self._create_experiment(name, info)
             found = self._client.get_experiment_by_name(name)
-        if not found or found.lifecycle_stage != "active":
+        if found and found.lifecycle_stage == "deleted":
             raise MlflowException(f"experiment {name!r} was deleted; restore it in MLflow or use another name")
+        if not found or found.lifecycle_stage != "active":
+            got = f"one named {found.name!r}, in state {found.lifecycle_stage!r}" if found else "none"
+            raise MlflowException(f"asked for experiment {name!r}, the server answers with {got}")
         return found
 
     def _create_experiment(self, name: str, info: ExperimentInfo) -> None:

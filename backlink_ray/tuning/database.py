@@ -29,7 +29,7 @@ def open_database(file: Path, name: str, plan: Plan, rows: Sequence[Row]) -> opt
         StorageError: the database cannot be used; the message names it.
     """
     directions = [optuna.study.StudyDirection.MINIMIZE] * max(1, len(plan.objectives))
-    with usable(file):
+    with unlocked(file):
         _set_aside_if_damaged(file)
         storage = optuna.storages.RDBStorage(sqlite_uri(file), engine_kwargs={"connect_args": {"timeout": _BUSY_S}})
         study = optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
@@ -39,7 +39,7 @@ def open_database(file: Path, name: str, plan: Plan, rows: Sequence[Row]) -> opt
 
 
 @contextmanager
-def usable(file: Path) -> Iterator[None]:
+def unlocked(file: Path) -> Iterator[None]:
     """Wait until no other program holds a database's lock, and name the file in errors of what uses it then.
 
     Raises:
@@ -51,8 +51,7 @@ def usable(file: Path) -> Iterator[None]:
     except (sqlite3.Error, SQLAlchemyError, optuna.exceptions.OptunaError, RuntimeError) as error:
         # RuntimeError: the database is of another version of Optuna
         reason = str(error.__cause__ or error).strip().splitlines()[0]
-        is_full = "disk is full" in reason
-        way_out = "free some space" if is_full else "delete it: it is made again from the results"
+        way_out = "free some space" if "disk is full" in reason else "delete it: it is made again from the results"
         raise StorageError(f"{file} cannot be used ({reason}); {way_out}") from error
 
 

@@ -54,15 +54,8 @@ def open_study_folder(folder: Path, name: str, plan: Plan, resume: str) -> Itera
 
 def _is_used(folder: Path) -> bool:
     """Return whether a folder holds more than hidden files: a start that was killed at once may have left those."""
-    with _readable(folder):
-        return folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
-
-
-@contextmanager
-def _readable(folder: Path) -> Iterator[None]:
-    """Turn what the system says about a folder that only another user may read into ConfigError."""
     try:
-        yield
+        return folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
     except PermissionError as error:
         raise ConfigError(
             f"{_folder(folder)} cannot be read ({error.strerror}: {error.filename}); give a --storage-path of your own"
@@ -82,9 +75,7 @@ def closed_to_others() -> Iterator[None]:
 
 def check_study_folder(folder: Path, name: str, plan: Plan) -> None:
     """Raise ConfigError if a folder does not hold this study; it may belong to another user, and be in use."""
-    with _readable(folder):
-        is_there = (folder / MANIFEST).exists()
-    if not is_there:
+    if not (folder / MANIFEST).exists():
         raise ConfigError(f"{_folder(folder)} holds no study to report; run this without --report-only first")
     _check_manifest(folder, name, plan)
 

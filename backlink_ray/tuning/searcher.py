@@ -13,7 +13,7 @@ from backlink_ray.errors import BacklinkError, StorageError
 from backlink_ray.runs.folder import CONFIG, read_config
 from backlink_ray.runs.results import Row
 from backlink_ray.signals import stopping
-from backlink_ray.tuning.database import open_database, usable
+from backlink_ray.tuning.database import open_database, unlocked
 from backlink_ray.tuning.plan import Plan
 from backlink_ray.tuning.trial import FAILURE
 
@@ -35,7 +35,7 @@ class Searcher(OptunaSearch):
         """Ask Optuna for a choice."""
         self.tell_ended()
         try:
-            with usable(self._database):
+            with unlocked(self._database):
                 return super().suggest(trial_id)
         except StorageError:
             if stopping():  # while it waited for a lock
@@ -45,7 +45,7 @@ class Searcher(OptunaSearch):
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Pass an epoch on to Optuna, under its own number: Tune counts from 1 again when a trial is started again."""
         if FAILURE not in result:
-            with suppress(StorageError), usable(self._database):
+            with suppress(StorageError), unlocked(self._database):
                 super().on_trial_result(trial_id, {**result, "training_iteration": result["epoch"]})
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -60,14 +60,14 @@ class Searcher(OptunaSearch):
         """Tell Optuna which trials have ended; what it cannot be told, the next start adds from the results."""
         ended, self._ended = self._ended, []
         for end in ended:
-            with suppress(StorageError), usable(self._database):
+            with suppress(StorageError), unlocked(self._database):
                 super().on_trial_complete(*end)
 
     def close(self) -> None:
         """Tell Optuna which trials have ended, and that the others have failed: no process works on them any more."""
         self.tell_ended()
         study: Any = self._ot_study
-        with suppress(StorageError), usable(self._database):
+        with suppress(StorageError), unlocked(self._database):
             _end_running(study)
 
 
@@ -91,7 +91,7 @@ def open_searcher(plan: Plan, folder: Path, name: str, rows: Sequence[Row]) -> S
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     database = folder / "optuna.db"
     study = open_database(database, name, plan, rows)
-    with usable(database):
+    with unlocked(database):
         known, ended = len(study.trials), {row["run_id"] for row in rows}
         earlier = [*map(plan.space.choice_of, plan.first), *_begun(plan, folder)]
         for choice in _without_result(study, earlier, lambda choice: plan.run_of(choice).run_id in ended):

@@ -9,9 +9,9 @@ from backlink_ray.files import is_held
 from backlink_ray.runs.folder import LOCK
 
 # How often a trial looks: rarely enough for a file system that machines share.
-LOOK_S = 0.5
+_LOOK_S = 0.5
 # How long the driver waits for checkpoints: it must have ended itself when `signals.GRACE_S` are over.
-SAVING_S = 4.5
+_SAVING_S = 4.5
 _POLL_S = 0.05
 
 
@@ -27,7 +27,7 @@ class StopFile:
         self._looked, self._found = 0.0, False
 
     def __call__(self) -> bool:
-        if not self._found and time.monotonic() >= self._looked + LOOK_S:
+        if not self._found and time.monotonic() >= self._looked + _LOOK_S:
             self._found, self._looked = self._path.exists(), time.monotonic()
         return self._found
 
@@ -36,9 +36,9 @@ class StopFile:
         self._path.unlink(missing_ok=True)
 
     def stop(self, runs: Iterable[Path]) -> None:
-        """Tell the trials to stop, and wait until none of the run folders is in use, for at most SAVING_S."""
+        """Tell the trials to stop, and wait until none of the run folders is in use, for at most 4.5 s."""
         with suppress(OSError):  # on a full disk there is nothing to wait for
             self._path.touch()
-        deadline, folders = time.monotonic() + SAVING_S, list(runs)
+        deadline, folders = time.monotonic() + _SAVING_S, list(runs)
         while time.monotonic() < deadline and any(is_held(folder / LOCK) for folder in folders):
             time.sleep(_POLL_S)

@@ -28,6 +28,11 @@ def exit_code(error: BaseException) -> int:
         (CheckpointError("no space"), 1, "failed: no space; resume: it"),
         (torch.OutOfMemoryError("CUDA out of memory.\nIf reserved"), 1, "failed: CUDA out of memory.; resume: it"),
         (ConfigError("alpha=2 is out of range"), 2, "error: alpha=2 is out of range"),
+        (
+            PermissionError(13, "Permission denied", "/x"),
+            2,
+            "error: /x cannot be read (Permission denied); give a path",
+        ),
         (KeyboardInterrupt(), 3, "interrupted; resume: it"),
     ],
 )
@@ -39,7 +44,7 @@ def test_an_error_is_one_line_and_an_exit_code(
     assert line.startswith(start)
 
 
-@pytest.mark.parametrize("fault", [ValueError("bug"), OSError("bug"), TimeoutError("bug"), KeyError("bug")])
+@pytest.mark.parametrize("fault", [ValueError("bug"), OSError("bug"), PermissionError("bug"), KeyError("bug")])
 def test_a_bug_is_not_reported_as_a_bad_argument(fault: Exception) -> None:
     with pytest.raises(type(fault), match="bug"):
         exit_code(fault)

@@ -324,6 +324,14 @@ def test_mlflow_that_is_never_there_delays_nothing_and_no_secret_is_printed(
     assert "s3cret" not in caplog.text
 
 
+def test_what_is_no_experiment_is_named_and_not_called_deleted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(WrongAnswers, "answers", itertools.repeat((200, b'{"experiment": {"name": "x"}}')))
+    with socket.create_server(("127.0.0.1", 0)) as listener, wrong_answers(listener):
+        sink = MlflowSink(f"http://127.0.0.1:{listener.getsockname()[1]}")
+        with pytest.raises(MlflowException, match="asked for experiment 'e', .* one named 'x', in state ''"):
+            sink.experiment_id(ExperimentInfo(name="e"))
+
+
 @pytest.mark.parametrize("fault", ["a folder", "noise", "locked"])
 def test_an_outage_and_its_end_are_each_reported_once(
     tmp_path: Path, template: Path, caplog: pytest.LogCaptureFixture, fault: str
