@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, make_dataclass
+from dataclasses import dataclass, field, fields, make_dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,15 +12,13 @@ import tyro
 
 from backlink_ray.commands.bench import Bench
 from backlink_ray.commands.exit_codes import guarded
-from backlink_ray.commands.flags import parse
+from backlink_ray.commands.flags import LimitFlags, parse
 from backlink_ray.errors import ConfigError
 from backlink_ray.files import local_path, write_whole
 from backlink_ray.methods.catalogue import own_options
 from backlink_ray.options import mapping
-from backlink_ray.pipeline.pool import READY_TIMEOUT_S
-from backlink_ray.pipeline.resources import STAGE, StageResources
+from backlink_ray.pipeline.resources import StageResources
 from backlink_ray.runs.config import RunConfig
-from backlink_ray.runs.options import RunOptions
 from backlink_ray.runs.results import epoch_line, test_text
 from backlink_ray.runs.runner import run
 
@@ -38,7 +36,7 @@ class OwnFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Train:
+class Train(LimitFlags):
     """Train one configuration into a run folder; the same command again resumes where it stopped."""
 
     config: Annotated[RunFlags, tyro.conf.arg(name="")] = field(default_factory=RunFlags)
@@ -49,30 +47,13 @@ class Train:
     """Folder of the data sets; default $BACKLINK_RAY_DATA, else ~/.cache/backlink_ray."""
     timeline: str = ""
     """PNG file for a chart of when each stage runs forward, backward and its update, waits and exchanges."""
-    stage_timeout_s: float = 120.0
-    """Longest time that a stage waits for its neighbour, or takes for one action of its own, in seconds."""
-    ready_timeout_s: float = READY_TIMEOUT_S
-    """Longest wait for room in the Ray cluster, and for the stages' processes to start, in seconds."""
-    max_recoveries: int = 3
-    """How often a run of executor ray goes on from its newest checkpoint after it has lost a stage."""
-    checkpoint_every_s: float = 60.0
-    """Longest time between two checkpoints, in seconds: at most that much work is lost."""
-    resources: Annotated[StageResources, tyro.conf.arg(name="")] = STAGE
 
     def main(self) -> int:
         """Train, and print one line per epoch."""
         config = RunConfig(**{**vars(self.config), "options": vars(self.own)})
         if self.timeline and not self.timeline.endswith(".png"):
             raise ConfigError(f"timeline={self.timeline!r} is not a PNG file; give a name that ends in .png")
-        options = RunOptions(
-            timeline=self.timeline,
-            stage_timeout_s=self.stage_timeout_s,
-            ready_timeout_s=self.ready_timeout_s,
-            max_recoveries=self.max_recoveries,
-            checkpoint_every_s=self.checkpoint_every_s,
-            resources=self.resources,
-            on_epoch=_print_epoch(config),
-        )
+        options = replace(self.options, timeline=self.timeline, on_epoch=_print_epoch(config))
         result = run(config, self.output_dir, data_root=self.data_root, options=options)
         print(f"{test_text(result)}, {result['images_per_s']:.0f} images/s, in {self.output_dir}")
         return 0
@@ -173,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         train = _train_with(given) if given[:1] == ["train"] else Train
         commands: dict[str, Callable[..., Any]] = {"train": train, "bench": Bench, "report": Report, "sync": Sync}
         read = partial(tyro.extras.subcommand_cli_from_dict, commands, prog="backlink-ray", description=__doc__)
-        command: Train | Bench | Report | Sync = parse(lambda each: read(args=each), given)
+        command: Train | Bench | Report | Sync = parse(read, given)
         return command.main()
 
     return guarded(run_command, lambda: "run the same command again to resume")

@@ -13,7 +13,7 @@ from typing import Any
 
 from backlink_ray import RunConfig
 from backlink_ray.benchmarks.descent import columns, directions
-from backlink_ray.commands.figure import Measurement, MeasurementContext, figure_main
+from backlink_ray.commands.figure import FigureCommand, Measurement, figure_main
 from backlink_ray.data.datasets import data_root
 from backlink_ray.data.tensors import Dataset
 from backlink_ray.figures.captions import caption_of, left_out
@@ -50,22 +50,22 @@ PRESETS = {
 }
 
 
-def measure(configs: Sequence[RunConfig], context: MeasurementContext) -> Iterator[dict[str, Any]]:
-    return measured(configs, context, load_for(configs, data_root(context.flags.data_root)))
+def measure(configs: Sequence[RunConfig], figure: FigureCommand) -> Iterator[dict[str, Any]]:
+    return measured(configs, figure, load_for(configs, data_root(figure.flags.data_root)))
 
 
 def measured(
-    configs: Sequence[RunConfig], context: MeasurementContext, datasets: dict[str, Dataset]
+    configs: Sequence[RunConfig], figure: FigureCommand, datasets: dict[str, Dataset]
 ) -> Iterator[dict[str, Any]]:
-    done = context.measured()
+    done = figure.results.done()
     for config in configs:
-        if context.row_id(config, ending(config.epochs)) in done:
+        if figure.row_id(config, ending(config.epochs)) in done:
             continue
-        folder = context.folder / "checkpoints" / context.row_id(config)
-        with context.attempt(config):
-            for epoch, found in directions(config, datasets[data_key(config)], context.device, folder):
+        folder = figure.folder / "checkpoints" / figure.row_id(config)
+        with figure.attempt(config):
+            for epoch, found in directions(config, datasets[data_key(config)], figure.device, folder):
                 print(f"{config.label} {config.run_name} epoch {epoch}: {found[-1]}", flush=True)
-                yield {**context.row(config, ending(epoch)), "epoch": epoch, **columns(found)}
+                yield {**figure.row(config, ending(epoch)), "epoch": epoch, **columns(found)}
 
 
 def images(config: RunConfig) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 
 from backlink_ray import RunConfig
 from backlink_ray.benchmarks.memory import footprint_mib, memory_runs, source_of
-from backlink_ray.commands.figure import Measurement, MeasurementContext, figure_main
+from backlink_ray.commands.figure import FigureCommand, Measurement, figure_main
 from backlink_ray.figures.captions import left_out
 from backlink_ray.figures.data import FigureData
 from backlink_ray.figures.save import save_figure
@@ -45,13 +45,13 @@ PAPER = {
 }
 
 
-def measure(configs: Sequence[RunConfig], context: MeasurementContext) -> Iterator[dict[str, Any]]:
-    done = context.measured()
-    for config in (c for c in configs if context.row_id(c) not in done):
-        with context.attempt(config):  # continue after one that does not fit into memory
-            mib = footprint_mib(config, context.device)
+def measure(configs: Sequence[RunConfig], figure: FigureCommand) -> Iterator[dict[str, Any]]:
+    done = figure.results.done()
+    for config in (c for c in configs if figure.row_id(c) not in done):
+        with figure.attempt(config):  # continue after one that does not fit into memory
+            mib = footprint_mib(config, figure.device)
             print(f"{config.network} {series_of(config)} K={config.num_modules} {config.tail_memory}: {mib:,.0f} MiB")
-            yield context.row(config, memory_mib=mib, memory_source=source_of(context.device))
+            yield figure.row(config, memory_mib=mib, memory_source=source_of(figure.device))
 
 
 def picture(data: FigureData) -> list[Path]:

@@ -13,7 +13,7 @@ from typing import Any
 from backlink_ray import RunConfig
 from backlink_ray.benchmarks.jobs import propagation_lengths
 from backlink_ray.benchmarks.runtime import step_times
-from backlink_ray.commands.figure import Measurement, MeasurementContext, figure_main, number_of_devices
+from backlink_ray.commands.figure import FigureCommand, Measurement, figure_main, number_of_devices
 from backlink_ray.errors import ConfigError
 from backlink_ray.figures import style
 from backlink_ray.figures.data import FigureData
@@ -49,29 +49,29 @@ PRESETS = {
 }
 
 
-def measure(configs: Sequence[RunConfig], context: MeasurementContext) -> Iterator[dict[str, Any]]:
+def measure(configs: Sequence[RunConfig], figure: FigureCommand) -> Iterator[dict[str, Any]]:
     """Refuse a cluster, where BP and the stages could be timed on different machines."""
-    address = context.flags.address or os.environ.get("RAY_ADDRESS", "")
-    if address and context.flags.executor != "threads":
+    address = figure.flags.address or os.environ.get("RAY_ADDRESS", "")
+    if address and figure.flags.executor != "threads":
         raise ConfigError(
             f"address={address!r} names a cluster, but figure 9 compares devices of one machine; drop --address and "
             "$RAY_ADDRESS, or use --executor threads"
         )
-    return measured(configs, context)
+    return measured(configs, figure)
 
 
-def measured(configs: Sequence[RunConfig], context: MeasurementContext) -> Iterator[dict[str, Any]]:
-    done, count = context.measured(), number_of_devices(context.device)
+def measured(configs: Sequence[RunConfig], figure: FigureCommand) -> Iterator[dict[str, Any]]:
+    done, count = figure.results.done(), number_of_devices(figure.device)
     # Threads first, before Ray has started any processes.
-    for executor in ("threads", "ray") if context.flags.executor == "auto" else (context.flags.executor,):
-        for config in (c for c in configs if context.row_id(c, f"-{executor}") not in done):
-            with context.attempt(config):
-                bp, stages = step_times(config, (executor,), context.device, count=count, **timing(config))
+    for executor in ("threads", "ray") if figure.flags.executor == "auto" else (figure.flags.executor,):
+        for config in (c for c in configs if figure.row_id(c, f"-{executor}") not in done):
+            with figure.attempt(config):
+                bp, stages = step_times(config, (executor,), figure.device, count=count, **timing(config))
                 low, median, high = (float(stages[f"time_ratio{end}"]) for end in ("_min", "", "_max"))
                 print(f"{executor} {style.name_of(config)}: {median:.2f} of BP ({low:.2f}..{high:.2f})", flush=True)
                 found = {name: stages[name] for name in RECORDED} | {"bp_step_ms": bp["step_ms"]}
                 about = {"executor": executor, "devices": count, "load_average": os.getloadavg()[0]}
-                yield {**context.row(config, f"-{executor}"), **found, **about}
+                yield {**figure.row(config, f"-{executor}"), **found, **about}
 
 
 def timing(config: RunConfig) -> dict[str, int]:

@@ -154,6 +154,6 @@ def run_command(
 
     def run() -> int:
         read = partial(tyro.cli, flags, prog=f"{name}.py", description=description)
-        return make(parse(lambda given: read(args=given), arguments)).run()
+        return make(parse(read, sys.argv[1:] if arguments is None else arguments)).run()
 
     return guarded(run, resume_line)

@@ -24,7 +24,7 @@ from backlink_ray.figures.data import FigureData
 from backlink_ray.figures.style import name_of
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.job import engine_of
-from backlink_ray.runs.results import Results, Row, Value, columns_of
+from backlink_ray.runs.results import Row, Value, columns_of
 from backlink_ray.seeds import derive_seed
 from backlink_ray.text import slug
 from backlink_ray.tracking.tracker import NoTracker
@@ -48,42 +48,6 @@ class FigureFlags(CommonFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeasurementContext:
-    """What a measurement needs to know: flags, folder and hardware; and what has failed so far."""
-
-    flags: FigureFlags
-    folder: Path
-    device: str
-    hardware: str
-    failed: list[str] = field(default_factory=list)
-
-    @contextmanager
-    def attempt(self, config: RunConfig) -> Iterator[None]:
-        """Measure one configuration; if it diverges or does not fit into memory, that is recorded, and the next one follows."""
-        try:
-            yield
-        except RUN_ERRORS as error:
-            self.failed.append(name_of(config))
-            print(f"{name_of(config)} failed and is left out: {first_line(error)}", file=sys.stderr, flush=True)
-
-    def row_id(self, config: RunConfig, suffix: str = "") -> str:
-        """Return the id of a measurement: of a run on this hardware."""
-        return slug(f"{config.run_id}-{derive_seed(0, self.hardware) % 10**8}{suffix}")
-
-    def row(self, config: RunConfig, suffix: str = "", **measured: Value) -> Row:
-        """Return a row of results: the configuration, what was measured, and on what."""
-        return {
-            **columns_of(config), "run_id": self.row_id(config, suffix), "status": "FINISHED",
-            "reason": "done", **measured, "hardware": self.hardware, "device": self.device.split(":")[0],
-            "commit": provenance.commit(), "date": time.strftime("%Y-%m-%d"),
-        }  # fmt: skip
-
-    def measured(self) -> set[str]:
-        """Return the ids of the recorded measurements, which are not repeated."""
-        return Results(self.folder).done()
-
-
-@dataclass(frozen=True, kw_only=True)
 class Measurement:
     """What a figure measures, and how.
 
@@ -96,7 +60,7 @@ class Measurement:
     """
 
     presets: dict[str, Plan]
-    measure: Callable[[Sequence[RunConfig], MeasurementContext], Iterator[Row]]
+    measure: Callable[[Sequence[RunConfig], "FigureCommand"], Iterator[Row]]
     picture: Picture
     refuse: Callable[[RunConfig, str], str] = field(default=lambda _run, _device: "")
     images: Callable[[RunConfig], int] = field(default=lambda _run: 0)
@@ -115,7 +79,12 @@ def figure_main(name: str, measurement: Measurement, description: str, arguments
 
 
 class FigureCommand(Command):
-    """A figure that makes its own measurements."""
+    """A figure that makes its own measurements.
+
+    Attributes:
+        device: to measure on.
+        hardware: it and what is around it, in words; "" in a report.
+    """
 
     flags: FigureFlags
 
@@ -128,28 +97,45 @@ class FigureCommand(Command):
         parts = (name, *([] if self._preset == "paper" else [self._preset]), *flags.engine.names)
         super().__init__(flags, "-".join(parts), plan)
         self._runs = list({run.run_id: run for run in plan.runs}.values())
-        self._hardware, self._failed = "", list[str]()
+        self.device, self.hardware, self._num_failed = flags.chosen_device, "", 0
 
     def note(self) -> str:
         return f"{self.name}: a figure of the paper, measured again."
 
     def prepare(self) -> None:
         """Check the device, the runs and what measuring them needs."""
-        device = self.flags.chosen_device
-        check_device(device)
-        engine_of(self.plan.base).check(torch.device(device), torch.float32)
-        refused = {run.run_id: self._measurement.refuse(run, device) for run in self._runs}
+        check_device(self.device)
+        engine_of(self.plan.base).check(torch.device(self.device), torch.float32)
+        refused = {run.run_id: self._measurement.refuse(run, self.device) for run in self._runs}
         left = [run for run in self._runs if not refused[run.run_id]]
         if not left:
             raise ConfigError(
-                f"device={device!r} can measure no run of this figure ({next(iter(refused.values()))}); give another "
+                f"device={self.device!r} can measure no run of this figure ({next(iter(refused.values()))}); give another "
                 "--device, or use another machine"
             )
-        self._hardware = provenance.hardware(device)
-        context = MeasurementContext(
-            flags=self.flags, folder=self.folder, device=device, hardware=self._hardware, failed=self._failed
-        )
-        self._new_rows = self._measurement.measure(left, context)
+        self.hardware = provenance.hardware(self.device)
+        self._new_rows = self._measurement.measure(left, self)
+
+    @contextmanager
+    def attempt(self, config: RunConfig) -> Iterator[None]:
+        """Measure one configuration; if it diverges or does not fit into memory, that is counted, and the next one follows."""
+        try:
+            yield
+        except RUN_ERRORS as error:
+            self._num_failed += 1
+            print(f"{name_of(config)} failed and is left out: {first_line(error)}", file=sys.stderr, flush=True)
+
+    def row_id(self, config: RunConfig, suffix: str = "") -> str:
+        """Return the id of a measurement: of a run on this hardware."""
+        return slug(f"{config.run_id}-{derive_seed(0, self.hardware) % 10**8}{suffix}")
+
+    def row(self, config: RunConfig, suffix: str = "", **measured: Value) -> Row:
+        """Return a row of results: the configuration, what was measured, and on what."""
+        return {
+            **columns_of(config), "run_id": self.row_id(config, suffix), "status": "FINISHED",
+            "reason": "done", **measured, "hardware": self.hardware, "device": self.device.split(":")[0],
+            "commit": provenance.commit(), "date": time.strftime("%Y-%m-%d"),
+        }  # fmt: skip
 
     def carry_out(self, tracker: NoTracker) -> None:
         results = self.results
@@ -159,7 +145,7 @@ class FigureCommand(Command):
     def write(self) -> Sequence[Path]:
         """Draw the rows of one kind of hardware: of this machine, or in a report of the newest row."""
         rows = self.results.rows()
-        hardware = self._hardware or rows[-1]["hardware"]
+        hardware = self.hardware or rows[-1]["hardware"]
         rows = [row for row in rows if row["hardware"] == hardware]
         return self._measurement.picture(FigureData(plan=self.plan, rows=rows, folder=self.folder)) if rows else ()
 
@@ -167,16 +153,16 @@ class FigureCommand(Command):
         print(f"{self.name}: {len(self.results.done())} measurements recorded")
 
     def failed(self) -> int:
-        return len(self._failed)
+        return self._num_failed
 
     def dry_run(self) -> None:
-        device, refuse = self.flags.chosen_device, self._measurement.refuse
+        refuse = self._measurement.refuse
         for run in self._runs:
-            reason = refuse(run, device)
+            reason = refuse(run, self.device)
             left_out = f"  left out: {reason}" if reason else ""
             print(f"{run.network}/{run.label}/{run.run_name}  tail {run.tail_memory}{left_out}")
-        left = [run for run in self._runs if not refuse(run, device)]
-        print(f"{len(left)} to measure on {device}, preset {self._preset}, batch {self.plan.base.batch_size}")
+        left = [run for run in self._runs if not refuse(run, self.device)]
+        print(f"{len(left)} to measure on {self.device}, preset {self._preset}, batch {self.plan.base.batch_size}")
         work = [(run, self._measurement.images(run)) for run in left]
         if any(images for _, images in work):
             print(estimate(work))

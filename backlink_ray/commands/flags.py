@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -87,42 +87,42 @@ AS_THE_PRESET = EngineFlags()
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrialFlags(CommonFlags):
+class LimitFlags:
+    """Flags of commands that train: how long they wait, what they lose at most, and what a stage reserves."""
+
+    stage_timeout_s: float = RUN.stage_timeout_s
+    """Longest time that a stage waits for its neighbour, or takes for one action of its own, in seconds."""
+    ready_timeout_s: float = RUN.ready_timeout_s
+    """Longest wait for room in the Ray cluster, and for the stages' processes to start, in seconds."""
+    max_recoveries: int = RUN.max_recoveries
+    """How often what was lost, a stage on Ray or a trial of a study, goes on from its newest checkpoint."""
+    checkpoint_every_s: float = RUN.checkpoint_every_s
+    """Longest time between two checkpoints, in seconds: at most that much work is lost."""
+    resources: Annotated[StageResources, tyro.conf.arg(name="")] = STAGE
+
+    @property
+    def options(self) -> RunOptions:
+        """Return them as options of a run; ConfigError if one is out of range."""
+        return RunOptions(**{each.name: getattr(self, each.name) for each in fields(LimitFlags)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialFlags(CommonFlags, LimitFlags):
     """Flags of commands that run trials on a cluster: searches and tables."""
 
     max_concurrent: int = 0
     """Concurrent trials; 0: as many as the GPUs allow, one without a GPU."""
     gpus: float = 0.0
     """GPUs that an autoscaling cluster at --address can grow to; 0: those it has now."""
-    stage: Annotated[StageResources, tyro.conf.arg(name="")] = STAGE
     runs_per_gpu: str = "1"
     """Trials of executor local that share a GPU, and with it their step times; auto: as many as keep it busy, measured."""
-    max_recoveries: int = RUN.max_recoveries
-    """How often a trial, or a stage of one, goes on from its newest checkpoint after its process or machine was lost."""
-    checkpoint_every_s: float = RUN.checkpoint_every_s
-    """Longest time between two checkpoints of a trial, in seconds: at most that much work is lost."""
-    ready_timeout_s: float = RUN.ready_timeout_s
-    """Longest wait of a trial for its stages' processes to start, in seconds."""
-    stage_timeout_s: float = RUN.stage_timeout_s
-    """Longest time that a stage waits for its neighbour, or takes for one action of its own, in seconds."""
     engine: Annotated[EngineFlags, tyro.conf.arg(name="")] = AS_THE_PRESET
     executor: Literal["auto", "local", "threads", "ray"] = "auto"
     """Where a trial's local modules run; auto: one Ray actor each if the cluster has room for them."""
 
-    @property
-    def options(self) -> RunOptions:
-        """Return the options of every run."""
-        return RunOptions(
-            resources=self.stage,
-            max_recoveries=self.max_recoveries,
-            checkpoint_every_s=self.checkpoint_every_s,
-            ready_timeout_s=self.ready_timeout_s,
-            stage_timeout_s=self.stage_timeout_s,
-        )
-
     def check(self) -> None:
         """Raise ConfigError if a number is out of range."""
-        not_negative(self, "max_concurrent", "gpus", "max_recoveries", "ready_timeout_s", "stage_timeout_s")
+        not_negative(self, "max_concurrent", "gpus")
         _ = self.options
         read_runs_per_gpu(self.runs_per_gpu)
         if self.gpus and not (self.address or os.environ.get("RAY_ADDRESS")):
@@ -169,15 +169,9 @@ def check_device(device: str) -> None:
         raise ConfigError(f"device={device!r} cannot be used ({first_line(error)}); give another --device") from error
 
 
-def parse(read: Callable[[Sequence[str]], Parsed], arguments: Sequence[str] | None = None) -> Parsed:
-    """Return read(arguments); if they are wrong, the message that ends the process quotes them without their secrets.
-
-    Args:
-        read: parses arguments, as `tyro.cli` does.
-        arguments: default: those of the process.
-    """
-    given = sys.argv[1:] if arguments is None else list(arguments)
-    shown = [redact(argument) for argument in given]
-    if shown != given:
-        read(shown)
-    return read(given)
+def parse(read: Callable[..., Parsed], arguments: Sequence[str]) -> Parsed:
+    """Return read(args=arguments); if they are wrong, the message that ends the process quotes them without their secrets."""
+    shown = [redact(argument) for argument in arguments]
+    if shown != list(arguments):
+        read(args=shown)
+    return read(args=arguments)

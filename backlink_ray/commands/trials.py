@@ -38,7 +38,7 @@ def local_cluster(flags: TrialFlags) -> ClusterResources:
     """Return this machine as a cluster."""
     gpus, cpus = max(torch.cuda.device_count(), flags.gpus), os.cpu_count() or 1
     return ClusterResources(
-        num_gpus=gpus, num_cpus=cpus, max_concurrent=flags.max_concurrent, stage=flags.stage,
+        num_gpus=gpus, num_cpus=cpus, max_concurrent=flags.max_concurrent, stage=flags.resources,
         runs_per_gpu=read_runs_per_gpu(flags.runs_per_gpu),
     )  # fmt: skip
 

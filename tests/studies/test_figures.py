@@ -17,7 +17,7 @@ from PIL import Image
 from backlink_ray import RunConfig
 from backlink_ray.benchmarks.descent import directions
 from backlink_ray.commands import trials
-from backlink_ray.commands.figure import FigureFlags, Measurement, MeasurementContext, figure_main
+from backlink_ray.commands.figure import FigureCommand, FigureFlags, Measurement, figure_main
 from backlink_ray.commands.search import main
 from backlink_ray.errors import ConfigError, NonFiniteLossError
 from backlink_ray.figures.captions import budget, is_paper_budget
@@ -152,8 +152,9 @@ def test_another_machine_measures_descent_from_the_first_epoch(tmp_path: Path, m
     )
     config = SMALL.replace(train_images=32, test_images=20)
     for hardware in ("A", "B", "A"):
-        context = MeasurementContext(flags=FigureFlags(), folder=tmp_path, device="cpu", hardware=hardware)
-        assert list(of["measure"]([config], context)) == []
+        figure = FigureCommand("f", of["MEASUREMENT"], FigureFlags(smoke_test=True, storage_path=str(tmp_path)))
+        figure.hardware = hardware
+        assert list(of["measure"]([config], figure)) == []
     first, second, third = folders
     assert first == third != second
 
