@@ -31,7 +31,7 @@ ALLOWED = {
         "commands/",
     ),
     "mlflow": ("tracking/",),
-    "optuna": ("tuning/", "figures/", "commands/"),
+    "optuna": ("tuning/",),
 }
 
 

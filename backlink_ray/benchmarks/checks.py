@@ -5,12 +5,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import product
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from backlink_ray.benchmarks.jobs import job_for, modules_of, propagation_lengths, random_images
+from backlink_ray.benchmarks.jobs import job_for, modules_of, propagation_lengths, random_images, with_engine
 from backlink_ray.local.engine import Engine
 from backlink_ray.local.module import StepSeed
 from backlink_ray.pipeline.threads import ThreadsExecutor
@@ -79,11 +78,12 @@ def repeatable() -> Iterator[None]:
         torch.backends.cudnn.benchmark = benchmark
 
 
-def executor_differences(network: str, device: str, batch_size: int, steps: int = 3) -> Iterator[Row]:
+def executor_differences(network: str, device: str, batch_size: int) -> Iterator[Row]:
     """Yield the largest relative difference of weights between a trainer, pipelines on one device, and a second trainer.
 
     All are `repeatable`: in ResNet32, rounding grows to a tenth of the weights within three steps.
     """
+    steps = 3
     images = random_images(batch_size * steps)
     base = RunConfig(network=network, num_modules=2, propagation_length=2, batch_size=batch_size, head="conv")
     reference = _weights(LocalExecutor(job_for(base, images, device)), steps)
@@ -103,7 +103,6 @@ def engine_differences(
     device: str,
     batch_size: int,
     engines: Sequence[Engine],
-    steps: int = WARM_UP + 5,
     make: type[LocalExecutor | ThreadsExecutor] = LocalExecutor,
     links: Sequence[str] = ("replica",),
 ) -> Iterator[Row]:
@@ -111,12 +110,13 @@ def engine_differences(
 
     An engine that captures should show no difference; an eager one is compared to itself, once more.
     """
+    steps = WARM_UP + 5
     images = random_images(batch_size * steps)
     base = RunConfig(network=network, num_modules=4, propagation_length=1, alpha=0.5, batch_size=batch_size)
     for engine, link in product(engines, links):
         config = base.replace(link=link)
         eager, found = (
-            _weights(make(job_for(_with(config, e), images, device)), steps)
+            _weights(make(job_for(with_engine(config, e), images, device)), steps)
             for e in (replace(engine, graph=False), engine)
         )
         equal = all(torch.equal(found[n], w) for n, w in eager.items())
@@ -124,11 +124,6 @@ def engine_differences(
             "check": f"weights after {steps} steps: against eager", "executor": make.name, "link": link, **vars(engine),
             "equal_bits": equal, "relative_difference": _difference(found, eager),
         }  # fmt: skip
-
-
-def _with(config: RunConfig, engine: Engine) -> RunConfig:
-    how: dict[str, Any] = vars(engine)
-    return config.replace(**how)
 
 
 @repeatable()

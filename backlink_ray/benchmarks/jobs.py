@@ -1,8 +1,11 @@
 """Jobs: what the benchmarks train: any configuration on random images, with the sizes that fit it. Needs only torch."""
 
+from typing import Any
+
 import torch
 
 from backlink_ray.data.tensors import LabelledSet
+from backlink_ray.local.engine import Engine
 from backlink_ray.local.module import LocalModule
 from backlink_ray.local.sizes import longest_propagation, module_sizes
 from backlink_ray.nets.names import unit_count
@@ -37,6 +40,12 @@ def job_for(config: RunConfig, images: LabelledSet, *devices: str) -> Job:
         batch_size=config.batch_size, lr=_lr, seed=config.seed, engine=engine_of(config), devices=devices,
         torch_threads=config.torch_threads,
     )  # fmt: skip
+
+
+def with_engine(config: RunConfig, engine: Engine) -> RunConfig:
+    """Return a run whose steps are computed as an engine says."""
+    how: dict[str, Any] = vars(engine)
+    return config.replace(**how)
 
 
 def _lr(_step: int) -> float:

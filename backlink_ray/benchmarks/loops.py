@@ -1,7 +1,10 @@
 """Loops: training loops to compare, each on one prepared batch: in plain torch, through `Trainer`, and parts of a step alone."""
 
+import multiprocessing
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
 
 import torch
 import torch.nn.functional as F
@@ -110,6 +113,33 @@ def beyond_bp(given: Given, config: RunConfig) -> Run:
             torch.autograd.grad(output, parameters, error, retain_graph=True)
 
     return _repeated(step, engine, given.device)
+
+
+def elsewhere(make: Callable[[], Run]) -> Run:
+    """Return make(), which is picklable, called in a new process that takes its turns when asked, and ends with this one.
+
+    It is as an ordinary script is, without what this library sets for a whole process.
+    """
+    ours, theirs = multiprocessing.Pipe()
+    context = multiprocessing.get_context("spawn")
+    context.Process(target=_serve, args=(make, theirs, torch.get_num_threads()), daemon=True).start()
+
+    def run(steps: int) -> None:
+        ours.send(steps)
+        if ours.recv() != steps:
+            raise AssertionError("the yardstick's process answers for another turn")
+
+    return run
+
+
+def _serve(make: Callable[[], Run], turns: Connection, threads: int) -> None:
+    torch.set_num_threads(threads)
+    run = make()
+    with suppress(EOFError):  # nobody asks any more
+        while True:
+            steps = turns.recv()
+            run(steps)
+            turns.send(steps)
 
 
 def _sgd(parameters: Iterable[nn.Parameter], fused: bool = True) -> torch.optim.SGD:

@@ -3,14 +3,13 @@
 import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import product
-from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from backlink_ray.benchmarks.jobs import job_for, modules_of, propagation_lengths, random_images
+from backlink_ray.benchmarks.jobs import job_for, modules_of, propagation_lengths, random_images, with_engine
 from backlink_ray.local.engine import Engine
 from backlink_ray.local.module import StepSeed
 from backlink_ray.measure.cost import SavedTensors, training_bytes
@@ -82,18 +81,12 @@ def memory_rows(network: str, device: str, batch_size: int, engines: Sequence[En
 
     Columns: on a CUDA device peak_memory_mib, allocated in a step after a warm-up step; else saved_mib and counted_mib.
     """
+    base, on_gpu = RunConfig(network=network, head="conv", batch_size=batch_size), device.startswith("cuda")
     for engine in engines:
-        how: dict[str, Any] = vars(engine)
-        for config in memory_runs(RunConfig(network=network, method="bp", head="conv", batch_size=batch_size, **how)):
+        for config in memory_runs(with_engine(base, engine)):
             split = {name: getattr(config, name) for name in ("num_modules", "propagation_length", "tail_memory")}
-            yield {"name": config.method, "network": network, **split, **how, **_measured(config, device)}
-
-
-def _measured(config: RunConfig, device: str) -> Row:
-    if device.startswith("cuda"):
-        return {"peak_memory_mib": peak_of_step_mib(config, device)}
-    found = counted(config)
-    return {"saved_mib": found.saved_mib, "counted_mib": found.counted_mib}
+            found = {"peak_memory_mib": peak_of_step_mib(config, device)} if on_gpu else asdict(counted(config))
+            yield {"name": config.method, "network": network, **split, **vars(engine), **found}
 
 
 def peak_of_step_mib(config: RunConfig, device: str) -> float:

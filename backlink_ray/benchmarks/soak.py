@@ -28,7 +28,7 @@ CONFIG = RunConfig(
 CHECKPOINT_EVERY_S = 5.0
 
 
-def soak_rows(minutes: float, kill_every_s: float, seed: int = 0) -> Iterator[Row]:
+def soak_rows(minutes: float, kill_every_s: float) -> Iterator[Row]:
     """Yield steps and steps per second of a run on a private Ray, undisturbed and then with kills, and the goodput in percent.
 
     Only steps of the last checkpoint count, which the run saves when its time is over. A kill may hit the process that stands by
@@ -37,7 +37,6 @@ def soak_rows(minutes: float, kill_every_s: float, seed: int = 0) -> Iterator[Ro
     Args:
         minutes: of the run with kills; the undisturbed one takes half as long.
         kill_every_s: mean time between two kills of a random one of these processes, a Poisson process.
-        seed: of times and processes.
 
     Raises:
         ConfigError: $RAY_ADDRESS names a cluster, whose processes are not for this to kill.
@@ -49,7 +48,7 @@ def soak_rows(minutes: float, kill_every_s: float, seed: int = 0) -> Iterator[Ro
     alone = _row(30 * minutes, lambda ended: None)
     yield {"run": "undisturbed", **alone}
     kills: list[float] = []
-    disturbed = _row(60 * minutes, lambda ended: _kill(ended, kill_every_s, random.Random(seed), kills))
+    disturbed = _row(60 * minutes, lambda ended: _kill(ended, kill_every_s, random.Random(0), kills))
     goodput = 100 * disturbed["steps_per_s"] / alone["steps_per_s"]
     yield {"run": f"a kill every {kill_every_s:g} s", **disturbed, "kills": len(kills), "goodput_pct": goodput}
 

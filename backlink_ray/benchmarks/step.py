@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 
-from backlink_ray.benchmarks.elsewhere import elsewhere
-from backlink_ray.benchmarks.jobs import job_for, random_images
-from backlink_ray.benchmarks.loops import Given, beyond_bp, plain_loop, trainer_loop
+from backlink_ray.benchmarks.jobs import job_for, random_images, with_engine
+from backlink_ray.benchmarks.loops import Given, beyond_bp, elsewhere, plain_loop, trainer_loop
 from backlink_ray.benchmarks.rounds import Run, interleaved, ratio, spread
 from backlink_ray.local.engine import Engine
 from backlink_ray.measure.compiling import compile_seconds
@@ -61,8 +60,8 @@ class Kind:
         """Return the configuration of a method's run."""
         own = {"num_modules": self.num_modules, "propagation_length": self.propagation_length, "alpha": 0.5}
         options = {"bp": {}, "gll": {"num_modules": self.num_modules}}.get(self.name, own)
-        how: dict[str, Any] = vars(self.engine)
-        return RunConfig(network=given.network, method=self.name, batch_size=len(given.labels), **options, **how)
+        run = RunConfig(network=given.network, method=self.name, batch_size=len(given.labels), **options)
+        return with_engine(run, self.engine)
 
     def columns(self, network: str) -> Row:
         """Return what is known of a run before it runs."""

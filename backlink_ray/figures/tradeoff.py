@@ -5,8 +5,6 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-import optuna
-
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.results import Row, config_of
 
@@ -78,13 +76,9 @@ def _against(trade: Trade, bp: Trade) -> Trade:
 
 
 def pareto_front(points: Sequence[tuple[float, ...]]) -> list[bool]:
-    """Return for each point whether it is on the Pareto front, all values being minimised; Optuna computes it.
+    """Return for each point whether it is on the Pareto front, all values being minimised: no other is as good in every one."""
 
-    Args:
-        points: at least one, all of the same length.
-    """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(directions=["minimize"] * len(points[0]))
-    study.add_trials([optuna.trial.create_trial(values=list(point)) for point in points])
-    best = {trial.number for trial in study.best_trials}
-    return [number in best for number in range(len(points))]
+    def beats(other: tuple[float, ...], point: tuple[float, ...]) -> bool:
+        return other != point and all(theirs <= own for theirs, own in zip(other, point, strict=True))
+
+    return [not any(beats(other, point) for other in points) for point in points]
