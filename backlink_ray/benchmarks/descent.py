@@ -3,9 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from backlink_ray.data.loader import Batches
 from backlink_ray.data.tensors import Dataset
@@ -16,9 +13,9 @@ from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.job import make_job
 from backlink_ray.signals import deferred, stopping
 from backlink_ray.train.checkpoint import Checkpoints
-from backlink_ray.train.executor import to_cpu
+from backlink_ray.train.executor import LocalExecutor
 from backlink_ray.train.state_check import StateCheck
-from backlink_ray.train.trainer import Trainer, check_losses, gradients
+from backlink_ray.train.trainer import Trainer, gradients
 
 
 def directions(
@@ -33,55 +30,33 @@ def directions(
         ConfigError: the configuration does not fit the data.
         NonFiniteLossError, NotFiniteError: the run diverged; the values yielded so far remain valid.
     """
-    job = make_job(config, dataset)
-    batches = job.batches(torch.device(device), job.dtype)
-    modules = [m.to(device) for m in job.modules]
-    how: dict[str, Any] = {"loss": job.loss, "optimizer": job.optimizer, "seed": job.seed, "engine": job.engine}
-    trainer = Trainer(modules, job.method, job.lr, **how)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(config.torch_threads)
-    try:
-        yield from _epochs(config, trainer, batches, Checkpoints(folder, config.run_id, StateCheck(job)))
-    finally:
-        torch.set_num_threads(threads)
+    job = make_job(config, dataset).with_parts(devices=(device,))
+    executor = LocalExecutor(job)
+    with executor:
+        yield from _epochs(config, executor, Checkpoints(folder, config.run_id, StateCheck(job)))
 
 
 def _epochs(
-    config: RunConfig, trainer: Trainer, batches: Batches, checkpoints: Checkpoints
+    config: RunConfig, executor: LocalExecutor, checkpoints: Checkpoints
 ) -> Iterator[tuple[int, dict[int, Descent]]]:
     newest = checkpoints.newest()
     if newest is not None:
-        trainer.load(newest[0])
+        executor.load(newest[0])
+    trainer, batches = executor.trainer, executor.batches
     steps = batches.steps_per_epoch
     for epoch in range(trainer.step_index // steps, config.epochs + 1):
         if trainer.step_index == epoch * steps:  # else a signal came inside this epoch, which was measured before
             yield epoch, measure(trainer, batches, range(epoch * steps, (epoch + 1) * steps), config.seed)
         if epoch < config.epochs:
             with deferred():
-                _train(trainer, batches, (epoch + 1) * steps)
-                checkpoints.save(to_cpu(trainer.state()), {})
+                executor.train((epoch + 1) * steps - trainer.step_index, stopping)
+                checkpoints.save(executor.state(), {})
             if stopping():
                 raise KeyboardInterrupt
 
 
-def _train(trainer: Trainer, batches: Batches, end: int) -> None:
-    """Train up to a step, or until a signal comes."""
-    for step in range(trainer.step_index, end):
-        losses = trainer.step(batches.inputs(step), batches.labels(step))
-        check_losses(losses[:, None], step)
-        if stopping():
-            break
-
-
 def measure(trainer: Trainer, batches: Batches, steps: range, seed: int) -> dict[int, Descent]:
-    """Return the descent of a trainer's method over some batches, by module; the trainer does not change.
-
-    Args:
-        trainer: between two steps.
-        batches: of the training set.
-        steps: of the batches.
-        seed: of dropout masks.
-    """
+    """Return the descent of a trainer's method over the batches of some steps, by module; the trainer does not change."""
     whole, found, engine = MeanGradients(), MeanGradients(), replace(trainer.engine, graph=False)
     for step in steps:
         inputs, labels, step_seed = batches.inputs(step), batches.labels(step), StepSeed(seed, step, engine)

@@ -208,46 +208,46 @@ class LocalExecutor(Executor):
 
     def __init__(self, job: Job) -> None:
         self.device = torch.device(job.devices[0])
-        self._batches = job.batches(self.device, job.dtype)
+        self.batches = job.batches(self.device, job.dtype)
         self._evaluations = job.evaluation_batches(self.device, job.dtype)
         self._give_back = remember(job.modules)
         for module in job.modules:
             module.to(self.device)
         loss = job.loss_on(self.device)
-        self._trainer = Trainer(
+        self.trainer = Trainer(
             job.modules, job.method, job.lr, loss=loss, optimizer=job.optimizer, seed=job.seed, engine=job.engine
         )
         reset_peak_memory(self.device)
         torch.set_num_threads(job.torch_threads)
 
     def train(self, num_steps: int, stop: Callable[[], bool] = never) -> ChunkReport:
-        start, compiled, first = time.perf_counter(), compile_seconds(), self._trainer.step_index
+        start, compiled, first = time.perf_counter(), compile_seconds(), self.trainer.step_index
         losses: list[Tensor] = []
         for t in range(first, first + num_steps):
-            losses.append(self._trainer.step(self._batches.inputs(t), self._batches.labels(t)))
+            losses.append(self.trainer.step(self.batches.inputs(t), self.batches.labels(t)))
             if stop():
                 break
         table = torch.stack(losses, dim=1).double().cpu()
         check_losses(table, first)
-        num, compile_s = len(self._trainer.modules), compile_seconds() - compiled
+        num, compile_s = len(self.trainer.modules), compile_seconds() - compiled
         seconds, memory = time.perf_counter() - start - compile_s, peak_memory_mib(self.device)
         return ChunkReport(table, seconds, (0.0,) * num, (memory,) * num, compile_s=compile_s)
 
     def evaluate(self, which: str) -> Evaluation:
-        total = EvaluationSum(self._trainer.loss)
+        total = EvaluationSum(self.trainer.loss)
         with DEFAULT.running(self.device):
             for inputs, labels in self._evaluations[which]:
-                total.add(forward_for_evaluation(self._trainer.modules, inputs), labels)
+                total.add(forward_for_evaluation(self.trainer.modules, inputs), labels)
         return total.result()
 
     def state(self) -> TrainState:
-        return to_cpu(self._trainer.state())
+        return to_cpu(self.trainer.state())
 
     def load(self, state: TrainState) -> None:
-        self._trainer.load(state)
+        self.trainer.load(state)
 
     def environments(self) -> list[dict[str, Any]]:
-        with self._trainer.engine.running(self.device):
+        with self.trainer.engine.running(self.device):
             return [{**describe_process(str(self.device)), "subnormals_flushed": flushes_subnormals()}]
 
     def close(self, *, failed: bool = False) -> None:
