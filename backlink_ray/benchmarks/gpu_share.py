@@ -46,16 +46,12 @@ class Usage:
 
 
 def runs_per_gpu(usage: Usage, cpus_per_gpu: float) -> tuple[int, str]:
-    """Return how many runs should share a GPU, and why.
+    """Return how many runs should share a GPU, and why, by the usage of the one that needs the most memory.
 
     Processes take turns on a GPU, so n runs keep it busy for n * kernel_s / step_s of the time, at most always; more only wait
     for each other. (On an H200, two runs of ResNet32 with BackLink, eager, together did 1.45 times the steps of one, and four
     no more: studies/results/gpu/together.jsonl.) The answer is the smallest n that keeps it busy for BUSY of the time, as far
     as memory, with a CUDA context each, and CPUs, one each, allow.
-
-    Args:
-        usage: of the run that needs the most memory.
-        cpus_per_gpu: of the machine.
     """
     if not usage.kernel_s:
         return 1, "the profiler sees no kernels; give a number instead of auto"

@@ -33,10 +33,7 @@ def limit_rows(network: str, device: str, batch_size: int, engines: Sequence[Eng
     under the profiler; top_kernels, the share of kernel_s of the kernels that take the most.
 
     Args:
-        network: its name.
         device: cuda; on a CPU there are no kernels to see.
-        batch_size: images per step.
-        engines: how.
         steps: in each of three timed rounds, and under the profiler.
     """
     given = Given.random(network, batch_size, device)

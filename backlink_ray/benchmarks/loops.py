@@ -46,8 +46,6 @@ def plain_loop(given: Given, engine: Engine, *, fused: bool = True) -> Run:
     """Return a training loop as one writes it without this library, with the settings of an engine.
 
     Args:
-        given: network and batch.
-        engine: its settings.
         fused: update all parameters by one operation; False: as torch.optim.SGD does by default.
     """
     network = build_network(given.network).to(given.device)

@@ -15,14 +15,7 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 def interleaved(runs: Mapping[Key, Run], device: str, steps: int, rounds: int) -> dict[Key, list[float]]:
-    """Return the seconds per step of every run in each round, after a warm-up round that does not count.
-
-    Args:
-        runs: in the order in which they take turns.
-        device: synchronised before and after each timing.
-        steps: per round.
-        rounds: counted.
-    """
+    """Return the seconds per step of every run in each of some rounds, in turn, after a warm-up round that does not count."""
     times: dict[Key, list[float]] = {key: [] for key in runs}
     for r in range(rounds + 1):
         for key, run in runs.items():

@@ -18,8 +18,6 @@ def written(rows: Iterable[Row], path: Path | None, what: str, device: str) -> I
     Args:
         rows: each says what it measures, or is of `what`.
         path: a JSON list, replaced as a whole with every row; None: no file.
-        what: the item.
-        device: measured on.
 
     Raises:
         StorageError: the file cannot be written.
@@ -36,8 +34,6 @@ class RowFiles:
     """Rows of several kinds in one folder, each kind a file of JSON lines; threads may add rows at once.
 
     Args:
-        folder: created if missing.
-        device: measured on.
         **also: further columns of every row, which replace what is found here.
     """
 

@@ -23,8 +23,6 @@ def step_times(
         config: of the run; its num_modules is at most `count`.
         executors: "threads", "ray" or both. All are open at once, so Ray's processes run beside the threads.
         device: "cuda" or "cpu". CPU stages share the cores, with config.torch_threads each.
-        count: devices of this machine.
-        steps: per round.
         rounds: counted, after one warm-up round.
 
     Yields:

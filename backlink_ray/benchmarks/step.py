@@ -91,12 +91,7 @@ def step_rows(
     Of what torch does not see there is no column: operations of compiled steps, all but the time of captured ones.
 
     Args:
-        network: its name.
-        device: cuda or cpu.
-        batch_size: images per step.
         engines: how; a captured one (graph) only beside the same one that is not.
-        steps: per round.
-        rounds: counted, after one warm-up round.
     """
     given = Given.random(network, batch_size, device)
     runs: dict[tuple[Kind, str], Run] = {}

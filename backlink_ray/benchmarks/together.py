@@ -66,15 +66,7 @@ def at_once(lanes: Sequence[Lane], works: Sequence[Callable[[], T]]) -> list[T]:
 
 
 def together_rows(config: RunConfig, device: str, counts: Sequence[int], steps: int, rounds: int) -> Iterator[Row]:
-    """Yield the time of a step of every run, data included, and images per second of all, for numbers of runs at once.
-
-    Args:
-        config: of every run.
-        device: cuda or cpu.
-        counts: numbers of runs, timed in turn.
-        steps: per round.
-        rounds: counted, after one warm-up round.
-    """
+    """Yield the time of a step of every run, data included, and images per second of all, for some counts of runs at once."""
     images = random_images(2 * config.batch_size)
     lanes = [Lane.start(job_for(config, images, device)) for _ in range(max(counts))]
     runs = {n: partial(_train, lanes[:n]) for n in counts}

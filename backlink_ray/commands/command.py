@@ -4,6 +4,7 @@ import os
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -51,13 +52,10 @@ class Command(ABC):
             return self._report()
         self.prepare()
         with open_study_folder(self.folder, self.name, self.plan, self.flags.resume):
-            tracker = self._open_tracker()
-            try:
+            with closing(self._open_tracker()) as tracker:
                 self.carry_out(tracker)
                 files = self.write()
                 track_files(tracker, self.folder, files)
-            finally:
-                tracker.close()
             self._last_lines((self.results.export(), *files), tracker)
         return self._exit_code()
 
@@ -142,15 +140,7 @@ def run_command(
     description: str | None,
     arguments: Sequence[str] | None = None,
 ) -> int:
-    """Parse a study's command line, run its command, and return the exit code as `guarded` does.
-
-    Args:
-        make: makes the command from its flags.
-        flags: their class.
-        name: of the script, without .py.
-        description: shown by --help.
-        arguments: default: those of the process.
-    """
+    """Parse the command line of the script NAME.py, run its command, and return the exit code as `guarded` does."""
 
     def run() -> int:
         read = partial(tyro.cli, flags, prog=f"{name}.py", description=description)

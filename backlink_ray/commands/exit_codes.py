@@ -21,10 +21,6 @@ def guarded(run: Callable[[], int], resume: Callable[[], str]) -> int:
     """Return run()'s exit code; our own errors, and paths that may not be read, become one line on stderr; any other exception
     keeps its traceback.
 
-    Args:
-        run: the command.
-        resume: returns how to resume it.
-
     Returns:
         0 done; 1 some or all of it failed; 2 bad arguments, configuration or data; 3 interrupted by SIGINT (Ctrl-C) or SIGTERM,
         or trials were lost, or Ray is gone, has no room or does not start: resumable. A second signal ends the process at once,

@@ -67,14 +67,7 @@ class Measurement:
 
 
 def figure_main(name: str, measurement: Measurement, description: str, arguments: Sequence[str] | None = None) -> int:
-    """Run a figure from its command line: measure what is not recorded yet, then draw. Exit codes as in `guarded`.
-
-    Args:
-        name: of the figure, of its folder and of its files.
-        measurement: what is measured, and how.
-        description: shown by --help.
-        arguments: default: those of the process.
-    """
+    """Run a figure from its command line: measure what is not recorded yet, then draw. Exit codes as in `guarded`."""
     return run_command(lambda flags: FigureCommand(name, measurement, flags), FigureFlags, name, description, arguments)
 
 

@@ -61,8 +61,6 @@ def main(
     Args:
         name: of the study and of its folder.
         presets: "paper" and "smoke", and any others.
-        description: shown by --help.
-        arguments: of the command line; default: those of the process.
         picture: draws the study's figure, writes its files and returns them.
         elsewhere: finds runs of other studies, which are not repeated; in a list, a run that differs only in alpha counts too.
     """

@@ -75,10 +75,8 @@ def main(number: int, smoke: Sequence[str], description: str, arguments: Sequenc
     """Run a table study from its command line; return the exit code as `guarded` does.
 
     Args:
-        number: of the paper's table: 2, 3 or 4.
         smoke: addresses of the cells that its smoke test runs, at the budget SMOKE.
         description: shown by --help, followed by what all tables have in common.
-        arguments: default: those of the process.
     """
     about = f"{description.strip()}\n\n{ABOUT}"
     return run_command(

@@ -18,7 +18,6 @@ def choose(labels: Tensor, counts: Sequence[int], seed: int, purpose: str) -> Te
     Args:
         labels: int64 (N,), in 0..len(counts)-1.
         counts: images to choose from each class.
-        seed: of the choice.
         purpose: makes choices under the same seed independent.
 
     Returns:
@@ -43,7 +42,6 @@ def hold_out_indices(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
     Args:
         labels: classes (N,), of each of which a part is held out, or floating-point targets (N, D), of all together.
         fraction: of every class, 0..0.5, rounded up to whole examples.
-        seed: of the choice.
     """
     classes = torch.zeros(len(labels), dtype=torch.int64) if labels.is_floating_point() else labels
     counts = [math.ceil(fraction * int(count) - 1e-9) for count in classes.bincount()]
@@ -57,6 +55,5 @@ def long_tail_counts(largest: int, num_classes: int) -> list[int]:
 
     Args:
         largest: images of class 0: 5000 in CIFAR-10.
-        num_classes: 1 or more.
     """
     return [math.floor(largest / LONG_TAIL_RATIO**i) for i in range(num_classes)]

@@ -49,8 +49,6 @@ def long_tailed(whole: Dataset, name: str, seed: int) -> Dataset:
 
     Args:
         whole: n training images per class (5000 in CIFAR-10, which leaves 20,089 in all); its test set is kept whole.
-        name: of the result.
-        seed: chooses the images.
 
     Raises:
         ConfigError: a class has fewer images than it should keep.

@@ -58,9 +58,6 @@ def provide(name: str, downloads: Sequence[Download], root: Path, download: bool
 
     Args:
         name: of the data set; names the lock file, so that concurrent processes download it once.
-        downloads: the files it consists of.
-        root: folder of all data sets; created if missing.
-        download: whether missing files may be downloaded.
 
     Raises:
         DataError: a file is corrupt, or missing and cannot be downloaded, or the root is not writable.

@@ -33,8 +33,6 @@ def caption_of(config: RunConfig, where: str, seeds: Collection[int], *notes: st
     """Return the caption of a figure of training runs.
 
     Args:
-        config: the runs' common configuration: network, data set, heads and budget.
-        where: the hardware, in words.
         seeds: numbers of seeds of the points.
         notes: further sentences, without a full stop; "" is skipped.
     """

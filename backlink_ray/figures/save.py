@@ -26,9 +26,6 @@ def save_figure(
     Args:
         figure: laid out by "constrained"; see `new_figure`.
         rows: the data, one row per point; columns missing in a row are left empty.
-        name: of the files, without suffix.
-        folder: for the files; created if missing.
-        caption: network, data set, budget, hardware, n.
 
     Returns:
         The PNG, the CSV and the Parquet file.

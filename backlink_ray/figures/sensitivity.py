@@ -62,7 +62,6 @@ def curves(rows: Sequence[Row], axis: Axis) -> dict[str, dict[float, Spread]]:
 
     Args:
         rows: finished runs at one K.
-        axis: the hyperparameter that they vary.
     """
     groups: dict[str, dict[float, list[float]]] = {}
     for row in rows:
@@ -79,15 +78,7 @@ def curves(rows: Sequence[Row], axis: Axis) -> dict[str, dict[float, Spread]]:
 
 
 def draw_sensitivity(data: FigureData, axis: Axis, name: str, title: str, *notes: str) -> list[Path]:
-    """Draw a sensitivity figure and return its files.
-
-    Args:
-        data: runs over `axis`.
-        axis: the hyperparameter that they vary.
-        name: of the files.
-        title: of the figure.
-        notes: sentences to add to the caption.
-    """
+    """Draw a sensitivity figure and return its files."""
     rows = data.rows
     ks = sorted({int(row["num_modules"]) for row in rows})
     figure, panels = new_figure(len(ks), title)

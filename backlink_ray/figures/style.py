@@ -48,13 +48,7 @@ def legend_order(series: str) -> int:
 
 
 def new_figure(columns: int, title: str, *, rows: int = 1, height_in: float = 4.2) -> "tuple[Figure, list[Axes]]":
-    """Return a figure and its panels, row by row; needs no display.
-
-    Args:
-        columns, rows: numbers of panels.
-        title: of the figure.
-        height_in: height of a row in inches; panels are about square.
-    """
+    """Return a figure and its panels, about square, row by row; needs no display. A row is height_in inches high."""
     from matplotlib.figure import Figure  # imported here so that studies without a figure do not need matplotlib
 
     figure = Figure(figsize=(2.4 + 3.9 * columns, 0.6 + height_in * rows), layout="constrained")

@@ -158,23 +158,12 @@ def now(x: Tensor) -> float:
 
 
 def module_costs(units: Sequence[Cost], sizes: Sequence[int]) -> list[Cost]:
-    """Return the costs of K consecutive groups of units, without their heads.
-
-    Args:
-        units: costs of all units of the network.
-        sizes: of the modules; their sum is the number of units.
-    """
+    """Return the costs of K consecutive groups of units, without their heads."""
     return [sum(units[stop - size : stop], Cost()) for size, stop in zip(sizes, accumulate(sizes), strict=True)]
 
 
 def stage_costs(units: Sequence[Cost], sizes: Sequence[int], propagation_length: int) -> list[Cost]:
-    """Return the costs of K stages: each its module and, from the second on, the replica of the previous tail.
-
-    Args:
-        units: costs of all units of the network.
-        sizes: of the modules.
-        propagation_length: l, units of a tail.
-    """
+    """Return the costs of K stages: each its module and, from the second on, the replica of the previous tail."""
     modules, starts = module_costs(units, sizes), [0, *accumulate(sizes)]
     replicas = [sum(units[start - propagation_length : start], Cost()) for start in starts[1:-1]]
     return [module + replica for module, replica in zip(modules, [Cost(), *replicas], strict=True)]

@@ -67,10 +67,6 @@ def descent_by_module(
     """Return descent over all units (key ALL, -1) and over the units of each module k (key k).
 
     In the last module the gradient is that of the whole loss itself, which favours ALL.
-
-    Args:
-        whole, found: as for `descent`.
-        sizes: units of each module.
     """
     result = {ALL: descent(whole, found)}
     for k, stop in enumerate(accumulate(sizes)):

@@ -165,8 +165,6 @@ def choose(table: int, chosen: Iterable[str] = (), pattern: str = "") -> tuple[C
     """Return cells of one table in its order.
 
     Args:
-        table: 2, 3 or 4.
-        chosen: addresses.
         pattern: a glob over addresses, including our additional cells. Without `chosen` and `pattern`, all cells of the
             paper are returned.
 

@@ -41,9 +41,6 @@ def class_errors(table: Table, grid: Grid, rows: Rows, folder: Path) -> list[Cla
     """Return the classes of all cells on imbalanced data sets that have run, in the order of the table.
 
     Args:
-        table: built from `grid` and `rows`.
-        grid: gives budget and alpha.
-        rows: recorded.
         folder: of the study, with runs/ID/result.json, which has the values per class.
     """
     scores = Scores(grid, rows)

@@ -18,10 +18,7 @@ from backlink_ray.runs.results import RESULTS, Results, Row, config_of
 
 
 class Evidence:
-    """The finished training runs and the measurements of figures in some storage folders.
-
-    Args:
-        folders: storage folders, with one folder per study.
+    """The finished training runs and the measurements of figures in some storage folders, with one folder per study.
 
     Raises:
         ConfigError: a folder that does not exist.

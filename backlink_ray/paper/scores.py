@@ -98,12 +98,7 @@ def gll_of(cell: Cell) -> Cell:
 
 
 class Scores:
-    """The finished full runs with a grid's budget and alpha, for all seeds.
-
-    Args:
-        grid: gives the recipes; rows of other recipes and of selection runs are ignored.
-        rows: recorded.
-    """
+    """The finished full runs with a grid's recipes and alpha, for all seeds; all other rows are ignored."""
 
     def __init__(self, grid: Grid, rows: Rows) -> None:
         self._grid, self._rows = grid, rows

@@ -92,9 +92,6 @@ def build(number: int, grid: Grid, rows: Rows, made_with: Sequence[str] = ()) ->
 
     Args:
         number: 2, 3 or 4. Our additional cells of Table III are included if they have run or the paper has a number.
-        grid: gives budget and alpha.
-        rows: recorded.
-        made_with: hardware and versions of the runs.
     """
     scores = Scores(grid, rows)
     cells = sorted((cell for cell in addresses().values() if cell.table == number), key=_row_order)

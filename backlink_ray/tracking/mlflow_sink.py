@@ -48,11 +48,7 @@ _MAX_METRICS, _MAX_TAGS = 1000, 100
 
 
 class MlflowSink:
-    """Writes runs to one MLflow.
-
-    Args:
-        uri: The tracking URI, checked.
-    """
+    """Writes runs to one MLflow, by its URI, which is checked."""
 
     def __init__(self, uri: str) -> None:
         self._uri = uri

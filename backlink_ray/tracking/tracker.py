@@ -51,7 +51,6 @@ class Tracker(NoTracker):
     """Tracks runs in MLflow from a thread of its own; safe to call from several threads.
 
     Args:
-        tracking_uri: `sqlite:////absolute/mlflow.db`, `http(s)://host:port` or a database URI.
         experiment: Shown by `link`.
         storage: The folder of the runs' logs, for the printed sync command if MLflow stays down.
 

@@ -24,8 +24,6 @@ def open_study_folder(folder: Path, name: str, plan: Plan, resume: str) -> Itera
     """Lock a study's folder for this process, and create it if necessary.
 
     Args:
-        folder: of the study.
-        name: of the study.
         plan: its base and metric are recorded, so that a folder never mixes two studies; runs and trials can be added later.
         resume: auto (resume if the folder holds the study), never (it must be empty), must (it must hold the study).
 

@@ -1,7 +1,8 @@
 """Search: Ray Tune and Optuna look for the best run in a space, from Python; studies take the same path."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
@@ -124,10 +125,18 @@ def tune(
     plan, datasets = prepare(plan, find_data_root(data_root))
     _check_metrics((metric, *objectives), all(data.train.has_classes for data in datasets.values()))
     storage = local_path(storage, "storage").absolute()
-    shared = read_runs_per_gpu(runs_per_gpu)
-    size = {"address": address, "max_concurrent": max_concurrent, "runs_per_gpu": shared, "options": options}
-    left = _carry_out(plan, name, datasets, storage, tracking_uri, size)
-    folder = storage / slug(name)
+    folder, count, left = storage / slug(name), read_runs_per_gpu(runs_per_gpu), 0
+    info = ExperimentInfo(name=f"backlink-{name}", note=f"{name}: lower `{metric}` is better.")
+    with open_study_folder(folder, name, plan, "auto"):
+        with closing(open_tracker(tracking_uri, info, storage)) as tracker:
+            study = Study(name, plan, folder, tracker)
+            if study.left():
+                left = run_trials(
+                    study, plan.examples, datasets, address=address, max_concurrent=max_concurrent,
+                    runs_per_gpu=count, options=options,
+                )  # fmt: skip
+        Results(folder).export()
+    print(tracker.page(), file=sys.stderr, flush=True)
     if left:
         raise StudyError(f"{left} of {num_samples} trials in {folder} have no result yet; the same call continues")
     return SearchResult(ordered(Results(folder).rows(), metric), metric, folder)
@@ -139,24 +148,6 @@ def _check_metrics(names: Sequence[str], has_classes: bool) -> None:
         if name not in measured:
             problem = "is measured with classes alone" if name in _OF_CLASSES else "is not measured"
             raise ConfigError(f"metric={name!r} {problem}; allowed here: {', '.join(measured)}")
-
-
-def _carry_out(
-    plan: Plan, name: str, datasets: Mapping[str, Dataset], storage: Path, tracking_uri: str, size: dict[str, Any]
-) -> int:
-    """Run the trials that are left; return how many an interruption left."""
-    folder = storage / slug(name)
-    with open_study_folder(folder, name, plan, "auto"):
-        info = ExperimentInfo(name=f"backlink-{name}", note=f"{name}: lower `{plan.metric}` is better.")
-        tracker = open_tracker(tracking_uri, info, storage)
-        try:
-            study = Study(name, plan, folder, tracker)
-            left = run_trials(study, plan.examples, datasets, **size) if study.left() else 0
-        finally:
-            tracker.close()
-        Results(folder).export()
-    print(tracker.page(), file=sys.stderr, flush=True)
-    return left
 
 
 def prepare(plan: Plan, root: Path) -> tuple[Plan, dict[str, Dataset]]:

@@ -1,7 +1,7 @@
 """Searcher: Ray Tune's interface to Optuna, on a database that outlives the driver."""
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,7 @@ from backlink_ray.tuning.trial import FAILURE
 
 
 class Searcher(OptunaSearch):
-    """OptunaSearch, except that it waits for a locked database, and that a failed trial counts as failed.
-
-    Args:
-        database: of the study.
-        arguments: of OptunaSearch.
-    """
+    """OptunaSearch, except that it waits for a locked database, and that a failed trial counts as failed."""
 
     def __init__(self, database: Path, **arguments: Any) -> None:
         self._database = database
@@ -77,12 +72,6 @@ def open_searcher(plan: Plan, folder: Path, name: str, rows: Sequence[Row]) -> S
     A trial that a killed driver left running is marked failed. Choices without a result, because the driver, the trial or
     a machine was lost, are suggested again first, so that their runs resume from their checkpoints.
 
-    Args:
-        plan: of the study, with a space.
-        folder: of the study.
-        name: of the study.
-        rows: its results.
-
     Raises:
         StorageError: the database cannot be used; the message names it.
     """
@@ -92,10 +81,12 @@ def open_searcher(plan: Plan, folder: Path, name: str, rows: Sequence[Row]) -> S
     database = folder / "optuna.db"
     study = open_database(database, name, plan, rows)
     with unlocked(database):
+        _end_running(study)
         known, ended = len(study.trials), {row["run_id"] for row in rows}
         earlier = [*map(plan.space.choice_of, plan.first), *_begun(plan, folder)]
-        for choice in _without_result(study, earlier, lambda choice: plan.run_of(choice).run_id in ended):
-            study.enqueue_trial(choice)
+        for choice in _tried(study, earlier):
+            if plan.run_of(choice).run_id not in ended:
+                study.enqueue_trial(choice)
         return Searcher(
             database,
             space=plan.suggest,  # not a closure: Tune pickles its searcher
@@ -129,14 +120,11 @@ def _sampler(several: bool, seed: int) -> optuna.samplers.BaseSampler:
         return optuna.samplers.TPESampler(n_startup_trials=10, multivariate=not several, constant_liar=True, seed=seed)
 
 
-def _without_result(
-    study: optuna.Study, earlier: Iterable[dict[str, Any]], has_result: Callable[[dict[str, Any]], bool]
-) -> list[dict[str, Any]]:
-    """Fail the trials that a dead driver left running; return the choices that must be suggested again, or first."""
-    _end_running(study)
+def _tried(study: optuna.Study, earlier: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return all choices so far, each once, but for those that wait to be suggested."""
     tried = [*earlier, *(dict(trial.params) for trial in study.trials if trial.params)]
     waiting = [trial.system_attrs.get("fixed_params") for trial in study.trials if not trial.params]
-    return [c for i, c in enumerate(tried) if not has_result(c) and c not in tried[:i] and c not in waiting]
+    return [choice for i, choice in enumerate(tried) if choice not in tried[:i] and choice not in waiting]
 
 
 def _end_running(study: optuna.Study) -> None:

@@ -21,7 +21,6 @@ def with_sharing(cluster: ClusterResources, runs: Sequence[RunConfig], datasets:
     """Return the cluster with its runs_per_gpu decided, 1 if it cannot be measured; say why, unless 1 was asked for.
 
     Args:
-        cluster: where the runs will run.
         runs: among them the one that needs the most memory.
         datasets: by `data_key`.
     """

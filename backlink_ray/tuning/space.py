@@ -80,8 +80,6 @@ class Space:
         """Choose K, then l within its bound, and the rest.
 
         Args:
-            base: gives what is not searched.
-            num_units: of its network.
             trial: an optuna.Trial, or Ray's substitute for one.
 
         Returns:

@@ -16,11 +16,7 @@ _POLL_S = 0.05
 
 
 class StopFile:
-    """A file in the study's folder that tells its trials to stop; called, it says whether it is there.
-
-    Args:
-        folder: of the study.
-    """
+    """A file in the study's folder that tells its trials to stop; called, it says whether it is there."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / ".stop"

@@ -47,12 +47,10 @@ def trial(
 
     Args:
         choice: Tune's configuration of the trial, see `Plan.run_of`.
-        plan: the study's.
         cluster: decides the executor.
         datasets: by `data_key`; only the trial's own is fetched.
         runs: the study's folder of run folders.
         files: the digests that the driver has found, by field and import path.
-        options: of every run of the study.
     """
     config = cluster.resolve(plan.run_of(choice))
     try:

@@ -22,10 +22,7 @@ def check_trust(folder: Path) -> None:
 
     A group may write if only this user is in it: some systems give every user such a group. In a folder with the sticky bit, such
     as /tmp, everybody may write, since nobody can replace what is another's. What is above the storage path may belong to a
-    group that shares it.
-
-    Args:
-        folder: of the study, in the storage path; need not exist.
+    group that shares it. The folder, which is in the storage path, need not exist.
     """
     given, storage = folder.parent, folder.parent.resolve()
     folder = folder.resolve()

@@ -48,7 +48,6 @@ def run_trials(
     """Run the trials that are left of a study's plan, at least one; return how many an interruption left.
 
     Args:
-        study: with trials left to run.
         examples: runs of the plan, at least one of every size.
         datasets: by `data_key`.
         address: of the cluster, see `start_once`.
@@ -75,7 +74,7 @@ def run_trials(
     )  # fmt: skip
     for run in examples:
         cluster.check(run)
-    run_study(study, datasets, cluster, options)
+    _run(study, datasets, cluster, options)
     return study.missing()
 
 
@@ -89,10 +88,7 @@ def _check_data(study: Study, datasets: Mapping[str, Dataset]) -> None:
             )
 
 
-def run_study(
-    study: Study, datasets: Mapping[str, Dataset], cluster: ClusterResources, options: RunOptions = DEFAULT
-) -> None:
-    """Run the trials that are left, at least one; `datasets` holds their data by `data_key`."""
+def _run(study: Study, datasets: Mapping[str, Dataset], cluster: ClusterResources, options: RunOptions) -> None:
     end_open_runs(study.folder / "runs", "the process that ran the study died")
     study.stop_file.remove()
     references = {key: ray.put(dataset) for key, dataset in datasets.items()}
