@@ -16,7 +16,7 @@ import tyro
 from backlink_ray import provenance
 from backlink_ray.commands.command import Command, run_command
 from backlink_ray.commands.exit_codes import RUN_ERRORS, first_line
-from backlink_ray.commands.flags import AS_THE_PRESET, CommonFlags, EngineFlags, check_device, choose_preset
+from backlink_ray.commands.flags import CommonFlags, EngineFlags, check_device, choose_preset
 from backlink_ray.commands.search import Picture
 from backlink_ray.commands.trials import estimate
 from backlink_ray.errors import ConfigError
@@ -39,7 +39,7 @@ class FigureFlags(CommonFlags):
     """Where to measure: cuda, cuda:1 or cpu; default: the GPU where there is one."""
     executor: Literal["auto", "threads", "ray"] = "auto"
     """Where the stages of figure 9 run; auto: both, one after the other."""
-    engine: Annotated[EngineFlags, tyro.conf.arg(name="")] = AS_THE_PRESET
+    engine: Annotated[EngineFlags, tyro.conf.arg(name="")] = field(default_factory=EngineFlags)
 
     @property
     def chosen_device(self) -> str:

@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -83,9 +83,6 @@ class EngineFlags:
         return ["graph" if name == "graph" else value for name, value in self.changed.items()]
 
 
-AS_THE_PRESET = EngineFlags()
-
-
 @dataclass(frozen=True, kw_only=True)
 class LimitFlags:
     """Flags of commands that train: how long they wait, what they lose at most, and what a stage reserves."""
@@ -116,7 +113,7 @@ class TrialFlags(CommonFlags, LimitFlags):
     """GPUs that an autoscaling cluster at --address can grow to; 0: those it has now."""
     runs_per_gpu: str = "1"
     """Trials of executor local that share a GPU, and with it their step times; auto: as many as keep it busy, measured."""
-    engine: Annotated[EngineFlags, tyro.conf.arg(name="")] = AS_THE_PRESET
+    engine: Annotated[EngineFlags, tyro.conf.arg(name="")] = field(default_factory=EngineFlags)
     executor: Literal["auto", "local", "threads", "ray"] = "auto"
     """Where a trial's local modules run; auto: one Ray actor each if the cluster has room for them."""
 

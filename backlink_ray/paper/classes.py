@@ -13,7 +13,7 @@ from backlink_ray.errors import StorageError
 from backlink_ray.files import read_json
 from backlink_ray.paper.cells import Cell
 from backlink_ray.paper.grid import Grid, Rows
-from backlink_ray.paper.scores import Scores, Spread
+from backlink_ray.paper.scores import NO_RUNS, Scores, Spread
 from backlink_ray.paper.table import Table
 from backlink_ray.runs.folder import RESULT, RUN_AGAIN
 from backlink_ray.text import csv_table, markdown_table
@@ -82,7 +82,7 @@ def classes_csv(found: Sequence[ClassError], budget: str) -> str:
     """Return CSV with one line per class and cell; `budget` is repeated in each."""
     lines: list[tuple[object, ...]] = [("cell", "class", "train_images", "error_pct", "error_std", "seeds", "budget")]
     for one in found:
-        error = one.error or Spread(math.nan, math.nan, 0)
+        error = one.error or NO_RUNS
         lines.append((one.cell, one.name, one.train_images, error.mean, error.std, error.n, budget))
     return csv_table(lines)
 

@@ -50,6 +50,9 @@ class Spread:
         return math.nan if self.n < 2 else max(2 * self.std * math.sqrt(1 / self.n + 1 / trials), _ROUNDING)
 
 
+NO_RUNS = Spread(math.nan, math.nan, 0)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
     """The content of a table's cell: the test error in percent for BP and GLL, otherwise the improvement over GLL in points.

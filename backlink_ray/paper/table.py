@@ -1,6 +1,5 @@
 """Table: Tables II to IV in the paper's layout, each cell with the paper's number, ours, and the difference."""
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -8,7 +7,7 @@ from itertools import groupby
 from backlink_ray.paper.cells import Cell, addresses
 from backlink_ray.paper.grid import Grid, Rows
 from backlink_ray.paper.recipes import Budget
-from backlink_ray.paper.scores import Entry, Scores, Spread, is_baseline
+from backlink_ray.paper.scores import NO_RUNS, Entry, Scores, is_baseline
 from backlink_ray.text import csv_table, markdown_table
 
 TITLES = {
@@ -34,7 +33,6 @@ COPIED_LEGEND = (
     "DGL (mlp-sr) and PredSim (pool) have their own heads; our DGL updates its modules in lockstep, so it is GLL with that head."
 )
 _ORDER = ("bp", "gll", "dgl", "infopro", "backlink", "predsim", "dni", "ddg")
-_NO_RUNS = Spread(math.nan, math.nan, 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,7 +188,7 @@ def cells_csv(table: Table) -> str:
 
 def _csv_line(entry: Entry) -> list[object]:
     cell = entry.cell
-    ours, error, best = (spread or _NO_RUNS for spread in (entry.ours, entry.error, entry.best))
+    ours, error, best = (spread or NO_RUNS for spread in (entry.ours, entry.error, entry.best))
     judged = entry.judged and ours.n > 1 and entry.paper is not None
     return [
         cell.address, entry.quantity, entry.paper, ours.mean, ours.std, ours.n or None, entry.difference,
