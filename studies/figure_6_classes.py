@@ -43,11 +43,6 @@ class Panel:
     x: str
     note: str
 
-    @property
-    def was_cut(self) -> bool:
-        """Return whether images were left out."""
-        return len(self.whole.train) > len(self.dataset.train)
-
     def rows(self) -> list[dict[str, str | int]]:
         """Return the figure's data, one row per class."""
         tests = self.dataset.test.labels.bincount(minlength=self.dataset.num_classes).tolist()
@@ -98,7 +93,7 @@ def panels_b(flags: Flags) -> list[Panel]:
 
 def draw(axes: Any, panel: Panel) -> None:
     counts, places = panel.dataset.train_counts, range(panel.dataset.num_classes)
-    if panel.was_cut:
+    if len(panel.whole.train) > len(panel.dataset.train):
         axes.bar(places, panel.whole.train_counts, 0.84, color="#EAEAEA", label="left out")
     bars = axes.bar(places, counts, 0.84, color=COLOURS[1], label="training images")
     axes.bar_label(bars, [f"{count:,}" for count in counts], fontsize=8, color=INK, padding=1)
@@ -110,11 +105,6 @@ def draw(axes: Any, panel: Panel) -> None:
     axes.set_ylim(0, max(panel.whole.train_counts) * 1.1)
     axes.yaxis.set_major_formatter("{x:,.0f}")
     format_axes(axes, panel.title, panel.x, "number of training images")
-
-
-def caption(panels: list[Panel]) -> str:
-    absent = ["Panel (b), SVHN, is drawn with --svhn."] if len(panels) == 1 else []
-    return " ".join([*(panel.note for panel in panels), *absent])
 
 
 class ClassesFigure(Command):
@@ -145,7 +135,9 @@ class ClassesFigure(Command):
             draw(place, panel)
         legend(figure)
         rows = [row for panel in self._panels for row in panel.rows()]
-        return save_figure(figure, rows, self.name, self.folder, caption=caption(self._panels))
+        notes = [panel.note for panel in self._panels]
+        notes += ["Panel (b), SVHN, is drawn with --svhn."] if len(notes) == 1 else []
+        return save_figure(figure, rows, self.name, self.folder, caption=" ".join(notes))
 
     def show(self) -> None:
         for panel in self._panels:
@@ -161,9 +153,5 @@ class ClassesFigure(Command):
         print("no training; takes seconds")
 
 
-def main() -> int:
-    return run_command(ClassesFigure, Flags, NAME, __doc__)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(ClassesFigure, Flags, NAME, __doc__))

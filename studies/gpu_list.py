@@ -156,7 +156,7 @@ class Run:
     def __init__(self, config: RunConfig, data: Dataset, folder: Path, log: Log) -> None:
         self.config, self.digest, self.log, self.file = config, data.digest, log, folder / f"{config.run_id}.pt"
         state = TrainState.of(torch.load(self.file, weights_only=True)) if self.file.exists() else None
-        self.lane = Lane.start(make_job(config, data), state)
+        self.lane = Lane(make_job(config, data), state)
 
     def train(self, until: int) -> None:
         """Train until an epoch has ended, or the time is over."""

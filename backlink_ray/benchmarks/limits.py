@@ -36,7 +36,7 @@ def limit_rows(network: str, device: str, batch_size: int, engines: Sequence[Eng
         device: cuda; on a CPU there are no kernels to see.
         steps: in each of three timed rounds, and under the profiler.
     """
-    given = Given.random(network, batch_size, device)
+    given = Given(network, batch_size, device)
     for kind in (kind for kind in kinds(network, engines) if kind.name in ("bp", "backlink")):
         run = kind.loop(given)
         run(WARM_UP + 1)

@@ -3,7 +3,7 @@
 import multiprocessing
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from multiprocessing.connection import Connection
 
 import torch
@@ -22,24 +22,13 @@ from backlink_ray.train.trainer import Trainer
 _LR = 0.01
 
 
-@dataclass(frozen=True, slots=True)
 class Given:
-    """What every loop of a comparison gets: a network's name, and a batch on a device, prepared in advance."""
+    """What every loop of a comparison gets: a network's name, and a random batch on a device, prepared in advance."""
 
-    network: str
-    images: Tensor
-    labels: Tensor
-
-    @classmethod
-    def random(cls, network: str, batch_size: int, device: str) -> "Given":
-        """Return a batch of random images."""
+    def __init__(self, network: str, batch_size: int, device: str) -> None:
         noise = random_images(batch_size)
-        return cls(network, noise.prepared().to(device), noise.labels.to(device))
-
-    @property
-    def device(self) -> torch.device:
-        """Return the batch's device."""
-        return self.images.device
+        self.network, self.images, self.labels = network, noise.prepared().to(device), noise.labels.to(device)
+        self.device = self.images.device
 
 
 def plain_loop(given: Given, engine: Engine, *, fused: bool = True) -> Run:

@@ -93,7 +93,7 @@ def step_rows(
     Args:
         engines: how; a captured one (graph) only beside the same one that is not.
     """
-    given = Given.random(network, batch_size, device)
+    given = Given(network, batch_size, device)
     runs: dict[tuple[Kind, str], Run] = {}
     known: dict[Kind, Row] = {}
     for kind in kinds(network, engines):

@@ -7,7 +7,6 @@ draw from each other's seeds, so their weights do not repeat bit for bit. With 2
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
@@ -26,26 +25,22 @@ FIRST_STEPS = WARM_UP + 1
 T = TypeVar("T")
 
 
-@dataclass(slots=True)
 class Lane:
-    """One of several runs: its executor, its stream (None on a CPU), and the steps it has taken, of how many in an epoch."""
+    """One of several runs: its executor, and the steps it has taken, of how many in an epoch.
 
-    executor: LocalExecutor
-    stream: torch.cuda.Stream | None
-    step: int
-    steps_per_epoch: int
+    It begins with FIRST_STEPS, from a state or from the beginning; nothing else may run meanwhile.
+    """
 
-    @classmethod
-    def start(cls, job: Job, state: TrainState | None = None) -> "Lane":
-        """Return a run that has taken FIRST_STEPS, from a state or from the beginning; nothing else may run meanwhile."""
+    def __init__(self, job: Job, state: TrainState | None = None) -> None:
         device = torch.device(job.devices[0])
-        stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        with torch.cuda.stream(stream):
-            executor = LocalExecutor(job)
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        with torch.cuda.stream(self._stream):
+            self.executor = LocalExecutor(job)
             if state:
-                executor.load(state)
-            executor.train(FIRST_STEPS)
-        return cls(executor, stream, (state.step if state else 0) + FIRST_STEPS, len(job.train) // job.batch_size)
+                self.executor.load(state)
+            self.executor.train(FIRST_STEPS)
+        self.step = (state.step if state else 0) + FIRST_STEPS
+        self.steps_per_epoch = len(job.train) // job.batch_size
 
     def finish_epoch(self) -> ChunkReport:
         """Train to the end of the epoch that the run is in."""
@@ -55,7 +50,7 @@ class Lane:
 
     def call(self, work: Callable[[], T]) -> T:
         """Return work(), done on this run's stream."""
-        with torch.cuda.stream(self.stream):
+        with torch.cuda.stream(self._stream):
             return work()
 
 
@@ -68,7 +63,7 @@ def at_once(lanes: Sequence[Lane], works: Sequence[Callable[[], T]]) -> list[T]:
 def together_rows(config: RunConfig, device: str, counts: Sequence[int], steps: int, rounds: int) -> Iterator[Row]:
     """Yield the time of a step of every run, data included, and images per second of all, for some counts of runs at once."""
     images = random_images(2 * config.batch_size)
-    lanes = [Lane.start(job_for(config, images, device)) for _ in range(max(counts))]
+    lanes = [Lane(job_for(config, images, device)) for _ in range(max(counts))]
     runs = {n: partial(_train, lanes[:n]) for n in counts}
     for n, times in interleaved(runs, device, steps, rounds).items():
         step = spread("step_s", times)

@@ -1,35 +1,20 @@
 """Compiling: how long torch.compile has compiled in this process, so that steps can be timed apart from it."""
 
 import time
-from typing import Any
+from functools import cache
+
+_MOMENTS: list[float] = []  # the start and the end of each compilation
 
 
-class _Clock:
-    """Adds up the times between the start and the end of compilations; torch calls it once for those that overlap."""
+@cache
+def watch_compiling() -> None:
+    """Begin to watch, once; of compilations that overlap, torch says one start and one end."""
+    from torch._dynamo.callback import callback_handler  # takes a second to import
 
-    def __init__(self) -> None:
-        self.seconds, self._start, self._runs = 0.0, 0.0, False
-
-    def run(self) -> None:
-        """Begin to watch, once."""
-        if not self._runs:
-            from torch._dynamo.callback import callback_handler  # takes a second to import
-
-            callback_handler.register_start_callback(self._on_start)
-            callback_handler.register_end_callback(self._on_end)
-            self._runs = True
-
-    def _on_start(self, _compilation: Any) -> None:
-        self._start = time.perf_counter()
-
-    def _on_end(self, _compilation: Any) -> None:
-        self.seconds += time.perf_counter() - self._start
-
-
-_CLOCK = _Clock()
-watch_compiling = _CLOCK.run
+    callback_handler.register_start_callback(lambda _: _MOMENTS.append(time.perf_counter()))
+    callback_handler.register_end_callback(lambda _: _MOMENTS.append(time.perf_counter()))
 
 
 def compile_seconds() -> float:
     """Return the seconds that this process has compiled since `watch_compiling` was first called."""
-    return _CLOCK.seconds
+    return sum(end - start for start, end in zip(_MOMENTS[::2], _MOMENTS[1::2], strict=False))

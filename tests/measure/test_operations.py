@@ -29,7 +29,7 @@ def test_a_backward_pass_and_an_update_count() -> None:
 
 
 def test_the_operations_of_a_plain_step_of_resnet8() -> None:
-    step = plain_loop(Given.random("resnet8", 4, "cpu"), PLAIN, fused=False)
+    step = plain_loop(Given("resnet8", 4, "cpu"), PLAIN, fused=False)
     step(2)  # the first step makes the momentum
     with Operations() as counted:
         step(1)
