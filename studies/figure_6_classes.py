@@ -115,7 +115,7 @@ class ClassesFigure(Command):
     def __init__(self, flags: Flags) -> None:
         dataset = "cifar10-sample" if flags.smoke_test else "cifar10-lt"
         plan = Plan(base=RunConfig(dataset=dataset), metric="train_images")
-        super().__init__(flags, f"{NAME}-smoke" if flags.smoke_test else NAME, plan)
+        super().__init__(flags, plan, NAME, "smoke" if flags.smoke_test else "")
 
     def note(self) -> str:
         return "Figure 6 of the paper: training images per class."

@@ -29,7 +29,7 @@ class Command(ABC):
 
     Attributes:
         flags: of the command line.
-        name: of the study and of its folder.
+        name: of the study and of its folder: the parts that are given, without the preset "paper", which is the default.
         plan: what the study runs; its base and metric distinguish one study from another.
         folder: the study's, below the storage path.
         missing: how many trials an interruption left.
@@ -39,9 +39,10 @@ class Command(ABC):
     missing = 0
     group_by, only = "K", ""
 
-    def __init__(self, flags: CommonFlags, name: str, plan: Plan) -> None:
-        self.flags, self.name, self.plan = flags, name, plan
-        self.folder = flags.storage / name
+    def __init__(self, flags: CommonFlags, plan: Plan, *names: str) -> None:
+        self.flags, self.plan = flags, plan
+        self.name = "-".join(name for name in names if name not in ("", "paper"))
+        self.folder = flags.storage / self.name
 
     def run(self) -> int:
         """Do what the flags ask for; return the exit code."""

@@ -87,8 +87,7 @@ class FigureCommand(Command):
         how = flags.engine.given
         base, *runs = (run.replace(seed=flags.seed + run.seed, **how) for run in (plan.base, *plan.runs))
         plan = dataclasses.replace(plan, base=base, runs=tuple(runs))
-        parts = (name, *([] if self._preset == "paper" else [self._preset]), *flags.engine.names)
-        super().__init__(flags, "-".join(parts), plan)
+        super().__init__(flags, plan, name, self._preset, *flags.engine.names)
         self._runs = list({run.run_id: run for run in plan.runs}.values())
         self.device, self.hardware, self._num_failed = flags.chosen_device, "", 0
 

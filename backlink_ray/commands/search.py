@@ -83,7 +83,7 @@ class SearchCommand(Command):
         plan = _with_flags(presets[self._preset], flags, self._preset)
         self._picture, self._earlier = picture, elsewhere(flags.storage, plan.base)
         plan = replace(plan, runs=_not_among(map(config_of, self._earlier), plan.runs))
-        super().__init__(flags, name if self._preset == "paper" else f"{name}-{self._preset}", plan)
+        super().__init__(flags, plan, name, self._preset)
 
     def experiment(self) -> str:
         base = self.plan.base

@@ -94,7 +94,8 @@ class TableCommand(Command):
     def __init__(self, number: int, smoke: Sequence[str], flags: TableFlags) -> None:
         flags.check()
         self._number = number
-        is_smoke = _preset(flags) == "smoke"
+        preset = _preset(flags)
+        is_smoke = preset == "smoke"
         addresses = flags.cell or (smoke if is_smoke and not flags.only else ())
         count = flags.seeds or (1 if is_smoke else 5)
         self.grid = Grid(
@@ -104,16 +105,8 @@ class TableCommand(Command):
             alphas=_alphas(flags.alpha, SMOKE_ALPHAS if is_smoke else ALPHAS),
         )
         alpha = "" if flags.alpha == "select" else f"alpha{self.grid.alphas[0]:g}"
-        parts = (
-            f"table_{number}",
-            "smoke" if is_smoke else "",
-            flags.budget.slug,
-            *flags.engine.names,
-            alpha,
-        )
-        super().__init__(
-            flags, "-".join(part for part in parts if part), Plan(base=self._base(), metric="test_error_pct")
-        )
+        plan = Plan(base=self._base(), metric="test_error_pct")
+        super().__init__(flags, plan, f"table_{number}", preset, flags.budget.slug, *flags.engine.names, alpha)
 
     def _base(self) -> RunConfig:
         """Return what all cells have in common: their budget."""
