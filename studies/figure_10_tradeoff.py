@@ -31,7 +31,6 @@ SMOKE = PAPER.replace(
     network="resnet14", dataset="cifar10-sample", num_modules=2, propagation_length=1, lr=0.05, batch_size=32, epochs=1,
     train_images=320, test_images=200, executor="threads",
 )  # fmt: skip
-OBJECTIVES = ("val_error_pct", *TRADE_OFF)
 
 
 def runs(base: RunConfig, lengths: dict[int, tuple[int, ...]]) -> tuple[RunConfig, ...]:
@@ -40,7 +39,6 @@ def runs(base: RunConfig, lengths: dict[int, tuple[int, ...]]) -> tuple[RunConfi
     return (base.replace(method="bp"), *linked)
 
 
-SPACE = Space(num_modules=(2, 4, 8, 16), longest=4, alphas=ALPHAS, lr=(0.05, 1.0))
 PRESETS = {
     "paper": Plan(
         base=PAPER,
@@ -49,9 +47,9 @@ PRESETS = {
     ),
     "search": Plan(
         base=PAPER.replace(validation_fraction=0.1),
-        space=SPACE,
+        space=Space(num_modules=(2, 4, 8, 16), longest=4, alphas=ALPHAS, lr=(0.05, 1.0)),
         num_samples=100,
-        objectives=OBJECTIVES,
+        objectives=("val_error_pct", *TRADE_OFF),
     ),
     "smoke": Plan(base=SMOKE, runs=runs(SMOKE, {2: (1, 2), 4: (1,)}), metric="test_error_pct"),
 }
@@ -118,8 +116,9 @@ def panel(axes: Any, found: list[Trade], x: str, x_label: str, y: str, y_label: 
     for index, (series, group) in enumerate(groups.items()):
         ks = {t.config.num_modules for t in group}
         line = {} if len(ks) == len(group) else {"linestyle": ""}  # no line through a search's many points per K
-        at_x, at_y = [getattr(t, x) for t in group], [getattr(t, y) for t in group]
-        axes.errorbar(at_x, at_y, yerr=error_bars(group), capsize=2.5, elinewidth=1, **line_style(series, index) | line)
+        at_x, at_y, bars = ([getattr(t, name) for t in group] for name in (x, y, "error_std_pp"))
+        style = line_style(series, index) | line
+        axes.errorbar(at_x, at_y, yerr=bars if any(bars) else None, capsize=2.5, elinewidth=1, **style)
     for trade in found:
         point = (getattr(trade, x), getattr(trade, y))
         if trade.on_front:
@@ -127,11 +126,6 @@ def panel(axes: Any, found: list[Trade], x: str, x_label: str, y: str, y_label: 
         if trade.on_front or len(found) <= 20:
             name = f"K={trade.config.num_modules}"
             axes.annotate(name, point, (7, 6), textcoords="offset points", fontsize=7.5, color=INK)
-
-
-def error_bars(group: list[Trade]) -> list[float] | None:
-    deviations = [trade.error_std_pp for trade in group]
-    return deviations if any(deviations) else None
 
 
 def mark_quoted(axes: Any, found: list[Trade], x: str, slower_pct: float) -> list[str]:

@@ -112,7 +112,7 @@ class SearchCommand(Command):
     def carry_out(self, tracker: NoTracker) -> None:
         study = Study(self.name, self.plan, self.folder, tracker)
         if study.left():
-            self.missing = run_with_flags(study, self.flags, self.plan.examples, self._datasets)
+            self.missing = run_with_flags(study, self.flags, self._datasets)
         else:
             print("nothing left to run: every trial has a result", file=sys.stderr, flush=True)
 

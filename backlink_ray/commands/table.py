@@ -150,7 +150,7 @@ class TableCommand(Command):
             print("nothing left to run: every requested run has ended", file=sys.stderr, flush=True)
         while not self.missing and (left := self._left(retry)):
             study = Study(self.name, self._plan(retry), self.folder, tracker)
-            self.missing = run_with_flags(study, self.flags, left, datasets or self._load(left))
+            self.missing = run_with_flags(study, self.flags, datasets or self._load(left))
             retry, datasets = False, {}  # failed runs are repeated once, and later runs may need other data
         for run_id, found in differences(self.grid, self._rows).items():
             if derive(self.folder / "runs" / run_id, found):

@@ -17,12 +17,10 @@ from backlink_ray.tuning.study import Study
 from backlink_ray.tuning.tuner import run_trials
 
 
-def run_with_flags(
-    study: Study, flags: TrialFlags, examples: Iterable[RunConfig], datasets: Mapping[str, Dataset]
-) -> int:
+def run_with_flags(study: Study, flags: TrialFlags, datasets: Mapping[str, Dataset]) -> int:
     """Run the trials that are left of a study's plan, see `run_trials`."""
     return run_trials(
-        study, examples, datasets, address=flags.address, gpus=flags.gpus, max_concurrent=flags.max_concurrent,
+        study, datasets, address=flags.address, gpus=flags.gpus, max_concurrent=flags.max_concurrent,
         runs_per_gpu=read_runs_per_gpu(flags.runs_per_gpu), options=flags.options,
     )  # fmt: skip
 

@@ -131,10 +131,8 @@ def tune(
         with closing(open_tracker(tracking_uri, info, storage)) as tracker:
             study = Study(name, plan, folder, tracker)
             if study.left():
-                left = run_trials(
-                    study, plan.examples, datasets, address=address, max_concurrent=max_concurrent,
-                    runs_per_gpu=count, options=options,
-                )  # fmt: skip
+                how: dict[str, Any] = {"max_concurrent": max_concurrent, "runs_per_gpu": count, "options": options}
+                left = run_trials(study, datasets, address=address, **how)
         Results(folder).export()
     print(tracker.page(), file=sys.stderr, flush=True)
     if left:

@@ -3,7 +3,7 @@
 import logging
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -16,7 +16,6 @@ from backlink_ray.data.tensors import Dataset
 from backlink_ray.errors import BacklinkError, ConfigError, StorageError, StudyError
 from backlink_ray.importing import digest
 from backlink_ray.runs.cluster import start_once
-from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.data import data_key
 from backlink_ray.runs.options import DEFAULT, RunOptions
 from backlink_ray.runs.results import config_of
@@ -42,13 +41,12 @@ _TIMES = {"epoch_s", "step_ms", "link_ms"}
 
 
 def run_trials(
-    study: Study, examples: Iterable[RunConfig], datasets: Mapping[str, Dataset], *, address: str = "", gpus: float = 0.0,
-    max_concurrent: int = 0, runs_per_gpu: int = 1, options: RunOptions = DEFAULT,
+    study: Study, datasets: Mapping[str, Dataset], *, address: str = "", gpus: float = 0.0, max_concurrent: int = 0,
+    runs_per_gpu: int = 1, options: RunOptions = DEFAULT,
 ) -> int:  # fmt: skip
     """Run the trials that are left of a study's plan, at least one; return how many an interruption left.
 
     Args:
-        examples: runs of the plan, at least one of every size.
         datasets: by `data_key`.
         address: of the cluster, see `start_once`.
         gpus: to which an autoscaling cluster can grow; 0: those it has now.
@@ -61,7 +59,7 @@ def run_trials(
             or minimises a time, which runs that share a GPU falsify.
         KeyboardInterrupt: only outside of a command, whose first signal has the trials save and end, see `signals`.
     """
-    examples = list(examples)
+    examples = study.runs_left() or study.plan.examples
     _check_data(study, datasets)
     if runs_per_gpu != 1 and (times := _TIMES & {study.plan.metric, *study.plan.objectives}):
         raise ConfigError(f"{min(times)} cannot be minimised on a shared GPU; allowed: runs_per_gpu=1, the default")

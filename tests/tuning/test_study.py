@@ -151,7 +151,7 @@ def test_results_on_other_data_are_not_added_to(tmp_path: Path) -> None:
         {**columns_of(PLAN.base), "run_id": PLAN.base.run_id, "status": "FINISHED", "dataset_digest": "0123"}
     )
     with pytest.raises(ConfigError, match=r"results on other data named 'cifar10-sample' \(digest 0123, here \w+\)"):
-        run_trials(study, [], {"cifar10-sample": load_dataset("cifar10-sample")})
+        run_trials(study, {"cifar10-sample": load_dataset("cifar10-sample")})
 
 
 def test_a_file_that_changes_while_a_study_runs_is_named(tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ def test_where_no_gpu_can_be_shared_a_line_says_so(
 def test_a_time_that_other_runs_change_is_not_minimised(tmp_path: Path) -> None:
     plan = Plan(base=PLAN.base, space=Space(alphas=(0.5,)), objectives=("val_error_pct", "step_ms"))
     with pytest.raises(ConfigError, match="step_ms cannot be minimised on a shared GPU; allowed: runs_per_gpu=1"):
-        run_trials(Study("study", plan, tmp_path, NoTracker()), [], {}, runs_per_gpu=2)
+        run_trials(Study("study", plan, tmp_path, NoTracker()), {}, runs_per_gpu=2)
 
 
 def test_runs_per_gpu_is_a_number_or_auto() -> None:
