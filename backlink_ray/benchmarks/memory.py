@@ -81,7 +81,8 @@ def memory_rows(network: str, device: str, batch_size: int, engines: Sequence[En
 
     Columns: on a CUDA device peak_memory_mib, allocated in a step after a warm-up step; else saved_mib and counted_mib.
     """
-    base, on_gpu = RunConfig(network=network, head="conv", batch_size=batch_size), device.startswith("cuda")
+    base = RunConfig(network=network, method="bp", head="conv", batch_size=batch_size)
+    on_gpu = device.startswith("cuda")
     for engine in engines:
         for config in memory_runs(with_engine(base, engine)):
             split = {name: getattr(config, name) for name in ("num_modules", "propagation_length", "tail_memory")}
