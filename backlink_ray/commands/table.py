@@ -137,7 +137,7 @@ class TableCommand(Command):
 
     def prepare(self) -> None:
         left = self._left(self.flags.retry_failed)
-        check_here(self.flags, (run.replace(executor=self.flags.executor) for run in left))
+        check_here(self.flags, left)
         self._datasets = self._load(left)
 
     def _load(self, runs: Sequence[RunConfig]) -> dict[str, Dataset]:
@@ -167,7 +167,7 @@ class TableCommand(Command):
 
     @property
     def _rows(self) -> list[Row]:
-        return self.results.rows() if self.folder.is_dir() else []
+        return self.results.rows()
 
     def _table(self) -> Table:
         rows = self._rows
