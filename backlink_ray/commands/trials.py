@@ -65,6 +65,7 @@ def estimate(work: Iterable[tuple[RunConfig, float]], gpus: float = 0.0) -> str:
     """Return a dry run's line on the cost of training, from one step of each network on this machine; takes seconds.
 
     Args:
+        work: runs, each with the number of images that it trains on.
         gpus: expected of the cluster; without a GPU on this machine there is then no estimate.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -26,6 +26,7 @@ def save_figure(
     Args:
         figure: laid out by "constrained"; see `new_figure`.
         rows: the data, one row per point; columns missing in a row are left empty.
+        folder: for the files; created if missing.
 
     Returns:
         The PNG, the CSV and the Parquet file.

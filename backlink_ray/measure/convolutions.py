@@ -47,6 +47,8 @@ def convolutions(units: Iterable[nn.Module], example: Tensor, device: torch.devi
     """Time every distinct convolution of some units.
 
     Args:
+        units: in order; they do not change.
+        example: input (n, ...) of the first.
         device: to measure on; the units may be elsewhere.
     """
     found: Counter[tuple[str, tuple[int, ...], bool]] = Counter()

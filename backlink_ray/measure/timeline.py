@@ -107,6 +107,7 @@ def draw(spans: Sequence[Span], path: Path, title: str = "") -> None:
 
     Args:
         spans: of any number of stages and at least one step; parts of other steps inside the window are shown, too.
+        path: the file; its folder is created.
     """
     from matplotlib.figure import Figure  # imported here: the numbers need no drawing library
 
