@@ -130,7 +130,9 @@ def test_a_folder_that_only_another_may_read_is_refused_in_one_line(tmp_path: Pa
     folder.parent.chmod(0)
     os.seteuid(user or 65534)
     try:
-        with pytest.raises(ConfigError, match=r"cannot be read \(Permission denied: .*; give a --storage-path of your own$"):
+        with pytest.raises(
+            ConfigError, match=r"cannot be read \(Permission denied: .*; give a --storage-path of your own$"
+        ):
             opened(folder)
     finally:
         os.seteuid(user)
