@@ -33,14 +33,18 @@ for _name, _value in {
 from mlflow import MlflowClient  # noqa: E402 - reads the environment set above
 from mlflow.entities import Dataset, DatasetInput, Experiment, Metric, Param, Run, RunTag  # noqa: E402 - as above
 from mlflow.exceptions import MlflowException  # noqa: E402 - as above
+from mlflow.version import VERSION  # noqa: E402 - as above
 
 for _name in ("mlflow", "alembic"):
     logging.getLogger(_name).setLevel(logging.WARNING)
-# The tracker reports every error in one line; MLflow adds 90 lines of traceback to each of its database.
-logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+# The tracker reports every error in one line, once; MLflow adds 90 lines of traceback to each of its database, and a guess to
+# each of a server.
+for _name in ("mlflow.store.db.utils", "mlflow.exceptions"):
+    logging.getLogger(_name).setLevel(logging.CRITICAL)
 _log = logging.getLogger(__name__)
 
 _RUN_ID, _ARTIFACTS, _EPOCH = "backlink_ray.run_id", "backlink_ray.artifacts", "progress/epoch"
+_OTHER_TABLES = re.compile(r"out-of-date database schema \((found version \w+, but expected \w+)\)")
 _BAD_KEY = re.compile(r"[^A-Za-z0-9_. :/-]+")
 # MLflow's limits: characters of a key, a parameter and a tag; metrics and tags of one log_batch.
 _MAX_KEY, _MAX_PARAM, _MAX_TAG = 250, 6000, 8000
@@ -71,6 +75,11 @@ class MlflowSink:
 
     def explain(self, error: Exception) -> str:
         """Return the first line of an error, without secrets."""
+        if tables := _OTHER_TABLES.search(str(error)):  # MLflow calls those of a newer version old as well
+            return (
+                f"its database has the tables of another version than MLflow {VERSION}: {tables[1]}; use the version that made "
+                "it or, if that is an older one, make a backup and run mlflow db upgrade URI"
+            )
         lines = hide_secrets(str(error), self._uri).strip().splitlines() or [""]
         return f"{type(error).__name__}: {lines[0][:300]}"
 

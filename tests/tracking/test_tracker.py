@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from backlink_ray.tracking.mlflow_sink import MlflowClient, MlflowException, MlflowSink
+from backlink_ray.tracking.mlflow_sink import VERSION, MlflowClient, MlflowException, MlflowSink
 from backlink_ray.tracking.run import ExperimentInfo, Point, TrackedRun
 from backlink_ray.tracking.tracker import NoTracker, Tracker
 from backlink_ray.tracking.uri import default_tracking_uri
@@ -268,6 +268,7 @@ class WrongAnswers(BaseHTTPRequestHandler):
         self.rfile.read(int(self.headers.get("content-length", 0)))
         code, body = next(self.answers)
         self.send_response(code)
+        self.send_header("location", "/elsewhere")
         self.end_headers()
         self.wfile.write(body)
 
@@ -324,12 +325,36 @@ def test_mlflow_that_is_never_there_delays_nothing_and_no_secret_is_printed(
     assert "s3cret" not in caplog.text
 
 
-def test_what_is_no_experiment_is_named_and_not_called_deleted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(WrongAnswers, "answers", itertools.repeat((200, b'{"experiment": {"name": "x"}}')))
+ANSWERS = {
+    "401": ((401, b"no"), "error code 401 != 200. Response body: 'no'"),
+    "500": ((500, b"oops"), "too many 500 error responses"),
+    "a redirection": ((302, b""), "Exceeded 30 redirects"),
+    "a page": ((200, b"<!doctype html><p>Hello"), "not in a valid JSON format. Response body: '<!doctype html>"),
+    "a list": ((200, b"[]"), "not in a valid JSON format. Response body: '[]'"),
+    "other fields": ((200, b'{"experiments": "x"}'), "repeated field experiments must be in []"),
+    "not the experiment": (
+        (200, b'{"experiment": {"name": "x"}}'),
+        "asked for experiment 'e', the server answers with one named 'x'",
+    ),
+    "an unknown error": ((400, b'{"error_code": 7, "message": {"a": 1}}'), "RestException: 7: {'a': 1}"),
+    "50 MB": ((200, b"x" * 50_000_000), "not in a valid JSON format. Response body: 'xxx"),
+}
+
+
+@pytest.mark.parametrize(("answer", "named"), ANSWERS.values(), ids=ANSWERS)
+def test_what_answers_in_place_of_mlflow_is_named_in_one_line(
+    answer: tuple[int, bytes], named: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(WrongAnswers, "answers", itertools.repeat(answer))
     with socket.create_server(("127.0.0.1", 0)) as listener, wrong_answers(listener):
-        sink = MlflowSink(f"http://127.0.0.1:{listener.getsockname()[1]}")
-        with pytest.raises(MlflowException, match="asked for experiment 'e', .* one named 'x', in state ''"):
-            sink.experiment_id(ExperimentInfo(name="e"))
+        tracker = Tracker(f"http://127.0.0.1:{listener.getsockname()[1]}", ExperimentInfo(name="e"), Path("results"))
+        tracker.log("r", a_run)
+        wait_for(lambda: "training continues" in caplog.text)
+        assert tracker.close(timeout_s=0.5) == 1
+    report, left = caplog.records  # after several attempts
+    assert named in report.getMessage()
+    assert "\n" not in report.getMessage()
+    assert left.getMessage().startswith("1 runs are not in MLflow at ")
 
 
 @pytest.mark.parametrize("fault", ["a folder", "noise", "locked"])
@@ -358,6 +383,30 @@ def test_an_outage_and_its_end_are_each_reported_once(
     assert caplog.text.count("training continues, and runs are logged later") == reports
     assert caplog.text.count("answers again") == reports
     assert Store(file).points() == points_of("a", 3) + points_of("b", 3)
+
+
+@pytest.mark.parametrize("version", ["f00dfeedbeef", "0584bdc529eb"], ids=["newer", "older"])
+def test_tables_of_another_mlflow_are_left_alone_and_named(
+    version: str, uri: str, database: Store, storage: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ((own,),) = database.query("select version_num from alembic_version")
+
+    def set_version(version: object) -> None:
+        with closing(sqlite3.connect(storage / "mlflow.db")) as connection, connection:
+            connection.execute("update alembic_version set version_num = ?", (version,))
+
+    set_version(version)
+    before = (storage / "mlflow.db").read_bytes()
+    tracker = Tracker(uri, ExperimentInfo(name="e"), storage)
+    tracker.log("r", a_run)
+    wait_for(lambda: "training continues" in caplog.text)
+    assert (storage / "mlflow.db").read_bytes() == before
+    set_version(own)
+    assert tracker.close() == 0
+    down, up = (record.getMessage() for record in caplog.records)
+    assert f"of another version than MLflow {VERSION}: found version {version}, but expected {own}; use" in down
+    assert up.endswith("answers again and is up to date")
+    assert database.points() == points_of("r", 3)
 
 
 def test_the_environment_is_quiet_and_impatient() -> None:
