@@ -17,7 +17,7 @@ from backlink_ray.errors import ConfigError
 from backlink_ray.runs.results import Results
 from backlink_ray.runs.tracked import track_files
 from backlink_ray.tracking.run import ExperimentInfo
-from backlink_ray.tracking.tracker import NoTracker, Tracker, open_tracker
+from backlink_ray.tracking.tracker import NoTracker, open_tracker
 from backlink_ray.tuning.folder import check_study_folder, closed_to_others, open_study_folder
 from backlink_ray.tuning.plan import Plan
 
@@ -52,8 +52,9 @@ class Command(ABC):
         if self.flags.report_only:
             return self._report()
         self.prepare()
+        info = ExperimentInfo(name=self.experiment(), note=self.note())
         with open_study_folder(self.folder, self.name, self.plan, self.flags.resume):
-            with closing(self._open_tracker()) as tracker:
+            with closing(open_tracker(self.flags.tracking_uri, info, self.flags.storage)) as tracker:
                 self.carry_out(tracker)
                 files = self.write()
                 track_files(tracker, self.folder, files)
@@ -121,10 +122,6 @@ class Command(ABC):
             print(f"interrupted with {self.missing} trials left", file=sys.stderr)
             return 3
         return 1 if self.failed() else 0
-
-    def _open_tracker(self) -> Tracker:
-        info = ExperimentInfo(name=self.experiment(), note=self.note())
-        return open_tracker(self.flags.tracking_uri, info, self.flags.storage)
 
     def _last_lines(self, files: Sequence[Path], tracker: NoTracker) -> None:
         self.show()

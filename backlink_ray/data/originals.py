@@ -31,17 +31,6 @@ _cifar = partial(Dataset.from_tensors, augmentation=Augmentation(pad=4, mode="re
 as_cifar10 = partial(
     _cifar, class_names=CIFAR10_CLASSES, mean=(0.49140, 0.48216, 0.44653), std=(0.24703, 0.24349, 0.26159),
 )  # fmt: skip
-_cifar100 = partial(
-    _cifar, name="cifar100", mean=(0.50708, 0.48655, 0.44092), std=(0.26733, 0.25644, 0.27615),
-)  # fmt: skip
-_svhn = partial(
-    Dataset.from_tensors, name="svhn", class_names=SVHN_CLASSES, mean=(0.4377, 0.4438, 0.4728),
-    std=(0.1980, 0.2010, 0.1970), augmentation=Augmentation(pad=2, mode="constant", flip=False),
-)  # fmt: skip
-_stl10 = partial(
-    Dataset.from_tensors, name="stl10", class_names=STL10_CLASSES, mean=(0.44671, 0.43981, 0.40665),
-    std=(0.26034, 0.25658, 0.27127), augmentation=Augmentation(pad=4, mode="constant", flip=True),
-)  # fmt: skip
 
 
 def long_tailed(whole: Dataset, name: str, seed: int) -> Dataset:
@@ -76,7 +65,10 @@ def load_cifar100(root: Path, download: bool, _seed: int = 0) -> Dataset:
     from torchvision.datasets import CIFAR100
 
     train, test, names = _load_cifar(CIFAR100, root, download)
-    return _cifar100(train=train, test=test, class_names=names)
+    return _cifar(
+        train, test, name="cifar100", class_names=names,
+        mean=(0.50708, 0.48655, 0.44092), std=(0.26733, 0.25644, 0.27615),
+    )  # fmt: skip
 
 
 def load_svhn(root: Path, download: bool, _seed: int = 0) -> Dataset:
@@ -90,7 +82,10 @@ def load_svhn(root: Path, download: bool, _seed: int = 0) -> Dataset:
         train, test = ((part.data, part.labels) for part in (SVHN(root, split=split) for split in ("train", "test")))
     except ImportError as error:
         raise DataError("SVHN's files are in MATLAB's format, which needs scipy; pip install scipy") from error
-    return _svhn(train=train, test=test)
+    return Dataset.from_tensors(
+        train, test, name="svhn", class_names=SVHN_CLASSES, mean=(0.4377, 0.4438, 0.4728), std=(0.1980, 0.2010, 0.1970),
+        augmentation=Augmentation(pad=2, mode="constant", flip=False),
+    )  # fmt: skip
 
 
 def load_stl10(root: Path, download: bool, _seed: int = 0) -> Dataset:
@@ -106,7 +101,10 @@ def load_stl10(root: Path, download: bool, _seed: int = 0) -> Dataset:
     wanted = Download(url=STL10.url, filename=STL10.filename, md5=STL10.tgz_md5, members=members)
     provide("stl10", [wanted], root, download)
     train, test = (_stl10_images(root / STL10.base_folder, split) for split in ("train", "test"))
-    return _stl10(train=train, test=test)
+    return Dataset.from_tensors(
+        train, test, name="stl10", class_names=STL10_CLASSES, mean=(0.44671, 0.43981, 0.40665),
+        std=(0.26034, 0.25658, 0.27127), augmentation=Augmentation(pad=4, mode="constant", flip=True),
+    )  # fmt: skip
 
 
 def _load_cifar(source: Any, root: Path, download: bool) -> tuple[Examples, Examples, tuple[str, ...]]:

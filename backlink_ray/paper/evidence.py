@@ -2,7 +2,7 @@
 
 import fnmatch
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from statistics import fmean
@@ -42,12 +42,8 @@ class Evidence:
 
     def smaller(self, better: Cell, worse: Cell) -> str:
         """Return the gains at budgets below the paper's, in words; "" if there are none."""
-        found = []
-        for budget in _budgets(self._rows):
-            gain = _scores(budget, self._rows).gains(better, worse)
-            if gain:
-                found.append(f"{gain} points, {budget.text}")
-        return "; ".join(found)
+        gains = ((_scores(budget, self._rows).gains(better, worse), budget) for budget in _budgets(self._rows))
+        return "; ".join(f"{gain} points, {budget.text}" for gain, budget in gains if gain)
 
     def undecided(self, *cells: Cell) -> str:
         """Return in words which cells ran at the paper's budget with several alphas but none chosen; "" if there are none."""
@@ -201,14 +197,9 @@ def _is_run_of(row: Row, cell: Cell, budget: Budget) -> bool:
     return config.replace(alpha=0.5, seed=0).run_id == recipe(cell, budget).replace(alpha=0.5).run_id
 
 
-def _budgets(rows: Rows) -> Iterator[Budget]:
-    """Yield each budget below the paper's that has runs."""
-    found = {}
-    for row in rows:
-        if row["status"] == "FINISHED" and not row["validation_fraction"] and not _is_full(row):
-            budget = Budget(
-                epochs=row["epochs"], train_images=row["train_images"], test_images=row["test_images"],
-                batch_size=row["batch_size"], lr=row["lr"], warmup_fraction=row["warmup_fraction"],
-            )  # fmt: skip
-            found[budget.slug] = budget
-    yield from found.values()
+def _budgets(rows: Rows) -> Iterable[Budget]:
+    """Return each budget below the paper's that has runs."""
+    names = ("epochs", "train_images", "test_images", "batch_size", "lr", "warmup_fraction")
+    smaller = (r for r in rows if r["status"] == "FINISHED" and not r["validation_fraction"] and not _is_full(r))
+    budgets = (Budget(**{name: row[name] for name in names}) for row in smaller)
+    return {budget.slug: budget for budget in budgets}.values()
