@@ -50,7 +50,8 @@ def soak_rows(minutes: float, kill_every_s: float) -> Iterator[Row]:
     kills: list[float] = []
     disturbed = _row(60 * minutes, lambda ended: _kill(ended, kill_every_s, random.Random(0), kills))
     goodput = 100 * disturbed["steps_per_s"] / alone["steps_per_s"]
-    yield {"run": f"a kill every {kill_every_s:g} s", **disturbed, "kills": len(kills), "goodput_pct": goodput}
+    name = f"a kill every {kill_every_s:g} s, of a stage or a stand-by"
+    yield {"run": name, **disturbed, "kills": len(kills), "goodput_pct": goodput}
 
 
 def _row(seconds: float, disturb: Callable[[threading.Event], None]) -> dict[str, float]:

@@ -39,8 +39,8 @@ class Bench:
     bfloat16. memory: peak of a step over K and l (paper, Fig. 7), allocated on a GPU, counted elsewhere. data: batches.
     correctness: float64 gradients on the device against the CPU, and executors against each other. overlap: BackLink with K = 2
     as threads and as Ray actors beside BP on one core. headline: the best-known cells of Tables II and III at the full recipe,
-    on CIFAR-10. soak: steps of a small run on CPU cores while its stages are killed, one every 30 s at random times, as a share
-    of what it does undisturbed (goodput).
+    on CIFAR-10. soak: steps of a small run on CPU cores while its stages, and the process that stands by to replace
+    one, are killed, one every 30 s at random times, as a share of what it does undisturbed (goodput).
     """
 
     item: tyro.conf.Positional[Literal["step", "memory", "data", "correctness", "overlap", "headline", "soak"]]
