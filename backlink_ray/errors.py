@@ -39,36 +39,14 @@ class StorageError(BacklinkError, OSError):
         return isinstance(self.__cause__, OSError) and self.__cause__.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
-class CheckpointError(StorageError):
-    """A checkpoint that cannot be written or read; the message names the file and what was expected."""
-
-
 class BusyError(BacklinkError, TimeoutError):
     """Another process holds the lock."""
 
     exit_code = 2
 
 
-class NonFiniteLossError(BacklinkError, RuntimeError):
-    """A local loss became NaN or infinite, so the run stops."""
-
-    def __init__(self, stage_index: int, step: int, value: float) -> None:
-        super().__init__(stage_index, step, value)
-        self.stage_index, self.step, self.value = stage_index, step, value
-
-    def __str__(self) -> str:
-        return f"the local loss of stage {self.stage_index} is {self.value} at step {self.step}; try a smaller lr"
-
-
 class NotFiniteError(BacklinkError, RuntimeError):
-    """Weights, statistics or an evaluation became NaN or infinite although no loss had, so the run stops."""
-
-    def __init__(self, what: str, step: int) -> None:
-        super().__init__(what, step)
-        self.what, self.step = what, step
-
-    def __str__(self) -> str:
-        return f"{self.what} is not finite after step {self.step - 1}; try a smaller lr"
+    """A local loss, a weight, a statistic or an evaluation became NaN or infinite, so the run stops."""
 
 
 class StageError(BacklinkError, RuntimeError):
@@ -78,18 +56,12 @@ class StageError(BacklinkError, RuntimeError):
         machine_lost: it was lost with its machine.
     """
 
-    def __init__(
-        self,
-        stage_index: int,
-        num_stages: int,
-        where: str,
-        reason: str,
-        lost: bool = False,
-        machine_lost: bool = False,
-    ) -> None:
-        super().__init__(stage_index, num_stages, where, reason, lost, machine_lost)
+    machine_lost: bool = False
+
+    def __init__(self, stage_index: int, num_stages: int, where: str, reason: str, lost: bool = False) -> None:
+        super().__init__(stage_index, num_stages, where, reason, lost)
         self.stage_index, self.num_stages = stage_index, num_stages
-        self.where, self.reason, self.lost, self.machine_lost = where, reason, lost, machine_lost
+        self.where, self.reason, self.lost = where, reason, lost
 
     def __str__(self) -> str:
         return f"stage {self.stage_index} of {self.num_stages} failed at {self.where}: {self.reason}"

@@ -37,11 +37,9 @@ def seeded(seed: int, purpose: str, *indices: int) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def turn() -> Iterator[None]:
+def turn() -> contextlib.AbstractContextManager[bool]:
     """Keep other stages from drawing inside `with`: the backward of torch.utils.checkpoint sets the generators' states."""
-    with _DEFAULT_GENERATOR:
-        yield
+    return _DEFAULT_GENERATOR
 
 
 def generator_states() -> tuple[Any, ...]:

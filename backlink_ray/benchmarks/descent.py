@@ -28,7 +28,7 @@ def directions(
 
     Raises:
         ConfigError: the configuration does not fit the data.
-        NonFiniteLossError, NotFiniteError: the run diverged; the values yielded so far remain valid.
+        NotFiniteError: the run diverged; the values yielded so far remain valid.
     """
     job = make_job(config, dataset).with_parts(devices=(device,))
     executor = LocalExecutor(job)

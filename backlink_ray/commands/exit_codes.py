@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from backlink_ray.errors import BacklinkError, ClusterError, NonFiniteLossError, NotFiniteError, StageError
+from backlink_ray.errors import BacklinkError, ClusterError, NotFiniteError, StageError
 from backlink_ray.output import forgive_output
 from backlink_ray.signals import INTERRUPTED, handled, leave, skip_teardown, stopping
 from backlink_ray.tracking.uri import hide_secrets, redact
 
 # These end one run or measurement; the next one can still succeed.
-RUN_ERRORS = (NonFiniteLossError, NotFiniteError, StageError, torch.OutOfMemoryError)
+RUN_ERRORS = (NotFiniteError, StageError, torch.OutOfMemoryError)
 
 
 def guarded(run: Callable[[], int], resume: Callable[[], str]) -> int:

@@ -8,11 +8,11 @@ import ray
 
 from backlink_ray.errors import ClusterError, ConfigError
 from backlink_ray.local.weights import copy_weights, state_of
-from backlink_ray.pipeline.controller import Outcome, PipelineExecutor, StageGroup, first_failure, nothing
-from backlink_ray.pipeline.pool import StagePool, error_of
+from backlink_ray.pipeline.controller import CallEnd, PipelineExecutor, StageGroup, first_failure, nothing
+from backlink_ray.pipeline.pool import StagePool, ended
 from backlink_ray.pipeline.progress import Position
 from backlink_ray.pipeline.stage import StagePlan, plan_stages
-from backlink_ray.pipeline.watch import SILENT, Watch
+from backlink_ray.pipeline.watch import Watch
 from backlink_ray.processes import remember_descendants
 from backlink_ray.train.executor import ChunkReport, Job, never
 from backlink_ray.train.state import TrainState
@@ -41,11 +41,6 @@ class ActorGroup(StageGroup):
         around = zip([None, *self._actors], self._actors, [*self._actors[1:], None], strict=False)
         self._wait([actor.connect.remote(before, after) for before, actor, after in around], ready_s)
 
-    @property
-    def process_ids(self) -> list[int]:
-        """Return the process of each stage."""
-        return [self._pool.home(k).process_id for k in range(len(self._actors))]
-
     def call(self, name: str, *arguments: Any, meanwhile: Callable[[], None] = nothing) -> list[Any]:
         shared = [ray.put(argument) for argument in arguments]  # pickled once: a state is large
         return self._wait([actor.call.remote(name, *shared) for actor in self._actors], meanwhile=meanwhile)
@@ -56,10 +51,11 @@ class ActorGroup(StageGroup):
 
     def _wait(self, refs: list[Any], timeout_s: float = 0.0, meanwhile: Callable[[], None] = nothing) -> list[Any]:
         """Return the results; `timeout_s` is given before the stages work, and 0 once they can be watched."""
-        pending, start, watch = list(refs), time.monotonic(), Watch(self._actors)
+        results, pending, start, watch = dict[Any, Any](), list(refs), time.monotonic(), Watch(self._actors)
         while pending:
             done, pending = ray.wait(pending, num_returns=1, timeout=HEARTBEAT_S)
-            if done and error_of(done[0]) is not None:
+            results |= {ref: ended(ref) for ref in done}
+            if any(isinstance(results[ref], Exception) for ref in done):
                 self._fail(refs, watch)
             if not done and timeout_s and time.monotonic() - start > timeout_s:
                 raise ClusterError(
@@ -76,7 +72,7 @@ class ActorGroup(StageGroup):
                     meanwhile()
             except ray.exceptions.RayError:
                 self._fail(refs, watch)
-        return list(ray.get(refs))
+        return [results[ref] for ref in refs]
 
     def _fail(self, refs: list[Any], watch: Watch) -> None:
         """Stop the stages, and raise the error of the one that failed; it is ended if it does not end itself."""
@@ -85,10 +81,10 @@ class ActorGroup(StageGroup):
             actor.abort.remote(self._pool.attempt)
         ending = [ref for ref, position in zip(refs, positions, strict=True) if not position.busy_s]
         ray.wait(ending, num_returns=len(ending), timeout=FAILURE_GRACE_S) if ending else None
-        outcomes = [_outcome(*pair) for pair in zip(refs, positions, strict=True)]
-        error = first_failure(outcomes)
+        ends = [_end(*pair) for pair in zip(refs, positions, strict=True)]
+        error = first_failure(ends)
         error.machine_lost = error.lost and self._pool.end(error.stage_index)
-        raise error from outcomes[error.stage_index].error
+        raise error from ends[error.stage_index].error
 
 
 def _check_sendable(plan: StagePlan) -> None:
@@ -106,16 +102,16 @@ def _check_sendable(plan: StagePlan) -> None:
             ) from error
 
 
-def _outcome(call: Any, position: Position) -> Outcome:
-    if not ray.wait([call], timeout=0)[0]:
-        return Outcome(None, silent=position.action == SILENT, position=position)
-    error = error_of(call)
+def _end(call: Any, position: Position) -> CallEnd:
+    error = ended(call) if ray.wait([call], timeout=0)[0] else None
+    if not isinstance(error, Exception):
+        return CallEnd(None, position=position)
     died = isinstance(error, (ray.exceptions.ActorDiedError, ray.exceptions.ActorUnavailableError))
     cause = getattr(error, "cause", None)
     if isinstance(cause, BaseException):
         cause.__cause__ = error  # its message is the stage's own traceback
         error = cause
-    return Outcome(error, died, position=position)
+    return CallEnd(error, died, position)
 
 
 class RayExecutor(PipelineExecutor):
@@ -137,11 +133,11 @@ class RayExecutor(PipelineExecutor):
         plans = plan_stages(job.with_parts(devices=("cuda" if own.use_gpus() else "cpu",)))
         self._end = own.close if pool is None else own.release
         try:
-            self.actors = ActorGroup(plans, own)
+            group = ActorGroup(plans, own)
         except BaseException:
             self._end()
             raise
-        super().__init__(self.actors, plans)
+        super().__init__(group, plans)
         self._ahead = False  # the stages, in their own processes, have weights that the job's modules lack
 
     def train(self, num_steps: int, stop: Callable[[], bool] = never) -> ChunkReport:

@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 
-from backlink_ray.pipeline.capturedstage import CapturedStage
 from backlink_ray.pipeline.exchange import Kind
 from backlink_ray.pipeline.schedule import Action, async_actions
-from backlink_ray.pipeline.stage import Stage, StagePlan
+from backlink_ray.pipeline.stage import Stage
 
 
 class AsyncStage(Stage):
@@ -28,10 +27,3 @@ class AsyncStage(Stage):
 
     def _send_fresh_activation(self, step: int) -> None:
         self._send(self._next, Kind.FRESH_ACTIVATION, self._batch_of(step), self._body_graph.output)
-
-
-def make_stage(plan: StagePlan) -> Stage:
-    """Return the stage that the plan's method and engine need."""
-    if plan.job.engine.graph:
-        return CapturedStage(plan)
-    return AsyncStage(plan) if plan.job.method.replay_size else Stage(plan)

@@ -58,11 +58,11 @@ class CapturedStage(Stage):
         super().__init__(plan)
         names = ("body_update", "tail_update", "replica_update")
         updaters = (self._body_updater, self._tail_updater, self._replica_updater)
-        check_capture(self._method, [self._module], updaters)
+        check_capture(self._method, [self.module], updaters)
         self._updaters: dict[str, Updater] = dict(zip(names, updaters, strict=True))
         self._recorder = recorder or Recorder(self._device)
-        self._stretches = {stretch[0]: stretch for stretch in stretches(self._actions)}
-        self._draws, self._evaluates = draw([self._module]), False
+        self._stretches = {stretch[0]: stretch for stretch in stretches(self.actions)}
+        self._draws, self._evaluates = draw([self.module]), False
         self._still: dict[str, Tensor] = {}
         self._forget()
 
@@ -101,7 +101,7 @@ class CapturedStage(Stage):
     def _drawing(self, stretch: Stretch, step: int) -> AbstractContextManager[None]:
         if not self._draws:
             return nullcontext()
-        return seeded(self._job.seed, f"step/{stretch[0]}", step, self._module.module_index)
+        return seeded(self._job.seed, f"step/{stretch[0]}", step, self.module.module_index)
 
     def _record(self, stretch: Stretch, step: int) -> Recording:
         before, count = dict(vars(self)), len(self._losses)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from backlink_ray.errors import ConfigError, LinkAbortedError, LinkError, StageError
-from backlink_ray.pipeline.progress import UNKNOWN, Position
+from backlink_ray.pipeline.progress import SILENT, UNKNOWN, Position
 from backlink_ray.pipeline.stage import StagePlan, StageReport, merge_states
 from backlink_ray.train.evaluation import Evaluation
 from backlink_ray.train.executor import ChunkReport, Executor, never
@@ -19,19 +19,17 @@ from backlink_ray.train.trainer import check_losses
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class CallEnd:
     """How one stage's call ended, when a stage had failed.
 
     Attributes:
         error: what it raised, or None.
         died: its process is gone.
-        silent: its process does not answer; it hangs, or its machine is gone.
-        position: where it was, before the others were stopped; unknown if it died or is silent.
+        position: where it was, before the others were stopped; unknown if it died, SILENT if its process does not answer.
     """
 
     error: BaseException | None
     died: bool = False
-    silent: bool = False
     position: Position = UNKNOWN
 
 
@@ -41,43 +39,44 @@ class _Rank(IntEnum):
     DIED, RAISED, SILENT, BUSY, WAITED, STOPPED = range(6)
 
 
-def first_failure(outcomes: Sequence[Outcome]) -> StageError:
+def first_failure(ends: Sequence[CallEnd]) -> StageError:
     """Return the error of the stage whose failure caused the others, with the place where it happened.
 
     In order of precedence: a stage that died, one that raised, one that does not answer, one that is busy by itself while
     others have waited for it too long, one whose wait timed out, one that was stopped. The position of a stage that is gone
     is inferred from its neighbours, which wait for it.
     """
-    ranks = [(_rank(outcome), -outcome.position.busy_s, k) for k, outcome in enumerate(outcomes)]
-    rank, _, k = min(ranks)
-    return StageError(k, len(outcomes), _where(outcomes, k), _reason(outcomes[k], rank), rank is not _Rank.RAISED)
+    rank, _, k = min((_rank(end), -end.position.busy_s, k) for k, end in enumerate(ends))
+    return StageError(k, len(ends), _where(ends, k), _reason(ends[k], rank), rank is not _Rank.RAISED)
 
 
-def _rank(outcome: Outcome) -> _Rank:
-    if outcome.died or outcome.silent:
-        return _Rank.DIED if outcome.died else _Rank.SILENT
-    if outcome.error is not None and not isinstance(outcome.error, LinkError):
+def _rank(end: CallEnd) -> _Rank:
+    if end.died:
+        return _Rank.DIED
+    if end.error is not None and not isinstance(end.error, LinkError):
         return _Rank.RAISED
-    if outcome.position.busy_s:
+    if end.position.action == SILENT:
+        return _Rank.SILENT
+    if end.position.busy_s:
         return _Rank.BUSY
-    is_late = isinstance(outcome.error, LinkError) and not isinstance(outcome.error, LinkAbortedError)
+    is_late = isinstance(end.error, LinkError) and not isinstance(end.error, LinkAbortedError)
     return _Rank.WAITED if is_late else _Rank.STOPPED
 
 
-def _reason(outcome: Outcome, rank: _Rank) -> str:
-    position = outcome.position
+def _reason(end: CallEnd, rank: _Rank) -> str:
+    position = end.position
     if rank is _Rank.SILENT:
         return f"its process has not answered for {position.busy_s:.1f} s: it hangs, or its machine is gone"
     if rank is _Rank.BUSY:
         return f"it has not finished {position.action} for {position.busy_s:.1f} s: it hangs, or needs a longer stage_timeout_s"
-    return f"{type(outcome.error).__name__}: {_summary_line(outcome.error)}"
+    return f"{type(end.error).__name__}: {_summary_line(end.error)}"
 
 
-def _where(outcomes: Sequence[Outcome], k: int) -> str:
-    step, action, _ = outcomes[k].position
+def _where(ends: Sequence[CallEnd], k: int) -> str:
+    step, action, _ = ends[k].position
     if step >= 0:
         return f"step {step} ({action})"
-    near = [(outcomes[j].position, j) for j in (k - 1, k + 1) if 0 <= j < len(outcomes)]
+    near = [(ends[j].position, j) for j in (k - 1, k + 1) if 0 <= j < len(ends)]
     (step, action, _), j = max(near, default=(UNKNOWN, k), key=lambda item: item[0].step)
     return f"step {step} (stage {j} was at {action})" if step >= 0 else "an unknown step"
 

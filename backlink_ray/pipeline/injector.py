@@ -1,4 +1,4 @@
-"""Injector: makes the faults of a job happen in its stages; a stage without faults has nothing of it."""
+"""Injector: makes stages, in which the faults of their job happen; a stage without faults has nothing of it."""
 
 import os
 import signal
@@ -6,6 +6,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from backlink_ray.pipeline.asyncstage import AsyncStage
+from backlink_ray.pipeline.capturedstage import CapturedStage
 from backlink_ray.pipeline.schedule import is_link
 from backlink_ray.pipeline.stage import Stage, StagePlan
 from backlink_ray.train.faults import Fault, Kind
@@ -24,14 +26,15 @@ _HAPPENS: dict[Kind, Callable[[], Any]] = {
 }
 
 
-def inject(make: Callable[[StagePlan], Stage], plan: StagePlan) -> Stage:
-    """Return make(plan) with the faults of the plan's job that are for this stage and this attempt."""
+def make_stage(plan: StagePlan) -> Stage:
+    """Return the stage that the plan's method and engine need, with the faults of its job that are for it and this attempt."""
     job = plan.job
     own = [fault for fault in job.faults if (fault.stage, fault.attempt) == (plan.stage_index, job.attempt)]
     for fault in own:
         if fault.phase == "start":
             _HAPPENS[fault.kind]()
-    stage = make(plan)
+    kind = CapturedStage if job.engine.graph else AsyncStage if job.method.replay_size else Stage
+    stage = kind(plan)
     for fault in own:
         if fault.phase != "start":
             _arm(stage, fault)

@@ -15,7 +15,7 @@ RELEASE_TIMEOUT_S = 5.0
 STANDBY_AFTER_S = 30.0
 # What must be free on the machine for that process: torch takes a quarter of it.
 STANDBY_MIB = 2048.0
-# How long the process that stands by may take to say that it is there.
+# A busy process answers at once; a machine under load, within this.
 ANSWER_TIMEOUT_S = 1.0
 
 
@@ -30,6 +30,7 @@ class StagePool:
     Attributes:
         attempt: number of times that stages were built.
         actors: one per stage.
+        homes: where each lives, or did: until a new one has settled, also that of a lost one.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class StagePool:
         self.attempt = 0
         self.actors: list[Any] = []
         self._resources, self._group, self._owned = resources, group, group is None
-        self._homes: dict[int, Any] = {}  # of actors and, until their successors have settled, of lost ones
+        self.homes: dict[int, Any] = {}
         self._standby: Any = None
         self._reach: Any = None
         self._lost_machine = ""
@@ -72,8 +73,8 @@ class StagePool:
     def settle(self, homes: list[Any]) -> list[str]:
         """Note where the actors of this attempt live; return the GPUs of each: those of the actor that it replaces, if any."""
         for k, home in enumerate(homes):
-            self._homes.setdefault(k, home)
-        return [self._homes[k].devices for k in range(len(homes))]
+            self.homes.setdefault(k, home)
+        return [self.homes[k].devices for k in range(len(homes))]
 
     def _reserve(self, num_stages: int) -> Any:
         import ray
@@ -103,19 +104,17 @@ class StagePool:
         """Return the actor that stands by, if it is ready and on the machine of the one it replaces, else None."""
         import ray
 
-        before, actor = self._homes.pop(k, None), self._standby
+        before, actor = self.homes.pop(k, None), self._standby
         if actor is None or before is None:
             return None
         home = actor.ready.remote()
         if not ray.wait([home], timeout=ANSWER_TIMEOUT_S)[0]:
             return None  # it is still starting
-        self._standby = None
-        with contextlib.suppress(Exception):  # it is dead
-            found = ray.get(home)
-            if found.node_id == before.node_id:
-                # It reserves nothing, so Ray has given it no GPU; those of the lost actor's bundle are still this run's.
-                self._homes[k] = found._replace(devices=before.devices)
-                return actor
+        self._standby, found = None, ended(home)
+        if not isinstance(found, Exception) and found.node_id == before.node_id:
+            # It reserves nothing, so Ray has given it no GPU; those of the lost actor's bundle are still this run's.
+            self.homes[k] = found._replace(devices=before.devices)
+            return actor
         _kill(actor)
         return None
 
@@ -135,14 +134,8 @@ class StagePool:
         import ray
 
         with contextlib.suppress(ray.exceptions.RayError):  # it is dead, or has not answered
-            return (
-                0 in self._homes and ray.get(self.actors[0].free_mib.remote(), timeout=ANSWER_TIMEOUT_S) > STANDBY_MIB
-            )
+            return 0 in self.homes and ray.get(self.actors[0].free_mib.remote(), timeout=ANSWER_TIMEOUT_S) > STANDBY_MIB
         return False
-
-    def home(self, k: int) -> Any:
-        """Return where a stage lives, None if it is not known."""
-        return self._homes.get(k)
 
     def end(self, k: int) -> bool:
         """End the process of a stage that was lost; return whether its machine is gone, too.
@@ -152,10 +145,10 @@ class StagePool:
         """
         _kill(self.actors[k])
         self.actors[k] = None
-        if self._reach is None or k not in self._homes:
+        if self._reach is None or k not in self.homes:
             return False
         self._reach.check_own()
-        machine = self._homes[k].node_id
+        machine = self.homes[k].node_id
         self._lost_machine = machine if self._reach.is_gone(machine) else ""
         return bool(self._lost_machine)
 
@@ -169,7 +162,7 @@ class StagePool:
         free = [self.actors[k].ready.remote() for k in living]
         ray.wait(free, num_returns=len(free), timeout=RELEASE_TIMEOUT_S) if free else None
         for k, ref in zip(living, free, strict=True):
-            if not ray.wait([ref], timeout=0)[0] or error_of(ref) is not None:
+            if not ray.wait([ref], timeout=0)[0] or isinstance(ended(ref), Exception):
                 _kill(self.actors[k])
                 self.actors[k] = None
 
@@ -179,7 +172,7 @@ class StagePool:
             return  # Ray would wait for what is gone
         for actor in (*self.actors, self._standby):
             _kill(actor)
-        self.actors, self._standby, self._homes = [], None, {}
+        self.actors, self._standby, self.homes = [], None, {}
         if self._owned and self._group is not None:
             from ray.util.placement_group import remove_placement_group
 
@@ -194,17 +187,14 @@ class StagePool:
         self.close()
 
 
-def error_of(ref: Any) -> BaseException | None:
-    """Return what a call that has ended raised, or None."""
+def ended(ref: Any) -> Any:
+    """Return the result of a call that has ended, or the exception that it raised."""
     import ray
 
     try:
-        ray.get(ref)
-    except ray.exceptions.RayError as error:
+        return ray.get(ref)
+    except Exception as error:
         return error
-    except Exception as error:  # a task's own exception arrives as its own class
-        return error
-    return None
 
 
 def _kill(actor: Any) -> None:

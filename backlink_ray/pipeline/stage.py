@@ -31,7 +31,7 @@ from backlink_ray.provenance import describe_process, flushes_subnormals
 from backlink_ray.train.captured import check_capture
 from backlink_ray.train.evaluation import Evaluation, EvaluationSum
 from backlink_ray.train.executor import Job, to_cpu
-from backlink_ray.train.optim import Updater, check_copies, check_optimizer
+from backlink_ray.train.optim import Updater, check_copies, check_optimizer, updaters_of
 from backlink_ray.train.state import PARTS, TrainState
 
 
@@ -102,6 +102,8 @@ class Stage:
     """One local module in training.
 
     Attributes:
+        module: the local module.
+        actions: what the stage does in a step.
         steps: where a run of steps ends, which another thread may bring forward.
         progress: where it is, readable from another thread.
     """
@@ -110,18 +112,17 @@ class Stage:
         keep_freed_memory()
         self._plan, self._job, self._method = plan, plan.job, plan.job.method
         self._device = torch.device(plan.job.devices[0])
-        self._module: LocalModule = plan.job.modules[0].to(self._device)
+        self.module: LocalModule = plan.job.modules[0].to(self._device)
         self._replica: Chain = plan.replica.to(self._device)
-        self._tail = self._module.tail(self._method.tail_length(self._module))
+        self._tail = self.module.tail(self._method.tail_length(self.module))
         self.connect(NoLink(), NoLink())
         self._loss, optimizer = plan.job.loss_on(self._device), plan.job.optimizer
-        self._body_updater = Updater(self._method.local_parameters(self._module), optimizer)
-        self._tail_updater = Updater(self._method.linked_parameters(self._module), optimizer, self._method.helper_lr)
+        self._body_updater, self._tail_updater = updaters_of(self._method, [self.module], optimizer)
         self._replica_updater = Updater(self._replica.named(), optimizer)
         self._batches = self._job.batches(self._device, plan.dtype)
         self._evaluations = self._job.evaluation_batches(self._device, plan.dtype)
         self._timeline = Timeline(plan.stage_index) if self._job.timeline else NoTimeline()
-        self._actions = self._schedule()
+        self.actions = self._schedule()
         self._method_state, self._replica_method_state = MethodState(), MethodState()
         self.steps = Steps(plan.job.stage_timeout_s)
         self._link_s = 0.0
@@ -131,16 +132,6 @@ class Stage:
         self._drawn: tuple[int, Tensor] = (-1, self._nothing)
         self.progress = Progress()
         reset_peak_memory(self._device)
-
-    @property
-    def module(self) -> LocalModule:
-        """Return the local module."""
-        return self._module
-
-    @property
-    def actions(self) -> Sequence[Action]:
-        """Return what the stage does in a step."""
-        return self._actions
 
     def _schedule(self) -> Sequence[Action]:
         plan, method = self._plan, self._method
@@ -167,7 +158,7 @@ class Stage:
         # Dropout draws from the generator of the thread's current device.
         device = torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext()
         with device, self._job.engine.running(self._device):
-            for action, step in run_actions(self.steps.run(num_steps), self._actions):
+            for action, step in run_actions(self.steps.run(num_steps), self.actions):
                 self.progress.begin(step, action)
                 with self._timeline.record(action, step):
                     self._perform(action, step)
@@ -191,7 +182,7 @@ class Stage:
 
     def _body_forward(self, step: int) -> None:
         x = self._inputs(step) if self._plan.is_first else self._x
-        self._body_graph: Graph = self._method.forward_body(self._module, x, self._step_seed(step))
+        self._body_graph: Graph = self._method.forward_body(self.module, x, self._step_seed(step))
         self._x = self._nothing
 
     def _send_activation(self, step: int) -> None:
@@ -219,10 +210,10 @@ class Stage:
 
     def _tail_forward(self, step: int) -> None:
         a = self._body_graph.output
-        self._tail_graph: Graph = self._method.forward_tail(self._module, a, self._step_seed(step))
+        self._tail_graph: Graph = self._method.forward_tail(self.module, a, self._step_seed(step))
 
     def _local_backward(self, step: int) -> None:
-        method, module, graphs = self._method, self._module, (self._body_graph, self._tail_graph)
+        method, module, graphs = self._method, self.module, (self._body_graph, self._tail_graph)
         inputs = self._inputs(step) if method.wants_inputs else self._nothing
         batch = Batch(inputs, self._labels(step), self._step_seed(step), self._loss)
         waits = method.link_kind == "error" and method.has_link(module)
@@ -304,7 +295,7 @@ class Stage:
             for index, (x, labels) in enumerate(self._evaluations[which]):
                 self.progress.begin(index, f"evaluate {which}")
                 x = x if self._plan.is_first else self._receive(self._previous, Kind.ACTIVATION, index)
-                y = forward_for_evaluation([self._module], x)
+                y = forward_for_evaluation([self.module], x)
                 if self._plan.is_last:
                     total.add(y, labels)
                 else:
@@ -315,8 +306,8 @@ class Stage:
     def state(self) -> TrainState:
         """Return this stage's part of the state, on the CPU, without the replica, which belongs to the previous stage."""
         optimizer = {**self._body_updater.state(), **self._tail_updater.state()}
-        method_state = dict(self._method_state.tensors(self._module.module_index))
-        return to_cpu(TrainState(state_of([self._module]), optimizer, self.steps.next, method_state))
+        method_state = dict(self._method_state.tensors(self.module.module_index))
+        return to_cpu(TrainState(state_of([self.module]), optimizer, self.steps.next, method_state))
 
     def environment(self) -> dict[str, Any]:
         """Describe this stage's process and device."""
@@ -328,12 +319,12 @@ class Stage:
         updaters = self._body_updater, self._tail_updater, self._replica_updater
         for updater in updaters:
             updater.check(state.optimizer)
-        copy_weights(state_of([self._module]), state.weights)
+        copy_weights(state_of([self.module]), state.weights)
         copy_weights(dict(self._replica.named_state()), state.weights)
         for updater in updaters:
             updater.load(state.optimizer)
-        k, how = self._module.module_index, (self._job.seed, self._job.engine)
-        self._method_state.load(k, state.method_state, self._module.chain, *how)
+        k, how = self.module.module_index, (self._job.seed, self._job.engine)
+        self._method_state.load(k, state.method_state, self.module.chain, *how)
         if len(self._replica):
             self._replica_method_state.load(k - 1, state.method_state, self._replica, *how)
         self.steps.next = state.step

@@ -7,9 +7,8 @@ import ray
 import torch
 
 from backlink_ray.measure.metrics import free_memory_mib
-from backlink_ray.pipeline.asyncstage import make_stage
 from backlink_ray.pipeline.exchange import Kind, Link, Mailbox, NoLink
-from backlink_ray.pipeline.injector import inject
+from backlink_ray.pipeline.injector import make_stage
 from backlink_ray.pipeline.objectstore import ObjectStoreLink
 from backlink_ray.pipeline.progress import UNKNOWN, Position
 from backlink_ray.pipeline.stage import Stage, StagePlan
@@ -63,7 +62,7 @@ class StageActor:
         self._stage = None  # its memory is free before the next one is built
         self._attempt, self._plan = attempt, plan
         self._from_previous, self._from_following = Mailbox(size), Mailbox(size)
-        self._stage = inject(make_stage, plan)
+        self._stage = make_stage(plan)
 
     def connect(self, previous: Any, following: Any) -> None:
         """Link the stage to the neighbouring actors; None stands for no neighbour."""

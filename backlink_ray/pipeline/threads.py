@@ -12,14 +12,13 @@ from typing import Any
 import torch
 
 from backlink_ray.nets.probe import in_mode
-from backlink_ray.pipeline.asyncstage import make_stage
-from backlink_ray.pipeline.controller import Outcome, PipelineExecutor, StageGroup, first_failure, nothing
+from backlink_ray.pipeline.controller import CallEnd, PipelineExecutor, StageGroup, first_failure, nothing
 from backlink_ray.pipeline.exchange import Mailbox, NoLink, QueueLink
-from backlink_ray.pipeline.injector import inject
+from backlink_ray.pipeline.injector import make_stage
 from backlink_ray.pipeline.progress import Patience
 from backlink_ray.pipeline.stage import Stage, StageReport, plan_stages
 from backlink_ray.seeds import derive_seed
-from backlink_ray.train.executor import Job, remember
+from backlink_ray.train.executor import ChunkReport, Job, never, remember
 from backlink_ray.train.state import TrainState
 
 # How often the driver looks where the stages are, and whether to stop.
@@ -101,7 +100,7 @@ class ThreadGroup(StageGroup):
             stage.steps.abort()
         wait([f for f, at in zip(futures, positions, strict=True) if not at.busy_s], RELEASE_TIMEOUT_S)
         errors = [f.exception() if f.done() else None for f in futures]
-        error = first_failure([Outcome(e, position=at) for e, at in zip(errors, positions, strict=True)])
+        error = first_failure([CallEnd(e, position=at) for e, at in zip(errors, positions, strict=True)])
         self._hung = error.stage_index if error.lost else -1
         raise error from errors[error.stage_index]
 
@@ -111,17 +110,6 @@ class ThreadGroup(StageGroup):
             mailbox.abort("the run ends")
         for k, thread in enumerate(self._threads):
             thread.end(0.0 if k == self._hung else RELEASE_TIMEOUT_S)
-
-
-def merge_reports(parts: Sequence[StageReport]) -> StageReport:
-    """Return one report of consecutive runs of one stage."""
-    return StageReport(
-        torch.cat([part.losses for part in parts]),
-        sum(part.link_s for part in parts),
-        max(part.peak_memory_mib for part in parts),
-        tuple(span for part in parts for span in part.spans),
-        sum(part.compile_s for part in parts),
-    )
 
 
 class RoundRobinGroup(ThreadGroup):
@@ -136,13 +124,8 @@ class RoundRobinGroup(ThreadGroup):
         self.replays = {k: mailboxes[k].replay for k in range(1, len(stages))}  # what each stage works on
 
     def run(self, first: int, num_steps: int, stop: Callable[[], bool]) -> list[StageReport]:
-        reports: list[list[StageReport]] = [[] for _ in self._stages]
-        for step in range(first, first + num_steps):
-            for k in self._order(step):
-                reports[k].append(self._stages[k].run(1))
-            if stop():
-                break
-        return [merge_reports(of_stage) for of_stage in reports]
+        reports = {k: self._stages[k].run(num_steps) for k in self._order(first)}
+        return [reports[k] for k in sorted(reports)]
 
     def _order(self, step: int) -> list[int]:
         count = len(self._stages)
@@ -162,7 +145,7 @@ class ThreadsExecutor(PipelineExecutor):
         plans, size = plan_stages(job), max(1, job.method.replay_size)
         forward = [Mailbox(size) for _ in plans]  # forward[k]: from stage k - 1 to stage k
         backward = [Mailbox(size) for _ in plans]  # backward[k]: from stage k + 1 to stage k
-        stages = [inject(make_stage, plan) for plan in plans]
+        stages = [make_stage(plan) for plan in plans]
         for k, plan in enumerate(plans):
             rest = torch.device(plan.job.devices[0]), job.stage_timeout_s
             before = NoLink() if plan.is_first else QueueLink(forward[k], backward[k - 1], *rest)
@@ -189,6 +172,12 @@ class RoundRobinExecutor(ThreadsExecutor):
         group = RoundRobinGroup(stages, mailboxes, job.seed)
         self._replays, self._engine = group.replays, job.engine
         return group
+
+    def train(self, num_steps: int, stop: Callable[[], bool] = never) -> ChunkReport:
+        report = super().train(1)
+        while report.num_steps < num_steps and not stop():
+            report = report.followed_by(super().train(1))
+        return report
 
     def state(self) -> TrainState:
         """Return the state with the activations that stages still work on: "modules.<k>.replay.<i>", and their uses and steps."""

@@ -6,12 +6,8 @@ from typing import Any
 
 import ray
 
-from backlink_ray.pipeline.pool import error_of
-from backlink_ray.pipeline.progress import UNKNOWN, Patience, Position
-
-# A busy process answers at once; a machine under load, within this.
-ANSWER_TIMEOUT_S = 1.0
-SILENT = "silent"
+from backlink_ray.pipeline.pool import ANSWER_TIMEOUT_S, ended
+from backlink_ray.pipeline.progress import SILENT, UNKNOWN, Patience, Position
 
 
 class Watch:
@@ -51,4 +47,5 @@ class Watch:
 
 def _position(ref: Any) -> Position:
     """Return a stage's answer; a dead one has none, and its pending call fails as well."""
-    return UNKNOWN if error_of(ref) is not None else ray.get(ref)
+    found = ended(ref)
+    return UNKNOWN if isinstance(found, Exception) else found

@@ -20,10 +20,10 @@ def data_key(config: RunConfig) -> str:
     return f"{config.dataset}-s{config.seed}" if by_seed else config.dataset
 
 
-def dataset_of(config: RunConfig, root: Path | None = None, *, download: bool = True) -> Dataset:
+def dataset_of(config: RunConfig, root: Path | None = None) -> Dataset:
     """Return the data set of one run; errors as in `load_dataset`."""
     budgets = {"train_images": config.train_images, "test_images": config.test_images}
-    return load_dataset(config.dataset, root, **budgets, seed=config.seed, download=download)
+    return load_dataset(config.dataset, root, **budgets, seed=config.seed)
 
 
 def load_for(configs: Iterable[RunConfig], root: Path) -> dict[str, Dataset]:

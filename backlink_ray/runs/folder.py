@@ -47,7 +47,7 @@ class RunFolder:
 
     def __init__(self, path: Path, config: RunConfig, dataset: Dataset) -> None:
         self.path, self._config, self._dataset = path, config, dataset
-        self._check(config, dataset)
+        self._check()
 
     @contextmanager
     def opened(self, timeout_s: float = 0.0) -> Iterator[None]:
@@ -61,26 +61,26 @@ class RunFolder:
         with exclusive(self.path / LOCK, timeout_s, f"output_dir={str(self.path)!r}"):
             if not self.result():
                 remove_leftovers(self.path)
-                self._begin(self._config, self._dataset)
+                self._begin()
             yield
 
-    def _begin(self, config: RunConfig, dataset: Dataset) -> None:
+    def _begin(self) -> None:
         import yaml  # imported here: measurements need no run folder
 
-        facts = {name: getattr(dataset, name) for name in FACTS}
         content = {
             "format": FORMAT,
-            "run_id": config.run_id,
-            **dataclasses.asdict(config),
-            **facts,
-            "dataset_digest": dataset.digest,
-            "files": config.digests,
+            "run_id": self._config.run_id,
+            **dataclasses.asdict(self._config),
+            **{name: getattr(self._dataset, name) for name in FACTS},
+            "dataset_digest": self._dataset.digest,
+            "files": self._config.digests,
         }
         write_whole(self.path / CONFIG, yaml.safe_dump(content, sort_keys=False))
         (self.path / FAILURE).unlink(missing_ok=True)
 
-    def _check(self, config: RunConfig, dataset: Dataset) -> None:
-        found, label = _read(self.path), f"output_dir={str(self.path)!r}"
+    def _check(self) -> None:
+        config, digest, label = self._config, self._dataset.digest, f"output_dir={str(self.path)!r}"
+        found = _read(self.path)
         if outer := next((parent for parent in self.path.absolute().parents if _is_run(parent)), None):
             raise ConfigError(f"{label} lies in the run folder {str(outer)!r}; give a folder outside of it")
         has_trained = any((self.path / name).exists() for name in (ENVIRONMENT, METRICS, CHECKPOINTS))
@@ -92,9 +92,9 @@ class RunFolder:
             why = f" (changed: the file of {', '.join(changed)})" * bool(changed)
             raise ConfigError(f"{label} holds run {found.get('run_id')}, not {config.run_id}{why}; give another folder")
         _check_format(self.path, found, *[_CONTIGUOUS] * bool(self.result()))
-        if found.get("dataset_digest") != dataset.digest:
+        if found.get("dataset_digest") != digest:
             raise ConfigError(
-                f"{label} holds this run on other data (digest {found.get('dataset_digest')}, here {dataset.digest}); restore "
+                f"{label} holds this run on other data (digest {found.get('dataset_digest')}, here {digest}); restore "
                 "the data, or give another folder"
             )
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from backlink_ray.errors import CheckpointError
+from backlink_ray.errors import StorageError
 from backlink_ray.files import local_path
 from backlink_ray.local.weights import check_weights, copy_weights
 from backlink_ray.nets.network import Network
@@ -21,13 +21,13 @@ def load_network(run_folder: str | Path) -> Network:
 
     Raises:
         ConfigError: it is no run folder, of another format, or its network is another one now.
-        CheckpointError: it has no checkpoint yet.
+        StorageError: it has no checkpoint yet.
     """
     folder = local_path(run_folder, "run_folder")
     config, facts = read_config(folder)
     found = newest(folder / CHECKPOINTS, recorded_run_id(folder))
     if found is None:
-        raise CheckpointError(f"{folder / CHECKPOINTS} has no good checkpoint; one is written after every epoch")
+        raise StorageError(f"{folder / CHECKPOINTS} has no good checkpoint; one is written after every epoch")
     network, _ = build_modules(config, **facts)
     engine_of(config).arrange_weights([network])  # it rounds as the run did
     own = {name: tensor.detach() for name, tensor in (*network.named_parameters(), *network.named_buffers())}

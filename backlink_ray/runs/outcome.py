@@ -41,13 +41,13 @@ def recorded_outcome(folder: Path) -> Outcome | None:
 
 
 def outcome_of(folder: Path, epochs: int, last: dict[str, Any], error: str | None) -> Outcome:
-    """Return the outcome of a trial.
+    """Return the outcome of a run that no process works on any more: the recorded one, else what is known of its trial.
 
     Args:
-        folder: its run folder.
+        folder: of the run.
         epochs: of its configuration.
         last: its last report, {} if there was none.
-        error: Tune's error message, None if the trial ended without an error.
+        error: why it ended, such as Tune's error message; None if the trial ended without an error.
     """
     try:
         recorded = recorded_outcome(folder)

@@ -51,8 +51,8 @@ def run(
         BusyError: another process trains this run in this folder; nothing is changed.
         DataError: the data set cannot be had.
         StorageError: a file of the folder is damaged, or cannot be written.
-        NonFiniteLossError, NotFiniteError, StageError, ClusterError: the run failed, and would fail again or has lost more stages
-            than `options.max_recoveries`; its folder keeps the last checkpoint.
+        NotFiniteError, StageError, ClusterError: the run failed, and would fail again or has lost more stages than
+            `options.max_recoveries`; its folder keeps the last checkpoint.
         KeyboardInterrupt: it was asked to stop, and has saved a checkpoint.
     """
     config = config.replace(executor=executor or config.executor)

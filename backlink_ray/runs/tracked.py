@@ -14,7 +14,7 @@ from backlink_ray import provenance
 from backlink_ray.errors import ConfigError, StorageError, TrackingError
 from backlink_ray.files import is_held, read_lines
 from backlink_ray.runs.folder import CONFIG, ENVIRONMENT, METRICS, RESULT
-from backlink_ray.runs.outcome import Outcome, recorded_outcome
+from backlink_ray.runs.outcome import Outcome, outcome_of, recorded_outcome
 from backlink_ray.runs.results import early_result, numbers
 from backlink_ray.runs.tracking_file import DAMAGE, TRACKING, TrackingFile
 from backlink_ray.text import slug
@@ -63,7 +63,7 @@ def end_open_runs(runs: Path, reason: str) -> None:
     for file in sorted(runs.glob(f"*/{TRACKING}")):
         found = TrackingFile.find(file.parent)
         if found and found.status == "RUNNING":
-            end_tracking(file.parent, _outcome(file.parent, reason))
+            end_tracking(file.parent, outcome_of(file.parent, 0, {}, reason))
 
 
 def derive(folder: Path, values: Mapping[str, float]) -> bool:
@@ -146,7 +146,7 @@ def tracked_run(folder: Path) -> TrackedRun:
 def _tracked_run(folder: Path, found: TrackingFile, epochs: Sequence[Mapping[str, Any]]) -> TrackedRun:
     status, reason = found.status, found.end_reason
     if status == "RUNNING" and not is_held(folder.parent.parent / DRIVER_LOCK):  # folder is STUDY/runs/RUN_ID
-        outcome = _outcome(folder, "the process that ran the study died")
+        outcome = outcome_of(folder, 0, {}, "the process that ran the study died")
         status, reason = _MLFLOW_STATUS[outcome.status], outcome.reason
     return replace(
         found,
@@ -157,14 +157,6 @@ def _tracked_run(folder: Path, found: TrackingFile, epochs: Sequence[Mapping[str
         ended_ms=found.ended_ms or (int(epochs[-1]["time_ms"]) if epochs else found.started_ms),
         artifacts=_existing(found.artifacts),
     )
-
-
-def _outcome(folder: Path, reason: str) -> Outcome:
-    """Return the outcome of a run that no process works on: the recorded one, else LOST."""
-    try:
-        return recorded_outcome(folder) or Outcome("LOST", reason)
-    except StorageError as error:
-        return Outcome("LOST", str(error))
 
 
 def _point(metrics: Mapping[str, Any]) -> Point:

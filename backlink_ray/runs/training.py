@@ -64,9 +64,8 @@ class _Training:
         self.curve = folder.resume(extra.get("metrics", {}))
         self._begun = _report(extra["begun"]) if "begun" in extra else None
         folder.describe(executor.name, len(self.curve) + 1, executor.environments())
-        self._saved = time.monotonic()
-        # The longest saving and the last evaluation so far; at first guesses.
-        self._saving_s, self._evaluation_s = options.checkpoint_every_s / 10, options.checkpoint_every_s / 2
+        self._saved = time.monotonic()  # when the newest saved state was
+        self._evaluation_s = options.checkpoint_every_s / 4  # of the last one; at first a guess
 
     def epoch(self) -> ChunkReport:
         """Train the next epoch, or the rest of it, and evaluate it."""
@@ -105,24 +104,18 @@ class _Training:
             raise KeyboardInterrupt
 
     def _is_due(self, more_s: float = 0.0) -> bool:
-        return time.monotonic() + more_s >= self._due
-
-    @property
-    def _due(self) -> float:
-        """Return when a checkpoint must be begun so that it is on disk before the state of the newest one is too old."""
-        every_s = self._options.checkpoint_every_s
-        return self._saved + max(every_s / 2, every_s - 2 * self._saving_s)  # twice, since the next may take longer
+        """Return whether half of the time between two checkpoints is over in `more_s`: the rest is for what the saving takes."""
+        return time.monotonic() + more_s >= self._saved + self._options.checkpoint_every_s / 2
 
     def _save(self, begun: ChunkReport | None = None) -> None:
         """Save the state, with the metrics of the last finished epoch and what was measured in the one that has begun."""
-        start, due = time.monotonic(), self._due
+        start = time.monotonic()
         extra: dict[str, Any] = {"metrics": self.curve[-1] if self.curve else {}}
         if begun:
             rest = {name: getattr(begun, name) for name in _OF_A_CHUNK}
             extra["begun"] = {"losses": begun.losses.tolist(), **rest}
         self._checkpoints.save(self._executor.state(), extra)
-        # From when it was due: until a chunk has ended, training goes on.
-        self._saved, self._saving_s = start, max(self._saving_s, time.monotonic() - min(start, due))
+        self._saved = start
 
 
 _OF_A_CHUNK = ("seconds", "link_s", "peak_memory_mib", "compile_s")
@@ -163,7 +156,8 @@ def _metrics(config: RunConfig, epoch: int, report: ChunkReport, executor: Execu
         found |= {"val_error_pct": val.error_pct, "val_loss": val.loss}
     for name in ("test_loss", "val_loss"):
         if not isfinite(found.get(name, 0.0)):
-            raise NotFiniteError(name, epoch * report.losses.shape[1])
+            step = epoch * report.losses.shape[1] - 1
+            raise NotFiniteError(f"{name} is not finite after step {step}; try a smaller lr")
     return {name: value for name, value in found.items() if value is not None}  # a regression has no errors in percent
 
 

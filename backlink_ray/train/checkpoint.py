@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from backlink_ray.errors import BacklinkError, CheckpointError
+from backlink_ray.errors import BacklinkError, StorageError
 from backlink_ray.files import make_own_folder, remove_leftovers, sync_folder, temporary, write_synced
 from backlink_ray.train.state import PARTS, TrainState
 
@@ -41,7 +41,7 @@ class Checkpoints:
         try:
             make_own_folder(folder)
         except OSError as error:
-            raise CheckpointError(
+            raise StorageError(
                 f"{folder} cannot be used for checkpoints: {error.strerror}; remove what is there"
             ) from error
         remove_leftovers(folder)
@@ -50,7 +50,7 @@ class Checkpoints:
         """Write a state with some JSON.
 
         Raises:
-            CheckpointError: it cannot be written (a full disk, say); the older checkpoints are untouched.
+            StorageError: it cannot be written (a full disk, say); the older checkpoints are untouched.
             NotFiniteError: it has a NaN or an infinite number, see `StateCheck`; nothing is written.
         """
         from safetensors.torch import save  # imported here: the library itself needs torch alone
@@ -68,7 +68,7 @@ class Checkpoints:
             _write(final, files)
         except OSError as error:
             size = sum(map(len, files.values()))
-            raise CheckpointError(
+            raise StorageError(
                 f"{final} ({size} bytes) cannot be written: {error.strerror}; free space there"
             ) from error
         for old in _superseded(self._folder, final):
@@ -95,7 +95,7 @@ def newest(folder: Path, run_id: str = "", check: Check = lambda _: None) -> tup
         try:
             state, extra = _read(one)
             if run_id and extra.get("run_id") != run_id:
-                raise CheckpointError(f"it is of run {extra.get('run_id')}, not of {run_id}")
+                raise StorageError(f"it is of run {extra.get('run_id')}, not of {run_id}")
             check(state)
         except BacklinkError as error:
             print(f"checkpoint {one} is not used ({error}); trying the one before", file=sys.stderr, flush=True)
@@ -142,16 +142,16 @@ def _read(folder: Path) -> tuple[TrainState, dict[str, Any]]:
         files = {name: (folder / name).read_bytes() for name in (*_TENSORS, STATE)}
         for name, raw in files.items():
             if hashlib.sha256(raw).hexdigest() != manifest[name]:
-                raise CheckpointError(f"{name} is corrupt: expected sha256 {manifest[name]}")
+                raise StorageError(f"{name} is corrupt: expected sha256 {manifest[name]}")
         parts = {part: load(files[name]) for part, name in zip(PARTS, _TENSORS, strict=True)}
         state = json.loads(files[STATE])
         step, extra = int(state["step"]), dict(state["extra"])
-    except CheckpointError:  # itself an OSError
+    except StorageError:  # itself an OSError
         raise
     except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
-        raise CheckpointError(f"incomplete or damaged: {type(error).__name__}: {error}") from error
+        raise StorageError(f"incomplete or damaged: {type(error).__name__}: {error}") from error
     if folder.name != _name(step):
-        raise CheckpointError(f"it is of step {step}")
+        raise StorageError(f"it is of step {step}")
     return TrainState(**parts, step=step), extra
 
 

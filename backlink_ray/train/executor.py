@@ -162,7 +162,7 @@ class Executor(ABC):
 
     @abstractmethod
     def train(self, num_steps: int, stop: Callable[[], bool] = never) -> ChunkReport:
-        """Train on the next `num_steps` batches; NonFiniteLossError names stage and step.
+        """Train on the next `num_steps` batches; NotFiniteError names stage and step.
 
         Args:
             num_steps: 1 or more.

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from backlink_ray.errors import ConfigError
+from backlink_ray.local.module import LocalModule
+from backlink_ray.methods.base import Method
 from backlink_ray.options import check_options, flag, number
 
 LearningRate = Callable[[int], float]
@@ -211,6 +213,13 @@ class Updater:
             tensor = _laid_out(value.detach().clone(), parameter)
             own = tensor.item() if key.endswith(_NUMBER) else tensor.to("cpu" if on_cpu else parameter.device)
             self._optimizer.state[parameter][key.removesuffix(_NUMBER)] = own
+
+
+def updaters_of(method: Method, modules: Sequence[LocalModule], optimizer: MakeOptimizer) -> tuple[Updater, Updater]:
+    """Return the updaters of the modules' local and linked parameters, see `Method`."""
+    local = [pair for module in modules for pair in method.local_parameters(module)]
+    linked = [pair for module in modules for pair in method.linked_parameters(module)]
+    return Updater(local, optimizer), Updater(linked, optimizer, method.helper_lr)
 
 
 def _fits(found: Tensor | None, like: tuple[Tensor, Tensor], parameter: nn.Parameter) -> bool:

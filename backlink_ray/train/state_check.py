@@ -11,7 +11,7 @@ from backlink_ray.local.module import LocalModule
 from backlink_ray.local.weights import SHOWN
 from backlink_ray.methods.base import Method
 from backlink_ray.train.executor import Job
-from backlink_ray.train.optim import Updater
+from backlink_ray.train.optim import updaters_of
 from backlink_ray.train.state import PARTS, TrainState, check_state
 
 _METHOD_STATE = re.compile(
@@ -29,11 +29,7 @@ class StateCheck:
 
     def __init__(self, job: Job) -> None:
         self._modules, self._method = job.method.prepare(job.modules), job.method
-        local, linked = (
-            [pair for module in self._modules for pair in named(module)]
-            for named in (job.method.local_parameters, job.method.linked_parameters)
-        )
-        self._updaters = Updater(local, job.optimizer), Updater(linked, job.optimizer, job.method.helper_lr)
+        self._updaters = updaters_of(job.method, self._modules, job.optimizer)
         own = [(name, buffer) for module in job.modules for name, buffer in module.named_state()]
         self._may_be_infinite = {name for name, tensor in own if not (tensor.requires_grad or _is_finite(tensor))}
 
@@ -56,7 +52,7 @@ class StateCheck:
         for part in PARTS:
             for name, tensor in getattr(state, part).items():
                 if not _is_finite(tensor) and name not in self._may_be_infinite:
-                    raise NotFiniteError(name, state.step)
+                    raise NotFiniteError(f"{name} is not finite after step {state.step - 1}; try a smaller lr")
 
 
 def _is_finite(tensor: Tensor) -> bool:

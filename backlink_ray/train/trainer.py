@@ -11,7 +11,7 @@ from torch import Tensor
 from backlink_ray.allocator import keep_freed_memory
 from backlink_ray.data.checks import check_inputs
 from backlink_ray.data.tensors import cast
-from backlink_ray.errors import ConfigError, NonFiniteLossError
+from backlink_ray.errors import ConfigError, NotFiniteError
 from backlink_ray.local.engine import DEFAULT, Engine
 from backlink_ray.local.graph import NOTHING
 from backlink_ray.local.modes import TrainingModes, unmoved_if_refused
@@ -27,7 +27,7 @@ from backlink_ray.seeds import SEED
 from backlink_ray.train.captured import Captured, check_capture
 from backlink_ray.train.evaluation import Evaluation, EvaluationSum
 from backlink_ray.train.labels import check_labels, check_loss
-from backlink_ray.train.optim import LearningRate, MakeOptimizer, Sgd, Updater, check_optimizer
+from backlink_ray.train.optim import LearningRate, MakeOptimizer, Sgd, check_optimizer, updaters_of
 from backlink_ray.train.state import TrainState, check_state
 
 _LR = Option(default=0.5, high=LARGEST_FLOAT, allowed="at least 0, finite")
@@ -213,13 +213,9 @@ class Trainer:
         engine.arrange_weights(self.modules)
         self._seed = SEED.read("seed", seed)
         self._lr = lr if callable(lr) else _LR.read("lr", lr)
-        local, linked = (
-            [pair for module in self.modules for pair in named(module)]
-            for named in (method.local_parameters, method.linked_parameters)
-        )
         optimizer = optimizer or Sgd()
-        check_optimizer(optimizer, [p for _, p in (*local, *linked)])
-        self._updaters = [Updater(local, optimizer), Updater(linked, optimizer, method.helper_lr)]
+        check_optimizer(optimizer, [p for module in self.modules for p in module.parameters()])
+        self._updaters = updaters_of(method, self.modules, optimizer)
         self._loss_checked: tuple[object, ...] = ()
         self._learners = [Learner.of(method, module) for module in self.modules]
         self._modes = TrainingModes(self.modules)
@@ -237,7 +233,7 @@ class Trainer:
 
         Raises:
             ConfigError: an iterator, which would be at its end after the first epoch, or nothing to train on; as `step`.
-            NonFiniteLossError: a loss became NaN or infinite; seen at the end of its epoch.
+            NotFiniteError: a loss became NaN or infinite; seen at the end of its epoch.
         """
         if epochs < 1 or (epochs > 1 and iter(batches) is batches):
             raise ConfigError(
@@ -340,8 +336,9 @@ class Trainer:
 
 
 def check_losses(losses: Tensor, first_step: int) -> None:
-    """Raise NonFiniteLossError for the earliest step of losses (K, steps) that is not finite."""
+    """Raise NotFiniteError for the earliest step of losses (K, steps) that is not finite."""
     bad = (~losses.isfinite()).nonzero()
     if len(bad):
         offset, stage = min((int(t), int(k)) for k, t in bad)
-        raise NonFiniteLossError(stage, first_step + offset, float(losses[stage, offset]))
+        value, step = float(losses[stage, offset]), first_step + offset
+        raise NotFiniteError(f"the local loss of stage {stage} is {value} at step {step}; try a smaller lr")

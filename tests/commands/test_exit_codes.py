@@ -10,7 +10,7 @@ import torch
 from backlink_ray.commands.command import Command, run_command
 from backlink_ray.commands.exit_codes import guarded, resume_line
 from backlink_ray.commands.flags import CommonFlags, choose_preset
-from backlink_ray.errors import CheckpointError, ClusterError, ConfigError, NonFiniteLossError, StageError
+from backlink_ray.errors import ClusterError, ConfigError, NotFiniteError, StageError, StorageError
 
 
 def exit_code(error: BaseException) -> int:
@@ -24,8 +24,12 @@ def exit_code(error: BaseException) -> int:
     ("error", "code", "start"),
     [
         (StageError(1, 4, "step 3", "lost"), 1, "failed: stage 1 of 4 failed at step 3: lost; resume: it"),
-        (NonFiniteLossError(0, 7, float("nan")), 1, "failed: the local loss of stage 0 is nan at step 7"),
-        (CheckpointError("no space"), 1, "failed: no space; resume: it"),
+        (
+            NotFiniteError("the local loss of stage 0 is nan at step 7"),
+            1,
+            "failed: the local loss of stage 0 is nan at step 7",
+        ),
+        (StorageError("no space"), 1, "failed: no space; resume: it"),
         (torch.OutOfMemoryError("CUDA out of memory.\nIf reserved"), 1, "failed: CUDA out of memory.; resume: it"),
         (ConfigError("alpha=2 is out of range"), 2, "error: alpha=2 is out of range"),
         (

@@ -95,7 +95,7 @@ def test_held_out_part_follows_the_seed(sample: Dataset) -> None:
 
 def test_the_data_set_of_a_run_has_its_name_budgets_and_seed(tiny_cifar10: Tiny) -> None:
     config = RunConfig(dataset="cifar10-lt", train_images=12, test_images=7, seed=5)
-    found = dataset_of(config, tiny_cifar10.folder, download=False)
+    found = dataset_of(config, tiny_cifar10.folder)
     wanted = load_dataset("cifar10-lt", tiny_cifar10.folder, train_images=12, test_images=7, seed=5)
     assert (found.name, len(found.train), len(found.test), found.seed) == ("cifar10-lt", 12, 7, 5)
     assert found.digest == wanted.digest

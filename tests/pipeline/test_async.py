@@ -10,8 +10,8 @@ import torch
 import backlink_ray as bl
 from backlink_ray.local.module import StepSeed
 from backlink_ray.methods.base import Batch, Method
-from backlink_ray.pipeline.asyncstage import make_stage
 from backlink_ray.pipeline.exchange import Kind, Mailbox, QueueLink
+from backlink_ray.pipeline.injector import make_stage
 from backlink_ray.pipeline.queues import ReplayQueue
 from backlink_ray.pipeline.stage import plan_stages
 from backlink_ray.pipeline.threads import RoundRobinExecutor, RoundRobinGroup, ThreadsExecutor

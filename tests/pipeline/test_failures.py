@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 import backlink_ray as bl
-from backlink_ray.errors import LinkAbortedError, LinkError, NonFiniteLossError, StageError
-from backlink_ray.pipeline.controller import Outcome, first_failure
+from backlink_ray.errors import LinkAbortedError, LinkError, NotFiniteError, StageError
+from backlink_ray.pipeline.controller import CallEnd, first_failure
 from backlink_ray.pipeline.exchange import Kind
 from backlink_ray.pipeline.pool import StagePool
-from backlink_ray.pipeline.progress import Patience, Position
+from backlink_ray.pipeline.progress import SILENT, Patience, Position
 from backlink_ray.pipeline.resources import StageResources
 from backlink_ray.pipeline.stage import plan_stages
 from backlink_ray.pipeline.stageactor import StageActor
@@ -31,48 +31,48 @@ METHOD = bl.BackLink(propagation_length=1, alpha=0.5)
 
 
 def test_a_dead_stage_is_named_with_the_step_at_which_its_neighbour_waits() -> None:
-    waiting = Outcome(LinkError("late"), position=Position(12, "receive_link_gradient"))
+    waiting = CallEnd(LinkError("late"), position=Position(12, "receive_link_gradient"))
     error = first_failure(
-        [waiting, Outcome(RuntimeError("gone"), died=True), Outcome(None, position=Position(11, "tail_forward"))]
+        [waiting, CallEnd(RuntimeError("gone"), died=True), CallEnd(None, position=Position(11, "tail_forward"))]
     )
     assert str(error) == "stage 1 of 3 failed at step 12 (stage 0 was at receive_link_gradient): RuntimeError: gone"
 
 
 def test_an_error_of_its_own_takes_precedence_over_a_wait_in_vain() -> None:
-    late = Outcome(LinkError("late"), position=Position(5, "receive_activation"))
-    aborted = Outcome(LinkAbortedError("stopped"), position=Position(5, "tail_forward"))
+    late = CallEnd(LinkError("late"), position=Position(5, "receive_activation"))
+    aborted = CallEnd(LinkAbortedError("stopped"), position=Position(5, "tail_forward"))
     assert (
-        first_failure([late, aborted, Outcome(ValueError("bad"), position=Position(4, "local_backward"))]).stage_index
+        first_failure([late, aborted, CallEnd(ValueError("bad"), position=Position(4, "local_backward"))]).stage_index
         == 2
     )
     assert first_failure([aborted, late]).stage_index == 1
 
 
 def test_a_stage_that_is_busy_by_itself_is_named_before_the_one_that_waits_for_it() -> None:
-    late = Outcome(LinkError("late"), position=Position(5, "receive_link_gradient"))
-    busy = Outcome(None, position=Position(5, "local_backward", 3.0))
+    late = CallEnd(LinkError("late"), position=Position(5, "receive_link_gradient"))
+    busy = CallEnd(None, position=Position(5, "local_backward", 3.0))
     error = first_failure(
-        [late, busy, Outcome(LinkAbortedError("stopped"), position=Position(5, "receive_activation"))]
+        [late, busy, CallEnd(LinkAbortedError("stopped"), position=Position(5, "receive_activation"))]
     )
     assert str(error) == (
         "stage 1 of 3 failed at step 5 (local_backward): it has not finished local_backward for 3.0 s: it hangs, or needs a "
         "longer stage_timeout_s"
     )
     assert error.lost
-    assert first_failure([busy, Outcome(None, position=Position(6, "body_forward", 9.0))]).stage_index == 1
-    assert first_failure([busy, Outcome(ValueError("bad"), position=Position(4, "tail_forward"))]).stage_index == 1
+    assert first_failure([busy, CallEnd(None, position=Position(6, "body_forward", 9.0))]).stage_index == 1
+    assert first_failure([busy, CallEnd(ValueError("bad"), position=Position(4, "tail_forward"))]).stage_index == 1
 
 
 def test_a_silent_stage_is_named_only_if_none_is_known_to_have_failed() -> None:
-    silent = Outcome(None, silent=True, position=Position(-1, "silent", 7.0))
-    late = Outcome(LinkError("late"), position=Position(5, "receive_activation"))
+    silent = CallEnd(None, position=Position(-1, SILENT, 7.0))
+    late = CallEnd(LinkError("late"), position=Position(5, "receive_activation"))
     assert first_failure([late, silent]).stage_index == 1
     assert "stage 1 was at receive_activation): its process has not answered for 7.0 s" in str(
         first_failure([silent, late])
     )
     assert first_failure([late, silent]).lost
-    assert first_failure([silent, late, Outcome(ValueError("bad"))]).stage_index == 2
-    died = first_failure([silent, Outcome(RuntimeError("gone"), died=True)])
+    assert first_failure([silent, late, CallEnd(ValueError("bad"))]).stage_index == 2
+    died = first_failure([silent, CallEnd(RuntimeError("gone"), died=True)])
     assert (died.stage_index, died.lost) == (1, True)
 
 
@@ -178,8 +178,8 @@ def test_sigkill_of_a_stage_is_named_within_seconds_and_leaves_nothing(ray_here:
 
     with LocalExecutor(job(METHOD, 3)) as executor:
         expected = executor.train(2).losses
-    with RayExecutor(job(METHOD, 3)) as executor:
-        pids = executor.actors.process_ids
+    with StagePool() as stages, RayExecutor(job(METHOD, 3), stages) as executor:
+        pids = [home.process_id for home in stages.homes.values()]
         assert torch.equal(executor.train(2).losses, expected)
         threading.Timer(0.5, os.kill, (pids[1], signal.SIGKILL)).start()
         start = time.monotonic()
@@ -203,9 +203,9 @@ def test_sigkill_of_a_stage_is_named_within_seconds_and_leaves_nothing(ray_here:
 def test_a_hung_stage_is_named_after_the_stage_timeout(num_modules: int, during: str, ray_here: None) -> None:
     from backlink_ray.pipeline.actors import RayExecutor
 
-    with RayExecutor(job(METHOD, num_modules, stage_timeout_s=3.0)) as executor:
+    with StagePool() as stages, RayExecutor(job(METHOD, num_modules, stage_timeout_s=3.0), stages) as executor:
         executor.train(1)
-        os.kill(executor.actors.process_ids[-1], signal.SIGSTOP)
+        os.kill(stages.homes[num_modules - 1].process_id, signal.SIGSTOP)
         start = time.monotonic()
         with pytest.raises(StageError) as caught:
             executor.train(1000) if during == "train" else executor.state()
@@ -253,6 +253,6 @@ def test_a_loss_that_is_not_finite_names_stage_and_step(make: type) -> None:
         next(iter(training.modules[1].head.parameters())).fill_(float("nan"))
     with (
         make(training) as executor,
-        pytest.raises(NonFiniteLossError, match="stage 1 is nan at step 0; try a smaller lr"),
+        pytest.raises(NotFiniteError, match="stage 1 is nan at step 0; try a smaller lr"),
     ):
         executor.train(2)

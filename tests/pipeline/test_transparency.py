@@ -14,8 +14,8 @@ from torch import Tensor
 import backlink_ray as bl
 from backlink_ray.local.module import LocalModule
 from backlink_ray.methods.base import Batch, LocalResult
-from backlink_ray.pipeline.asyncstage import make_stage
 from backlink_ray.pipeline.exchange import Kind, Mailbox, NoLink, QueueLink, flatten
+from backlink_ray.pipeline.injector import make_stage
 from backlink_ray.pipeline.stage import plan_stages
 from backlink_ray.pipeline.threads import RoundRobinExecutor, ThreadsExecutor
 from backlink_ray.train.executor import Evaluation, Executor, Job, LocalExecutor

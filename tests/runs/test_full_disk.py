@@ -12,7 +12,7 @@ SCRIPT = """
 import json, sys
 from pathlib import Path
 from backlink_ray.data.datasets import load_dataset
-from backlink_ray.errors import CheckpointError
+from backlink_ray.errors import StorageError
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.outcome import outcome_of
 from backlink_ray.runs.runner import run
@@ -27,7 +27,7 @@ filler.write_bytes(bytes(int(sys.argv[3])))
 found = {}
 try:
     run(config, disk / "run", dataset=data)
-except CheckpointError as error:
+except StorageError as error:
     found["error"] = str(error)
 newest = Checkpoints(disk / "run" / "checkpoints", config.run_id).newest()
 found["names"] = sorted(path.name for path in (disk / "run" / "checkpoints").iterdir())

@@ -7,7 +7,7 @@ import torch
 import yaml
 
 import backlink_ray as bl
-from backlink_ray.errors import CheckpointError
+from backlink_ray.errors import StorageError
 from backlink_ray.runs.options import RunOptions
 from backlink_ray.runs.runner import run
 from tests.examples import sample
@@ -76,7 +76,7 @@ def test_refusals(tmp_path: Path) -> None:
     file.write_text(yaml.safe_dump(content))
     for weights in tmp_path.rglob("weights.safetensors"):
         weights.unlink()
-    with pytest.raises(CheckpointError, match="checkpoints has no good checkpoint"):
+    with pytest.raises(StorageError, match="checkpoints has no good checkpoint"):
         bl.load_network(tmp_path)
 
 

@@ -38,7 +38,8 @@ STEPS = 20
 PHASES: tuple[Phase, ...] = ("before_forward", "after_forward", "exchange", "after_step", "checkpoint")
 
 DEAD = StageError(1, 2, "step 7", "ActorDiedError: gone", lost=True)
-MACHINE = StageError(1, 2, "step 7", "ActorDiedError: gone", lost=True, machine_lost=True)
+MACHINE = StageError(1, 2, "step 7", "ActorDiedError: gone", lost=True)
+MACHINE.machine_lost = True
 
 
 @pytest.mark.parametrize(
@@ -72,7 +73,9 @@ def test_an_attempt_is_repeated_until_it_succeeds_or_the_recoveries_are_used_up(
 
     def attempt(number: int) -> str:
         if number < 2:
-            raise StageError(1, 2, "step 7", "gone", lost=True, machine_lost=number == 1)
+            error = StageError(1, 2, "step 7", "gone", lost=True)
+            error.machine_lost = number == 1
+            raise error
         return "done"
 
     assert recovering(attempt, 2, lambda: True) == "done"
@@ -277,7 +280,7 @@ def test_a_lost_machine_is_replaced(tmp_path: Path, undisturbed: str, monkeypatc
 
     def lose(metrics: dict[str, Any]) -> None:
         if metrics["epoch"] == 2 and nodes:
-            of_stage_1 = next(node for node in nodes if node.node_id == pools[0].home(1).node_id)
+            of_stage_1 = next(node for node in nodes if node.node_id == pools[0].homes[1].node_id)
             nodes.clear()
             threading.Timer(0.1, cluster.remove_node, (of_stage_1, False)).start()
 
@@ -330,7 +333,7 @@ def test_how_long_a_recovery_takes(
             if not standby_after_s:
                 ray.get(pools[0]._standby.ready.remote())
             killed.append(time.monotonic())
-            os.kill(pools[0].home(len(killed) % 2).process_id, signal.SIGKILL)
+            os.kill(pools[0].homes[len(killed) % 2].process_id, signal.SIGKILL)
 
     original = RayExecutor.train
     monkeypatch.setattr(runner, "StagePool", noted)

@@ -19,7 +19,7 @@ from backlink_ray.benchmarks.descent import directions
 from backlink_ray.commands import trials
 from backlink_ray.commands.figure import FigureCommand, FigureFlags, Measurement, figure_main
 from backlink_ray.commands.search import main
-from backlink_ray.errors import ConfigError, NonFiniteLossError
+from backlink_ray.errors import ConfigError, NotFiniteError
 from backlink_ray.figures.captions import budget, is_paper_budget
 from backlink_ray.figures.save import save_figure
 from backlink_ray.figures.style import new_figure, series_of
@@ -163,7 +163,7 @@ def test_a_run_that_diverges_is_not_measured_on(tmp_path: Path) -> None:
     config = SMALL.replace(epochs=1, train_images=32, test_images=20, lr=1e30, num_modules=1)
     found = directions(config, sample(), "cpu", tmp_path)
     assert next(found)[0] == 0
-    with pytest.raises(NonFiniteLossError, match="try a smaller lr"):
+    with pytest.raises(NotFiniteError, match="try a smaller lr"):
         next(found)
 
 

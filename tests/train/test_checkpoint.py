@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import backlink_ray as bl
-from backlink_ray.errors import CheckpointError
+from backlink_ray.errors import StorageError
 from backlink_ray.train.checkpoint import Checkpoints, newest, weights_sha256
 from backlink_ray.train.state import TrainState
 from tests.children import started
@@ -96,7 +96,7 @@ def fill_the_disk(pipe: Connection, folder: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
     try:
         checkpoints.save(state_of(100_000, 2), {})
-    except CheckpointError as error:
+    except StorageError as error:
         pipe.send(str(error))
 
 
@@ -138,5 +138,5 @@ def test_an_empty_or_malformed_manifest_is_a_broken_checkpoint(tmp_path: Path, m
 
 def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").write_text("")
-    with pytest.raises(CheckpointError, match="checkpoints cannot be used for checkpoints: File exists"):
+    with pytest.raises(StorageError, match="checkpoints cannot be used for checkpoints: File exists"):
         Checkpoints(tmp_path / "checkpoints")

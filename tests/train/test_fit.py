@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import backlink_ray as bl
-from backlink_ray.errors import NonFiniteLossError
+from backlink_ray.errors import NotFiniteError
 
 X = torch.randn(20, 6, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(20) % 3
@@ -72,7 +72,7 @@ def test_what_is_no_iterable_of_pairs_is_refused(batches: object, epochs: int, m
 
 
 def test_a_loss_that_is_not_finite_ends_the_fit_with_its_step() -> None:
-    with pytest.raises(NonFiniteLossError, match="stage 0 .*at step 1"):
+    with pytest.raises(NotFiniteError, match="stage 0 .*at step 1"):
         trainer().fit([(X, Y), (X * float("nan"), Y)])
 
 

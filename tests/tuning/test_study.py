@@ -3,14 +3,13 @@
 import json
 import os
 import subprocess
-from math import nan
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from backlink_ray.data.datasets import load_dataset
-from backlink_ray.errors import BusyError, ClusterError, ConfigError, NonFiniteLossError, StageError, StorageError
+from backlink_ray.errors import BusyError, ClusterError, ConfigError, NotFiniteError, StageError, StorageError
 from backlink_ray.pipeline.resources import StageResources
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.options import DEFAULT
@@ -171,7 +170,7 @@ def test_a_trial_is_started_again_only_where_a_new_process_may_have_more_luck() 
     assert may_pass(ClusterError("the stages were not ready within 120 s"), "ray")
     assert may_pass(hung, "threads")  # a thread cannot be ended
     assert not may_pass(hung, "ray")  # the run has replaced its process max_recoveries times
-    for error in (diverged, NonFiniteLossError(0, 1, nan), ConfigError("no"), StorageError("full"), KeyError("bug")):
+    for error in (diverged, NotFiniteError("it is nan"), ConfigError("no"), StorageError("full"), KeyError("bug")):
         assert not any(may_pass(error, executor) for executor in ("local", "threads", "ray"))
 
 
