@@ -8,7 +8,7 @@ class BacklinkError(Exception):
     """Base of every error that a command reports in one line, without a traceback.
 
     Attributes:
-        exit_code: of the command: 1 if the work failed, 2 if arguments, configuration or data are wrong, 3 if it can be resumed.
+        exit_code: of the command: 1 if the work failed, 2 if arguments, configuration or data are wrong, 3 if Ray failed.
         lost: a process or machine is gone, hangs or is not to be had; the run itself may be sound.
     """
 
@@ -99,3 +99,8 @@ class LinkError(BacklinkError, RuntimeError):
 
 class LinkAbortedError(LinkError):
     """Another stage failed, so this one stopped waiting."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, else its type: CUDA's and Ray's go on with advice, or a trace."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -20,6 +20,11 @@ class _Forgiving(io.FileIO):
             return len(data)
 
 
+def say(line: str) -> None:
+    """Print a line for the user on standard error, at once; standard output is for results."""
+    print(line, file=sys.stderr, flush=True)
+
+
 def forgive_output() -> None:
     """Let this process go on where a line cannot be written: what cannot be encoded is replaced, what nobody reads is dropped."""
     for name, original in (("stdout", sys.__stdout__), ("stderr", sys.__stderr__)):

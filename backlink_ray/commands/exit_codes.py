@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from backlink_ray.errors import BacklinkError, ClusterError, NotFiniteError, StageError
+from backlink_ray.errors import BacklinkError, ClusterError, NotFiniteError, StageError, first_line
 from backlink_ray.output import forgive_output
 from backlink_ray.signals import INTERRUPTED, handled, leave, skip_teardown, stopping
 from backlink_ray.tracking.uri import hide_secrets, redact
@@ -50,11 +50,6 @@ def _exit_code(run: Callable[[], int], resume: Callable[[], str]) -> int:
         return _end(f"error: {error.filename} cannot be read ({error.strerror}); give a path of your own", 2)
     except KeyboardInterrupt:
         return _end(f"interrupted; {resume()}", INTERRUPTED)
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message: those of CUDA continue with advice on its allocator."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _end(text: str, code: int) -> int:

@@ -15,11 +15,11 @@ import tyro
 
 from backlink_ray import provenance
 from backlink_ray.commands.command import Command, run_command
-from backlink_ray.commands.exit_codes import RUN_ERRORS, first_line
+from backlink_ray.commands.exit_codes import RUN_ERRORS
 from backlink_ray.commands.flags import CommonFlags, EngineFlags, check_device, choose_preset
 from backlink_ray.commands.search import Picture
 from backlink_ray.commands.trials import estimate
-from backlink_ray.errors import ConfigError
+from backlink_ray.errors import ConfigError, first_line
 from backlink_ray.figures.data import FigureData
 from backlink_ray.figures.style import name_of
 from backlink_ray.runs.config import RunConfig

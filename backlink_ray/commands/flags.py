@@ -10,8 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import torch
 import tyro
 
-from backlink_ray.commands.exit_codes import first_line
-from backlink_ray.errors import ConfigError
+from backlink_ray.errors import ConfigError, first_line
 from backlink_ray.files import local_path
 from backlink_ray.local.engine import DEFAULT
 from backlink_ray.pipeline.resources import STAGE, StageResources

@@ -1,6 +1,5 @@
 """Weights: tensors by name, checked before they are copied into modules."""
 
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
@@ -8,6 +7,7 @@ from torch import Tensor
 
 from backlink_ray.errors import ConfigError
 from backlink_ray.local.module import LocalModule
+from backlink_ray.output import say
 
 SHOWN = 3  # tensors that an error names
 
@@ -80,7 +80,7 @@ def load_units(modules: Sequence[LocalModule], weights: Mapping[str, Tensor]) ->
     loaded = {"units", "classifier"} if fits else {"units"}
     left = dict.fromkeys(_part(name) for name in state if name.partition(".")[0] not in loaded)
     if left:
-        print(f"load_units: {', '.join(left)} do not come from these weights and stay as they were", file=sys.stderr)
+        say(f"load_units: {', '.join(left)} do not come from these weights and stay as they were")
     return list(left)
 
 

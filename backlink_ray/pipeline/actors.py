@@ -8,8 +8,8 @@ import ray
 
 from backlink_ray.errors import ClusterError, ConfigError
 from backlink_ray.local.weights import copy_weights, state_of
-from backlink_ray.pipeline.controller import CallEnd, PipelineExecutor, StageGroup, first_failure, nothing
-from backlink_ray.pipeline.pool import StagePool, ended
+from backlink_ray.pipeline.controller import CallEnd, PipelineExecutor, first_failure, nothing
+from backlink_ray.pipeline.pool import StagePool, answer_of
 from backlink_ray.pipeline.progress import Position
 from backlink_ray.pipeline.stage import StagePlan, plan_stages
 from backlink_ray.pipeline.watch import Watch
@@ -24,28 +24,50 @@ FAILURE_GRACE_S = 2.0
 HEARTBEAT_S = 0.5
 
 
-class ActorGroup(StageGroup):
-    """The stages of one run as actors of a pool."""
+class RayExecutor(PipelineExecutor):
+    """The pipeline as Ray actors.
 
-    def __init__(self, plans: Sequence[StagePlan], pool: StagePool) -> None:
-        self._pool, self._stage_timeout_s = pool, plans[0].job.stage_timeout_s
+    Args:
+        job: what to train; its `devices` are replaced: "cuda" if stages have GPUs, else "cpu".
+        pool: processes that outlive this executor, closed by the caller; None starts some for this executor alone.
+
+    Raises:
+        ConfigError: the cluster is too small for the stages.
+        ClusterError: it is too busy.
+    """
+
+    name = "ray"
+
+    def __init__(self, job: Job, pool: StagePool | None = None) -> None:
+        self._pool = StagePool() if pool is None else pool
+        self._give_back = self._pool.close if pool is None else self._pool.release
+        plans = plan_stages(job.with_parts(devices=("cuda" if self._pool.use_gpus() else "cpu",)))
+        super().__init__(plans)
+        self._stage_timeout_s = job.stage_timeout_s
         self._last_plan = plans[-1]  # the smallest, without inputs
+        self._ahead = False  # the stages, in their own processes, have weights that the job's modules lack
+        try:
+            self._start(plans)
+        except BaseException:
+            self._give_back()
+            raise
+
+    def _start(self, plans: Sequence[StagePlan]) -> None:
         for plan in plans:
             _check_sendable(plan)
-        self._actors = pool.take(len(plans))
-        ready_s = pool.ready_timeout_s
-        devices = pool.settle(self._wait([actor.ready.remote() for actor in self._actors], ready_s))
+        self._actors, ready_s = self._pool.take(len(plans)), self._pool.ready_timeout_s
+        devices = self._pool.settle(self._wait([actor.ready.remote() for actor in self._actors], ready_s))
         built = zip(self._actors, plans, devices, strict=True)
-        self._wait([actor.build.remote(pool.attempt, plan, gpus) for actor, plan, gpus in built], ready_s)
+        self._wait([actor.build.remote(self._pool.attempt, plan, gpus) for actor, plan, gpus in built], ready_s)
         remember_descendants()
         around = zip([None, *self._actors], self._actors, [*self._actors[1:], None], strict=False)
         self._wait([actor.connect.remote(before, after) for before, actor, after in around], ready_s)
 
-    def call(self, name: str, *arguments: Any, meanwhile: Callable[[], None] = nothing) -> list[Any]:
+    def _call(self, name: str, *arguments: Any, meanwhile: Callable[[], None] = nothing) -> list[Any]:
         shared = [ray.put(argument) for argument in arguments]  # pickled once: a state is large
         return self._wait([actor.call.remote(name, *shared) for actor in self._actors], meanwhile=meanwhile)
 
-    def ask(self, name: str, *arguments: Any) -> list[Any]:
+    def _ask(self, name: str, *arguments: Any) -> list[Any]:
         answers = [actor.ask.remote(name, *arguments) for actor in self._actors]
         return list(ray.get(answers, timeout=self._stage_timeout_s))
 
@@ -54,7 +76,7 @@ class ActorGroup(StageGroup):
         results, pending, start, watch = dict[Any, Any](), list(refs), time.monotonic(), Watch(self._actors)
         while pending:
             done, pending = ray.wait(pending, num_returns=1, timeout=HEARTBEAT_S)
-            results |= {ref: ended(ref) for ref in done}
+            results |= {ref: answer_of(ref) for ref in done}
             if any(isinstance(results[ref], Exception) for ref in done):
                 self._fail(refs, watch)
             if not done and timeout_s and time.monotonic() - start > timeout_s:
@@ -86,60 +108,6 @@ class ActorGroup(StageGroup):
         error.machine_lost = error.lost and self._pool.end(error.stage_index)
         raise error from ends[error.stage_index].error
 
-
-def _check_sendable(plan: StagePlan) -> None:
-    """Raise ConfigError that names the part that cannot be pickled; Ray's own error prints all the data instead."""
-    module = plan.job.modules[0]
-    units = ((f"units[{index}]", unit) for index, unit in enumerate(module.units, module.chain.first_index))
-    rest = ((name, getattr(plan.job, name)) for name in ("method", "loss", "optimizer", "lr"))
-    for name, part in (*units, (module.head_name, module.head), *rest):
-        try:
-            ray.cloudpickle.dumps(part)
-        except Exception as error:  # whatever a user's own __reduce__ raises
-            raise ConfigError(
-                f"{name} cannot be sent to the process of its stage: {error}; allowed: what pickle takes, or executor "
-                "threads or local"
-            ) from error
-
-
-def _end(call: Any, position: Position) -> CallEnd:
-    error = ended(call) if ray.wait([call], timeout=0)[0] else None
-    if not isinstance(error, Exception):
-        return CallEnd(None, position=position)
-    died = isinstance(error, (ray.exceptions.ActorDiedError, ray.exceptions.ActorUnavailableError))
-    cause = getattr(error, "cause", None)
-    if isinstance(cause, BaseException):
-        cause.__cause__ = error  # its message is the stage's own traceback
-        error = cause
-    return CallEnd(error, died, position)
-
-
-class RayExecutor(PipelineExecutor):
-    """The pipeline as Ray actors.
-
-    Args:
-        job: what to train; its `devices` are replaced: "cuda" if stages have GPUs, else "cpu".
-        pool: processes that outlive this executor, closed by the caller; None starts some for this executor alone.
-
-    Raises:
-        ConfigError: the cluster is too small for the stages.
-        ClusterError: it is too busy.
-    """
-
-    name = "ray"
-
-    def __init__(self, job: Job, pool: StagePool | None = None) -> None:
-        own = StagePool() if pool is None else pool
-        plans = plan_stages(job.with_parts(devices=("cuda" if own.use_gpus() else "cpu",)))
-        self._end = own.close if pool is None else own.release
-        try:
-            group = ActorGroup(plans, own)
-        except BaseException:
-            self._end()
-            raise
-        super().__init__(group, plans)
-        self._ahead = False  # the stages, in their own processes, have weights that the job's modules lack
-
     def train(self, num_steps: int, stop: Callable[[], bool] = never) -> ChunkReport:
         self._ahead = False  # what a failed run has learned is not fetched
         report = super().train(num_steps, stop)
@@ -163,4 +131,31 @@ class RayExecutor(PipelineExecutor):
                 self.state()
         finally:
             self._ahead = False
-            self._end()
+            self._give_back()
+
+
+def _check_sendable(plan: StagePlan) -> None:
+    """Raise ConfigError that names the part that cannot be pickled; Ray's own error prints all the data instead."""
+    module = plan.job.modules[0]
+    units = ((f"units[{index}]", unit) for index, unit in enumerate(module.units, module.chain.first_index))
+    rest = ((name, getattr(plan.job, name)) for name in ("method", "loss", "optimizer", "lr"))
+    for name, part in (*units, (module.head_name, module.head), *rest):
+        try:
+            ray.cloudpickle.dumps(part)
+        except Exception as error:  # whatever a user's own __reduce__ raises
+            raise ConfigError(
+                f"{name} cannot be sent to the process of its stage: {error}; allowed: what pickle takes, or executor "
+                "threads or local"
+            ) from error
+
+
+def _end(call: Any, position: Position) -> CallEnd:
+    error = answer_of(call) if ray.wait([call], timeout=0)[0] else None
+    if not isinstance(error, Exception):
+        return CallEnd(None, position=position)
+    died = isinstance(error, (ray.exceptions.ActorDiedError, ray.exceptions.ActorUnavailableError))
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, BaseException):
+        cause.__cause__ = error  # its message is the stage's own traceback
+        error = cause
+    return CallEnd(error, died, position)

@@ -1,7 +1,7 @@
 """Controller: an executor over stages, wherever they run; it calls them, waits, and reports which one failed first."""
 
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -11,7 +11,7 @@ import torch
 
 from backlink_ray.errors import ConfigError, LinkAbortedError, LinkError, StageError
 from backlink_ray.pipeline.progress import SILENT, UNKNOWN, Position
-from backlink_ray.pipeline.stage import StagePlan, StageReport, merge_states
+from backlink_ray.pipeline.stage import StagePlan, merge_states
 from backlink_ray.train.evaluation import Evaluation
 from backlink_ray.train.executor import ChunkReport, Executor, never
 from backlink_ray.train.state import TrainState, check_state
@@ -91,11 +91,16 @@ def nothing() -> None:
     """Do nothing."""
 
 
-class StageGroup(ABC):
-    """The stages of one run, called all at once."""
+class PipelineExecutor(Executor):
+    """Trains a job with stages that work at the same time; a subclass knows how to call them."""
+
+    def __init__(self, plans: Sequence[StagePlan]) -> None:
+        self._modules = [plan.job.modules[0] for plan in plans]
+        self.device = torch.device(plans[0].job.devices[0])
+        self._step = 0
 
     @abstractmethod
-    def call(self, name: str, *arguments: Any, meanwhile: Callable[[], None] = nothing) -> list[Any]:
+    def _call(self, name: str, *arguments: Any, meanwhile: Callable[[], None] = nothing) -> list[Any]:
         """Call a method of every stage with the same arguments, and `meanwhile` again and again while they work.
 
         Raises:
@@ -103,30 +108,20 @@ class StageGroup(ABC):
         """
 
     @abstractmethod
-    def ask(self, name: str, *arguments: Any) -> list[Any]:
+    def _ask(self, name: str, *arguments: Any) -> list[Any]:
         """Call a method of every stage's `steps`, while the stage may be working."""
 
-    def run(self, first: int, num_steps: int, stop: Callable[[], bool]) -> list[StageReport]:
-        """Run steps `first` and following; once stop() is True, end all stages at one step, see `Steps`, later than `first`."""
-        end, asked = first + num_steps, False
+    def _run(self, num_steps: int, stop: Callable[[], bool]) -> list[ChunkReport]:
+        """Run the next steps, one or more; once stop() is True, end all stages at one step, see `Steps`; return their reports."""
+        first, end, asked = self._step, self._step + num_steps, False
 
         def look() -> None:
             nonlocal asked
             if not asked and stop():
                 asked = True
-                self.ask("end_at", end, max(*self.ask("hold", end), first + 1))
+                self._ask("end_at", end, max(*self._ask("hold", end), first + 1))
 
-        return self.call("run", num_steps, meanwhile=look)
-
-
-class PipelineExecutor(Executor):
-    """Trains a job with stages that work at the same time."""
-
-    def __init__(self, group: StageGroup, plans: Sequence[StagePlan]) -> None:
-        self._group = group
-        self._modules = [plan.job.modules[0] for plan in plans]
-        self.device = torch.device(plans[0].job.devices[0])
-        self._step = 0
+        return self._call("run", num_steps, meanwhile=look)
 
     def train(self, num_steps: int, stop: Callable[[], bool] = never) -> ChunkReport:
         if any(map(torch.is_autocast_enabled, ("cpu", "cuda"))):
@@ -135,31 +130,31 @@ class PipelineExecutor(Executor):
                 "network in the type wanted (network.to(torch.bfloat16)), or use executor local"
             )
         start, first = time.perf_counter(), self._step
-        reports = self._group.run(first, num_steps, stop)
-        losses = torch.stack([r.losses for r in reports])
+        reports = self._run(num_steps, stop)
+        losses = torch.cat([r.losses for r in reports])
         self._step += losses.shape[1]
         check_losses(losses, first)
         compile_s = max(r.compile_s for r in reports)
         return ChunkReport(
             losses,
             time.perf_counter() - start - compile_s,
-            tuple(r.link_s for r in reports),
-            tuple(r.peak_memory_mib for r in reports),
+            tuple(s for r in reports for s in r.link_s),
+            tuple(mib for r in reports for mib in r.peak_memory_mib),
             tuple(span for r in reports for span in r.spans),
             compile_s,
         )
 
     def evaluate(self, which: str) -> Evaluation:
-        results: list[Evaluation | None] = self._group.call("evaluate", which)
+        results: list[Evaluation | None] = self._call("evaluate", which)
         return next(result for result in results if result is not None)
 
     def state(self) -> TrainState:
-        return merge_states(self._group.call("state"))
+        return merge_states(self._call("state"))
 
     def load(self, state: TrainState) -> None:
         check_state(self._modules, state)
-        self._group.call("load", state)
+        self._call("load", state)
         self._step = state.step
 
     def environments(self) -> list[dict[str, Any]]:
-        return self._group.call("environment")
+        return self._call("environment")

@@ -110,7 +110,7 @@ class StagePool:
         home = actor.ready.remote()
         if not ray.wait([home], timeout=ANSWER_TIMEOUT_S)[0]:
             return None  # it is still starting
-        self._standby, found = None, ended(home)
+        self._standby, found = None, answer_of(home)
         if not isinstance(found, Exception) and found.node_id == before.node_id:
             # It reserves nothing, so Ray has given it no GPU; those of the lost actor's bundle are still this run's.
             self.homes[k] = found._replace(devices=before.devices)
@@ -162,7 +162,7 @@ class StagePool:
         free = [self.actors[k].ready.remote() for k in living]
         ray.wait(free, num_returns=len(free), timeout=RELEASE_TIMEOUT_S) if free else None
         for k, ref in zip(living, free, strict=True):
-            if not ray.wait([ref], timeout=0)[0] or isinstance(ended(ref), Exception):
+            if not ray.wait([ref], timeout=0)[0] or isinstance(answer_of(ref), Exception):
                 _kill(self.actors[k])
                 self.actors[k] = None
 
@@ -187,7 +187,7 @@ class StagePool:
         self.close()
 
 
-def ended(ref: Any) -> Any:
+def answer_of(ref: Any) -> Any:
     """Return the result of a call that has ended, or the exception that it raised."""
     import ray
 

@@ -20,7 +20,7 @@ from backlink_ray.local.predict import forward_for_evaluation
 from backlink_ray.local.weights import copy_weights, state_of
 from backlink_ray.measure.compiling import compile_seconds
 from backlink_ray.measure.metrics import peak_memory_mib, reset_peak_memory
-from backlink_ray.measure.timeline import NoTimeline, Span, Timeline
+from backlink_ray.measure.timeline import NoTimeline, Timeline
 from backlink_ray.methods.base import Batch
 from backlink_ray.methods.state import MethodState
 from backlink_ray.pipeline.exchange import Kind, Link, NoLink, flatten, unflatten
@@ -30,20 +30,9 @@ from backlink_ray.pipeline.steps import Steps
 from backlink_ray.provenance import describe_process, flushes_subnormals
 from backlink_ray.train.captured import check_capture
 from backlink_ray.train.evaluation import Evaluation, EvaluationSum
-from backlink_ray.train.executor import Job, to_cpu
+from backlink_ray.train.executor import ChunkReport, Job, to_cpu
 from backlink_ray.train.optim import Updater, check_copies, check_optimizer, updaters_of
 from backlink_ray.train.state import PARTS, TrainState
-
-
-@dataclass(frozen=True, slots=True)
-class StageReport:
-    """One stage's run of steps: local losses (steps,), seconds in links, peak memory, spans if recorded, seconds compiling."""
-
-    losses: Tensor
-    link_s: float
-    peak_memory_mib: float
-    spans: tuple[Span, ...]
-    compile_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,10 +140,11 @@ class Stage:
         """Set the links to the neighbouring stages."""
         self._previous, self._next = previous, following
 
-    def run(self, num_steps: int) -> StageReport:
+    def run(self, num_steps: int) -> ChunkReport:
         """Train on the next `num_steps` batches, see `Steps`, and return with no message and no action pending."""
         torch.set_num_threads(self._job.torch_threads)
-        self._losses, self._link_s, compiled = [], 0.0, compile_seconds()
+        start, compiled = time.perf_counter(), compile_seconds()
+        self._losses, self._link_s = [], 0.0
         # Dropout draws from the generator of the thread's current device.
         device = torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext()
         with device, self._job.engine.running(self._device):
@@ -164,8 +154,9 @@ class Stage:
                     self._perform(action, step)
         self.progress.rest(self.steps.next)
         spans, self._timeline.spans = tuple(self._timeline.spans), []
-        losses = torch.stack(self._losses).double().cpu()
-        return StageReport(losses, self._link_s, peak_memory_mib(self._device), spans, compile_seconds() - compiled)
+        losses, compile_s = torch.stack(self._losses)[None].double().cpu(), compile_seconds() - compiled
+        seconds, memory_mib = time.perf_counter() - start - compile_s, peak_memory_mib(self._device)
+        return ChunkReport(losses, seconds, (self._link_s,), (memory_mib,), spans, compile_s)
 
     def _perform(self, action: str, step: int) -> None:
         getattr(self, "_" + action)(step)

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from backlink_ray.nets.probe import in_mode
-from backlink_ray.pipeline.controller import CallEnd, PipelineExecutor, StageGroup, first_failure, nothing
+from backlink_ray.pipeline.controller import CallEnd, PipelineExecutor, first_failure, nothing
 from backlink_ray.pipeline.exchange import Mailbox, NoLink, QueueLink
 from backlink_ray.pipeline.injector import make_stage
 from backlink_ray.pipeline.progress import Patience
-from backlink_ray.pipeline.stage import Stage, StageReport, plan_stages
+from backlink_ray.pipeline.stage import plan_stages
 from backlink_ray.seeds import derive_seed
 from backlink_ray.train.executor import ChunkReport, Job, never, remember
 from backlink_ray.train.state import TrainState
@@ -58,23 +58,35 @@ class Daemon:
         self._thread.join(timeout_s)
 
 
-class ThreadGroup(StageGroup):
-    """Stages as threads of this process; torch releases the interpreter lock while it computes.
+class ThreadsExecutor(PipelineExecutor):
+    """The pipeline as threads of one process, over the devices of one host; torch releases Python's lock while it computes.
 
     A thread cannot be ended from outside: one that hangs is named and left behind, as a daemon, so that the process can end.
     """
 
-    def __init__(self, stages: Sequence[Stage], mailboxes: Sequence[Mailbox], timeout_s: float) -> None:
-        self._stages, self._mailboxes, self._timeout_s = list(stages), list(mailboxes), timeout_s
-        self._lock = threading.Lock()
-        self._threads = [Daemon(f"stage {k}") for k in range(len(self._stages))]
+    name = "threads"
+
+    def __init__(self, job: Job) -> None:
+        self._give_back = remember(job.modules)
+        plans, size = plan_stages(job), max(1, job.method.replay_size)
+        super().__init__(plans)
+        forward = [Mailbox(size) for _ in plans]  # forward[k]: from stage k - 1 to stage k
+        backward = [Mailbox(size) for _ in plans]  # backward[k]: from stage k + 1 to stage k
+        self._mailboxes, self._timeout_s = [*forward, *backward], job.stage_timeout_s
+        self._stages = [make_stage(plan) for plan in plans]
+        for k, plan in enumerate(plans):
+            rest = torch.device(plan.job.devices[0]), job.stage_timeout_s
+            before = NoLink() if plan.is_first else QueueLink(forward[k], backward[k - 1], *rest)
+            after = NoLink() if plan.is_last else QueueLink(backward[k], forward[k + 1], *rest)
+            self._stages[k].connect(before, after)
+        self._threads = [Daemon(f"stage {k}") for k in range(len(plans))]
         self._hung = -1
         self._patience = Patience(time.monotonic())
+        torch.set_num_threads(job.torch_threads)
 
-    def call(self, name: str, *arguments: Any, meanwhile: Callable[[], None] = nothing) -> list[Any]:
+    def _call(self, name: str, *arguments: Any, meanwhile: Callable[[], None] = nothing) -> list[Any]:
         # Stages may share a part without weights, such as one Dropout: it changes its mode for all of them at once.
-        modes = in_mode(False, *(s.module for s in self._stages)) if name == "evaluate" else nullcontext()
-        with self._lock, modes:
+        with in_mode(False, *(s.module for s in self._stages)) if name == "evaluate" else nullcontext():
             calls = [(stage.progress.call, getattr(stage, name), *arguments) for stage in self._stages]
             futures = [thread.submit(*call) for thread, call in zip(self._threads, calls, strict=True)]
             self._patience = Patience(time.monotonic())
@@ -84,7 +96,7 @@ class ThreadGroup(StageGroup):
                 self._fail(futures)
         return [f.result() for f in futures]
 
-    def ask(self, name: str, *arguments: Any) -> list[Any]:
+    def _ask(self, name: str, *arguments: Any) -> list[Any]:
         return [getattr(stage.steps, name)(*arguments) for stage in self._stages]
 
     def _has_failed(self, futures: Sequence["Future[Any]"]) -> bool:
@@ -104,80 +116,44 @@ class ThreadGroup(StageGroup):
         self._hung = error.stage_index if error.lost else -1
         raise error from errors[error.stage_index]
 
-    def close(self) -> None:
-        """Stop the stages."""
+    def close(self, *, failed: bool = False) -> None:
         for mailbox in self._mailboxes:
             mailbox.abort("the run ends")
         for k, thread in enumerate(self._threads):
             thread.end(0.0 if k == self._hung else RELEASE_TIMEOUT_S)
-
-
-class RoundRobinGroup(ThreadGroup):
-    """Stages that train one after another in this thread, each step in a new order drawn from the seed.
-
-    The first step runs from the first stage to the last, since each needs an input to begin with.
-    """
-
-    def __init__(self, stages: Sequence[Stage], mailboxes: Sequence[Mailbox], seed: int) -> None:
-        super().__init__(stages, mailboxes, inf)
-        self._seed = seed
-        self.replays = {k: mailboxes[k].replay for k in range(1, len(stages))}  # what each stage works on
-
-    def run(self, first: int, num_steps: int, stop: Callable[[], bool]) -> list[StageReport]:
-        reports = {k: self._stages[k].run(num_steps) for k in self._order(first)}
-        return [reports[k] for k in sorted(reports)]
-
-    def _order(self, step: int) -> list[int]:
-        count = len(self._stages)
-        if not all(self.replays.values()):
-            return list(range(count))
-        generator = torch.Generator().manual_seed(derive_seed(self._seed, "turn", step))
-        return torch.randperm(count, generator=generator).tolist()
-
-
-class ThreadsExecutor(PipelineExecutor):
-    """The pipeline as threads of one process, over the devices of one host."""
-
-    name = "threads"
-
-    def __init__(self, job: Job) -> None:
-        self._give_back = remember(job.modules)
-        plans, size = plan_stages(job), max(1, job.method.replay_size)
-        forward = [Mailbox(size) for _ in plans]  # forward[k]: from stage k - 1 to stage k
-        backward = [Mailbox(size) for _ in plans]  # backward[k]: from stage k + 1 to stage k
-        stages = [make_stage(plan) for plan in plans]
-        for k, plan in enumerate(plans):
-            rest = torch.device(plan.job.devices[0]), job.stage_timeout_s
-            before = NoLink() if plan.is_first else QueueLink(forward[k], backward[k - 1], *rest)
-            after = NoLink() if plan.is_last else QueueLink(backward[k], forward[k + 1], *rest)
-            stages[k].connect(before, after)
-        self._stages = self._group_of(stages, [*forward, *backward], job)
-        super().__init__(self._stages, plans)
-        torch.set_num_threads(job.torch_threads)
-
-    def close(self, *, failed: bool = False) -> None:
-        self._stages.close()
         self._give_back(failed)
-
-    def _group_of(self, stages: Sequence[Stage], mailboxes: Sequence[Mailbox], job: Job) -> ThreadGroup:
-        return ThreadGroup(stages, mailboxes, job.stage_timeout_s)
 
 
 class RoundRobinExecutor(ThreadsExecutor):
-    """Stages that do not keep step (mode async), in one thread and repeatable: executor local for mode async."""
+    """Stages that do not keep step (mode async), repeatable, one after another in this thread: executor local for mode async.
+
+    Each step has a new order, drawn from the seed; the first one runs from the first stage to the last, since each needs an input
+    to begin with.
+    """
 
     name = "local"
 
-    def _group_of(self, stages: Sequence[Stage], mailboxes: Sequence[Mailbox], job: Job) -> ThreadGroup:
-        group = RoundRobinGroup(stages, mailboxes, job.seed)
-        self._replays, self._engine = group.replays, job.engine
-        return group
+    def __init__(self, job: Job) -> None:
+        super().__init__(job)
+        self._job, self._timeout_s = job, inf
+        self._replays = {k: self._mailboxes[k].replay for k in range(1, len(self._stages))}  # what each stage works on
 
     def train(self, num_steps: int, stop: Callable[[], bool] = never) -> ChunkReport:
         report = super().train(1)
         while report.num_steps < num_steps and not stop():
             report = report.followed_by(super().train(1))
         return report
+
+    def _run(self, num_steps: int, stop: Callable[[], bool]) -> list[ChunkReport]:
+        reports = {k: self._stages[k].run(num_steps) for k in self._order()}
+        return [reports[k] for k in sorted(reports)]
+
+    def _order(self) -> list[int]:
+        count = len(self._stages)
+        if not all(self._replays.values()):
+            return list(range(count))
+        generator = torch.Generator().manual_seed(derive_seed(self._job.seed, "turn", self._step))
+        return torch.randperm(count, generator=generator).tolist()
 
     def state(self) -> TrainState:
         """Return the state with the activations that stages still work on: "modules.<k>.replay.<i>", and their uses and steps."""
@@ -195,4 +171,4 @@ class RoundRobinExecutor(ThreadsExecutor):
             replay.kept.clear()
             for i, (uses, step) in enumerate(found.get(f"modules.{k}.replay", torch.empty(0)).tolist()):
                 x = found[f"modules.{k}.replay.{i}"].to(self.device)
-                replay.kept.append([uses, (step, (self._engine.arrange(x), None))])
+                replay.kept.append([uses, (step, (self._job.engine.arrange(x), None))])

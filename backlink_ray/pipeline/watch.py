@@ -6,7 +6,7 @@ from typing import Any
 
 import ray
 
-from backlink_ray.pipeline.pool import ANSWER_TIMEOUT_S, ended
+from backlink_ray.pipeline.pool import ANSWER_TIMEOUT_S, answer_of
 from backlink_ray.pipeline.progress import SILENT, UNKNOWN, Patience, Position
 
 
@@ -47,5 +47,5 @@ class Watch:
 
 def _position(ref: Any) -> Position:
     """Return a stage's answer; a dead one has none, and its pending call fails as well."""
-    found = ended(ref)
+    found = answer_of(ref)
     return UNKNOWN if isinstance(found, Exception) else found

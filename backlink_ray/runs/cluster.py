@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from backlink_ray import processes, signals
-from backlink_ray.errors import ClusterError, ConfigError
+from backlink_ray.errors import ClusterError, ConfigError, first_line
 from backlink_ray.importing import digest, folders, sources
 from backlink_ray.runs.token import made, provide_token
 
@@ -58,7 +58,7 @@ def _join(address: str, environment: dict[str, Any]) -> None:
     except (ValueError, OSError, RuntimeError) as error:
         raise _unusable(address, error) from error
     except Exception as error:  # Ray raises it as such when it gives up waiting
-        raise ClusterError(f"the Ray cluster at {address!r} could not be joined: {_first_line(error)}") from error
+        raise ClusterError(f"the Ray cluster at {address!r} could not be joined: {first_line(error)}") from error
 
 
 def _withdraw_token() -> None:
@@ -91,7 +91,7 @@ def _start(environment: dict[str, Any]) -> None:
         try:
             ray.init(address="local", runtime_env=environment or None, **quiet)
         except Exception as error:  # Ray raises it as such when it gives up waiting
-            raise ClusterError(f"Ray could not be started on this machine: {_first_line(error)}") from error
+            raise ClusterError(f"Ray could not be started on this machine: {first_line(error)}") from error
 
 
 def _shut_down() -> None:
@@ -208,8 +208,4 @@ def _check_answer(address: str, reached: str) -> None:
 
 
 def _unusable(address: str, error: Exception) -> ConfigError:
-    return ConfigError(f"address={address!r} cannot be used ({_first_line(error)}); give HOST:PORT of a Ray cluster")
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return ConfigError(f"address={address!r} cannot be used ({first_line(error)}); give HOST:PORT of a Ray cluster")

@@ -1,11 +1,11 @@
 """Executors of runs: the choice of one for this machine or cluster."""
 
 import os
-import sys
 
 import torch
 
 from backlink_ray.errors import ConfigError
+from backlink_ray.output import say
 from backlink_ray.pipeline.pool import StagePool
 from backlink_ray.pipeline.resources import STAGE, StageResources
 from backlink_ray.pipeline.threads import RoundRobinExecutor, ThreadsExecutor
@@ -47,7 +47,7 @@ def open_executor(config: RunConfig, job: Job, options: RunOptions, pool: StageP
     """
     gpus, cpus = _available(config) if config.executor == "auto" else (0.0, 0.0)
     name, why = choose_executor(config, gpus, cpus, options.resources)
-    print(f"executor {name}: {why}", file=sys.stderr, flush=True)
+    say(f"executor {name}: {why}")
     if name == "local" and options.timeline:
         raise ConfigError(
             f"timeline={options.timeline!r} shows concurrent stages, and executor local runs one at a time; "

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from backlink_ray.data.tensors import Dataset
-from backlink_ray.errors import ConfigError, StorageError
+from backlink_ray.errors import ConfigError, StorageError, first_line
 from backlink_ray.files import (
     append_line,
     exclusive,
@@ -182,10 +182,9 @@ def _read(path: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
-        reason = str(error).splitlines()[0]
         raise StorageError(
-            f"{file} is damaged or cannot be read ({reason}); fix: rm -r {shlex.quote(str(path))}, and start again, from "
-            "the beginning, or give another folder"
+            f"{file} is damaged or cannot be read ({first_line(error)}); fix: rm -r {shlex.quote(str(path))}, and start again, "
+            "from the beginning, or give another folder"
         ) from error
 
 

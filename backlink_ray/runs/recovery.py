@@ -1,6 +1,5 @@
 """Recovery: whether and when a run that has lost a stage goes on from its newest checkpoint."""
 
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from itertools import count
 from typing import TypeVar
 
 from backlink_ray.errors import ClusterError, StageError
+from backlink_ray.output import say
 from backlink_ray.signals import stopping
 
 T = TypeVar("T")
@@ -68,10 +68,6 @@ def recovering(attempt: Callable[[int], T], max_recoveries: int, replaceable: Ca
                 error.reason += decision.why_not
                 raise
             wait = f", in {decision.after_s:g} s" * bool(decision.after_s)
-            print(
-                f"{error}; recovering from the newest checkpoint{wait} ({recoveries + 1} of {max_recoveries})",
-                file=sys.stderr,
-                flush=True,
-            )
+            say(f"{error}; recovering from the newest checkpoint{wait} ({recoveries + 1} of {max_recoveries})")
             time.sleep(decision.after_s)
     raise AssertionError("unreachable: count() never ends")

@@ -1,6 +1,5 @@
 """Results: one row per run of a study, in a log that its driver appends to and that all reports are made from."""
 
-import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from backlink_ray.errors import ConfigError, StorageError
 from backlink_ray.files import append_line, make_own_folder, read_json, rows_of, unreadable, write_whole
+from backlink_ray.output import say
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.folder import ENVIRONMENT
 
@@ -84,9 +84,9 @@ class Results:
                     raise row
                 _check(row)
             except ValueError as error:
-                _report(str(unreadable(self._file, f"is damaged ({error})", _WAY_OUT, number)))
+                _say_once(str(unreadable(self._file, f"is damaged ({error})", _WAY_OUT, number)))
             except StorageError as error:
-                _report(str(error))
+                _say_once(str(error))
             else:
                 yield row
 
@@ -115,9 +115,7 @@ class Results:
 _WAY_OUT = "it is left out, and its run is recorded again when the study is started again; to hear no more of it, delete the line"
 
 
-@cache
-def _report(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)  # once per process: rows are read many times
+_say_once = cache(say)  # rows are read many times
 
 
 def _column(values: list[Value | None]) -> "pa.Array":

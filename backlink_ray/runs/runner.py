@@ -1,6 +1,5 @@
 """Runner: trains one RunConfig into one run folder, on any executor, from the beginning or from the last checkpoint."""
 
-import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from backlink_ray.errors import BacklinkError, StorageError
 from backlink_ray.files import local_path, make_folder
 from backlink_ray.measure.convolutions import slow_in_bf16
 from backlink_ray.measure.timeline import Span, draw
+from backlink_ray.output import say
 from backlink_ray.pipeline.pool import StagePool
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.data import dataset_of
@@ -96,7 +96,7 @@ def _run(config: RunConfig, data: Dataset, options: RunOptions, folder: RunFolde
 
 def _say_why_not_drawn(timeline: str) -> None:
     why = "every step of the run was taken before; give another output_dir"
-    print(f"timeline={timeline!r} is not drawn: {why}", file=sys.stderr, flush=True)
+    say(f"timeline={timeline!r} is not drawn: {why}")
 
 
 def _warn_of_slow_bf16(job: Job, device: torch.device) -> None:
@@ -107,4 +107,4 @@ def _warn_of_slow_bf16(job: Job, device: torch.device) -> None:
     dtype = torch.int64 if spec.takes_integers else job.dtype
     warning = slow_in_bf16(units, torch.zeros(1, *spec.input_shape, dtype=dtype), device)
     if warning:
-        print(warning, file=sys.stderr, flush=True)
+        say(warning)

@@ -4,7 +4,6 @@ import hashlib
 import json
 import re
 import shutil
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 
 from backlink_ray.errors import BacklinkError, StorageError
 from backlink_ray.files import make_own_folder, remove_leftovers, sync_folder, temporary, write_synced
+from backlink_ray.output import say
 from backlink_ray.train.state import PARTS, TrainState
 
 MANIFEST = "manifest.json"
@@ -79,9 +79,7 @@ class Checkpoints:
         """Return the newest good checkpoint with its JSON; None if there is none, which is said if there are bad ones."""
         found = newest(self._folder, self._run_id, self._check)
         if not found and _all(self._folder):
-            print(
-                f"no checkpoint in {self._folder} can be used; training starts at epoch 1", file=sys.stderr, flush=True
-            )
+            say(f"no checkpoint in {self._folder} can be used; training starts at epoch 1")
         return found
 
 
@@ -98,7 +96,7 @@ def newest(folder: Path, run_id: str = "", check: Check = lambda _: None) -> tup
                 raise StorageError(f"it is of run {extra.get('run_id')}, not of {run_id}")
             check(state)
         except BacklinkError as error:
-            print(f"checkpoint {one} is not used ({error}); trying the one before", file=sys.stderr, flush=True)
+            say(f"checkpoint {one} is not used ({error}); trying the one before")
         else:
             return state, extra
     return None

@@ -114,7 +114,7 @@ def never() -> bool:
 
 @dataclass(frozen=True, slots=True)
 class ChunkReport:
-    """Result of a chunk of steps.
+    """Result of a chunk of steps, of all stages or of one.
 
     Attributes:
         losses: (K, steps) float64, local losses before each update.

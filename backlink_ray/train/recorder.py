@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import torch
 
-from backlink_ray.errors import ConfigError
+from backlink_ray.errors import ConfigError, first_line
 from backlink_ray.seeds import host_states, turn
 
 T = TypeVar("T")
@@ -84,4 +84,4 @@ def _first_reason(error: BaseException) -> str:
     """Return the first line of the error that came first: to end a capture that has failed fails again."""
     while error.__context__ is not None:
         error = error.__context__
-    return str(error).strip().partition("\n")[0]
+    return first_line(error)

@@ -14,7 +14,7 @@ from backlink_ray.pipeline.exchange import Kind, Mailbox, QueueLink
 from backlink_ray.pipeline.injector import make_stage
 from backlink_ray.pipeline.queues import ReplayQueue
 from backlink_ray.pipeline.stage import plan_stages
-from backlink_ray.pipeline.threads import RoundRobinExecutor, RoundRobinGroup, ThreadsExecutor
+from backlink_ray.pipeline.threads import RoundRobinExecutor, ThreadsExecutor
 from backlink_ray.train.executor import Executor, Job, LocalExecutor
 from tests.examples import job
 
@@ -43,7 +43,7 @@ def test_the_newest_of_the_least_used_is_taken() -> None:
 
 def test_turns_in_order_are_the_method_in_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """With one activation per cut and stages one after another, DGL is synchronous, bit for bit."""
-    monkeypatch.setattr(RoundRobinGroup, "_order", lambda group, _: list(range(len(group._stages))))
+    monkeypatch.setattr(RoundRobinExecutor, "_order", lambda executor: list(range(len(executor._stages))))
     states = []
     for make, method in ((RoundRobinExecutor, DGL), (LocalExecutor, bl.DGL())):
         with make(job(method, 3, dropout=0.2)) as executor:

@@ -10,7 +10,6 @@ import torch
 import backlink_ray as bl
 from backlink_ray.errors import LinkAbortedError, LinkError
 from backlink_ray.pipeline.exchange import CAPACITY, Kind, Mailbox, QueueLink, flatten, unflatten
-from backlink_ray.pipeline.stage import plan_stages
 from tests.examples import job
 from tests.pipeline.links import RULES, Pair
 
@@ -54,11 +53,11 @@ class End:
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_object_store_link(rule: Callable[[Pair], None], ray_here: None) -> None:
     """Between the pipeline's actors, whose threads keep messages in order."""
-    from backlink_ray.pipeline.actors import ActorGroup
+    from backlink_ray.pipeline.actors import RayExecutor
     from tests.pipeline.pool import shared_pool
 
     pool = shared_pool()
-    ActorGroup(plan_stages(job(bl.GLL(), 2, stage_timeout_s=0.5)), pool)
+    RayExecutor(job(bl.GLL(), 2, stage_timeout_s=0.5), pool)
     left, right, *_ = pool.actors
     rule((End(left, "_next"), End(right, "_previous")))
 

@@ -152,7 +152,7 @@ def test_a_stage_that_has_loaded_a_state_is_at_its_step() -> None:
         state = executor.state()
     with ThreadsExecutor(job(METHOD, 2)) as executor:
         executor.load(state)
-        assert [stage.progress.position.step for stage in executor._stages._stages] == [3, 3]
+        assert [stage.progress.position.step for stage in executor._stages] == [3, 3]
 
 
 def test_a_message_of_an_earlier_attempt_is_dropped() -> None:
@@ -225,11 +225,11 @@ def test_a_pool_that_starts_nothing_needs_no_ray() -> None:
 def test_nothing_is_asked_of_stages_that_have_all_ended(ray_here: None) -> None:
     import ray
 
-    from backlink_ray.pipeline.actors import ActorGroup
+    from backlink_ray.pipeline.actors import RayExecutor
 
-    group, asked = ActorGroup.__new__(ActorGroup), list[int]()
-    group._actors = []
-    assert group._wait([ray.put("done")], meanwhile=lambda: asked.append(1)) == ["done"]
+    executor, asked = RayExecutor.__new__(RayExecutor), list[int]()
+    executor._actors = []
+    assert executor._wait([ray.put("done")], meanwhile=lambda: asked.append(1)) == ["done"]
     assert asked == []
 
 

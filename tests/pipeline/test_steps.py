@@ -154,7 +154,7 @@ def test_a_stage_that_fails_while_another_is_held_ends_both() -> None:
 
     start = time.monotonic()
     with ThreadsExecutor(job(ASYNC, 2)) as executor:
-        held, failing = executor._stages._stages
+        held, failing = executor._stages
         held.steps.hold(9)
         failing.run = broken  # type: ignore[method-assign,assignment]
         with pytest.raises(StageError, match="stage 1 of 2 .* no 9 steps"):

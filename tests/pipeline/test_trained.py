@@ -84,7 +84,7 @@ def test_over_ray_what_a_failed_run_learned_is_not_fetched_and_a_state_is_fetche
     with pooled_executor(training) as executor:
         executor.train(1)
         state = executor.state()
-        monkeypatch.setattr(executor._group, "call", None)  # the stages are not asked again
+        monkeypatch.setattr(executor, "_call", None)  # the stages are not asked again
     assert all(torch.equal(tensor, state.weights[name]) for name, tensor in network.state_dict().items())
 
 
