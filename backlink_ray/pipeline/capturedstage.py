@@ -47,20 +47,17 @@ class CapturedStage(Stage):
     the order of their recording, and a run's first step and its end leave that order. A timeline shows a stretch as its first
     action, and what is recorded is launched, not finished, at its end.
 
-    Args:
-        recorder: by default of the stage's GPU.
-
     Raises:
         ConfigError: the method or an optimizer cannot be captured; at a run: a unit cannot.
     """
 
-    def __init__(self, plan: StagePlan, recorder: Recorder | None = None) -> None:
+    def __init__(self, plan: StagePlan) -> None:
         super().__init__(plan)
         names = ("body_update", "tail_update", "replica_update")
         updaters = (self._body_updater, self._tail_updater, self._replica_updater)
         check_capture(self._method, [self.module], updaters)
         self._updaters: dict[str, Updater] = dict(zip(names, updaters, strict=True))
-        self._recorder = recorder or Recorder(self._device)
+        self._recorder = Recorder(self._device)
         self._stretches = {stretch[0]: stretch for stretch in stretches(self.actions)}
         self._draws, self._evaluates = draw([self.module]), False
         self._still: dict[str, Tensor] = {}

@@ -22,8 +22,8 @@ def data_key(config: RunConfig) -> str:
 
 def dataset_of(config: RunConfig, root: Path | None = None) -> Dataset:
     """Return the data set of one run; errors as in `load_dataset`."""
-    budgets = {"train_images": config.train_images, "test_images": config.test_images}
-    return load_dataset(config.dataset, root, **budgets, seed=config.seed)
+    n, m = config.train_images, config.test_images
+    return load_dataset(config.dataset, root, train_images=n, test_images=m, seed=config.seed)
 
 
 def load_for(configs: Iterable[RunConfig], root: Path) -> dict[str, Dataset]:

@@ -10,7 +10,6 @@ import backlink_ray as bl
 from backlink_ray.local.engine import Engine
 from backlink_ray.methods.base import Method
 from backlink_ray.pipeline import threads
-from backlink_ray.pipeline.capturedstage import CapturedStage
 from backlink_ray.pipeline.schedule import step_actions, stretches
 from backlink_ray.pipeline.threads import ThreadsExecutor
 from backlink_ray.train.captured import WARM_UP
@@ -46,12 +45,13 @@ class Taped:
 
     def __call__(self, training: Job) -> Executor:
         with self._patch.context() as patch:
-            patch.setattr(threads, "make_stage", self._stage)
+            patch.setattr(threads, "make_stage", capturedstage.CapturedStage)
+            patch.setattr(capturedstage, "Recorder", self._recorder)
             return ThreadsExecutor(training)
 
-    def _stage(self, plan: Any) -> CapturedStage:
+    def _recorder(self, _device: torch.device) -> TapeRecorder:
         self.recorders.append(TapeRecorder())
-        return CapturedStage(plan, self.recorders[-1])
+        return self.recorders[-1]
 
 
 @pytest.fixture
