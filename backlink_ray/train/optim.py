@@ -235,9 +235,8 @@ def _laid_out(tensor: Tensor, parameter: Tensor) -> Tensor:
     if tensor.stride() == parameter.stride() or tensor.shape != parameter.shape:
         return tensor
     strides = zip(tensor.stride(), parameter.stride(), tensor.shape, strict=True)
-    if all(
-        ours == theirs for ours, theirs, size in strides if size > 1
-    ):  # the stride of a single element means nothing
+    # The stride of a single element means nothing.
+    if all(ours == theirs for ours, theirs, size in strides if size > 1):
         return tensor
     return torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
 
