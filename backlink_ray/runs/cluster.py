@@ -5,7 +5,7 @@ import logging
 import os
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -107,43 +107,40 @@ def _own_handlers() -> Iterator[None]:
     """Keep Ray from handling SIGTERM in a command: its own handlers end in a bare SystemExit, or a C++ trace."""
     from ray._private import utils
 
-    found = utils.set_sigterm_handler
-    if signals.handling():
-        utils.set_sigterm_handler = lambda _handler: None
+    handler = (lambda _handler: None) if signals.handling() else utils.set_sigterm_handler
     try:
-        yield
+        with _replaced(utils, "set_sigterm_handler", handler):
+            yield
     finally:
-        utils.set_sigterm_handler = found
         signals.handle_again()
 
 
-@contextmanager
-def _own_groups() -> Iterator[None]:
+def _own_groups() -> AbstractContextManager[None]:
     """Start Ray's processes in process groups of their own: a signal to a command's group would end them before it has saved."""
     from ray._private import services
 
-    found = services.ConsolePopen
-    services.ConsolePopen = partial(found, process_group=0)  # type: ignore[misc, assignment]  # Ray only calls it
-    try:
-        yield
-    finally:
-        services.ConsolePopen = found  # type: ignore[misc]
+    return _replaced(services, "ConsolePopen", partial(services.ConsolePopen, process_group=0))
 
 
-@contextmanager
-def _loopback() -> Iterator[None]:
+def _loopback() -> AbstractContextManager[None]:
     """Have Ray take 127.0.0.1 for this machine's address, as it does on macOS: its processes then listen there only.
 
     `ray.init(_node_ip_address="127.0.0.1")` does not: Ray replaces it by the address that other machines reach.
     """
     from ray._private import ray_constants
 
-    found = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = False
+    return _replaced(ray_constants, "ENABLE_RAY_CLUSTER", False)
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: object) -> Iterator[None]:
+    """Have a part of Ray use another value inside `with`."""
+    found = getattr(owner, name)
+    setattr(owner, name, value)
     try:
         yield
     finally:
-        ray_constants.ENABLE_RAY_CLUSTER = found
+        setattr(owner, name, found)
 
 
 def _check_workers(paths: Mapping[str, str]) -> None:
