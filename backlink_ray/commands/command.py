@@ -14,6 +14,7 @@ import tyro
 from backlink_ray.commands.exit_codes import guarded, resume_line
 from backlink_ray.commands.flags import CommonFlags, parse
 from backlink_ray.errors import ConfigError
+from backlink_ray.output import say
 from backlink_ray.runs.results import Results
 from backlink_ray.runs.tracked import track_files
 from backlink_ray.tracking.run import ExperimentInfo
@@ -68,7 +69,7 @@ class Command(ABC):
             with closed_to_others():
                 files = (self.results.export(), *self.write())
         else:
-            print(f"{self.folder} is not writable, so its tables and figures are not updated", file=sys.stderr)
+            say(f"{self.folder} is not writable, so its tables and figures are not updated")
         self._last_lines(files, NoTracker())
         return self._exit_code()
 
@@ -119,7 +120,7 @@ class Command(ABC):
 
     def _exit_code(self) -> int:
         if self.missing:
-            print(f"interrupted with {self.missing} trials left", file=sys.stderr)
+            say(f"interrupted with {self.missing} trials left")
             return 3
         return 1 if self.failed() else 0
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from backlink_ray.errors import BacklinkError, ClusterError, NotFiniteError, StageError, first_line
-from backlink_ray.output import forgive_output
+from backlink_ray.output import forgive_output, say
 from backlink_ray.signals import INTERRUPTED, handled, leave, skip_teardown, stopping
 from backlink_ray.tracking.uri import hide_secrets, redact
 
@@ -53,7 +53,7 @@ def _exit_code(run: Callable[[], int], resume: Callable[[], str]) -> int:
 
 
 def _end(text: str, code: int) -> int:
-    print(_hidden(text), file=sys.stderr, flush=True)
+    say(_hidden(text))
     return code
 
 

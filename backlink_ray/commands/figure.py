@@ -22,6 +22,7 @@ from backlink_ray.commands.trials import estimate
 from backlink_ray.errors import ConfigError, first_line
 from backlink_ray.figures.data import FigureData
 from backlink_ray.figures.style import name_of
+from backlink_ray.output import say
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.job import engine_of
 from backlink_ray.runs.results import Row, Value, columns_of
@@ -115,7 +116,7 @@ class FigureCommand(Command):
             yield
         except RUN_ERRORS as error:
             self._num_failed += 1
-            print(f"{name_of(config)} failed and is left out: {first_line(error)}", file=sys.stderr, flush=True)
+            say(f"{name_of(config)} failed and is left out: {first_line(error)}")
 
     def row_id(self, config: RunConfig, suffix: str = "") -> str:
         """Return the id of a measurement: of a run on this hardware."""

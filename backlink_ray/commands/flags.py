@@ -1,7 +1,6 @@
 """Flags that commands share, and the choice of a preset."""
 
 import os
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -13,6 +12,7 @@ import tyro
 from backlink_ray.errors import ConfigError, first_line
 from backlink_ray.files import local_path
 from backlink_ray.local.engine import DEFAULT
+from backlink_ray.output import say
 from backlink_ray.pipeline.resources import STAGE, StageResources
 from backlink_ray.runs.options import DEFAULT as RUN
 from backlink_ray.runs.options import RunOptions
@@ -150,10 +150,7 @@ def choose_preset(presets: Iterable[str], flags: CommonFlags) -> str:
         return flags.preset
     if torch.cuda.is_available() or flags.address or os.environ.get("RAY_ADDRESS") or flags.dry_run:
         return "paper"
-    print(
-        "no GPU here, and the paper's budget needs one: running the smoke preset (--preset paper overrides this)",
-        file=sys.stderr,
-    )
+    say("no GPU here, and the paper's budget needs one: running the smoke preset (--preset paper overrides this)")
     return "smoke"
 
 

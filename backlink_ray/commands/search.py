@@ -1,6 +1,5 @@
 """Search: the command of a study that Optuna searches, or that runs a list of runs."""
 
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from backlink_ray.data.datasets import data_root
 from backlink_ray.errors import ConfigError
 from backlink_ray.figures.data import FigureData
 from backlink_ray.files import write_whole
+from backlink_ray.output import say
 from backlink_ray.paper.cells import published_error_pct
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.results import Row, config_of
@@ -114,7 +114,7 @@ class SearchCommand(Command):
         if study.left():
             self.missing = run_with_flags(study, self.flags, self._datasets)
         else:
-            print("nothing left to run: every trial has a result", file=sys.stderr, flush=True)
+            say("nothing left to run: every trial has a result")
 
     @property
     def _rows(self) -> list[Row]:

@@ -1,7 +1,6 @@
 """Table: the command of a table study, which runs the table's cells on a cluster and writes the table."""
 
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from backlink_ray.data.datasets import data_root
 from backlink_ray.data.tensors import Dataset
 from backlink_ray.errors import ConfigError
 from backlink_ray.files import write_whole
+from backlink_ray.output import say
 from backlink_ray.paper.cells import choose, published_error_pct
 from backlink_ray.paper.classes import ClassError, class_errors, classes_csv, classes_markdown
 from backlink_ray.paper.grid import Grid
@@ -147,7 +147,7 @@ class TableCommand(Command):
         """Run first what needs no choice of alpha, and the runs that choose it; then the runs at the chosen alpha."""
         retry, datasets = self.flags.retry_failed, self._datasets
         if not self._left(retry):
-            print("nothing left to run: every requested run has ended", file=sys.stderr, flush=True)
+            say("nothing left to run: every requested run has ended")
         while not self.missing and (left := self._left(retry)):
             study = Study(self.name, self._plan(retry), self.folder, tracker)
             self.missing = run_with_flags(study, self.flags, datasets or self._load(left))
@@ -195,7 +195,7 @@ class TableCommand(Command):
         if failed:
             undecided = ", ".join(cell.address for cell in self.grid.undecided(rows))
             cells = f"; no alpha for {undecided}" if undecided else ""
-            print(f"{failed} runs failed{cells}; --retry-failed runs them again", file=sys.stderr)
+            say(f"{failed} runs failed{cells}; --retry-failed runs them again")
         return failed
 
     def dry_run(self) -> None:

@@ -1,6 +1,5 @@
 """Folder: image files in a folder for every class, decoded into tensors."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from torch import Tensor
 
 from backlink_ray.data.choice import hold_out_indices
 from backlink_ray.errors import ConfigError, DataError
+from backlink_ray.output import say
 
 _ENDINGS = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
@@ -44,10 +44,9 @@ def read_folder(
     for label, name in enumerate(names):
         if label not in train[1][kept]:
             raise DataError(f"{root / name} has one image; expected two or more, since one is held out for testing")
-    print(
+    say(
         f"{path} has no folder test: {len(held)} of its {len(kept) + len(held)} images, chosen by seed {seed}, are held out "
-        "for testing",
-        file=sys.stderr,
+        "for testing"
     )
     return (train[0][kept], train[1][kept]), (train[0][held], train[1][held]), names
 

@@ -5,13 +5,13 @@ import hashlib
 import io
 import shlex
 import shutil
-import sys
 import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from backlink_ray.errors import DataError
+from backlink_ray.output import say
 
 
 class MissingError(DataError):
@@ -78,7 +78,7 @@ def _download_missing(one: Download, root: Path, download: bool) -> None:
     if missing and not download:
         raise MissingError(_with_command(one, root, f"{missing[0]} is missing"))
     if missing:
-        print(f"downloading {one.filename} to {root}", file=sys.stderr, flush=True)
+        say(f"downloading {one.filename} to {root}")
         try:
             _download(one, missing, root)
         except Exception as error:  # any network failure calls for the same advice

@@ -2,7 +2,6 @@
 
 import math
 import statistics
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from backlink_ray.data.originals import CIFAR10_CLASSES, SVHN_CLASSES
 from backlink_ray.errors import StorageError
 from backlink_ray.files import read_json
+from backlink_ray.output import say
 from backlink_ray.paper.cells import Cell
 from backlink_ray.paper.grid import Grid, Rows
 from backlink_ray.paper.scores import NO_RUNS, Scores, Spread
@@ -58,7 +58,7 @@ def _result(file: Path) -> dict[str, Any]:
     try:
         return read_json(file, RUN_AGAIN)
     except StorageError as error:  # costs its own run's classes alone
-        print(error, file=sys.stderr, flush=True)
+        say(str(error))
         return {}
 
 

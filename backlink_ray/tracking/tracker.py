@@ -9,7 +9,6 @@ runs, and holds nothing that could be lost.
 import itertools
 import logging
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from backlink_ray.output import say
 from backlink_ray.tracking.run import ExperimentInfo, TrackedRun
 from backlink_ray.tracking.uri import chart_link, checked_uri, default_tracking_uri, redact, sync_command, ui_command
 
@@ -211,6 +211,6 @@ def open_tracker(tracking_uri: str, experiment: ExperimentInfo, storage: Path) -
     env = os.environ.get("MLFLOW_TRACKING_URI", "")
     uri = tracking_uri or env or default_tracking_uri(storage)
     source = "the tracking URI given" if tracking_uri else "$MLFLOW_TRACKING_URI" if env else "the storage path"
-    print(f"tracking to {redact(uri)} (from {source})", file=sys.stderr, flush=True)
+    say(f"tracking to {redact(uri)} (from {source})")
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or experiment.name
     return Tracker(uri, replace(experiment, name=name), storage)

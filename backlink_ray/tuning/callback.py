@@ -1,7 +1,6 @@
 """Callback: what the study's driver does when a trial starts, reports and ends."""
 
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from ray import tune
 from backlink_ray import provenance
 from backlink_ray.data.tensors import Dataset
 from backlink_ray.errors import StorageError
+from backlink_ray.output import say
 from backlink_ray.paper.cells import published_error_pct
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.data import data_key
@@ -96,7 +96,7 @@ class StudyCallback(tune.Callback):
         """Say that a trial is started again: on the screen only, since for Optuna and MLflow it goes on."""
         outcome, count = self._outcome(trial, _error_of(trial)), f"{trial.num_failures} of {trial.max_failures}"
         name = self._config(trial).run_name
-        print(f"trial {name} was lost: {outcome.reason}; it is started again ({count})", file=sys.stderr, flush=True)
+        say(f"trial {name} was lost: {outcome.reason}; it is started again ({count})")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Record that a trial was lost more often than it is started again."""
@@ -127,13 +127,13 @@ class StudyCallback(tune.Callback):
         end_tracking(self._folder(trial), outcome)
         track(self._study.tracker, self._folder(trial))
         if outcome.status == "LOST":
-            print(f"trial {config.run_name} was lost: {outcome.reason}", file=sys.stderr, flush=True)
+            say(f"trial {config.run_name} was lost: {outcome.reason}")
             return  # without a result it runs again when the study is resumed
         self._num_done += 1
         shared = self._cluster.runs_per_gpu if self._cluster.shares_gpu(config) else 1
         self._study.results.append(_row(config, outcome) | ({"runs_per_gpu": shared} if shared > 1 else {}))
         if outcome.status == "FAILED":
-            print(f"trial {config.run_name} failed: {outcome.reason}", file=sys.stderr, flush=True)
+            say(f"trial {config.run_name} failed: {outcome.reason}")
 
     def _outcome(self, trial: Any, error: str | None) -> Outcome:
         return outcome_of(self._folder(trial), self._config(trial).epochs, trial.last_result or {}, error)

@@ -1,7 +1,6 @@
 """Database: Optuna's record of a search; what it lacks of the study's results is added whenever it is opened."""
 
 import sqlite3
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -13,6 +12,7 @@ from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
 
 from backlink_ray.errors import StorageError
+from backlink_ray.output import say
 from backlink_ray.runs.results import Row, config_of
 from backlink_ray.signals import stopping
 from backlink_ray.tracking.uri import sqlite_uri
@@ -34,7 +34,7 @@ def open_database(file: Path, name: str, plan: Plan, rows: Sequence[Row]) -> opt
         storage = optuna.storages.RDBStorage(sqlite_uri(file), engine_kwargs={"connect_args": {"timeout": _BUSY_S}})
         study = optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
         if added := _add_missing(study, plan, rows):
-            print(f"{file} lacked {added} trials that have results; they are in it again", file=sys.stderr, flush=True)
+            say(f"{file} lacked {added} trials that have results; they are in it again")
     return study
 
 
@@ -59,7 +59,7 @@ def _wait_for_lock(file: Path) -> None:
     deadline, has_waited = time.monotonic() + _LONGEST_LOCK_S, False
     while file.exists() and _is_locked(file):
         if not has_waited:
-            print(f"{file} is locked by another program; the study waits for it", file=sys.stderr, flush=True)
+            say(f"{file} is locked by another program; the study waits for it")
         if stopping():
             raise StorageError(f"{file} is locked by another program, and the study stops")
         if time.monotonic() > deadline:
@@ -80,9 +80,7 @@ def _set_aside_if_damaged(file: Path) -> None:
     if reason := _damage(file):
         kept = file.with_name(f"{file.name}.damaged")
         file.replace(kept)
-        print(
-            f"{file} is damaged ({reason}) and made again; the damaged one is {kept.name}", file=sys.stderr, flush=True
-        )
+        say(f"{file} is damaged ({reason}) and made again; the damaged one is {kept.name}")
 
 
 def _damage(file: Path) -> str:

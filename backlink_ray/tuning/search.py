@@ -1,6 +1,5 @@
 """Search: Ray Tune and Optuna look for the best run in a space, from Python; studies take the same path."""
 
-import sys
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from backlink_ray.data.datasets import data_root as find_data_root
 from backlink_ray.data.tensors import Dataset
 from backlink_ray.errors import ConfigError, StudyError
 from backlink_ray.files import local_path, read_json
+from backlink_ray.output import say
 from backlink_ray.pipeline.stage import plan_stages
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.data import data_key, load_for
@@ -134,7 +134,7 @@ def tune(
                 how: dict[str, Any] = {"max_concurrent": max_concurrent, "runs_per_gpu": count, "options": options}
                 left = run_trials(study, datasets, address=address, **how)
         Results(folder).export()
-    print(tracker.page(), file=sys.stderr, flush=True)
+    say(tracker.page())
     if left:
         raise StudyError(f"{left} of {num_samples} trials in {folder} have no result yet; the same call continues")
     return SearchResult(ordered(Results(folder).rows(), metric), metric, folder)

@@ -1,6 +1,5 @@
 """Sharing: how many trials share a GPU, measured where they will run: the study's driver may have no GPU."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -8,6 +7,7 @@ import ray
 
 from backlink_ray.benchmarks.gpu_share import largest, measure, runs_per_gpu
 from backlink_ray.data.tensors import Dataset
+from backlink_ray.output import say
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.data import data_key
 from backlink_ray.tuning.resources import MEASURED, ClusterResources
@@ -31,7 +31,7 @@ def with_sharing(cluster: ClusterResources, runs: Sequence[RunConfig], datasets:
     elif count == MEASURED:
         count, why = _measured(sharing, datasets)
     if cluster.runs_per_gpu != 1:
-        print(f"runs per GPU: {count}; {why}", file=sys.stderr, flush=True)
+        say(f"runs per GPU: {count}; {why}")
     return replace(cluster, runs_per_gpu=count)
 
 

@@ -2,12 +2,12 @@
 
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from backlink_ray.errors import ClusterError
+from backlink_ray.output import say
 from backlink_ray.pipeline.reach import Reach
 
 _CHECK_EVERY_S = 1.0
@@ -23,7 +23,7 @@ def head_watched(on_loss: Callable[[str], None]) -> Iterator[None]:
             try:
                 reach.check()
             except ClusterError as error:
-                print(f"the study stops: {error}", file=sys.stderr, flush=True)
+                say(f"the study stops: {error}")
                 on_loss(str(error))
                 os.kill(os.getpid(), signal.SIGINT)
                 break
