@@ -9,7 +9,7 @@ import torch
 import backlink_ray as bl
 from backlink_ray.local.engine import Engine
 from backlink_ray.methods.base import Method
-from backlink_ray.pipeline import threads
+from backlink_ray.pipeline import capturedstage, threads
 from backlink_ray.pipeline.schedule import step_actions, stretches
 from backlink_ray.pipeline.threads import ThreadsExecutor
 from backlink_ray.train.captured import WARM_UP
