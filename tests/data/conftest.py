@@ -7,7 +7,7 @@ import pytest
 from backlink_ray.data.datasets import load_dataset
 from backlink_ray.data.tensors import Dataset
 from tests.data.originals import original_root
-from tests.data.tiny import BUILDERS, Tiny
+from tests.data.tiny import BUILDERS, Tiny, install
 
 
 @pytest.fixture(scope="session")
@@ -24,19 +24,12 @@ def cifar10(full_root: Path) -> Dataset:
 @pytest.fixture(params=sorted(BUILDERS))
 def tiny(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tiny:
     """Every kind of original in turn."""
-    return _install(request.param, tmp_path, monkeypatch)
+    return install(request.param, tmp_path / "tiny", monkeypatch)
 
 
 @pytest.fixture
 def tiny_cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tiny:
-    return _install("cifar10", tmp_path, monkeypatch)
-
-
-def _install(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Tiny:
-    made = BUILDERS[name](folder / "tiny")
-    for attribute, value in made.attributes("http://127.0.0.1:9/").items():  # port 9: nothing listens there
-        monkeypatch.setattr(made.source(), attribute, value)
-    return made
+    return install("cifar10", tmp_path / "tiny", monkeypatch)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 TRAIN_IMAGES, TEST_IMAGES = 100, 20
 
@@ -119,6 +120,14 @@ BUILDERS: dict[str, Callable[[Path], Tiny]] = {
     "stl10": build_stl10,
     "svhn": build_svhn,
 }
+
+
+def install(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Tiny:
+    """Make a data set that torchvision takes for the publisher's, and that it cannot download."""
+    made = BUILDERS[name](folder)
+    for attribute, value in made.attributes("http://127.0.0.1:9/").items():  # port 9: nothing listens there
+        monkeypatch.setattr(made.source(), attribute, value)
+    return made
 
 
 def _md5(path: Path) -> str:

@@ -7,18 +7,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.data.tiny import BUILDERS, Tiny
+from tests.data.tiny import Tiny, install
 from tests.studies.recipes import run_recipe
 
 
 def figure(*flags: str) -> int:
     return run_recipe("figure_6_classes", *flags)
-
-
-@pytest.fixture(scope="module")
-def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One storage folder for all tests, since creating MLflow's tables takes seconds."""
-    return tmp_path_factory.mktemp("storage")
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -29,11 +23,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 @pytest.fixture
 def originals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Tiny]:
     """Tiny CIFAR-10 and SVHN in separate folders, with download addresses where nothing listens."""
-    made = {name: BUILDERS[name](tmp_path / name) for name in ("cifar10", "svhn")}
-    for tiny in made.values():
-        for attribute, value in tiny.attributes("http://127.0.0.1:9/").items():
-            monkeypatch.setattr(tiny.source(), attribute, value)
-    return made
+    return {name: install(name, tmp_path / name, monkeypatch) for name in ("cifar10", "svhn")}
 
 
 @pytest.mark.timeout(120)

@@ -37,12 +37,6 @@ MEASURED = ("figure_3_descent", "figure_7_memory", "figure_9_runtime")
 GRIDS = ("figure_4_alpha", "figure_5_lr", "figure_10_tradeoff")
 
 
-@pytest.fixture(scope="module")
-def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One storage folder for all tests, since creating MLflow's tables takes seconds."""
-    return tmp_path_factory.mktemp("storage")
-
-
 @pytest.fixture(autouse=True)
 def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -70,10 +64,11 @@ def memory_plan(**changes: Any) -> Plan:
     return Plan(base=base, runs=(*others, base, base.replace(tail_memory="recompute")))
 
 
-def measurement(of: dict[str, Any], plan: Plan) -> Measurement:
-    """Return a figure's measurement with another smoke preset."""
-    found: Measurement = of["MEASUREMENT"]
-    return dataclasses.replace(found, presets={"smoke": plan})
+def draw(name: str, plan: Plan, storage: Path, *flags: str, of: dict[str, Any] | None = None) -> int:
+    """Run a figure of studies/ with another smoke preset; return the exit code."""
+    found: Measurement = (of or script(name))["MEASUREMENT"]
+    given = ["--smoke-test", "--device", "cpu", "--storage-path", str(storage), *flags]
+    return figure_main(name, dataclasses.replace(found, presets={"smoke": plan}), "", given)
 
 
 def test_a_figure_that_measures_draws_tracks_and_measures_nothing_twice(
@@ -81,10 +76,8 @@ def test_a_figure_that_measures_draws_tracks_and_measures_nothing_twice(
 ) -> None:
     from mlflow import MlflowClient
 
-    of = script("figure_7_memory")
-    measured = measurement(of, memory_plan(head="conv", batch_size=256))
-    flags = ["--smoke-test", "--device", "cpu", "--storage-path", str(storage)]
-    assert figure_main("figure_7_memory", measured, "", flags) == 0
+    plan = memory_plan(head="conv", batch_size=256)
+    assert draw("figure_7_memory", plan, storage) == 0
     first = capsys.readouterr().out
     assert first.count(" MiB\n") == 5
     found = check_files(storage / "figure_7_memory-smoke", "figure_7_memory", 5)
@@ -95,18 +88,17 @@ def test_a_figure_that_measures_draws_tracks_and_measures_nothing_twice(
     (tracked,) = [r for e in client.search_experiments() for r in client.search_runs([e.experiment_id])]
     kept = {Path(a.path).suffix for a in client.list_artifacts(tracked.info.run_id)}
     assert (tracked.info.status, kept) == ("FINISHED", {".png", ".csv", ".parquet"})
-    assert figure_main("figure_7_memory", measured, "", flags) == 0
+    assert draw("figure_7_memory", plan, storage) == 0
     assert " MiB\n" not in capsys.readouterr().out
 
 
 def test_a_figure_in_another_precision_has_a_folder_of_its_own(
     storage: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    measured = measurement(script("figure_7_memory"), memory_plan(head="conv", batch_size=16))
-    flags = ["--smoke-test", "--device", "cpu", "--storage-path", str(storage)]
-    assert figure_main("figure_7_memory", measured, "", [*flags, "--graph"]) == 2
+    plan = memory_plan(head="conv", batch_size=16)
+    assert draw("figure_7_memory", plan, storage, "--graph") == 2
     assert "graph=True captures the work of a GPU" in capsys.readouterr().err
-    assert figure_main("figure_7_memory", measured, "", [*flags, "--precision", "bf16"]) == 0
+    assert draw("figure_7_memory", plan, storage, "--precision", "bf16") == 0
     assert not list(storage.glob("*graph*"))
     rows = Results(storage / "figure_7_memory-smoke-bf16").rows()
     assert {row["precision"] for row in rows} == {"bf16"}
@@ -123,22 +115,18 @@ def test_a_configuration_that_does_not_fit_is_left_out_and_the_rest_is_drawn(
         return 100.0
 
     monkeypatch.setitem(of["measure"].__globals__, "footprint_mib", footprint_mib)
-    flags = ["--smoke-test", "--device", "cpu", "--storage-path", str(storage)]
-    assert figure_main("small_gpu", measurement(of, memory_plan()), "", flags) == 1
+    assert draw("figure_7_memory", memory_plan(), storage, of=of) == 1
     assert "BP failed and is left out: CUDA out of memory.\n" in capsys.readouterr().err
-    found = check_files(storage / "small_gpu-smoke", "figure_7_memory", 4)
+    found = check_files(storage / "figure_7_memory-smoke", "figure_7_memory", 4)
     assert "Left out for lack of a result: 1 (resnet8 bp K01" in found["caption"]
 
 
 def test_the_descent_figure_from_a_real_run(storage: Path) -> None:
     of = script("figure_3_descent")
     base = SMALL.replace(dataset="cifar10-sample", train_images=32, test_images=20, epochs=1)
-    measured = measurement(of, Plan(base=base, runs=of["runs"](base, ((2, 1),), (0.5,))))
-    flags = ["--smoke-test", "--device", "cpu", "--storage-path", str(storage)]
-    assert figure_main("figure_3_descent", measured, "", flags) == 0
-    found = check_files(
-        storage / "figure_3_descent-smoke", "figure_3_descent", 4
-    )  # two runs, before and after an epoch
+    assert draw("figure_3_descent", Plan(base=base, runs=of["runs"](base, ((2, 1),), (0.5,))), storage) == 0
+    # Two runs, before and after an epoch.
+    found = check_files(storage / "figure_3_descent-smoke", "figure_3_descent", 4)
     check_files(storage / "figure_3_descent-smoke", "figure_3_modules", 4)
     assert "not the paper's budget" in found["caption"]
     assert sorted(found["epoch"]) == [0, 0, 1, 1]
@@ -192,8 +180,7 @@ def test_the_runtime_figure_on_threads(storage: Path, monkeypatch: pytest.Monkey
     monkeypatch.setitem(of["measure"].__globals__, "number_of_devices", lambda _device: 2)
     base = SMALL.replace(head="conv")
     runs = (base.replace(method="gll"), base, base.replace(method="gll", num_modules=4))
-    flags = ["--smoke-test", "--device", "cpu", "--executor", "threads", "--storage-path", str(storage)]
-    assert figure_main("figure_9_runtime", measurement(of, Plan(base=base, runs=runs)), "", flags) == 0
+    assert draw("figure_9_runtime", Plan(base=base, runs=runs), storage, "--executor", "threads", of=of) == 0
     found = check_files(storage / "figure_9_runtime-smoke", "figure_9_runtime", 2)
     assert "a device is a core" in found["caption"]
     rows = zip(found["time_ratio_min"], found["time_ratio"], found["time_ratio_max"], strict=True)
@@ -283,33 +270,17 @@ def test_a_report_without_a_record_is_refused_in_one_line(
     assert not (tmp_path / "s").exists()
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (("--device", "cuda:77"), "device='cuda:77' cannot be used"),
-        (("--preset", "huge"), "preset='huge' is not known; allowed: paper, smoke"),
-        (("--tracking-uri", "/some/folder"), "MLflow 3 no longer accepts"),
-    ],
-)
-def test_refusals_are_one_line(
-    flags: tuple[str, ...], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    of = script("figure_7_memory")
-    presets = {"paper": Plan(base=SMALL), "smoke": Plan(base=SMALL, runs=(SMALL.replace(method="bp"),))}
-    first = () if "--preset" in flags else ("--smoke-test",)
-    given = [*first, "--storage-path", str(tmp_path / "s"), *flags]
-    assert figure_main("figure_7_memory", dataclasses.replace(of["MEASUREMENT"], presets=presets), "", given) == 2
-    assert message in capsys.readouterr().err.splitlines()[-1]
-
-
-def test_a_record_without_a_row_is_refused(storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    of = script("figure_7_memory")
+def test_refusals_are_one_line(storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan = Plan(base=SMALL, runs=(SMALL.replace(method="bp"),))
-    with open_study_folder(storage / "killed-smoke", "killed-smoke", plan, "auto"):
-        pass  # before the first row
-    flags = ["--smoke-test", "--report-only", "--storage-path", str(storage)]
-    assert figure_main("killed", measurement(of, plan), "", flags) == 2
-    assert "has no finished run to report" in capsys.readouterr().err.splitlines()[-1]
+    with open_study_folder(storage / "figure_7_memory-smoke", "figure_7_memory-smoke", plan, "auto"):
+        pass  # killed before the first row
+    for flags, message in (
+        (("--device", "cuda:77"), "device='cuda:77' cannot be used"),
+        (("--tracking-uri", "/some/folder"), "MLflow 3 no longer accepts"),
+        (("--report-only",), "has no finished run to report"),
+    ):
+        assert draw("figure_7_memory", plan, storage, *flags) == 2
+        assert message in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,10 @@ def command(folder: Path, preset: str, storage: str) -> list[str]:
     return [sys.executable, str(file), *flags]
 
 
+def ran(folder: Path, preset: str, storage: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(folder, preset, storage), capture_output=True, text=True, timeout=500, cwd=ROOT)
+
+
 def kill_at(line: str, delay_s: float, arguments: list[str]) -> list[psutil.Process]:
     """Start a driver, kill it some time after a line that it prints; return the processes that it leaves."""
     child = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
@@ -80,9 +84,7 @@ def test_a_study_whose_driver_is_killed_five_times_loses_and_repeats_nothing(tmp
             left += kill_at(line, draw.uniform(0, 6), command(tmp_path, preset, "killed"))
             rows = Results(tmp_path / "killed" / f"tiny-{preset}").rows()
             print(f"kill {attempt + 1}: {len(rows)} rows")
-        done = subprocess.run(
-            command(tmp_path, preset, "killed"), capture_output=True, text=True, timeout=500, cwd=ROOT
-        )
+        done = ran(tmp_path, preset, "killed")
     finally:
         end(left)
     assert done.returncode == 0, done.stderr
@@ -103,9 +105,7 @@ def test_a_study_whose_driver_is_killed_five_times_loses_and_repeats_nothing(tmp
         complete = [trial.params for trial in study.trials if trial.state.name == "COMPLETE"]
         assert len({str(sorted(params.items())) for params in complete}) == 5
     else:
-        again = subprocess.run(
-            command(tmp_path, preset, "whole"), capture_output=True, text=True, timeout=500, cwd=ROOT
-        )
+        again = ran(tmp_path, preset, "whole")
         assert again.returncode == 0, again.stderr
         assert table(folder) == table(tmp_path / "whole" / "tiny-list")
 
@@ -166,17 +166,8 @@ def test_twenty_trials_of_which_six_fail_and_five_are_killed_leave_nothing_behin
     try:
         fill_object_store()
         killer = Killer(5)
-        flags = [
-            "--preset",
-            "list",
-            "--storage-path",
-            str(tmp_path),
-            "--max-concurrent",
-            "2",
-            "--stage-timeout-s",
-            "60",
-        ]
-        code = main("tiny", {"list": plan}, "", flags)
+        flags = f"--preset list --storage-path {tmp_path} --max-concurrent 2 --stage-timeout-s 60"
+        code = main("tiny", {"list": plan}, "", flags.split())
         out, err = capfd.readouterr()
         print(out, err)
         assert killer.left == 0
@@ -216,14 +207,8 @@ def test_a_study_whose_ray_has_lost_its_head_ends_in_one_line_and_resumes(tmp_pa
         print(out, err, f"ended after {time.monotonic() - begin:.1f} s")
         assert time.monotonic() - begin < 50  # Ray itself ends the process after 60 s
         assert child.returncode == 3
-        assert (
-            len(
-                re.findall(
-                    r"^the study stops: the head process of the Ray cluster, at \S+, has not answered", err, re.M
-                )
-            )
-            == 1
-        )
+        told = r"^the study stops: the head process of the Ray cluster, at \S+, has not answered"
+        assert len(re.findall(told, err, re.M)) == 1
         assert "resume: " in err.splitlines()[-1]
         time.sleep(5)
         assert [process for process in left if process.is_running() and process.status() != psutil.STATUS_ZOMBIE] == []
@@ -231,7 +216,7 @@ def test_a_study_whose_ray_has_lost_its_head_ends_in_one_line_and_resumes(tmp_pa
         end(left)
     statuses = [status for run, status in Store(tmp_path / "s" / "mlflow.db").runs() if run != "tiny-list"]
     assert "RUNNING" not in statuses
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=500, cwd=ROOT)
+    done = ran(tmp_path, "list", "s")
     assert done.returncode == 0, done.stderr
     assert Results(tmp_path / "s" / "tiny-list").ended() == 5
 
@@ -252,19 +237,16 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_stops_a_study_with_path_and_bytes_and_it_resumes_when_there_is_room(
     small_disk: Path, tmp_path: Path
 ) -> None:
-    arguments = command(tmp_path, "list", "disk/s")
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=500, cwd=ROOT)
+    done = ran(tmp_path, "list", "disk/s")
     assert done.returncode == 1
-    last = done.stderr.splitlines()[-1]
-    assert re.match(
-        rf"failed: {small_disk}/s/tiny-list/\S+ \(\d+ bytes\) cannot be written: No space left .*; resume: ", last
-    )
+    told = rf"failed: {small_disk}/s/tiny-list/\S+ \(\d+ bytes\) cannot be written: No space left .*; resume: "
+    assert re.match(told, done.stderr.splitlines()[-1])
     assert "Traceback" not in done.stderr
     assert 0 < len(Results(small_disk / "s" / "tiny-list").rows()) < 5
     assert done.stderr.count(" was lost: ") == 1  # the others were not tried
     assert [path for path in small_disk.rglob("*") if path.name.endswith(".tmp") or ".writing" in path.name] == []
     subprocess.run(["mount", "-o", "remount,size=60m", str(small_disk)], check=True)
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=500, cwd=ROOT)
+    done = ran(tmp_path, "list", "disk/s")
     assert done.returncode == 0, done.stderr
     assert Results(small_disk / "s" / "tiny-list").ended() == 5
 
