@@ -1,16 +1,18 @@
 """Small real things that tests share: a network of plain modules, and jobs on the embedded CIFAR-10 sample."""
 
+from collections.abc import Mapping
 from functools import cache
 from itertools import pairwise
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import backlink_ray as bl
 from backlink_ray.data.datasets import load_dataset
 from backlink_ray.data.tensors import Dataset
 from backlink_ray.methods.base import Method
 from backlink_ray.train.executor import Job
+from backlink_ray.train.state import PARTS, TrainState
 
 
 def tiny_network(units: int = 8, width: int = 6, classes: int = 10, dropout: float = 0.0, seed: int = 0) -> bl.Network:
@@ -45,6 +47,16 @@ def job(
         seed=3,
         **options,  # type: ignore[arg-type]
     )
+
+
+def different(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> list[str]:
+    """Return the names of tensors that are not the same bit for bit, or that only one of the two has."""
+    both = ours.keys() & theirs.keys()
+    return [name for name in {**ours, **theirs} if name not in both or not torch.equal(ours[name], theirs[name])]
+
+
+def different_states(ours: TrainState, theirs: TrainState) -> list[str]:
+    return [name for part in PARTS for name in different(getattr(ours, part), getattr(theirs, part))]
 
 
 def falling_lr(step: int) -> float:

@@ -1,5 +1,6 @@
 """Convolutions: which there are in a network, and the warning if bfloat16 is slow for some."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -58,21 +59,18 @@ SLOWER = replace(SLOW, name="Conv2d(c)", bf16_s=16.0)
 
 
 @pytest.mark.parametrize(
-    ("found", "counts", "worst"),
+    ("found", "told"),
     [
-        ([FAST, SLOW], "2 of 7 convolutions take longer", "Conv2d(b) on (1, 2, 2), 2.0 times as long"),
-        ([SLOWER, FAST, SLOW], "4 of 9 convolutions take longer", "Conv2d(c) on (1, 2, 2), 16.0 times as long"),
+        ([FAST], "^$"),
+        ([FAST, SLOW], r"^.*2 of 7 convolutions take longer.*Conv2d\(b\) on \(1, 2, 2\), 2\.0 times as long.*$"),
+        (
+            [SLOWER, FAST, SLOW],
+            r"^.*4 of 9 convolutions take longer.*Conv2d\(c\) on \(1, 2, 2\), 16\.0 times as long.*$",
+        ),
     ],
 )
 def test_one_line_names_the_slow_ones_and_the_worst(
-    found: list[Convolution], counts: str, worst: str, monkeypatch: pytest.MonkeyPatch
+    found: list[Convolution], told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(measured, "convolutions", lambda *_: found)
-    (line,) = slow_in_bf16([], torch.zeros(1), CPU).splitlines()
-    assert counts in line
-    assert worst in line
-
-
-def test_no_line_where_none_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measured, "convolutions", lambda *_: [FAST])
-    assert slow_in_bf16([], torch.zeros(1), CPU) == ""
+    assert re.search(told, slow_in_bf16([], torch.zeros(1), CPU).rstrip("\n"))

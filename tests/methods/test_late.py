@@ -3,22 +3,19 @@
 from collections.abc import Callable
 
 import pytest
-import torch
 from torch import Tensor
 
 import backlink_ray as bl
-from backlink_ray.local.module import LocalModule, StepSeed
-from backlink_ray.methods.base import Batch
+from backlink_ray.local.module import LocalModule
 from backlink_ray.train.optim import Sgd, Updater
-from backlink_ray.train.trainer import Learner, one_pass
 from tests.examples import batch, tiny_network
 
 K, LR = 3, 0.05
 Found = dict[str, Tensor]
 
 
-def modules_of(k: int = K) -> list[LocalModule]:
-    return bl.split(tiny_network(6).double(), k)
+def modules_of() -> list[LocalModule]:
+    return bl.split(tiny_network(6).double(), K)
 
 
 def weights(modules: list[LocalModule]) -> Found:
@@ -66,17 +63,6 @@ def test_a_stale_tail_mixes_an_older_link(alpha_mode: str) -> None:
         return [{**local, **{n: alpha ** e[n] * local[n] + (1 - alpha) ** e[n] * link[n] for n in e}}] * K
 
     check(bl.BackLink(propagation_length=2, alpha=alpha, alpha_mode=alpha_mode, mode="stale"), moved)
-
-
-@pytest.mark.parametrize("k", [2, 3])
-def test_ddg_with_weights_that_stand_still_is_bp(k: int) -> None:
-    learners = [Learner.of(bl.DDG(), module) for module in modules_of(k)]
-    found: list[Found] = [one_pass(learners, bl.DDG(), Batch(*batch(), StepSeed()))[0] for _ in range(k)]
-    bp = bl.gradients(modules_of(k), bl.BP(), *batch())
-    assert found[-1].keys() == bp.keys()
-    assert all(torch.equal(found[-1][n], bp[n]) for n in bp)
-    assert [len(f) < len(bp) for f in found] == [True] * (k - 1) + [False]
-    assert [len(learner.state.stash) for learner in learners] == [k - 1 - i for i in range(k)]
 
 
 def test_stale_over_the_error_link_is_refused() -> None:

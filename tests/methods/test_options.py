@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import backlink_ray as bl
 from backlink_ray.methods.catalogue import METHODS
 from backlink_ray.options import check_needs, check_options, choice, options_of, whole
 from backlink_ray.train.optim import Sgd
-from tests.examples import tiny_network
+from tests.examples import batch, tiny_network
 
 NUMBERS = [(name, option) for name, m in METHODS.items() for option, o in options_of(m).items() if not o.choices]
 
@@ -59,10 +60,12 @@ def test_numpy_numbers_give_the_same_network_and_training() -> None:
     )
     for ours, theirs in zip(plain, other, strict=True):
         assert all(a.equal(b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
-    trainer = bl.Trainer(
-        other, bl.BackLink(propagation_length=1), lr=np.float64(0.5), optimizer=Sgd(momentum=np.float64(0.5))
+    method, (images, labels) = bl.BackLink(propagation_length=1), batch(classes=3, size=16)
+    one, two = (
+        bl.Trainer(modules, method, number(0.5), optimizer=Sgd(momentum=number(0.5)))
+        for modules, number in ((plain, float), (other, np.float64))
     )
-    assert type(trainer._lr) is float
+    assert torch.equal(one.step(images.float(), labels), two.step(images.float(), labels))
 
 
 def test_subclasses_keep_the_checks_of_their_options() -> None:

@@ -24,7 +24,7 @@ from backlink_ray.seeds import seeded
 from backlink_ray.train.checkpoint import weights_sha256
 from backlink_ray.train.executor import Executor, Job, LocalExecutor
 from backlink_ray.train.optim import Sgd
-from tests.examples import job
+from tests.examples import different, job
 from tests.nets.awkward import (
     AS_TORCH,
     NO_COPY,
@@ -71,7 +71,7 @@ def outcome(executor: Callable[[Job], Executor], training: Job) -> tuple[Tensor,
 def check_same(make: Callable[[], bl.Network], method: bl.BackLink) -> None:
     ours, theirs = (outcome(executor, job_of(make(), method)) for executor in (ThreadsExecutor, LocalExecutor))
     assert torch.equal(ours[0], theirs[0])
-    assert [n for n in theirs[1] if not torch.equal(ours[1][n], theirs[1][n])] == []
+    assert different(ours[1], theirs[1]) == []
     assert ours[2] == theirs[2]
 
 
@@ -87,8 +87,7 @@ def test_bp_trains_it_as_plain_torch(name: str) -> None:
         sgd.zero_grad()
         F.cross_entropy(theirs(x), labels).backward()
         sgd.step()
-    expected = theirs.state_dict()
-    assert [n for n, t in ours.state_dict().items() if not torch.equal(t, expected[n])] == []
+    assert different(ours.state_dict(), theirs.state_dict()) == []
 
 
 LINKS = list(itertools.product(("replica", "error"), ("retain", "recompute")))
@@ -176,7 +175,7 @@ def test_a_frozen_module_trains_its_head_alone() -> None:
     with ThreadsExecutor(training) as running:
         running.train(2)
         after = running.state().weights
-    moved = {n for n, t in after.items() if not torch.equal(t, before[n])}
+    moved = set(different(after, before))
     assert {n for n in moved if n.startswith(("units.0", "units.1"))} == set()
     assert {n for n in before if n.startswith(("heads.0", "units.2", "units.3"))} <= moved
 
@@ -281,7 +280,7 @@ def test_a_step_without_gradients_is_refused(mode: Callable[[], torch.no_grad]) 
         trainer.step(*images())
     with mode(), pytest.raises(bl.ConfigError, match="no_grad"):
         bl.gradients(modules, ONE, *images())
-    assert all(torch.equal(t, before[n]) for n, t in trainer.state().weights.items())
+    assert different(trainer.state().weights, before) == []
     with torch.autocast("cpu", torch.bfloat16):
         assert trainer.step(*images()).isfinite().all()
 
@@ -346,7 +345,7 @@ def test_late_errors_after_a_resume_leave_unused_weights_alone() -> None:
     for trainer in (one, again):
         trainer.step(*images(1))
     assert one.state_dict().keys() == again.state_dict().keys()
-    assert all(torch.equal(t, again.state().weights[n]) for n, t in one.state().weights.items())
+    assert different(one.state().weights, again.state().weights) == []
 
 
 def test_a_checkpointed_batch_norm_is_refused_since_it_would_count_twice() -> None:

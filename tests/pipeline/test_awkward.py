@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import backlink_ray as bl
 from backlink_ray.train.executor import Executor, Job, LocalExecutor
+from tests.examples import different
 from tests.nets.awkward import AS_TORCH, NO_COPY, RANDOM
 from tests.nets.test_awkward_modules import compiled_norm, job_of, network, outcome, plain
 
@@ -35,7 +36,7 @@ def test_ray_equals_one_process(names: tuple[str, str], pooled_executor: Callabl
         outcome(make, job_of(network(*(MAKES[n] for n in names)), method)) for make in (pooled_executor, LocalExecutor)
     )
     assert torch.equal(ours[0], theirs[0])
-    assert [n for n in theirs[1] if not torch.equal(ours[1][n], theirs[1][n])] == []
+    assert different(ours[1], theirs[1]) == []
     assert ours[2] == theirs[2]
 
 
@@ -55,7 +56,7 @@ def test_channels_last_arrive_as_channels_last(pooled_executor: Callable[[Job], 
         return job_of(net, bl.BackLink(propagation_length=1, alpha=0.5))
 
     ours, theirs = (outcome(make, training()) for make in (pooled_executor, LocalExecutor))
-    assert [n for n in theirs[1] if not torch.equal(ours[1][n], theirs[1][n])] == []
+    assert different(ours[1], theirs[1]) == []
 
 
 @pytest.mark.parametrize("what", ["unit", "loss"])

@@ -15,7 +15,7 @@ from backlink_ray.pipeline.progress import wait_patiently
 from backlink_ray.pipeline.steps import Steps
 from backlink_ray.pipeline.threads import RoundRobinExecutor, ThreadsExecutor
 from backlink_ray.train.executor import Executor, Job, LocalExecutor
-from tests.examples import job
+from tests.examples import different_states, job
 from tests.methods.settings import SETTINGS
 
 PAUSE_S = 0.03
@@ -60,11 +60,7 @@ def check_ends_early(make: Callable[[Job], Executor], method: bl.methods.base.Me
         whole, expected = executor.train(end.step), executor.state()
     assert torch.equal(torch.cat([first.losses, second.losses], dim=1), whole.losses)
     assert torch.equal(first.followed_by(second).losses.mean(dim=1), whole.losses.mean(dim=1))
-    for ours, theirs in (
-        (end.weights, expected.weights), (end.optimizer, expected.optimizer), (end.method_state, expected.method_state),
-    ):  # fmt: skip
-        assert ours.keys() == theirs.keys()
-        assert [n for n in ours if not torch.equal(ours[n], theirs[n])] == []
+    assert different_states(end, expected) == []
 
 
 METHODS = {**SETTINGS, "async": ASYNC}

@@ -13,7 +13,7 @@ from backlink_ray.local.heads import MakeHead
 from backlink_ray.pipeline.threads import RoundRobinExecutor, ThreadsExecutor
 from backlink_ray.train.evaluation import Evaluation, EvaluationSum
 from backlink_ray.train.executor import Executor, Job, LocalExecutor
-from tests.examples import job, sample, tiny_network
+from tests.examples import different, job, sample, tiny_network
 from tests.own import narrow_head
 
 Make = Callable[[Job], Executor]
@@ -80,7 +80,7 @@ def test_over_ray_what_a_failed_run_learned_is_not_fetched_and_a_state_is_fetche
     with contextlib.suppress(KeyboardInterrupt), pooled_executor(training) as executor:
         executor.train(1)
         raise KeyboardInterrupt
-    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    assert different(network.state_dict(), before) == []
     with pooled_executor(training) as executor:
         executor.train(1)
         state = executor.state()
@@ -119,4 +119,4 @@ def test_over_ray_a_state_is_pickled_once_for_all_stages(
         monkeypatch.setattr(ray, "put", lambda value: shared.append(value) or put(value))
         executor.load(state)
         assert shared == [state]
-        assert all(torch.equal(tensor, state.weights[name]) for name, tensor in executor.state().weights.items())
+        assert different(executor.state().weights, state.weights) == []

@@ -12,7 +12,7 @@ import backlink_ray as bl
 from backlink_ray.local.engine import Engine
 from backlink_ray.train.checkpoint import Checkpoints
 from backlink_ray.train.optim import Updater
-from tests.examples import batch, tiny_network
+from tests.examples import batch, different, different_states, tiny_network
 from tests.own import OPTIMIZERS, CountedSgd
 
 METHOD = bl.BackLink(propagation_length=1, alpha=0.25)
@@ -56,10 +56,7 @@ def test_a_run_continues_from_a_checkpoint_bit_for_bit(name: str, tmp_path: Path
     fresh.load(found[0])
     for step in (2, 3):
         fresh.step(*batch(seed=step))
-    ours, theirs = fresh.state(), trainer.state()
-    assert ours.optimizer.keys() == theirs.optimizer.keys()
-    for part in ("weights", "optimizer"):
-        assert all(torch.equal(t, getattr(theirs, part)[n]) for n, t in getattr(ours, part).items())
+    assert different_states(fresh.state(), trainer.state()) == []
 
 
 def test_plain_numbers_come_back_as_what_they_were() -> None:
@@ -80,14 +77,11 @@ def test_plain_numbers_come_back_as_what_they_were() -> None:
 def test_another_optimizers_state_is_refused_and_nothing_moves(one: str, other: str) -> None:
     trainer, fresh = trainer_with(one), trainer_with(other, seed=5)
     trainer.step(*batch())
-    before = [p.clone() for m in fresh.modules for p in m.parameters()]
-    with pytest.raises(
-        bl.ConfigError, match=r"the state of units\.0\.0\.weight lacks .*; allowed: a state of the same"
-    ):
+    before = {n: t.clone() for n, t in fresh.state().weights.items()}
+    told = r"the state of units\.0\.0\.weight lacks .*; allowed: a state of the same"
+    with pytest.raises(bl.ConfigError, match=told):
         fresh.load_state_dict(trainer.state_dict())
-    assert all(
-        torch.equal(a, b) for a, b in zip(before, (p for m in fresh.modules for p in m.parameters()), strict=True)
-    )
+    assert different(before, fresh.state().weights) == []
 
 
 def test_a_rate_in_a_tensor_is_set_in_place_and_no_state_of_the_optimizers_own() -> None:
@@ -189,6 +183,4 @@ def test_what_cannot_work_in_parts_is_refused_before_anything_moves(optimizer: A
     with pytest.raises(bl.ConfigError, match=message):
         bl.Trainer(bl.split(network, 2), METHOD, optimizer=optimizer)
     assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
-    assert (
-        bl.Trainer(bl.split(network, 2), METHOD, optimizer=Base).step_index == 0
-    )  # what they all do besides is allowed
+    bl.Trainer(bl.split(network, 2), METHOD, optimizer=Base)  # what they all do besides is allowed
