@@ -20,6 +20,7 @@ from backlink_ray.data.provision import MissingError
 from backlink_ray.data.tensors import Dataset
 from backlink_ray.figures.save import save_figure
 from backlink_ray.figures.style import COLOURS, INK, format_axes, legend, new_figure
+from backlink_ray.output import say
 from backlink_ray.tuning.plan import Plan
 
 NAME = "figure_6_classes"
@@ -85,7 +86,7 @@ def panels_b(flags: Flags) -> list[Panel]:
     try:
         dataset = load_dataset("svhn", data_root(flags.data_root), download=flags.svhn)
     except MissingError as error:
-        print(f"panel (b) is left out: {error}; --svhn downloads the missing files", file=sys.stderr)
+        say(f"panel (b) is left out: {error}; --svhn downloads the missing files")
         return []
     note = f"(b) has all {len(dataset.train):,} training images; its {len(dataset.test):,} test images are similarly imbalanced."
     return [Panel(title="(b) SVHN", dataset=dataset, whole=dataset, x="class (digit)", note=note)]

@@ -11,7 +11,7 @@ import optuna
 from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
 
-from backlink_ray.errors import StorageError
+from backlink_ray.errors import StorageError, first_line
 from backlink_ray.output import say
 from backlink_ray.runs.results import Row, config_of
 from backlink_ray.signals import stopping
@@ -50,7 +50,7 @@ def unlocked(file: Path) -> Iterator[None]:
         yield
     except (sqlite3.Error, SQLAlchemyError, optuna.exceptions.OptunaError, RuntimeError) as error:
         # RuntimeError: the database is of another version of Optuna
-        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        reason = first_line(error.__cause__ or error)
         way_out = "free some space" if "disk is full" in reason else "delete it: it is made again from the results"
         raise StorageError(f"{file} cannot be used ({reason}); {way_out}") from error
 

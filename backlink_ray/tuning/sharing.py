@@ -7,6 +7,7 @@ import ray
 
 from backlink_ray.benchmarks.gpu_share import largest, measure, runs_per_gpu
 from backlink_ray.data.tensors import Dataset
+from backlink_ray.errors import first_line
 from backlink_ray.output import say
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.data import data_key
@@ -42,8 +43,7 @@ def _measured(runs: Sequence[RunConfig], datasets: References) -> tuple[int, str
     except ray.exceptions.RayError as error:
         if isinstance(error, ray.exceptions.GetTimeoutError):
             ray.cancel(task, force=True)  # Ray 2.60 may abort this process if the task has just ended by itself
-        reason = getattr(error, "cause", None) or error
-        return 1, f"not measured: {(str(reason).strip() or repr(reason)).splitlines()[0]}"
+        return 1, f"not measured: {first_line(getattr(error, 'cause', None) or error)}"
     return count, why
 
 
