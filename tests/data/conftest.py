@@ -33,15 +33,5 @@ def tiny_cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tiny:
 
 
 @pytest.fixture
-def cifar100_root() -> Path:
-    return original_root("cifar100")
-
-
-@pytest.fixture
-def stl10_root() -> Path:
-    return original_root("stl10")
-
-
-@pytest.fixture
 def svhn_root() -> Path:
     return original_root("svhn")

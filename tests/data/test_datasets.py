@@ -25,22 +25,18 @@ def sample() -> Dataset:
     return load_dataset("cifar10-sample")
 
 
-def test_unknown_name_lists_the_allowed_ones() -> None:
-    with pytest.raises(ConfigError, match="mnist") as caught:
-        load_dataset("mnist")
-    assert all(name in str(caught.value) for name in LOADERS)
-
-
 @given(st.text().filter(lambda name: name not in DATASETS))
+@example("mnist")
 @example("../cifar10")
 @example("/etc")
 @example("%2e%2f")
 @example("a\\b")
 @example("a\0b")
 @example("x" * 300)
-def test_hostile_names_are_refused(name: str) -> None:
-    with pytest.raises(ConfigError):
+def test_other_and_hostile_names_are_refused_with_the_allowed_ones(name: str) -> None:
+    with pytest.raises(ConfigError) as caught:
         load_dataset(name)
+    assert ":" in name or all(allowed in str(caught.value) for allowed in LOADERS)
 
 
 def test_root_is_flag_then_environment_then_home(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,16 +129,7 @@ print(main(["report"]))
 )
 def test_a_user_without_a_home_folder_needs_none_until_something_is_put_there(tmp_path: Path) -> None:
     rights = "+dac_read_search"  # to read this Python, wherever it is
-    become = [
-        "setpriv",
-        "--reuid=54321",
-        "--regid=54321",
-        "--clear-groups",
-        "--inh-caps",
-        rights,
-        "--ambient-caps",
-        rights,
-    ]
+    become = f"setpriv --reuid=54321 --regid=54321 --clear-groups --inh-caps {rights} --ambient-caps {rights}".split()
     environment = {k: v for k, v in os.environ.items() if k not in ("HOME", "BACKLINK_RAY_DATA")}
     command = [*become, sys.executable, "-c", HOMELESS]
     done = subprocess.run(

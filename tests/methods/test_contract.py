@@ -23,6 +23,12 @@ def test_every_method_and_every_choice_is_in_the_table() -> None:
             assert {getattr(value, "name", value) for value in values} == set(choices)
 
 
+def test_a_difference_is_found() -> None:
+    """By what these and many other tests compare with."""
+    a, b = torch.zeros(2), torch.ones(2)
+    assert different({"x": a, "y": a, "z": a}, {"x": a, "y": b, "w": a}) == ["y", "z", "w"]
+
+
 @pytest.mark.parametrize("name", SETTINGS)
 def test_gradients_change_nothing_and_name_what_trains(name: str) -> None:
     modules, method = modules_of(3), SETTINGS[name]

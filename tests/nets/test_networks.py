@@ -36,28 +36,22 @@ def linear(width_in: int, width_out: int) -> int:
     return width_in * width_out + width_out
 
 
-@pytest.mark.parametrize(("size", "flat"), [(32, 256 * 4 * 4), (96, 256 * 12 * 12)])
-def test_alexnet(size: int, flat: int) -> None:
-    with torch.device("meta"):
-        units = plain_units("alexnet", 10, size)
-    counts = [sum(p.numel() for p in u.parameters()) for u in units]
-    widths = (3, 64, 192, 384, 256, 256)
-    assert counts[:5] == [conv(a, b) for a, b in itertools.pairwise(widths)]
-    assert counts[5:] == [linear(flat, 4096), linear(4096, 4096), linear(4096, 10)]
-    assert len(units) == unit_count("alexnet") == 8
+VGG = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
 
 
-@pytest.mark.parametrize(("size", "flat"), [(32, 512), (96, 512 * 3 * 3)])
-def test_vgg16(size: int, flat: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "widths", "pools", "flat"),
+    [("alexnet", (64, 192, 384, 256, 256), [1, 2, 5], 256 * 16), ("vgg16", VGG, [2, 4, 7, 10, 13], 512)],
+)
+@pytest.mark.parametrize("size", [32, 96])
+def test_alexnet_and_vgg16(name: str, widths: tuple[int, ...], pools: list[int], flat: int, size: int) -> None:
     with torch.device("meta"):
-        units = plain_units("vgg16", 100, size)
-    widths = (3, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
-    counts = [sum(p.numel() for p in u.parameters()) for u in units]
-    assert counts[:13] == [conv(a, b) for a, b in itertools.pairwise(widths)]
-    assert counts[13:] == [linear(flat, 4096), linear(4096, 4096), linear(4096, 100)]
-    pools = [i + 1 for i, u in enumerate(units[:13]) if isinstance(u.pool, nn.MaxPool2d)]
-    assert pools == [2, 4, 7, 10, 13]
-    assert len(units) == unit_count("vgg16") == 16
+        units = plain_units(name, 100, size)
+    convolutions = [conv(a, b) for a, b in itertools.pairwise((3, *widths))]
+    maps = [linear(flat * (size // 32) ** 2, 4096), linear(4096, 4096), linear(4096, 100)]
+    assert [sum(p.numel() for p in u.parameters()) for u in units] == [*convolutions, *maps]
+    assert len(units) == unit_count(name) == len(widths) + 3
+    assert [i + 1 for i, u in enumerate(units[:-3]) if isinstance(u.pool, nn.MaxPool2d)] == pools
 
 
 def test_vit() -> None:

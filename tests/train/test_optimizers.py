@@ -11,9 +11,8 @@ from torch import Tensor, nn
 import backlink_ray as bl
 from backlink_ray.local.engine import Engine
 from backlink_ray.train.checkpoint import Checkpoints
-from backlink_ray.train.optim import Updater
 from tests.examples import batch, different, different_states, tiny_network
-from tests.own import OPTIMIZERS, CountedSgd
+from tests.own import OPTIMIZERS
 
 METHOD = bl.BackLink(propagation_length=1, alpha=0.25)
 
@@ -57,20 +56,6 @@ def test_a_run_continues_from_a_checkpoint_bit_for_bit(name: str, tmp_path: Path
     for step in (2, 3):
         fresh.step(*batch(seed=step))
     assert different_states(fresh.state(), trainer.state()) == []
-
-
-def test_plain_numbers_come_back_as_what_they_were() -> None:
-    """As a tensor, a count would round differently."""
-    p = nn.Parameter(torch.ones(2))
-    one, two = Updater([("w", p)], CountedSgd), Updater([("w", p)], CountedSgd)
-    one.set_lr(0.1)
-    one.update([torch.ones(2)])
-    assert {name: t.item() for name, t in one.state().items()} == {"w/count#": 1, "w/rate#": 0.1}
-    two.load(one.state())
-    assert two._optimizer.state[p] == {"count": 1, "rate": 0.1}
-    assert [type(v) for v in two._optimizer.state[p].values()] == [int, float]
-    two.load({})
-    assert two.state() == {}
 
 
 @pytest.mark.parametrize(("one", "other"), [("adamw", "heavy ball"), ("heavy ball", "adamw"), ("adamw", "adagrad")])
