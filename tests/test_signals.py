@@ -56,7 +56,7 @@ class Command:
     def wait_for(self, file: Path, pattern: str, timeout_s: float = 150.0) -> None:
         """Wait until a file below the given one, a glob, contains a pattern."""
         deadline = time.monotonic() + timeout_s
-        while not any(re.search(pattern, path.read_text()) for path in file.parent.glob(file.name) if path.is_file()):
+        while not any(re.search(pattern, path.read_text()) for path in Path("/").glob(str(file)[1:])):
             assert self._child.poll() is None, self._child.communicate()
             assert time.monotonic() < deadline, f"no {pattern} in {file}"
             time.sleep(0.02)
@@ -310,3 +310,31 @@ def test_a_run_that_stood_still_for_longer_than_its_timeout_goes_on(tmp_path: Pa
         code, out, err = child.end(120)
     assert (code, len(out.splitlines())) == (0, 3), err
     assert not re.search("recovering|failed|Traceback", err), err
+
+
+SLOW_STEPS = """
+import time
+import torch
+from torch import nn
+import backlink_ray as bl
+
+class Slow(nn.Module):
+    def forward(self, x):
+        time.sleep(0.5 * (self.training and torch.is_grad_enabled()))
+        return x
+
+def network(num_classes, image_size, seed):
+    built = bl.build_network("resnet8", num_classes=num_classes, image_size=image_size)
+    built.units[1] = nn.Sequential(Slow(), built.units[1])
+    return bl.Network(list(built.units), built.classifier, torch.zeros(1, 3, image_size, image_size))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_ray_outlives_a_signal_to_the_group_until_slow_stages_have_saved(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(SLOW_STEPS)
+    own = {**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}"}
+    flags = ["--executor", "ray", "--network", "slow:network"]
+    check_stopped(tmp_path / "run", signal.SIGTERM, *flags, seconds=0.5, env=own)
+    assert steps_in(tmp_path / "run")

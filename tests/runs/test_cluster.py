@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -110,3 +111,33 @@ def test_tokens_of_killed_processes_are_removed_and_no_others(tmp_path: Path, mo
     provide_token()
     assert [name for name, file in files.items() if file.parent.exists()] == ["new", "living"]
     assert len({file.read_text() for file in tmp_path.glob("*/auth_token")}) == 3
+
+
+# In a mount of its own, which ends with the process: a full temporary folder.
+FULL = 'mount -t tmpfs -o size=1m tmpfs "$1" && (head -c 2m /dev/zero > "$1/filler" 2>/dev/null; shift; exec "$@")'
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("folder", ["full", "file"])
+def test_a_ray_that_does_not_start_is_one_line(tmp_path: Path, folder: str) -> None:
+    """Its head cannot write its log, and is waited for until Ray gives up; or there can be no folder at all."""
+    command = [sys.executable, "-m", "backlink_ray.cli", *train(tmp_path / "run", "--executor", "ray")]
+    with tempfile.TemporaryDirectory() as parent:  # Ray's sockets need a short path
+        place = Path(parent) / "place"
+        if folder == "full":
+            place.mkdir()
+            command = ["unshare", "-rm", "sh", "-c", FULL, "sh", str(place), *command]
+        else:
+            place.write_text("")
+        environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"RAY_TMPDIR": str(place)}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=170)
+    if "unshare" in done.stderr:
+        pytest.skip("a process of this user cannot mount")
+    assert done.returncode == 3, done.stderr
+    reason = {"full": "Timed out waiting for file", "file": "Not a directory"}[folder]
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("failed: Ray could not be started on this machine: ")
+    assert reason in last
+    assert "Traceback" not in done.stderr
+    assert json.loads((tmp_path / "run" / "failure.json").read_text())["status"] == "LOST"
