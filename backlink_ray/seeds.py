@@ -30,11 +30,18 @@ def seeded(seed: int, purpose: str, *indices: int) -> Iterator[None]:
     """Seed the default generators of torch, Python and numpy with `derive_seed(...)` inside `with`; then restore their state."""
     derived = derive_seed(seed, purpose, *indices)
     with _DEFAULT_GENERATOR, torch.random.fork_rng(devices=_devices_in_use()), _kept_states():
-        torch.manual_seed(derived)
+        _seed_torch(derived)
         random.seed(derived)
         if numpy := _numpy_random():
             numpy.seed(derived % 2**32)
         yield
+
+
+def _seed_torch(seed: int) -> None:
+    if torch.accelerator.is_available():
+        torch.manual_seed(seed)
+    else:  # there torch.manual_seed would keep the call, with three stack traces, for each kind of device that never comes
+        torch.default_generator.manual_seed(seed)
 
 
 def turn() -> contextlib.AbstractContextManager[bool]:
