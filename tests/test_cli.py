@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,32 +21,27 @@ def train(folder: Path, *more: str) -> list[str]:
     return ["train", *SMALL, "--output-dir", str(folder), *more]
 
 
-@pytest.mark.timeout(150)
-def test_train_over_ray_in_a_process_of_its_own(tmp_path: Path) -> None:
-    picture = tmp_path / "timeline.png"
-    arguments = train(tmp_path / "run", "--executor", "ray", "--timeline", str(picture))
-    command = [sys.executable, "-m", "backlink_ray.cli", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=110)
-    assert done.returncode == 0, done.stderr
-    check_run(tmp_path / "run", "ray", done.stdout, picture)
+def test_train_over_ray(tmp_path: Path, ray_here: None, capsys: pytest.CaptureFixture[str]) -> None:
+    """On a Ray that runs; examples and studies start their own."""
+    check_train(tmp_path, "ray", capsys)
 
 
 @pytest.mark.parametrize("executor", ["local", "threads"])
 def test_train(tmp_path: Path, executor: str, capsys: pytest.CaptureFixture[str]) -> None:
+    check_train(tmp_path, executor, capsys)
+
+
+def check_train(tmp_path: Path, executor: str, capsys: pytest.CaptureFixture[str]) -> None:
     picture = tmp_path / "new" / "folder" / "timeline.png"
     more = ["--timeline", str(picture)] if executor != "local" else []
     arguments = train(tmp_path / "run", "--executor", executor, *more)
     assert main(arguments) == 0
-    check_run(tmp_path / "run", executor, capsys.readouterr().out, picture)
+    assert "epoch 1/1  test error" in capsys.readouterr().out
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["executor"] == executor
+    if more:
+        assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert main(arguments) == 0
     assert ("is not drawn: every step of the run was taken before" in capsys.readouterr().err) == bool(more)
-
-
-def check_run(folder: Path, executor: str, out: str, picture: Path) -> None:
-    assert "epoch 1/1  test error" in out
-    assert json.loads((folder / "result.json").read_text())["executor"] == executor
-    if executor != "local":
-        assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
 @pytest.mark.parametrize(

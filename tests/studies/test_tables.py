@@ -56,10 +56,12 @@ def test_a_dry_run_of_our_own_columns_at_a_smaller_budget(
 
 
 @pytest.mark.timeout(300)
-def test_a_table_from_its_cells_to_its_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_table_from_its_cells_to_its_files(
+    tmp_path: Path, ray_here: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     flags = ["--smoke-test", "--storage-path", str(tmp_path), "--cell", CELL]
-    done = start_recipe("table_4", *flags, timeout_s=280)
-    assert done.returncode == 0, done.stderr
+    assert run_recipe("table_4", *flags) == 0
+    out = capsys.readouterr().out
     rows = Results(tmp_path / "table_4-smoke").rows()
     selection = [row for row in rows if row["validation_fraction"]]
     chosen = min(selection, key=lambda row: (float(row["val_error_pct"]), float(row["alpha"])))
@@ -68,9 +70,9 @@ def test_a_table_from_its_cells_to_its_files(tmp_path: Path, capsys: pytest.Capt
     assert full["alpha"] == chosen["alpha"]
     tables(tmp_path, full)
     tracked(tmp_path, str(full["run_id"]))
-    assert "1 of the paper's 12 cells have run" in done.stdout
-    assert "&viewStateShareKey=backlink-tags.cell\n" in done.stdout
-    assert f"[0/2 done] {CELL} selection s0 K=4 l=1 alpha=0.25 eta=0.05 starts" in done.stdout
+    assert "1 of the paper's 12 cells have run" in out
+    assert "&viewStateShareKey=backlink-tags.cell\n" in out
+    assert f"[0/2 done] {CELL} selection s0 K=4 l=1 alpha=0.25 eta=0.05 starts" in out
 
     assert run_recipe("table_4", *flags) == 0
     assert "nothing left to run: every requested run has ended" in capsys.readouterr().err
