@@ -202,11 +202,12 @@ def read_lines(path: Path, way_out: str) -> list[dict[str, Any]]:
     Raises:
         StorageError: a line is damaged; the message names the file and the line.
     """
-    found = list(rows_of(path, way_out))
-    for row in found:
+    found = []
+    for row in rows_of(path, way_out):
         if isinstance(row, StorageError):
             raise row
-    return [row for row in found if not isinstance(row, StorageError)]
+        found.append(row)
+    return found
 
 
 def rows_of(path: Path, way_out: str) -> Iterator[dict[str, Any] | StorageError]:

@@ -81,7 +81,6 @@ class ThreadsExecutor(PipelineExecutor):
             self._stages[k].connect(before, after)
         self._threads = [Daemon(f"stage {k}") for k in range(len(plans))]
         self._hung = -1
-        self._patience = Patience(time.monotonic())
         torch.set_num_threads(job.torch_threads)
 
     def _call(self, name: str, *arguments: Any, meanwhile: Callable[[], None] = nothing) -> list[Any]:
@@ -89,19 +88,19 @@ class ThreadsExecutor(PipelineExecutor):
         with in_mode(False, *(s.module for s in self._stages)) if name == "evaluate" else nullcontext():
             calls = [(stage.progress.call, getattr(stage, name), *arguments) for stage in self._stages]
             futures = [thread.submit(*call) for thread, call in zip(self._threads, calls, strict=True)]
-            self._patience = Patience(time.monotonic())
-            while wait(futures, POLL_S, FIRST_EXCEPTION).not_done and not self._has_failed(futures):
+            patience = Patience(time.monotonic())
+            while wait(futures, POLL_S, FIRST_EXCEPTION).not_done and not self._has_failed(futures, patience):
                 meanwhile()
-            if self._has_failed(futures):
+            if self._has_failed(futures, patience):
                 self._fail(futures)
         return [f.result() for f in futures]
 
     def _ask(self, name: str, *arguments: Any) -> list[Any]:
         return [getattr(stage.steps, name)(*arguments) for stage in self._stages]
 
-    def _has_failed(self, futures: Sequence["Future[Any]"]) -> bool:
+    def _has_failed(self, futures: Sequence["Future[Any]"], patience: Patience) -> bool:
         busiest_s = max(stage.progress.position.busy_s for stage in self._stages)
-        hangs = min(busiest_s, self._patience.look(time.monotonic())) > self._timeout_s
+        hangs = min(busiest_s, patience.look(time.monotonic())) > self._timeout_s
         return hangs or any(f.done() and f.exception() for f in futures)
 
     def _fail(self, futures: Sequence["Future[Any]"]) -> None:
