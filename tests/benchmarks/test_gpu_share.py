@@ -2,15 +2,23 @@
 
 from contextlib import nullcontext
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
-from backlink_ray.benchmarks import gpu_share
+from backlink_ray.benchmarks import gpu_share, limits
 from backlink_ray.benchmarks.gpu_share import Usage, estimated_mib, largest, measure, runs_per_gpu
 from backlink_ray.benchmarks.memory import counted
 from backlink_ray.data.datasets import load_dataset
 from backlink_ray.runs.config import RunConfig
+
+
+def event(name: str, device: str, us: float = 0.0, note: bool = False) -> SimpleNamespace:
+    """An event of a profile, as a GPU would leave it."""
+    kind = SimpleNamespace(name=device)
+    return SimpleNamespace(name=name, device_type=kind, is_user_annotation=note, self_device_time_total=us)
+
 
 BASE = RunConfig(network="resnet14", num_modules=2, propagation_length=1, batch_size=32, test_images=40)
 SAMPLE = {"cifar10-sample": load_dataset("cifar10-sample", test_images=40)}
@@ -58,11 +66,12 @@ def test_the_largest_run_decides(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_run_is_measured_without_training_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    def event(device: str = "CUDA", note: bool = False) -> SimpleNamespace:
-        kind = SimpleNamespace(name=device)
-        return SimpleNamespace(name="a kernel", device_type=kind, is_user_annotation=note, self_device_time_total=500.0)
-
-    events = [event(), event(), event(note=True), event("CPU")]
+    events = [
+        event("a", "CUDA", 500.0),
+        event("b", "CUDA", 500.0),
+        event("step", "CUDA", 1000.0, note=True),
+        event("aten::conv2d", "CPU"),
+    ]
     monkeypatch.setattr(gpu_share, "profile", lambda: nullcontext(SimpleNamespace(events=lambda: events)))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (2**30, 2**31))
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: 2**28)
@@ -71,6 +80,16 @@ def test_a_run_is_measured_without_training_it(monkeypatch: pytest.MonkeyPatch) 
     assert usage.step_s > 0
     assert usage.kernel_s == pytest.approx(2 * 500e-6 / 10)  # two kernels in ten steps
     assert (usage.free_mib, usage.memory_mib) == (1024, 256)
+
+
+def test_kernels_and_launches_of_a_profile_are_told_from_the_rest() -> None:
+    kernels = [event("conv", "CUDA", 600.0), event("conv", "CUDA", 300.0), event("relu", "CUDA", 100.0)]
+    launches = [event("cudaLaunchKernel", "CPU")] * 3 + [event("cudaGraphLaunch", "CPU")]
+    others = [event("step", "CUDA", 1000.0, note=True), event("aten::conv2d", "CPU"), event("cudaEventRecord", "CPU")]
+    profiled: Any = SimpleNamespace(events=lambda: [*kernels, *launches, *others])
+    row = limits._seen(profiled, 2, 1e-3)
+    assert (row["kernel_s"], row["busy"], row["launches"]) == (pytest.approx(5e-4), pytest.approx(0.5), 2)
+    assert row["top_kernels"] == [["conv", pytest.approx(0.9)], ["relu", pytest.approx(0.1)]]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="measures a GPU")

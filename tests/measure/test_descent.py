@@ -74,11 +74,6 @@ def test_the_last_module_is_exact_and_flatters_the_total() -> None:
     assert all(abs(measured[k].constant - 1) > 1e-3 for k in range(3))
 
 
-def test_a_negated_gradient_ascends() -> None:
-    whole = found(modules(), bl.BP())
-    assert descent(whole, {name: -g for name, g in whole.items()}).constant == pytest.approx(-1)
-
-
 def test_no_gradient_at_all_has_no_direction() -> None:
     measured = descent({"units.0.w": torch.zeros(2)}, {"units.0.w": torch.ones(2)})
     assert math.isnan(measured.constant)

@@ -9,7 +9,7 @@ import yaml
 from backlink_ray.cli import main
 from backlink_ray.errors import ConfigError
 from backlink_ray.paper.cells import choose, find
-from backlink_ray.paper.claims import claims, exceptions, inconsistencies, judge, markdown
+from backlink_ray.paper.claims import claims, exceptions, inconsistencies, markdown
 from backlink_ray.paper.evidence import Evidence
 from backlink_ray.paper.recipes import ALPHAS, Budget
 from backlink_ray.paper.scores import published_gain
@@ -145,11 +145,3 @@ def test_report_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixt
     assert capsys.readouterr().err.count("\n") == 1
     assert main(["report"]) == 2
     assert "--claims" in capsys.readouterr().err
-
-
-def test_several_folders_count_together(tmp_path: Path) -> None:
-    record(tmp_path / "one", "table_2", runs_of(GLL, [24.0, 24.1, 24.2]))
-    record(tmp_path / "two", "table_2", runs_of(BACKLINK, [20.1, 20.3, 20.2]))
-    found = judge(claim("gain-resnet32-cifar10-k16"), Evidence([tmp_path / "one", tmp_path / "two"]))
-    assert found.verdict == "reproduced"
-    assert judge(claim("gain-resnet32-cifar10-k16"), Evidence([tmp_path / "one"])).verdict == "not run yet"

@@ -1,4 +1,4 @@
-"""The grid: existing cells, their recipes, and the choice of alpha."""
+"""The grid: existing cells and their published errors, their recipes, and the choice of alpha."""
 
 import math
 from pathlib import Path
@@ -9,7 +9,7 @@ import yaml
 from backlink_ray.errors import ConfigError
 from backlink_ray.local.sizes import longest_propagation, module_sizes
 from backlink_ray.nets.names import unit_count
-from backlink_ray.paper.cells import addresses, cells, choose, find, rerun_cells
+from backlink_ray.paper.cells import addresses, cells, choose, find, published_error_pct, rerun_cells
 from backlink_ray.paper.grid import Grid
 from backlink_ray.paper.recipes import ALPHAS, Budget, recipe, with_alpha
 from backlink_ray.runs.config import RunConfig
@@ -26,6 +26,26 @@ def test_the_three_tables_have_the_177_cells_and_our_additional_ones() -> None:
     assert sum(cell.propagation_length == 0 for cell in chosen) == 12 + 47
     assert {OWN + method for method in ("dgl", "infopro", "predsim", "dni", "ddg", "infopro+l4")} <= set(addresses())
     assert not {cell.address for cell in rerun_cells()} & {cell.address for cell in chosen}
+
+
+def test_published_errors() -> None:
+    config = RunConfig(network="resnet32", dataset="cifar10", num_modules=4, propagation_length=3)
+    assert published_error_pct(config) == 10.65
+    assert published_error_pct(config.replace(dataset="cifar10-sample")) is None
+    assert published_error_pct(RunConfig(network="resnet110", dataset="cifar10", method="bp", head="conv")) == 6.27
+
+
+@pytest.mark.skipif(not TABLES.exists(), reason="the paper's tables are not beside the repository")
+def test_every_error_equals_the_transcription() -> None:
+    roman = {"II": 2, "III": 3, "IV": 4}
+    facts = yaml.safe_load(TABLES.read_text())
+    wanted = {}
+    for cell in (*facts["cells"], *({**b, "l": 0} for b in facts["bp_baselines"])):
+        if cell.get("source", "backlink") == "backlink" and cell["method"] in ("BP", "GLL", "BackLink"):
+            head = "fc" if cell["classifier"] == "unstated" else cell["classifier"]
+            place = f"table{roman[cell['table']]}/{cell['dataset'].lower()}/{cell['network'].lower()}/{head}"
+            wanted[f"{place}/K{cell['K']}/l{cell['l']}"] = cell["error"]
+    assert {c.address: c.error_pct for c in cells()} == pytest.approx(wanted)
 
 
 def test_the_blank_cells_of_the_tables_are_those_the_rule_refuses() -> None:

@@ -60,11 +60,6 @@ def test_every_message_sent_is_received_once(num_stages: int, link: str, has_tai
     assert len(sent) == 3 * (num_stages - 1) * {"": 1, "replica": 3, "error": 2, "delayed": 2}[link]
 
 
-def test_a_run_ends_drained() -> None:
-    actions = step_actions(is_first=True, is_last=False, link="replica")
-    assert list(run_actions(range(2), actions))[-2:] == [("receive_link_gradient", 1), ("tail_update", 1)]
-
-
 def test_a_timeline_knows_every_action_and_a_stage_can_do_it() -> None:
     actions: set[str] = set()
     for link, has_tail in LINKS:

@@ -37,15 +37,8 @@ class Server:
     def launch(self) -> None:
         """Start it without waiting for it."""
         folder, store = self.folder, f"sqlite:///{self.database}"
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
-        command += [
-            "--workers",
-            "1",
-            "--backend-store-uri",
-            store,
-            "--artifacts-destination",
-            str(folder / "artifacts"),
-        ]
+        options = f"--host 127.0.0.1 --port {self.port} --workers 1 --backend-store-uri {store}".split()
+        command = [sys.executable, "-m", "mlflow", "server", *options, "--artifacts-destination", f"{folder}/artifacts"]
         environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
         with (folder / "server.log").open("ab") as log:
             process = subprocess.Popen(
