@@ -14,7 +14,7 @@ from backlink_ray.tuning.space import Space
 
 PAPER = RunConfig(network="resnet110", dataset="cifar10", lr=0.3, batch_size=512, epochs=200, validation_fraction=0.1)
 SMOKE = PAPER.replace(
-    dataset="cifar10-sample", lr=0.02, batch_size=16, epochs=4, train_images=600, test_images=200, num_modules=4,
+    dataset="cifar10-sample", lr=0.02, batch_size=16, epochs=3, train_images=400, test_images=200, num_modules=4,
     propagation_length=3, precision="bf16",
 )  # fmt: skip
 PRESETS = {
@@ -24,7 +24,7 @@ PRESETS = {
     "smoke": Plan(
         base=SMOKE,
         space=Space(num_modules=(2, 4), longest=4, alphas=ALPHAS, lr=(0.01, 0.04)),
-        first=(SMOKE.replace(num_modules=2, lr=0.01),),
+        first=(SMOKE.replace(num_modules=2),),
         num_samples=3,
     ),
 }
