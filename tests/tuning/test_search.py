@@ -13,29 +13,25 @@ from tests.tracking.mlflow_store import Store
 from tests.users import imported_from, write_project
 
 SCRIPT = """
-import json, os
+import json, os, sys
 import backlink_ray as bl
 import ray
 from optuna.distributions import FloatDistribution
-from ray.cluster_utils import Cluster
 
 base = bl.RunConfig(
     network="str_model:network", dataset="str_data:images", method="str_method:Mine", num_modules=2, lr=0.05, batch_size=20,
     epochs=1, validation_fraction=0.25, options={"gamma": 0.5}, head="str_method:head", loss="str_method:loss",
     optimizer="torch.optim:AdamW",
 )
-runs = {name: bl.run(base, f"runs/{name}", executor=name)["weights_sha256"] for name in ("local", "threads", "ray")}
+runs = {name: bl.run(base, f"runs/{name}", executor=name)["weights_sha256"] for name in ("local", "threads")}
 space = bl.Space(parameters={"gamma": FloatDistribution(0.0, 1.0), "weight_decay": FloatDistribution(1e-4, 0.1, log=True)})
 found = bl.tune(base.replace(executor="ray"), space, num_samples=2, storage="results", first=[base])
+(first,) = [found.folder / "runs" / row["run_id"] for row in found.rows if row["options.gamma"] == 0.5]
+runs["trial"] = json.loads((first / "result.json").read_text())["weights_sha256"]
 ray.shutdown()
 
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 0, "include_dashboard": False})
-os.environ["RAY_ADDRESS"] = cluster.address
-try:
-    runs["remote"] = bl.run(base, "runs/remote", executor="ray")["weights_sha256"]
-finally:
-    ray.shutdown()
-    cluster.shutdown()
+os.environ["RAY_ADDRESS"] = sys.argv[1]
+runs["remote"] = bl.run(base, "runs/remote", executor="ray")["weights_sha256"]
 data = bl.load_dataset("str_data:images")
 answers = bl.predict(bl.load_network(found.best_folder), data.test.prepared()).argmax(dim=1)
 assert 100 * float((answers != data.test.labels).float().mean()) == found.best_result["test_error_pct"]
@@ -45,16 +41,19 @@ print(json.dumps({"runs": runs, "best": best, "rows": [row["options.gamma"] for 
 
 
 @pytest.mark.timeout(300)
-def test_a_strangers_script(tmp_path: Path) -> None:
+def test_a_strangers_script(tmp_path: Path, ray_here: None) -> None:
     """The modules lie beside the script and the process works elsewhere, so that nothing is found by accident."""
+    import ray
+
     (tmp_path / "code").mkdir()
     (tmp_path / "work").mkdir()
     write_project(tmp_path / "code", "str")
     (tmp_path / "code" / "script.py").write_text(SCRIPT)
-    command = [sys.executable, str(tmp_path / "code" / "script.py")]
+    command = [sys.executable, str(tmp_path / "code" / "script.py"), ray.get_runtime_context().gcs_address]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path / "work", timeout=280)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
+    assert set(found["runs"]) == {"local", "threads", "trial", "remote"}
     assert len(set(found["runs"].values())) == 1, found["runs"]
     assert "gamma=0.5 weight_decay=0.0001 ray  epoch 1/1" in done.stdout
     results = tmp_path / "work" / "results"
