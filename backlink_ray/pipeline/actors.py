@@ -120,9 +120,9 @@ class RayExecutor(PipelineExecutor):
 
     def state(self) -> TrainState:
         """Return the run's state, and give its weights to the job's modules, so that `close` need not fetch them again."""
+        self._ahead = False  # even if it fails: `close` would fail likewise
         state = super().state()
         copy_weights(state_of(self._modules), state.weights)
-        self._ahead = False
         return state
 
     def close(self, *, failed: bool = False) -> None:
