@@ -57,8 +57,8 @@ def generator_states() -> tuple[Any, ...]:
 def host_states() -> tuple[Any, ...]:
     """Return the states of the default generators that draw on the processor, not on a GPU."""
     numpy = _numpy_random()
-    kind, keys, *rest = numpy.get_state() if numpy else ("", ())
-    return tuple(torch.get_rng_state().tolist()), random.getstate(), (kind, tuple(keys), *rest)
+    kind, keys, *rest = numpy.get_state() if numpy else ("", b"")
+    return bytes(torch.get_rng_state().tolist()), random.getstate(), (kind, bytes(keys), *rest)
 
 
 @contextlib.contextmanager

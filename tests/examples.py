@@ -35,8 +35,11 @@ def sample() -> Dataset:
 def job(
     method: Method, num_modules: int, head: str = "fc", batch_size: int = 16, dropout: float = 0.0, **options: object
 ) -> Job:
+    return job_with(bl.split(tiny_network(dropout=dropout), num_modules, head=head), method, batch_size, **options)
+
+
+def job_with(modules: list[bl.LocalModule], method: Method, batch_size: int, **options: object) -> Job:
     data = sample()
-    modules = bl.split(tiny_network(dropout=dropout), num_modules, head=head)
     return Job(
         modules=modules,
         method=method,

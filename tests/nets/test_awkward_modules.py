@@ -24,7 +24,7 @@ from backlink_ray.seeds import seeded
 from backlink_ray.train.checkpoint import weights_sha256
 from backlink_ray.train.executor import Executor, Job, LocalExecutor
 from backlink_ray.train.optim import Sgd
-from tests.examples import different, job
+from tests.examples import different, job_with
 from tests.nets.awkward import (
     AS_TORCH,
     NO_COPY,
@@ -58,7 +58,7 @@ def images(step: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def job_of(net: bl.Network, method: bl.BackLink = ONE) -> Job:
-    return replace(job(method, 2, batch_size=8), modules=bl.split(net, 2))
+    return job_with(bl.split(net, 2), method, batch_size=8)
 
 
 def outcome(executor: Callable[[Job], Executor], training: Job) -> tuple[Tensor, dict[str, Tensor], object]:
