@@ -12,6 +12,8 @@ from torch import Tensor, nn
 import backlink_ray as bl
 from backlink_ray.errors import LinkAbortedError, LinkError, StageError
 from backlink_ray.pipeline.progress import wait_patiently
+from backlink_ray.pipeline.stage import plan_stages
+from backlink_ray.pipeline.stageactor import StageActor
 from backlink_ray.pipeline.steps import Steps
 from backlink_ray.pipeline.threads import RoundRobinExecutor, ThreadsExecutor
 from backlink_ray.train.executor import Executor, Job, LocalExecutor
@@ -169,3 +171,15 @@ def test_a_wait_is_counted_anew_once_the_process_stood_still(monkeypatch: pytest
 
     assert not wait_patiently(wait, 0.1)
     assert len(waited_s) == 2
+
+
+@pytest.mark.timeout(30)
+def test_an_actor_stops_the_held_stage_of_its_own_attempt_alone() -> None:
+    actor = StageActor()
+    (plan,) = plan_stages(job(bl.BP(), 1, stage_timeout_s=3))
+    actor.build(2, plan, "")
+    actor.ask("hold", 9)
+    actor.abort(1)
+    threading.Timer(0.1, actor.abort, (2,)).start()
+    with pytest.raises(LinkAbortedError, match="step 0 does not begin: another stage failed"):
+        actor.call("run", 9)
