@@ -101,8 +101,9 @@ def test_a_failed_trial_counts_as_failed_even_if_it_had_reported(tmp_path: Path)
     carry_out(search, "a", **{FAILURE: "the loss is nan"})
     search.on_trial_result(str(search.suggest("b") and "b"), {FAILURE: "the loss is nan"})  # before its first epoch
     search.on_trial_complete("b", {FAILURE: "the loss is nan"})
+    search.suggest("c")  # still running when the study ends
     search.close()
-    assert states(tmp_path) == ["FAIL", "FAIL"]
+    assert states(tmp_path) == ["FAIL", "FAIL", "FAIL"]
 
 
 DAMAGE: dict[str, Callable[[Path], object]] = {
