@@ -81,7 +81,7 @@ def engines(*precisions: str, graphs: Sequence[bool] = (False, True), **options:
 
 
 def parts(smoke: bool) -> Iterator[Part]:
-    small, deep = ("resnet8", "resnet14") if smoke else ("resnet32", "resnet110")
+    small, deep = ("resnet8", "resnet8") if smoke else ("resnet32", "resnet110")
     batch, steps, rounds = (4, 1, 1) if smoke else (512, 8, 5)
     every, alone = ("bf16",) if smoke else ("fp32", "tf32", "bf16"), partial(engines, graphs=[False])
     step = partial(step_rows, device=DEVICE, batch_size=batch, rounds=rounds, steps=steps)
@@ -101,7 +101,7 @@ def parts(smoke: bool) -> Iterator[Part]:
         yield "step", f"{deep} {p}", 35, partial(step, deep, engines=engines(p), steps=min(steps, 4))
     yield "together", small, 10, partial(together_rows, run, DEVICE, (1, 2, 4), steps, rounds)
     yield "limits", small, 15, partial(limit_rows, small, DEVICE, batch, engines("bf16"), min(steps, 4))
-    for network in (small, deep):
+    for network in dict.fromkeys((small, deep)):
         yield "memory", network, 30, partial(memory_rows, network, DEVICE, batch, alone("fp32"))
     yield "step", f"{small} bf16, kernels timed", 25, partial(timed, partial(step, small, engines=engines("bf16")))
     if not smoke:  # compiling takes a minute
