@@ -166,7 +166,8 @@ def test_twenty_trials_of_which_six_fail_and_five_are_killed_leave_nothing_behin
     try:
         fill_object_store()
         killer = Killer(5)
-        flags = f"--preset list --storage-path {tmp_path} --max-concurrent 2 --stage-timeout-s 60"
+        # All five may hit one trial.
+        flags = f"--preset list --storage-path {tmp_path} --max-concurrent 2 --stage-timeout-s 60 --max-recoveries 5"
         code = main("tiny", {"list": plan}, "", flags.split())
         out, err = capfd.readouterr()
         print(out, err)
