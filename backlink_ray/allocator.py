@@ -5,6 +5,7 @@ ResNet32 at batch 128, 12,000 to 48,000 page faults a step, a tenth of its time 
 """
 
 import ctypes
+from contextlib import suppress
 from functools import cache
 
 # From malloc.h: keep the top of the heap, take large blocks from the heap, too, and let threads share one heap.
@@ -12,10 +13,11 @@ _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 
 
 @cache  # once per process; threads that have started already keep their own heaps
-def keep_freed_memory() -> bool:
-    """Keep freed memory for the rest of this process; return whether that is possible (with glibc)."""
-    try:
+def prepare_process() -> None:
+    """Keep freed memory, where that is possible (with glibc), and import what autograd would import in the first step's time."""
+    import torch.fx.experimental.symbolic_shapes  # noqa: F401
+
+    with suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return False
-    return all([mallopt(_TRIM_THRESHOLD, -1), mallopt(_MMAP_MAX, 0), mallopt(_ARENA_MAX, 1)])
+        for option, value in ((_TRIM_THRESHOLD, -1), (_MMAP_MAX, 0), (_ARENA_MAX, 1)):
+            mallopt(option, value)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backlink_ray.allocator import keep_freed_memory
+from backlink_ray.allocator import prepare_process
 from backlink_ray.local.copying import copy_chain
 from backlink_ray.local.engine import DEFAULT
 from backlink_ray.local.graph import Graph
@@ -98,7 +98,7 @@ class Stage:
     """
 
     def __init__(self, plan: StagePlan) -> None:
-        keep_freed_memory()
+        prepare_process()
         self._plan, self._job, self._method = plan, plan.job, plan.job.method
         self._device = torch.device(plan.job.devices[0])
         self.module: LocalModule = plan.job.modules[0].to(self._device)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from backlink_ray.allocator import keep_freed_memory
+from backlink_ray.allocator import prepare_process
 from backlink_ray.data.checks import check_inputs
 from backlink_ray.data.tensors import cast
 from backlink_ray.errors import ConfigError, NotFiniteError
@@ -207,7 +207,7 @@ class Trainer:
     ) -> None:
         self.modules, self.method, self.loss, self.step_index = _prepare(modules, method), method, loss, 0
         self.engine = engine
-        keep_freed_memory()
+        prepare_process()
         dtype, device = dtype_and_device(*self.modules)
         engine.check(device, dtype)
         engine.arrange_weights(self.modules)
