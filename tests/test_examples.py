@@ -58,7 +58,10 @@ LEARNED = {
 }
 
 
-@pytest.mark.parametrize("script", LEARNED)
+SLOW = ("resnet18.py", "text.py")
+
+
+@pytest.mark.parametrize("script", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in LEARNED])
 @pytest.mark.timeout(300)
 def test_an_example_learns(tmp_path: Path, script: str) -> None:
     name, chance = LEARNED[script]

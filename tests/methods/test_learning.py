@@ -20,7 +20,10 @@ OPTIONS = {"dni": {"synthesizer_lr": 3e-4}}
 MOST_ERROR_PCT = 82.0
 
 
-@pytest.mark.parametrize("label", [*METHODS, *(f"backlink+{base}" for base in BASES if base != "gll")])
+ON_A_BASE = [pytest.param(f"backlink+{base}", marks=pytest.mark.slow) for base in BASES if base != "gll"]
+
+
+@pytest.mark.parametrize("label", [*METHODS, *ON_A_BASE])
 def test_it_learns(label: str, tmp_path: Path) -> None:
     method, _, base = label.partition("+")
     own = {"base": base} if base else OPTIONS.get(method, {})

@@ -43,6 +43,7 @@ def call(command: str, out: Path, left_s: list[float], resume: Path | None = Non
     recipe[command](flags, timed(flags))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(200)
 def test_measure(tmp_path: Path) -> None:
     start("measure", out=tmp_path)
