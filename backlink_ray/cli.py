@@ -1,4 +1,4 @@
-"""Command line: backlink-ray train | bench | report | sync."""
+"""Command line: backlink-ray train | plan | bench | report | sync."""
 
 import os
 import sys
@@ -13,6 +13,7 @@ import tyro
 from backlink_ray.commands.bench import Bench
 from backlink_ray.commands.exit_codes import guarded
 from backlink_ray.commands.flags import LimitFlags, parse
+from backlink_ray.commands.plan import Plan
 from backlink_ray.errors import ConfigError
 from backlink_ray.files import local_path, write_whole
 from backlink_ray.methods.catalogue import own_options
@@ -152,9 +153,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def run_command() -> int:
         given = sys.argv[1:] if arguments is None else arguments
         train = _train_with(given) if given[:1] == ["train"] else Train
-        commands: dict[str, Callable[..., Any]] = {"train": train, "bench": Bench, "report": Report, "sync": Sync}
+        commands: dict[str, Callable[..., Any]] = {
+            "train": train, "plan": Plan, "bench": Bench, "report": Report, "sync": Sync
+        }  # fmt: skip
         read = partial(tyro.extras.subcommand_cli_from_dict, commands, prog="backlink-ray", description=__doc__)
-        command: Train | Bench | Report | Sync = parse(read, given)
+        command: Train | Plan | Bench | Report | Sync = parse(read, given)
         return command.main()
 
     return guarded(run_command, lambda: "run the same command again to resume")

@@ -13,8 +13,8 @@ from packaging.requirements import Requirement
 PACKAGE = Path(__file__).parents[1] / "backlink_ray"
 LAYERS = [
     {"errors", "seeds", "provenance", "files", "text", "options", "importing", "allocator", "signals", "processes", "output"},
-    {"nets", "data", "measure", "tracking"}, {"local"}, {"methods"}, {"train"}, {"pipeline"}, {"runs"}, {"benchmarks"},
-    {"paper"}, {"tuning"}, {"figures"}, {"commands"}, {"cli"},
+    {"nets", "data", "measure", "tracking"}, {"local"}, {"methods"}, {"train"}, {"pipeline"}, {"runs"},
+    {"benchmarks", "planning"}, {"paper"}, {"tuning"}, {"figures"}, {"commands"}, {"cli"},
 ]  # fmt: skip
 ALLOWED = {
     "ray": (

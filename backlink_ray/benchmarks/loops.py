@@ -102,19 +102,24 @@ def beyond_bp(given: Given, config: RunConfig) -> Run:
     return _repeated(step, engine, given.device)
 
 
-def elsewhere(make: Callable[[], Run]) -> Run:
-    """Return make(), which is picklable, called in a new process that takes its turns when asked, and ends with this one.
+def elsewhere(*makes: Callable[[], Run]) -> Run:
+    """Return all of make(), picklable, each called in a new process that takes its turns when asked, and ends with this one.
 
-    It is as an ordinary script is, without what this library sets for a whole process.
+    They are as ordinary scripts are, without what this library sets for a whole process.
     """
-    ours, theirs = multiprocessing.Pipe()
-    context = multiprocessing.get_context("spawn")
-    context.Process(target=_serve, args=(make, theirs, torch.get_num_threads()), daemon=True).start()
+    context, ours = multiprocessing.get_context("spawn"), list[Connection]()
+    for make in makes:
+        our_end, their_end = multiprocessing.Pipe()
+        context.Process(target=_serve, args=(make, their_end, torch.get_num_threads()), daemon=True).start()
+        their_end.close()  # so that it is noticed if the process ends
+        ours.append(our_end)
 
     def run(steps: int) -> None:
-        ours.send(steps)
-        if ours.recv() != steps:
-            raise AssertionError("the yardstick's process answers for another turn")
+        for end in ours:
+            end.send(steps)
+        for end in ours:
+            if (answer := end.recv()) != steps:
+                raise AssertionError(f"a process answers {answer}, and was asked for {steps} steps")
 
     return run
 

@@ -59,16 +59,3 @@ def _open_stages(config: RunConfig, images: LabelledSet, executor: str, devices:
 
     start_once()
     return RayExecutor(job)
-
-
-def overlap_rows(network: str, batch_size: int, steps: int, rounds: int) -> Iterator[Row]:
-    """Yield the step time of BackLink (K = 2, l = 1, conv heads), as threads and over Ray, as a ratio to BP on one core.
-
-    Every round times each of them once, with one torch thread per stage.
-    """
-    config = RunConfig(
-        network=network, head="conv", num_modules=2, propagation_length=1, alpha=0.5, batch_size=batch_size
-    )
-    names = {"bp": "BP, one core", "threads": "BackLink K=2 l=1, threads", "ray": "BackLink K=2 l=1, ray"}
-    for row in step_times(config, ("threads", "ray"), "cpu", count=1, steps=steps, rounds=rounds):
-        yield {"network": network, **row, "run": names[str(row["run"])]}

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain, product
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import tyro
@@ -12,8 +12,8 @@ import tyro
 from backlink_ray.benchmarks.checks import executor_differences, gradient_errors
 from backlink_ray.benchmarks.data import data_rows
 from backlink_ray.benchmarks.memory import memory_rows
+from backlink_ray.benchmarks.pipeline import pipeline_rows
 from backlink_ray.benchmarks.rows import written
-from backlink_ray.benchmarks.runtime import overlap_rows
 from backlink_ray.benchmarks.soak import soak_rows
 from backlink_ray.benchmarks.step import convolution_rows, step_rows
 from backlink_ray.commands.bench_table import print_rows
@@ -37,26 +37,27 @@ class Bench:
 
     step: time, operations and memory of a training step of BP, GLL and BackLink, beside a plain loop's, and convolutions in
     bfloat16. memory: peak of a step over K and l (paper, Fig. 7), allocated on a GPU, counted elsewhere. data: batches.
-    correctness: float64 gradients on the device against the CPU, and executors against each other. overlap: BackLink with K = 2
-    as threads and as Ray actors beside BP on one core. headline: the best-known cells of Tables II and III at the full recipe,
+    correctness: float64 gradients on the device against the CPU, and executors against each other. pipeline: our pipelines, their
+    slowest stage alone, BP on one core, and what one would pick instead: naive model parallelism, GPipe, 1F1B, data parallel.
+    headline: the best-known cells of Tables II and III at the full recipe,
     on CIFAR-10. soak: steps of a small run on CPU cores while its stages, and the process that stands by to replace
     one, are killed, one every 30 s at random times, as a share of what it does undisturbed (goodput).
     """
 
-    item: tyro.conf.Positional[Literal["step", "memory", "data", "correctness", "overlap", "headline", "soak"]]
+    item: tyro.conf.Positional[Literal["step", "memory", "data", "correctness", "pipeline", "headline", "soak"]]
     """What is measured."""
     json: str = ""
     """File for the rows, with date, versions, commit and hardware: one JSON list, replaced with every row that is measured."""
     smoke_test: bool = False
     """The same at a small size, in seconds, on any machine."""
     device: str = ""
-    """cuda, cuda:1 or cpu; default: the GPU if there is one. overlap and soak are measured on CPU cores."""
+    """cuda, cuda:1 or cpu; default: the GPU if there is one. pipeline and soak are measured on CPU cores."""
     threads: int = 1
     """Threads of torch on a CPU."""
     network: str = ""
     """Network; default: resnet32, and resnet110 too for step and memory."""
     batch_size: int = 0
-    """Images per step; default: 512 on a GPU, 128 on a CPU and for correctness and overlap."""
+    """Images per step; default: 512 on a GPU, 128 on a CPU and for correctness and pipeline."""
     precision: tuple[str, ...] = ()
     """step, memory, data: one or more of fp32, tf32, bf16; default: fp32 bf16, and tf32 on a GPU."""
     memory_format: tuple[str, ...] = ("channels_last",)
@@ -66,9 +67,17 @@ class Bench:
     graph: bool = False
     """step: on a GPU, every run a second time, with its step captured as a CUDA graph."""
     steps: int = 0
-    """step, data, overlap: steps per round; default: 20 on a GPU, else 1, and 5 for overlap."""
+    """step, data, pipeline: steps per round; default: 20 on a GPU, else 1, and 3 for pipeline."""
     rounds: int = 0
-    """step, data, overlap: rounds, after one that is discarded; default 5, and 7 for overlap."""
+    """step, data, pipeline: rounds, after one that is discarded; default 5."""
+    num_modules: int = 2
+    """pipeline: K, the number of stages of all."""
+    propagation_length: tuple[int, ...] = (0, 1, 2, 4)
+    """pipeline: l of ours."""
+    transport: tuple[Literal["queue", "objectstore", "collective"], ...] = ("queue", "objectstore", "collective")
+    """pipeline: how messages of ours travel: queue (threads), objectstore or collective (Ray actors)."""
+    balance: Literal["count", "time", "memory"] = "time"
+    """pipeline: how ours are cut, as for plan."""
     minutes: float = 5.0
     """soak: how long stages are killed; the undisturbed run takes half as long."""
     seeds: int = 1
@@ -115,7 +124,7 @@ class Bench:
     @property
     def chosen_device(self) -> str:
         """Return the device."""
-        automatic = "cuda" if torch.cuda.is_available() and self.item not in ("overlap", "soak") else "cpu"
+        automatic = "cuda" if torch.cuda.is_available() and self.item not in ("pipeline", "soak") else "cpu"
         return self.device or automatic
 
     @property
@@ -175,10 +184,14 @@ def _correctness(bench: Bench) -> Iterator[Row]:
     )
 
 
-def _overlap(bench: Bench) -> Iterator[Row]:
-    (network,) = bench.networks("resnet32")
-    size, steps, rounds = (bench.number(*n) for n in (("batch_size", 128, 8), ("steps", 5, 1), ("rounds", 7, 2)))
-    return overlap_rows(network, size, steps, rounds)
+def _pipeline(bench: Bench) -> Iterator[Row]:
+    how: dict[str, Any] = vars(bench.engines[0])
+    size, steps, rounds = (bench.number(*n) for n in (("batch_size", 128, 4), ("steps", 3, 1), ("rounds", 5, 1)))
+    for network in bench.networks("resnet32", "resnet110"):
+        base = RunConfig(
+            network=network, method="gll", head="conv", num_modules=bench.num_modules, batch_size=size, **how
+        )
+        yield from pipeline_rows(base, bench.propagation_length, bench.transport, bench.balance, steps, rounds)
 
 
 def headline_cells(smoke: bool) -> list[RunConfig]:
@@ -213,6 +226,6 @@ def _soak(bench: Bench) -> Iterator[Row]:
 
 
 _ITEMS: dict[str, Callable[[Bench], Iterator[Row]]] = {
-    "step": _step, "memory": _memory, "data": _data, "correctness": _correctness, "overlap": _overlap, "headline": _headline,
+    "step": _step, "memory": _memory, "data": _data, "correctness": _correctness, "pipeline": _pipeline, "headline": _headline,
     "soak": _soak,
 }  # fmt: skip

@@ -60,8 +60,24 @@ class RayExecutor(PipelineExecutor):
         built = zip(self._actors, plans, devices, strict=True)
         self._wait([actor.build.remote(self._pool.attempt, plan, gpus) for actor, plan, gpus in built], ready_s)
         remember_descendants()
-        around = zip([None, *self._actors], self._actors, [*self._actors[1:], None], strict=False)
-        self._wait([actor.connect.remote(before, after) for before, actor, after in around], ready_s)
+        if self._is_collective(devices):
+            addresses = self._wait([actor.listen.remote() for actor in self._actors], ready_s)
+            joining = zip(self._actors, [None, *addresses], strict=False)
+            self._wait([actor.join.remote(before, ready_s) for actor, before in joining], ready_s)
+        else:
+            around = zip([None, *self._actors], self._actors, [*self._actors[1:], None], strict=False)
+            self._wait([actor.connect.remote(before, after) for before, actor, after in around], ready_s)
+
+    def _is_collective(self, devices: Sequence[str]) -> bool:
+        """Return whether messages travel through torch.distributed: if asked for, or where each stage has a GPU of its own."""
+        transport, on_gpus = self._last_plan.job.transport, self.device.type == "cuda"
+        has_own = on_gpus and len({*zip(self._pool.nodes, devices, strict=True)}) == len(devices)
+        if transport == "collective" and on_gpus and not has_own:
+            raise ConfigError(
+                "transport='collective' is NCCL between GPUs, of which each stage needs its own, and here stages share one; "
+                "allowed: objectstore, or --gpus-per-stage 1 where there are enough"
+            )
+        return transport == "collective" or (transport == "auto" and has_own)
 
     def _call(self, name: str, *arguments: Any, meanwhile: Callable[[], None] = nothing) -> list[Any]:
         shared = [ray.put(argument) for argument in arguments]  # pickled once: a state is large

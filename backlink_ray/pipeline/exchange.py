@@ -92,7 +92,10 @@ class Mailbox:
 
 
 class Link(ABC):
-    """One stage's connection to one neighbour. Back-ends: `QueueLink` here, `ObjectStoreLink` between Ray actors."""
+    """One stage's connection to one neighbour. Back-ends: `QueueLink` here, `ObjectStoreLink` and `CollectiveLink` over Ray."""
+
+    def close(self) -> None:  # noqa: B027 most have nothing to end
+        """End what the link has started; nothing is sent or received any more."""
 
     @abstractmethod
     def send(self, kind: Kind, step: int, tensor: Tensor) -> None:
@@ -121,7 +124,7 @@ class QueueLink(Link):
         self._inbox, self._outbox, self._device, self._timeout_s = inbox, outbox, device, timeout_s
 
     def send(self, kind: Kind, step: int, tensor: Tensor) -> None:
-        self._outbox.deliver(kind, step, (tensor.detach(), _record_event(tensor)), self._timeout_s)
+        self._outbox.deliver(kind, step, (tensor.detach(), record_event(tensor)), self._timeout_s)
 
     def receive(self, kind: Kind, step: int) -> Tensor:
         return self._to_device(*self._inbox.take(kind, step, self._timeout_s))
@@ -149,7 +152,7 @@ class NoLink(Link):
         raise AssertionError(f"{kind} has no sender")
 
 
-def _record_event(tensor: Tensor) -> "torch.cuda.Event | None":
+def record_event(tensor: Tensor) -> "torch.cuda.Event | None":
     """Return, on CUDA, what the receiver's stream waits for: the sender's stream may still be computing the tensor."""
     if tensor.device.type != "cuda":
         return None

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from backlink_ray.errors import LinkError
 from backlink_ray.pipeline.exchange import CAPACITY, Kind, Link, Mailbox
+from backlink_ray.pipeline.message import Layout, pack, unpack
 from backlink_ray.pipeline.progress import wait_patiently
 
 
@@ -64,35 +65,15 @@ def _is_taken(delivery: Any, timeout_s: float) -> bool:
     return True
 
 
-# A tensor's bytes, its type (numpy lacks some of torch's, such as bfloat16), its shape, and the strides: those in which the
-# bytes lie, and those in which the receiver gets them.
-Message = tuple["np.ndarray[Any, Any]", torch.dtype, torch.Size, tuple[int, ...], tuple[int, ...]]
+# Bytes, and how they lie.
+Message = tuple["np.ndarray[Any, Any]", Layout]
 
 
 def _to_message(tensor: Tensor) -> Message:
-    """Return a message; on a CPU it is a view of a tensor that fills its memory, in whatever order, and else of a copy.
-
-    Channels last, or transposed, the same values may be summed up in another order, so the receiver gets them as they were.
-    """
-    tensor = tensor.detach().cpu()
-    packed = tensor if _fills_its_memory(tensor) else tensor.contiguous()
-    in_order = packed.as_strided((packed.numel(),), (1,))
-    # Elements of an expanded tensor share memory, which cannot be written.
-    strides = packed.stride() if 0 in tensor.stride() else tensor.stride()
-    return in_order.view(torch.uint8).numpy(), tensor.dtype, tensor.shape, packed.stride(), strides
-
-
-def _fills_its_memory(tensor: Tensor) -> bool:
-    """Return whether a tensor's elements lie side by side, in any order: then torch gives a copy the same strides."""
-    return torch.empty_like(tensor, device="meta").stride() == tensor.stride()
+    data, layout = pack(tensor.cpu())
+    return data.numpy(), layout
 
 
 def _to_tensor(message: Message, device: torch.device) -> Tensor:
-    array, dtype, shape, order, strides = message
-    if not array.size:
-        return torch.empty_strided(shape, strides, dtype=dtype, device=device)
-    # A copy: the store's memory is read-only.
-    packed = torch.tensor(array, device=device).view(dtype).as_strided(shape, order)
-    if order == strides:
-        return packed
-    return torch.empty_strided(shape, strides, dtype=dtype, device=device).copy_(packed)
+    array, layout = message
+    return unpack(torch.tensor(array, device=device), layout)  # a copy: the store's memory is read-only

@@ -76,6 +76,11 @@ class StagePool:
             self.homes.setdefault(k, home)
         return [self.homes[k].devices for k in range(len(homes))]
 
+    @property
+    def nodes(self) -> list[str]:
+        """Return the machine of each stage of this attempt."""
+        return [self.homes[k].node_id for k in range(len(self.actors))]
+
     def _reserve(self, num_stages: int) -> Any:
         import ray
         from ray.util.placement_group import placement_group, remove_placement_group

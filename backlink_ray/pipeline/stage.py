@@ -104,7 +104,8 @@ class Stage:
         self.module: LocalModule = plan.job.modules[0].to(self._device)
         self._replica: Chain = plan.replica.to(self._device)
         self._tail = self.module.tail(self._method.tail_length(self.module))
-        self.connect(NoLink(), NoLink())
+        self._previous: Link = NoLink()
+        self._next: Link = NoLink()
         self._loss, optimizer = plan.job.loss_on(self._device), plan.job.optimizer
         self._body_updater, self._tail_updater = updaters_of(self._method, [self.module], optimizer)
         self._replica_updater = Updater(self._replica.named(), optimizer)
@@ -137,7 +138,9 @@ class Stage:
         return step
 
     def connect(self, previous: Link, following: Link) -> None:
-        """Set the links to the neighbouring stages."""
+        """Set the links to the neighbouring stages, and close the earlier ones."""
+        self._previous.close()
+        self._next.close()
         self._previous, self._next = previous, following
 
     def run(self, num_steps: int) -> ChunkReport:

@@ -7,6 +7,7 @@ import ray
 import torch
 
 from backlink_ray.measure.metrics import free_memory_mib
+from backlink_ray.pipeline.collective import Address, Meeting, join
 from backlink_ray.pipeline.exchange import Kind, Link, Mailbox, NoLink
 from backlink_ray.pipeline.injector import make_stage
 from backlink_ray.pipeline.objectstore import ObjectStoreLink
@@ -59,13 +60,15 @@ class StageActor:
             os.environ[_VISIBLE] = devices
         torch.set_num_threads(plan.job.torch_threads)
         size = max(1, plan.job.method.replay_size)
+        if self._stage:
+            self._stage.connect(NoLink(), NoLink())
         self._stage = None  # its memory is free before the next one is built
         self._attempt, self._plan = attempt, plan
         self._from_previous, self._from_following = Mailbox(size), Mailbox(size)
         self._stage = make_stage(plan)
 
     def connect(self, previous: Any, following: Any) -> None:
-        """Link the stage to the neighbouring actors; None stands for no neighbour."""
+        """Link the stage to the neighbouring actors through the object store; None stands for no neighbour."""
         before = self._link(previous.deliver_following, self._from_previous) if previous else NoLink()
         after = self._link(following.deliver_previous, self._from_following) if following else NoLink()
         self._built.connect(before, after)
@@ -73,6 +76,24 @@ class StageActor:
     def _link(self, deliver: Any, inbox: Mailbox) -> Link:
         job = self._plan.job
         return ObjectStoreLink(deliver, self._attempt, inbox, torch.device(job.devices[0]), job.stage_timeout_s)
+
+    def listen(self) -> Address:
+        """Return where the following stage can join this one, see `Meeting`."""
+        self._meeting = Meeting(ray.util.get_node_ip_address())
+        return self._meeting.address
+
+    def join(self, previous: Address | None, timeout_s: float) -> None:
+        """Link the stage to its neighbours through torch.distributed.
+
+        Args:
+            previous: where the previous stage listens; None for the first.
+            timeout_s: longest wait for a neighbour.
+        """
+        k, job = self._plan.stage_index, self._plan.job
+        how = torch.device(job.devices[0]), job.stage_timeout_s, timeout_s
+        before = join(previous, self._meeting.address[0], self._from_previous, k - 1, *how) if previous else NoLink()
+        after = NoLink() if self._plan.is_last else self._meeting.link(self._from_following, k + 1, *how)
+        self._built.connect(before, after)
 
     def deliver_previous(self, attempt: int, kind: str, step: int, payload: Any) -> None:
         """Take a message from the previous stage."""

@@ -86,6 +86,7 @@ def make_job(config: RunConfig, dataset: Dataset, options: RunOptions = DEFAULT,
         timeline=bool(options.timeline),
         faults=options.faults,
         attempt=attempt,
+        transport=options.transport,
     )
 
 

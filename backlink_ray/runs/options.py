@@ -10,6 +10,7 @@ from backlink_ray.pipeline.resources import STAGE, StageResources
 from backlink_ray.train.executor import never
 from backlink_ray.train.faults import Fault
 
+TRANSPORTS = ("auto", "objectstore", "collective")
 EpochCallback = Callable[[dict[str, Any]], None]
 
 
@@ -25,6 +26,8 @@ class RunOptions:
         ready_timeout_s: longest wait for room in the Ray cluster, and for the stages' processes to start.
         faults: failures made on purpose; see `Fault`.
         resources: what Ray reserves for a stage.
+        transport: how messages travel between stages: "objectstore", Ray's; "collective", torch.distributed's (gloo on CPUs,
+            NCCL between GPUs); "auto": collective where every stage has a GPU of its own, else objectstore.
         placement_group: an existing one, such as that of a Tune trial, or None.
         lock_timeout_s: longest time to wait for another process that trains the same run in the same folder.
         checkpoint_every_s: longest time between two checkpoints, so that at most that much work is lost; above 0.
@@ -38,6 +41,7 @@ class RunOptions:
     ready_timeout_s: float = READY_TIMEOUT_S
     faults: tuple[Fault, ...] = ()
     resources: StageResources = STAGE
+    transport: str = "auto"
     placement_group: Any = None
     lock_timeout_s: float = 0.0
     checkpoint_every_s: float = 60.0
@@ -48,6 +52,8 @@ class RunOptions:
         for name in ("checkpoint_every_s", "stage_timeout_s", "ready_timeout_s"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name}={getattr(self, name)} is out of range; allowed above 0, in seconds")
+        if self.transport not in TRANSPORTS:
+            raise ConfigError(f"transport={self.transport!r} is not known; allowed: {', '.join(TRANSPORTS)}")
         if self.max_recoveries < 0:
             raise ConfigError(f"max_recoveries={self.max_recoveries} is out of range; allowed 0 (none) or more")
 

@@ -47,6 +47,7 @@ class Job:
         timeline: record what each stage does when.
         faults: failures made on purpose, in executors threads and ray.
         attempt: number of recoveries of the run so far.
+        transport: how messages travel between the stages of executor ray, see `RunOptions`.
 
     Raises:
         ConfigError: network, method or loss cannot take the inputs or labels of a set.
@@ -68,6 +69,7 @@ class Job:
     timeline: bool = False
     faults: tuple[Fault, ...] = ()
     attempt: int = 0
+    transport: str = "auto"
 
     def __post_init__(self) -> None:
         first, last = self.modules[0].spec, self.modules[-1]

@@ -74,11 +74,13 @@ def test_batches_of_data(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(120)
-def test_the_overlap_of_stages_at_a_small_size(tmp_path: Path, ray_here: None) -> None:
-    rows = rows_of("overlap", tmp_path)
-    assert [row["run"] for row in rows] == ["BP, one core", "BackLink K=2 l=1, threads", "BackLink K=2 l=1, ray"]
-    assert rows[0]["time_ratio"] == 1.0
-    assert all(row["n"] == 2 and float(str(row["link_ms"])) > 0 for row in rows[1:])
+def test_pipelines_beside_their_rivals_at_a_small_size(tmp_path: Path, ray_here: None) -> None:
+    rows = rows_of("pipeline", tmp_path, "--propagation-length", "1")
+    assert [row["name"] for row in rows] == ["bp", "naive", "gpipe", "1f1b", "ddp", *["backlink"] * 3]
+    assert [row["transport"] for row in rows[5:]] == ["queue", "objectstore", "collective"]
+    assert rows[0]["ratio_to_bp"] == 1.0
+    assert all(row["step_s"] > 0 and row["n"] == 1 for row in rows)
+    assert all(row["exposed_link_s"] > 0 and row["bound_s"] > 0 for row in rows[5:])
 
 
 @pytest.mark.slow

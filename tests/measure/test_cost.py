@@ -10,9 +10,8 @@ import backlink_ray as bl
 from backlink_ray import RunConfig
 from backlink_ray.benchmarks.jobs import modules_of
 from backlink_ray.benchmarks.memory import counted
-from backlink_ray.measure.cost import Cost, SavedTensors, module_costs, stage_costs, training_bytes, unit_costs
+from backlink_ray.measure.cost import SavedTensors, training_bytes
 from backlink_ray.runs.job import build_method, engine_of
-from tests.examples import tiny_network
 
 
 def test_saved_tensors_count_once_per_storage_and_only_while_they_live() -> None:
@@ -95,31 +94,3 @@ def test_memory_falls_with_k_and_a_longer_tail_is_retained_at_a_price() -> None:
     by_length = [mib(num_modules=3, propagation_length=length, alpha=0.5) for length in (0, 1, 2)]
     assert by_length == sorted(by_length)
     assert by_length[2] > by_length[0]
-
-
-def test_unit_costs_add_up_to_modules_and_stages() -> None:
-    network = tiny_network(units=5)
-    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    units = unit_costs(network, batch_size=4, repeats=1)
-    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
-    assert all(p.grad is None for p in network.parameters())
-    assert len(units) == 5
-    assert all(u.forward_s > 0 and u.backward_s > 0 for u in units)
-    convolution = 6 * 6 * 9 * 4 + 2 * 6 * 4  # weight, and the batch norm's two vectors, float32
-    assert [u.parameter_bytes for u in units[1:]] == [convolution] * 4
-    # The convolution keeps its input, the batch norm the convolution's result, tanh its own: (4, 6, 32, 32) each.
-    image = 4 * 6 * 32 * 32 * 4
-    assert units[1].saved_bytes == pytest.approx(3 * image, rel=0.01)
-    first, second = module_costs(units, [3, 2])
-    assert first == units[0] + units[1] + units[2]
-    assert second.saved_bytes == units[3].saved_bytes + units[4].saved_bytes
-    stages = stage_costs(units, [3, 2], propagation_length=2)
-    assert stages[0] == first
-    assert stages[1] == second + (units[1] + units[2])
-    assert stage_costs(units, [3, 2], propagation_length=0) == [first, second]
-    assert Cost(forward_s=1.0, backward_s=2.0).seconds == 3.0
-
-
-def test_tokens_have_costs_too() -> None:
-    network = bl.Network([nn.Embedding(11, 6), nn.Linear(6, 6)], nn.Flatten(), torch.zeros(1, 3, dtype=torch.int64))
-    assert len(unit_costs(network, batch_size=2, repeats=1)) == 2

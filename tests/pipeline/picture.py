@@ -1,6 +1,7 @@
 """A schedule as a picture: every computation takes one tick, and every message is instant."""
 
 from backlink_ray.pipeline.schedule import run_actions, step_actions
+from backlink_ray.planning.simulation import Simulation, StageWork, Transfer
 
 COMPUTE = {
     "replica_forward": "r",
@@ -33,37 +34,12 @@ def picture(
     kind = {"link": link, "has_tail": has_tail, "is_stale": is_stale}
     last = num_stages - 1
     actions = [step_actions(is_first=k == 0, is_last=k == last, **kind) for k in range(num_stages)]  # type: ignore[arg-type]
-    queues = [list(run_actions(range(num_steps), of_stage)) for of_stage in actions]
-    rows: list[list[str]] = [[] for _ in queues]
-    arrived: set[tuple[int, str, int]] = set()
-    while any(queues):
-        sent = [_tick(k, queue, rows[k], arrived) for k, queue in enumerate(queues)]
-        arrived.update(message for messages in sent for message in messages)
+    ticks = {name: float(name in COMPUTE) for of_stage in actions for name, _ in run_actions(range(2), of_stage)}
+    spans = Simulation(
+        [StageWork(each, ticks, dict.fromkeys(SENDS, 0)) for each in actions], Transfer(), num_steps
+    ).spans
+    rows = [[".."] * int(max(span.end_s for span in spans)) for _ in actions]
+    for span in spans:
+        if span.action in COMPUTE:
+            rows[span.stage_index][int(span.end_s) - 1] = f"{COMPUTE[span.action]}{span.step}"
     return "\n".join(f"stage {k}  {' '.join(row)}".rstrip(" .") for k, row in enumerate(rows))
-
-
-def _tick(
-    k: int, queue: list[tuple[str, int]], row: list[str], arrived: set[tuple[int, str, int]]
-) -> list[tuple[int, str, int]]:
-    """Advance one stage by one computation, and by everything instant before and after it; return what it sent."""
-    sent: list[tuple[int, str, int]] = []
-    computed = False
-    while queue:
-        name, step = queue[0]
-        if name in COMPUTE and computed:
-            break
-        if name in RECEIVES and (k, RECEIVES[name], step) not in arrived:
-            break
-        queue.pop(0)
-        if name in COMPUTE:
-            row.append(f"{COMPUTE[name]}{step}")
-            computed = True
-        elif name in SENDS:
-            sent.append((_receiver(k, name), SENDS[name], step))
-    if not computed:
-        row.append("..")
-    return sent
-
-
-def _receiver(k: int, send: str) -> int:
-    return k - 1 if SENDS[send] in BACKWARD else k + 1

@@ -35,11 +35,11 @@ class Setting(NamedTuple):
     tail_memory: str
     link: str
 
-    def job(self, compiled: str = "none") -> Job:
+    def job(self, compiled: str = "none", transport: str = "auto") -> Job:
         num_modules, length = self.cut
         method = bl.BackLink(propagation_length=length, alpha=0.25, tail_memory=self.tail_memory, link=self.link)
         engine = Engine(precision=self.precision, memory_format=self.memory_format, compile=compiled)
-        return job(method, num_modules, "conv", batch_size=4, engine=engine)
+        return job(method, num_modules, "conv", batch_size=4, engine=engine, transport=transport)
 
 
 CUTS = ((1, 0), (2, 1), (3, 0), (4, 2))
@@ -67,9 +67,10 @@ def test_threads(setting: Setting) -> None:
 
 
 @pytest.mark.timeout(180)
+@pytest.mark.parametrize("transport", ["objectstore", "collective"])
 @some_ids
-def test_ray(setting: Setting, pooled_executor: Make) -> None:
-    check_same(outcome(pooled_executor, setting.job()), outcome(LocalExecutor, setting.job()))
+def test_ray(setting: Setting, transport: str, pooled_executor: Make) -> None:
+    check_same(outcome(pooled_executor, setting.job(transport=transport)), outcome(LocalExecutor, setting.job()))
 
 
 @pytest.mark.slow

@@ -50,14 +50,15 @@ class End:
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.parametrize("transport", ["objectstore", "collective"])
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
-def test_object_store_link(rule: Callable[[Pair], None], ray_here: None) -> None:
+def test_links_between_actors(rule: Callable[[Pair], None], transport: str, ray_here: None) -> None:
     """Between the pipeline's actors, whose threads keep messages in order."""
     from backlink_ray.pipeline.actors import RayExecutor
     from tests.pipeline.pool import shared_pool
 
     pool = shared_pool()
-    RayExecutor(job(bl.GLL(), 2, stage_timeout_s=0.5), pool)
+    RayExecutor(job(bl.GLL(), 2, stage_timeout_s=0.5, transport=transport), pool)
     left, right, *_ = pool.actors
     rule((End(left, "_next"), End(right, "_previous")))
 

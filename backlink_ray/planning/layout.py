@@ -1,0 +1,133 @@
+"""Layout: a network cut into stages, and what each stage computes, sends and holds in a step."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+
+from backlink_ray.pipeline.schedule import step_actions
+from backlink_ray.planning.costs import Array, NetworkCosts
+from backlink_ray.planning.simulation import StageWork
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """How the error of the next module reaches a module.
+
+    Attributes:
+        length: l, units that it goes back through.
+        kind: replica or error.
+        recompute: the graph of these units is not kept, but made again.
+    """
+
+    length: int
+    kind: str = "replica"
+    recompute: bool = False
+
+    @property
+    def replica_length(self) -> int:
+        """Return how many units of the module before a stage computes, too."""
+        return self.length if self.kind == "replica" else 0
+
+
+class Stages:
+    """Any stage of a network, as its units start..stop - 1; both may be arrays, for all stages that a network can be cut into.
+
+    Args:
+        costs: of the network.
+        link: between any two modules.
+    """
+
+    def __init__(self, costs: NetworkCosts, link: Link) -> None:
+        self._costs, self._link, self._count = costs, link, costs.count
+        self._sums = {
+            name: np.concatenate([[0.0], np.cumsum(getattr(costs, name))])
+            for name in ("forward_s", "backward_s", "weight_bytes", "buffer_bytes", "saved_bytes", "shared_bytes")
+        }
+
+    def _sum(self, name: str, start: Any, stop: Any) -> Any:
+        return self._sums[name][stop] - self._sums[name][start]
+
+    def _parts(self, start: Any, stop: Any) -> tuple[Any, Any]:
+        """Return where the tail begins, and where the replica does."""
+        tail = np.maximum(np.where(stop == self._count, stop, stop - self._link.length), start)
+        return tail, np.maximum(start - self._link.replica_length, 0)
+
+    def seconds(self, start: Any, stop: Any) -> dict[str, Any]:
+        """Return the seconds of every action that computes."""
+        costs, again = self._costs, float(self._link.recompute)
+        tail, replica = self._parts(start, stop)
+        forward, backward = "forward_s", "backward_s"
+        own = self._sum("weight_bytes", start, tail) + costs.head_weight_bytes[stop - 1]
+        updated = {
+            "body": own,
+            "tail": self._sum("weight_bytes", tail, stop),
+            "replica": self._sum("weight_bytes", replica, start),
+        }
+        return {
+            "replica_forward": self._sum(forward, replica, start),
+            "body_forward": self._sum(forward, start, tail) + np.where(start == 0, costs.input_s, 0.0),
+            "tail_forward": self._sum(forward, tail, stop),
+            "local_backward": self._sum(backward, start, stop) + costs.head_s[stop - 1],
+            "link_backward": self._sum(backward, tail, stop) + again * self._sum(forward, tail, stop),
+            "replica_backward": self._sum(backward, replica, start) + again * self._sum(forward, replica, start),
+            **{f"{part}_update": costs.update_s_per_byte * weights for part, weights in updated.items()},
+        }
+
+    def busy_s(self, start: Any, stop: Any) -> Any:
+        """Return the seconds of computing in a step."""
+        seconds = self.seconds(start, stop)
+        if self._link.kind == "replica":
+            seconds["link_backward"] = 0.0
+        return sum(seconds.values())
+
+    def memory_bytes(self, start: Any, stop: Any) -> Any:
+        """Return the peak in a step: parameters with gradient and momentum, statistics, and what is saved for the backward."""
+        costs = self._costs
+        _, replica = self._parts(start, stop)
+        weights = self._sum("weight_bytes", replica, stop) + costs.head_weight_bytes[stop - 1]
+        buffers = self._sum("buffer_bytes", replica, stop) + costs.head_buffer_bytes[stop - 1]
+        first = start if self._link.recompute else replica
+        return 3 * weights + buffers + self.saved_bytes(first, stop)
+
+    def saved_bytes(self, start: Any, stop: Any) -> Any:
+        """Return what units start..stop - 1 and their head save."""
+        shared = self._sum("shared_bytes", start, stop) - self._costs.shared_bytes[np.minimum(start, self._count - 1)]
+        return self._sum("saved_bytes", start, stop) - shared + self._costs.head_saved_bytes[stop - 1]
+
+    def memory_of(self, sizes: Sequence[int]) -> list[float]:
+        """Return the peak of every stage in bytes."""
+        return [float(self.memory_bytes(*bounds)) for bounds in _bounds(sizes)]
+
+    def works(self, sizes: Sequence[int]) -> list[StageWork]:
+        """Return what each stage does in a step."""
+        return [self._work(*bounds) for bounds in _bounds(sizes)]
+
+    def _work(self, start: int, stop: int) -> StageWork:
+        costs, link = self._costs, self._link
+        tail, replica = (int(place) for place in self._parts(start, stop))
+        is_first, is_last = start == 0, stop == self._count
+        actions = step_actions(is_first=is_first, is_last=is_last, link=link.kind if link.length else "")
+        before = 0 if is_first else costs.output_bytes[start - 1]
+        sent = {
+            "send_activation": costs.output_bytes[tail - 1] if tail > start else before,
+            "send_output": costs.output_bytes[stop - 1],
+            "send_error": before,
+            "send_local_gradient": self._sum("weight_bytes", tail, stop),
+            "send_link_gradient": self._sum("weight_bytes", replica, start),
+        }
+        return StageWork(
+            actions, {n: float(s) for n, s in self.seconds(start, stop).items()}, {n: int(b) for n, b in sent.items()}
+        )
+
+    def costs_of_all(self, balance: str) -> Array:
+        """Return the cost of every stage as (N + 1, N + 1) [start, stop]: busy seconds ("time") or bytes ("memory")."""
+        start, stop = np.meshgrid(np.arange(self._count + 1), np.arange(self._count + 1), indexing="ij")
+        found = (self.busy_s if balance == "time" else self.memory_bytes)(start, np.maximum(stop, 1))
+        return np.where(stop > start, found, np.inf)
+
+
+def _bounds(sizes: Sequence[int]) -> Iterator[tuple[int, int]]:
+    return ((stop - size, stop) for size, stop in zip(sizes, accumulate(sizes), strict=True))

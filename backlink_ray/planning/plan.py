@@ -1,0 +1,142 @@
+"""Plan: the predicted step of a network's pipelines, over K, l, link and memory of the tail, and which one to choose."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise, product
+from typing import Any
+
+from backlink_ray.local.sizes import longest_propagation, module_sizes
+from backlink_ray.planning.balance import balanced_sizes
+from backlink_ray.planning.costs import Array, NetworkCosts
+from backlink_ray.planning.layout import Link, Stages
+from backlink_ray.planning.simulation import Simulation, StageWork, Transfer
+
+MIB = 2**20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """What stages run on.
+
+    Attributes:
+        devices: number of devices, 1 or more; stage k runs on device k modulo that.
+        shares_cores: the devices are the cores of one machine, on any of which a stage may run.
+        memory_mib: of a device, or of all cores together; 0 for no limit.
+        transfer: what messages cost.
+    """
+
+    devices: int
+    shares_cores: bool = False
+    memory_mib: float = 0.0
+    transfer: Transfer = field(default_factory=Transfer)
+
+    def simulation(self, works: Sequence[StageWork]) -> Simulation:
+        """Run a pipeline until it has been full for as many steps as it took to fill, and some more."""
+        steps = 2 * len(works) + 8
+        if self.shares_cores:
+            return Simulation(works, self.transfer, steps, [0] * len(works), at_once=self.devices)
+        return Simulation(works, self.transfer, steps, [k % self.devices for k in range(len(works))])
+
+    def fullest_mib(self, stage_bytes: Sequence[float]) -> float:
+        """Return the memory in use on the device that has most, from that of every stage."""
+        shares = 1 if self.shares_cores else self.devices
+        return max(sum(stage_bytes[first::shares]) for first in range(min(shares, len(stage_bytes)))) / MIB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """A pipeline and its predicted step.
+
+    Attributes:
+        sizes: units of each module.
+        link: between them.
+        step_s: seconds.
+        ratio_to_bp: of it to a step of BP on one device.
+        busy: of each stage the share of the step in which it computes.
+        memory_mib: on the device that has most.
+        cut_bytes: over every cut, in a step.
+        fits: the memory is there.
+    """
+
+    sizes: tuple[int, ...]
+    link: Link
+    step_s: float
+    ratio_to_bp: float
+    busy: tuple[float, ...]
+    memory_mib: float
+    cut_bytes: tuple[int, ...]
+    fits: bool
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """Return it as a row of a table or of a file."""
+        return {
+            "num_modules": len(self.sizes), "propagation_length": self.link.length, "link": self.link.kind,
+            "tail_memory": "recompute" if self.link.recompute else "retain", "step_ms": 1e3 * self.step_s,
+            "ratio_to_bp": self.ratio_to_bp, "busy_min": min(self.busy), "busy_mean": sum(self.busy) / len(self.busy),
+            "memory_mib": self.memory_mib, "widest_cut_mib": max(self.cut_bytes, default=0) / MIB, "fits": self.fits,
+            "sizes": list(self.sizes), "busy": list(self.busy), "cut_bytes": list(self.cut_bytes),
+        }  # fmt: skip
+
+
+class Planner:
+    """Predicts pipelines of one network on one machine.
+
+    Args:
+        costs: of the network.
+        machine: what its stages run on.
+        balance: how it is cut: into modules of equal numbers of units ("count"), or so that the slowest stage is as fast
+            ("time"), or the fullest as small ("memory"), as any cut allows.
+    """
+
+    def __init__(self, costs: NetworkCosts, machine: Machine, balance: str = "time") -> None:
+        self._costs, self._machine, self._balance = costs, machine, balance
+        self._count, self._known = costs.count, dict[Link, Array]()
+        self.bp_s = float(Stages(costs, Link(length=0)).busy_s(0, self._count))
+
+    def predictions(self, counts: Iterable[int], lengths: Iterable[int], links: Sequence[Link]) -> Iterator[Prediction]:
+        """Predict every pipeline that the network can be cut into, over K, l and kinds of links; nothing for what does not fit.
+
+        Args:
+            counts: K.
+            lengths: l.
+            links: kinds of links, whatever their length.
+        """
+        for num_modules, length in product(counts, lengths):
+            for link in links if length and num_modules > 1 else links[:1]:
+                link = replace(link, length=length if num_modules > 1 else 0)
+                sizes = self.sizes(num_modules, link)
+                if sizes and (num_modules > 1 or not length):
+                    yield self.predict(sizes, link)
+
+    def sizes(self, num_modules: int, link: Link) -> list[int]:
+        """Return the sizes of K modules; none where l does not fit them."""
+        if self._balance == "count":
+            found = module_sizes(self._count, num_modules)
+            return found if num_modules == 1 or link.length <= longest_propagation(found) else []
+        smallest = max(1, link.length)
+        if (num_modules - 1) * smallest >= self._count:
+            return []
+        return balanced_sizes(self._costs_of_all(link), num_modules, smallest)
+
+    def _costs_of_all(self, link: Link) -> Array:
+        if link not in self._known:
+            self._known[link] = Stages(self._costs, link).costs_of_all(self._balance)
+        return self._known[link]
+
+    def predict(self, sizes: Sequence[int], link: Link) -> Prediction:
+        """Predict one pipeline."""
+        stages, machine = Stages(self._costs, link), self._machine
+        works = stages.works(sizes)
+        step_s = machine.simulation(works).step_s
+        memory_mib = machine.fullest_mib(stages.memory_of(sizes))
+        return Prediction(
+            sizes=tuple(sizes),
+            link=link,
+            step_s=step_s,
+            ratio_to_bp=step_s / self.bp_s,
+            busy=tuple(work.busy_s / step_s for work in works),
+            memory_mib=memory_mib,
+            cut_bytes=tuple(a.sent(1) + b.sent(-1) for a, b in pairwise(works)),
+            fits=not machine.memory_mib or memory_mib <= machine.memory_mib,
+        )

@@ -1,0 +1,147 @@
+"""Simulation: a pipeline's schedule event by event, on devices that need not exist."""
+
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import simpy
+
+from backlink_ray.measure.timeline import Span
+from backlink_ray.pipeline.exchange import CAPACITY
+from backlink_ray.pipeline.schedule import Action, is_link, run_actions
+
+Process = Generator[simpy.Event, Any, None]
+# Of what an action sends or receives: its kind, and whether it travels to the next stage (1) or to the previous one (-1).
+_MESSAGES = {
+    "activation": ("activation", 1), "output": ("activation", 1), "local_gradient": ("local_gradient", 1),
+    "link_gradient": ("link_gradient", -1), "error": ("error", -1),
+}  # fmt: skip
+
+
+def _message(action: str) -> tuple[str, int]:
+    return _MESSAGES[action.partition("_")[2]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transfer:
+    """What messages cost.
+
+    Attributes:
+        latency_s: from the end of a send to the arrival of a short message.
+        bytes_per_s: bandwidth of a link.
+        busy_s: what sender and receiver, each, compute for a message, however short.
+        busy_s_per_byte: and for each of its bytes, such as a copy.
+    """
+
+    latency_s: float = 0.0
+    bytes_per_s: float = float("inf")
+    busy_s: float = 0.0
+    busy_s_per_byte: float = 0.0
+
+    def travel_s(self, num_bytes: int) -> float:
+        """Return the seconds from the end of a send to the arrival."""
+        return self.latency_s + num_bytes / self.bytes_per_s
+
+    def handling_s(self, num_bytes: int) -> float:
+        """Return what sender and receiver, each, compute for a message."""
+        return self.busy_s + num_bytes * self.busy_s_per_byte
+
+
+@dataclass(frozen=True, slots=True)
+class StageWork:
+    """What a stage does in a step.
+
+    Attributes:
+        actions: in order, from `pipeline.schedule`.
+        seconds: of each action that computes.
+        sent_bytes: of each action that sends.
+    """
+
+    actions: Sequence[Action]
+    seconds: Mapping[str, float]
+    sent_bytes: Mapping[str, int]
+
+    @property
+    def busy_s(self) -> float:
+        """Return the seconds of computing in a step."""
+        return sum(self.seconds[action.name] for action in self.actions if not is_link(action.name))
+
+    def sent(self, direction: int) -> int:
+        """Return the bytes that go to the next stage (1) or to the previous one (-1) in a step."""
+        sends = (action.name for action in self.actions if action.name.startswith("send_"))
+        return sum(self.sent_bytes[name] for name in sends if _message(name)[1] == direction)
+
+
+class Simulation:
+    """A run of steps of a pipeline, from the first input to the last update.
+
+    Args:
+        stages: what each stage does.
+        transfer: what messages cost.
+        num_steps: 4 or more.
+        devices: of each stage the number of its device; () for one each.
+        at_once: stages that compute on a device at the same time: 1 on a GPU, the number of cores on a CPU.
+
+    Attributes:
+        spans: what every stage did when, in seconds from the start.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[StageWork],
+        transfer: Transfer,
+        num_steps: int,
+        devices: Sequence[int] = (),
+        at_once: int = 1,
+    ) -> None:
+        self._stages, self._transfer, self._num_steps = stages, transfer, num_steps
+        self.spans: list[Span] = []
+        self._env = simpy.Environment()
+        self._devices = devices or range(len(stages))
+        self._turns = {device: simpy.Resource(self._env, at_once) for device in self._devices}
+        receivers = [(k, kind) for k in range(len(stages)) for kind, _ in _MESSAGES.values()]
+        self._mailboxes = {receiver: simpy.Store(self._env) for receiver in receivers}
+        self._rooms = {receiver: simpy.Container(self._env, CAPACITY, CAPACITY) for receiver in receivers}
+        for k in range(len(stages)):
+            self._env.process(self._work(k))
+        self._env.run()
+
+    @property
+    def step_s(self) -> float:
+        """Return the seconds from step to step once the pipeline is full, and before it drains."""
+        ends = [0.0] * self._num_steps
+        for span in self.spans:
+            ends[span.step] = max(ends[span.step], span.end_s)
+        full, last = self._num_steps // 2, self._num_steps - 2
+        return (ends[last] - ends[full - 1]) / (last - full + 1)
+
+    def _work(self, k: int) -> Process:
+        for name, step in run_actions(range(self._num_steps), self._stages[k].actions):
+            start = self._env.now
+            if name.startswith("send_"):
+                yield from self._send(k, *_message(name), self._stages[k].sent_bytes[name])
+            elif name.startswith("receive_"):
+                yield from self._receive(k, _message(name)[0])
+            else:
+                yield from self._compute(k, self._stages[k].seconds[name])
+            self.spans.append(Span(k, step, name, start, self._env.now))
+
+    def _compute(self, k: int, seconds: float) -> Process:
+        with self._turns[self._devices[k]].request() as turn:
+            yield turn
+            yield self._env.timeout(seconds)
+
+    def _send(self, k: int, kind: str, direction: int, num_bytes: int) -> Process:
+        receiver = (k + direction, kind)
+        yield self._rooms[receiver].get(1)
+        yield from self._compute(k, self._transfer.handling_s(num_bytes))
+        self._env.process(self._travel(receiver, num_bytes))
+
+    def _travel(self, receiver: tuple[int, str], num_bytes: int) -> Process:
+        yield self._env.timeout(self._transfer.travel_s(num_bytes))
+        self._mailboxes[receiver].put(num_bytes)
+
+    def _receive(self, k: int, kind: str) -> Process:
+        num_bytes: int = yield self._mailboxes[k, kind].get()
+        self._rooms[k, kind].put(1)
+        yield from self._compute(k, self._transfer.handling_s(num_bytes))

@@ -1,0 +1,53 @@
+"""The simulation is the schedule in time; its picture is tested in tests/pipeline/test_schedule.py."""
+
+import pytest
+
+from backlink_ray.pipeline.schedule import Action, step_actions
+from backlink_ray.planning.simulation import Simulation, StageWork, Transfer
+
+
+def works(num_stages: int, link: str = "replica", size: int = 0, **slow: float) -> list[StageWork]:
+    """Stages whose computations take a second each, but updates nothing and those in `slow` as long as it says."""
+    last, found = num_stages - 1, []
+    for k in range(num_stages):
+        actions = step_actions(is_first=k == 0, is_last=k == last, link=link)
+        seconds = {a.name: slow.get(a.name, float("update" not in a.name)) for a in actions}
+        found.append(StageWork(actions, seconds, {a.name: size for a in actions}))
+    return found
+
+
+def step_s(stages: list[StageWork], transfer: Transfer = Transfer(), **where: object) -> float:  # noqa: B008
+    return Simulation(stages, transfer, 4 * len(stages) + 12, **where).step_s  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("num_stages", [2, 3, 9])
+def test_a_full_pipeline_takes_what_its_schedule_says(num_stages: int) -> None:
+    assert step_s(works(num_stages, "")) == 3  # body, tail, backward
+    assert step_s(works(num_stages)) == 5  # and the replica, twice
+    assert step_s(works(num_stages, "error")) == (5 if num_stages == 2 else 6)  # each waits for the next one's error
+    assert step_s(works(num_stages, local_backward=4.0)) == 8
+
+
+def test_stages_that_share_a_device_take_turns() -> None:
+    assert step_s(works(1, "")) == 3
+    assert step_s(works(2, ""), devices=[0, 0]) == 6
+    assert step_s(works(4, ""), devices=[0, 1, 0, 1]) == pytest.approx(6, rel=0.03)
+    assert step_s(works(4, ""), devices=[0, 0, 0, 0], at_once=2) == pytest.approx(6, rel=0.03)
+    assert step_s(works(4, ""), devices=[0, 0, 0, 0], at_once=4) == 3
+
+
+def test_messages_cost_what_the_transfer_says() -> None:
+    hidden = Transfer(latency_s=0.25, bytes_per_s=8.0)
+    # The error travels back for half a second, and the output forward: nothing else can be done meanwhile.
+    assert step_s(works(2, "error", size=2)) + 2 * 0.5 == step_s(works(2, "error", size=2), hidden)
+    assert step_s(works(2, "", size=2), hidden) == 3  # behind the computing
+    assert step_s(works(2, "", size=2), Transfer(busy_s=0.125, busy_s_per_byte=0.0625)) == 3.25
+
+
+def test_no_stage_runs_ahead_further_than_a_mailbox_holds() -> None:
+    fast = StageWork([Action("body_forward"), Action("send_activation")], {"body_forward": 1.0}, {"send_activation": 0})
+    slow = StageWork([Action("receive_activation"), Action("body_forward")], {"body_forward": 10.0}, {})
+    spans = Simulation([fast, slow], Transfer(), 8).spans
+    sent = {span.step: span.end_s for span in spans if span.action == "send_activation"}
+    taken = {span.step: span.start_s for span in spans if span.stage_index == 1 and span.action == "body_forward"}
+    assert all(sent[step] >= taken[step - 2] for step in range(3, 8))
