@@ -94,6 +94,9 @@ class LimitFlags:
     """How often what was lost, a stage on Ray or a trial of a study, goes on from its newest checkpoint."""
     checkpoint_every_s: float = RUN.checkpoint_every_s
     """Longest time between two checkpoints, in seconds: at most that much work is lost."""
+    transport: Literal["auto", "objectstore", "collective"] = "auto"
+    """How stages on Ray exchange: objectstore (Ray's); collective (torch.distributed: gloo, NCCL on GPUs); auto: collective
+    where each stage has a GPU of its own."""
     resources: Annotated[StageResources, tyro.conf.arg(name="")] = STAGE
 
     @property
