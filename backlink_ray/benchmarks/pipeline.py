@@ -138,18 +138,18 @@ def stages_alone(job: Job) -> list[Run]:
     """Return the steps of every stage of a job by itself, on activations of the untrained network and gradients of zero."""
     found: list[Run] = []
     method, how = job.method, StepSeed(engine=job.engine)
-    x = job.batches(torch.device("cpu"), job.dtype).inputs(0)
+    message = x = job.batches(torch.device("cpu"), job.dtype).inputs(0)
     for plan in plan_stages(job):
         module, stage = plan.job.modules[0], make_stage(plan)
         length = method.tail_length(module)
         with torch.no_grad(), job.engine.running(x.device):
             a = module.body(length)(x, how)
-            y = module.tail(length)(a, how)
-        before = {Kind.ACTIVATION: x, Kind.LOCAL_GRADIENT: _nothing_for(plan.replica.weights)}
-        after = {Kind.LINK_GRADIENT: _nothing_for(module.tail(length).weights), Kind.ERROR: torch.zeros_like(y)}
+            x = module.tail(length)(a, how)
+        before = {Kind.ACTIVATION: message, Kind.LOCAL_GRADIENT: _nothing_for(plan.replica.weights)}
+        after = {Kind.LINK_GRADIENT: _nothing_for(module.tail(length).weights), Kind.ERROR: torch.zeros_like(x)}
         stage.connect(Ready(before), Ready(after))
         found.append(stage.run)
-        x = y if method.link_kind == "error" else a
+        message = x if method.link_kind == "error" else a
     return found
 
 

@@ -73,6 +73,7 @@ def test_batches_of_data(tmp_path: Path) -> None:
     assert all(row["share_of_step"] > 0 and row["images_per_s"] == 4 / row["batch_s"] for row in rows)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_pipelines_beside_their_rivals_at_a_small_size(tmp_path: Path, ray_here: None) -> None:
     rows = rows_of("pipeline", tmp_path, "--propagation-length", "1")

@@ -150,6 +150,17 @@ def test_stages_killed_at_five_places_leave_no_trace(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_stages_that_exchange_through_torch_distributed_leave_no_trace_either(
+    tmp_path: Path, undisturbed: str, ray_here: None, at_once: None
+) -> None:
+    options = RunOptions(faults=faults_of(0), max_recoveries=5, transport="collective")
+    run(CONFIG, tmp_path, dataset=DATA, options=options)
+    assert attempts(tmp_path) == 6
+    assert digest(tmp_path) == undisturbed
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("seed", range(1, 11))
 def test_stages_killed_at_fifty_places_leave_no_trace(
