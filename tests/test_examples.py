@@ -37,6 +37,7 @@ def test_every_example_is_short_and_tried_here() -> None:
     assert all(len(file.read_text().splitlines()) < 40 for file in files)
 
 
+@pytest.mark.slow  # tests/tuning/test_search.py has a stranger's script of the same kind
 @pytest.mark.timeout(300)
 def test_own_parts_on_every_executor_in_a_search_and_loaded(tmp_path: Path) -> None:
     lines = run(tmp_path, "own_study.py")

@@ -31,7 +31,7 @@ def train(tracker: Tracker, run_id: str, first: int, last: int) -> None:
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("down", ["at the start", "in the middle"])
+@pytest.mark.parametrize("down", [pytest.param("at the start", marks=pytest.mark.slow), "in the middle"])
 def test_a_server_that_was_down_gets_each_point_once(tmp_path: Path, server: Server, down: str) -> None:
     server.ensure() if down == "in the middle" else server.kill()
     run_id = run_id_of(down)
