@@ -1,7 +1,8 @@
 """Pipeline: the step of local learning's pipelines beside BP's and beside what a user would pick instead, on the same cores."""
 
+import os
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -24,7 +25,7 @@ from backlink_ray.pipeline.stage import plan_stages
 from backlink_ray.pipeline.threads import ThreadsExecutor
 from backlink_ray.planning import layout
 from backlink_ray.planning.costs import measure_costs
-from backlink_ray.planning.plan import Machine, Planner
+from backlink_ray.planning.plan import Machine, Planner, Prediction
 from backlink_ray.runs.cluster import start_once
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.job import engine_of
@@ -37,9 +38,9 @@ def pipeline_rows(
 ) -> Iterator[Row]:
     """Time BP, rivals and our pipelines in turn on this machine's cores, one thread a stage, and yield a row for each.
 
-    Its columns: step_s; ratio_to_bp of the same round; sizes; of ours bound_s, the step of the slowest stage by itself, with a
-    neighbour that never keeps it waiting, fraction_of_bound, that beside the step in the same round, and exposed_link_s, what
-    the stage that waits least waits and exchanges in a step.
+    Its columns: step_s; ratio_to_bp of the same round; of ours sizes; predicted_s, by a plan without costs of links; bound_s, the
+    step of the slowest stage by itself, with a neighbour that never keeps it waiting; fraction_of_bound, that beside the step of
+    the same round; and exposed_link_s, what the stage that waits least waits and exchanges in a step.
 
     Args:
         base: network, heads, batch and engine; its num_modules is the number of stages of all.
@@ -49,7 +50,8 @@ def pipeline_rows(
         steps: per round.
         rounds: counted, after one that is not.
     """
-    sizes = _sizes(base, lengths, balance)
+    planned = _planned(base, {0, *lengths}, balance)
+    sizes = {length: each.sizes for length, each in planned.items()}
     images, task = random_images(2 * base.batch_size), Task(base.network, base.batch_size, engine_of(base))
     bp = base.replace(method="bp")
     with ExitStack() as stack:
@@ -76,7 +78,8 @@ def pipeline_rows(
         slowest = max((times[length, k] for k in range(base.num_modules)), key=statistics.median)
         yield {
             "name": "backlink" if length else "gll", **about, "propagation_length": length, "transport": transport,
-            "sizes": list(sizes[length]), **_step(times, (length, transport)), **spread("bound_s", slowest),
+            "sizes": list(sizes[length]), **_step(times, (length, transport)), "predicted_s": planned[length].step_s,
+            **spread("bound_s", slowest),
             **ratio("fraction_of_bound", slowest, times[length, transport]),
             **spread("exposed_link_s", link_s[length, transport][1:]),
         }  # fmt: skip
@@ -96,13 +99,14 @@ def _config(base: RunConfig, length: int, sizes: Sequence[int]) -> RunConfig:
     return base.replace(method="gll", sizes=tuple(sizes))
 
 
-def _sizes(base: RunConfig, lengths: Sequence[int], balance: str) -> dict[int, list[int]]:
-    """Return the sizes of modules for every l, and for l = 0 also where it is not asked for."""
+def _planned(base: RunConfig, lengths: Iterable[int], balance: str) -> dict[int, Prediction]:
+    """Return the cut for every l, with what a plan predicts for it on this machine's cores."""
     engine, network = engine_of(base), build_network(base.network)
     batches = Batches(random_images(2 * base.batch_size), base.batch_size, seed=0, memory_format=engine.torch_format)
     costs = measure_costs(split(network, len(network.units), base.head), batches, engine)
-    planner = Planner(costs, Machine(devices=base.num_modules), balance)
-    return {length: planner.sizes(base.num_modules, layout.Link(length=length)) for length in {0, *lengths}}
+    planner = Planner(costs, Machine(devices=len(os.sched_getaffinity(0)), shares_cores=True), balance)
+    links = {length: layout.Link(length=length) for length in lengths}
+    return {length: planner.predict(planner.sizes(base.num_modules, link), link) for length, link in links.items()}
 
 
 def _opened(job: Job, transport: str, stack: ExitStack) -> Executor:

@@ -81,7 +81,7 @@ def test_pipelines_beside_their_rivals_at_a_small_size(tmp_path: Path, ray_here:
     assert [row["transport"] for row in rows[5:]] == ["queue", "objectstore", "collective"]
     assert rows[0]["ratio_to_bp"] == 1.0
     assert all(row["step_s"] > 0 and row["n"] == 1 for row in rows)
-    assert all(row["exposed_link_s"] > 0 and row["bound_s"] > 0 for row in rows[5:])
+    assert all(row["exposed_link_s"] > 0 and row["bound_s"] > 0 and row["predicted_s"] > 0 for row in rows[5:])
 
 
 @pytest.mark.slow
