@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from backlink_ray.allocator import prepare_process
 from backlink_ray.data.loader import Batches
 from backlink_ray.local.engine import Engine
 from backlink_ray.local.graph import Graph, differentiate
@@ -73,6 +74,7 @@ def measure_costs(modules: Sequence[LocalModule], batches: Batches, engine: Engi
         engine: how steps are computed.
         repeats: timed rounds, after one that is not.
     """
+    prepare_process()  # as every process that trains
     x = batches.inputs(0)
     engine.arrange_weights(modules)
     with engine.running(x.device):
