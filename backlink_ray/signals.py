@@ -117,7 +117,7 @@ def skip_teardown(code: int) -> None:
 def _end_after_the_others(code: int) -> None:
     atexit.unregister(_end_after_the_others)
     atexit._run_exitfuncs()  # this one, registered last, was the first to be called
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # None: it was closed when the process began
         with contextlib.suppress(OSError, ValueError):  # nobody reads it, or it is closed
             stream.flush()
     os._exit(code)

@@ -296,7 +296,7 @@ def test_a_listing_is_silent_when_its_reader_has_enough() -> None:
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("executor", ["threads", "ray"])
 def test_a_run_that_stood_still_for_longer_than_its_timeout_goes_on(tmp_path: Path, executor: str) -> None:
-    """All its processes, as after Ctrl-Z, or on a machine that was paused."""
+    """All its processes, as on a machine that was paused."""
     with running(command(tmp_path / "run", "--executor", executor, "--stage-timeout-s", "6")) as child:
         child.wait_for(tmp_path / "run" / "environment.json", "attempts")
         time.sleep(0.3)

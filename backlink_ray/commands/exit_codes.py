@@ -24,7 +24,7 @@ def guarded(run: Callable[[], int], resume: Callable[[], str]) -> int:
     Returns:
         0 done; 1 some or all of it failed; 2 bad arguments, configuration or data; 3 interrupted by SIGINT (Ctrl-C) or SIGTERM,
         or trials were lost, or Ray is gone, has no room or does not start: resumable. A second signal ends the process at once,
-        with 130.
+        with 130. After a signal this process ends with that code as soon as `atexit` is done, whatever the caller returns.
     """
     forgive_output()
     with handled(lambda: f"interrupted; {resume()}"):
@@ -47,7 +47,7 @@ def _exit_code(run: Callable[[], int], resume: Callable[[], str]) -> int:
     except PermissionError as error:  # a folder that another user keeps closed, wherever it is first looked into
         if not error.filename:
             raise
-        return _end(f"error: {error.filename} cannot be read ({error.strerror}); give a path of your own", 2)
+        return _end(f"error: {error.filename} cannot be used ({error.strerror}); give a path of your own", 2)
     except KeyboardInterrupt:
         return _end(f"interrupted; {resume()}", INTERRUPTED)
 

@@ -17,10 +17,7 @@ SAMPLE_SHA256 = "587337df467190af382a3d054a5ba53cbaa54fd324aa29f83b3a55bf65aa393
 def load_sample(_root: Path, _download: bool, _seed: int = 0) -> Dataset:
     """Return the embedded sample, 2,000 and 500 images; DataError if the file is missing or corrupt, or without pyarrow."""
     _check()
-    try:
-        train, test = _decoded()
-    except ImportError as error:
-        raise DataError(f"{SAMPLE_FILE.name} is Parquet and pyarrow is not installed; pip install pyarrow") from error
+    train, test = _decoded()
     return as_cifar10(name="cifar10-sample", train=train, test=test)
 
 
@@ -36,8 +33,10 @@ def _check() -> None:
 
 @cache  # it takes most of a second; what is returned is copied into tensors
 def _decoded() -> list[tuple[Any, list[int]]]:
-    import pyarrow.parquet as pq  # imported here so that `import backlink_ray` needs only torch
-
+    try:
+        import pyarrow.parquet as pq  # imported here so that `import backlink_ray` needs only torch
+    except ImportError as error:
+        raise DataError(f"{SAMPLE_FILE.name} is Parquet and pyarrow is not installed; pip install pyarrow") from error
     table = pq.ParquetFile(SAMPLE_FILE).read().to_pydict()  # pq.read_table would import pandas
     rows = list(zip(table["split"], table["webp"], table["label"], strict=True))
     return [_decode([(w, y) for s, w, y in rows if s == split]) for split in ("train", "test")]

@@ -37,6 +37,10 @@ class Download:
         """Return whether the members have to be unpacked."""
         return self.filename.endswith(".tar.gz")
 
+    def is_intact(self, root: Path) -> bool:
+        """Return whether all members exist with their checksums: not those that another process still writes."""
+        return all(_md5(root / name) == md5 for name, md5 in self.members)
+
     def missing(self, root: Path) -> list[Path]:
         """Return the members that do not exist; DataError if one is corrupt."""
         found = {root / name: (md5, _md5(root / name)) for name, md5 in self.members}
@@ -58,7 +62,7 @@ def provide(name: str, downloads: Sequence[Download], root: Path, download: bool
     Raises:
         DataError: a file is corrupt, or missing and cannot be downloaded, or the root is not writable.
     """
-    if not any(one.missing(root) for one in downloads):
+    if all(one.is_intact(root) for one in downloads):
         return
     from filelock import FileLock
 

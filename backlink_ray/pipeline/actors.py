@@ -6,11 +6,11 @@ from typing import Any
 
 import ray
 
-from backlink_ray.errors import ClusterError, ConfigError
+from backlink_ray.errors import ClusterError, ConfigError, StageError
 from backlink_ray.local.weights import copy_weights, state_of
 from backlink_ray.pipeline.controller import CallEnd, PipelineExecutor, first_failure, nothing
 from backlink_ray.pipeline.pool import StagePool, answer_of
-from backlink_ray.pipeline.progress import Position
+from backlink_ray.pipeline.progress import SILENT, UNKNOWN, Position
 from backlink_ray.pipeline.stage import StagePlan, plan_stages
 from backlink_ray.pipeline.watch import Watch
 from backlink_ray.processes import remember_descendants
@@ -136,9 +136,13 @@ class RayExecutor(PipelineExecutor):
 
     def state(self) -> TrainState:
         """Return the run's state, and give its weights to the job's modules, so that `close` need not fetch them again."""
-        self._ahead = False  # even if it fails: `close` would fail likewise
-        state = super().state()
+        try:
+            state = super().state()
+        except StageError:
+            self._ahead = False  # `close` would fail likewise
+            raise
         copy_weights(state_of(self._modules), state.weights)
+        self._ahead = False
         return state
 
     def close(self, *, failed: bool = False) -> None:
@@ -166,7 +170,11 @@ def _check_sendable(plan: StagePlan) -> None:
 
 
 def _end(call: Any, position: Position) -> CallEnd:
-    error = answer_of(call) if ray.wait([call], timeout=0)[0] else None
+    if not ray.wait([call], timeout=0)[0]:
+        return CallEnd(None, position=position)
+    error = answer_of(call)
+    if position.action == SILENT:  # it was slow to say where it was, but its call has ended
+        position = UNKNOWN
     if not isinstance(error, Exception):
         return CallEnd(None, position=position)
     died = isinstance(error, (ray.exceptions.ActorDiedError, ray.exceptions.ActorUnavailableError))

@@ -17,7 +17,7 @@ class Position(NamedTuple):
 
 UNKNOWN = Position()
 SILENT = "silent"  # the action of a stage that does not answer
-# Who looks again and again looks more often than this, unless it stood still: Ctrl-Z, or a machine that was paused.
+# Who looks again and again looks more often than this, unless it stood still, as on a machine that was paused.
 STOOD_STILL_S = 5.0
 # How often somebody who waits looks whether the process stood still.
 LOOK_S = 1.0

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import ray
 import torch
 
+from backlink_ray.allocator import prepare_process
 from backlink_ray.measure.metrics import free_memory_mib
 from backlink_ray.pipeline.collective import Address, Meeting, join
 from backlink_ray.pipeline.exchange import Kind, Link, Mailbox, NoLink
@@ -46,6 +47,7 @@ class StageActor:
 
     def warm_up(self, plan: StagePlan) -> None:
         """Import what a stage of the run needs, which takes seconds, without building one or using a GPU; not run on one yet."""
+        prepare_process()
         plan.job.optimizer([torch.nn.Parameter(torch.zeros(1))])
 
     def build(self, attempt: int, plan: StagePlan, devices: str) -> None:

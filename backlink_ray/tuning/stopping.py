@@ -32,7 +32,7 @@ class StopFile:
         self._path.unlink(missing_ok=True)
 
     def stop(self, runs: Iterable[Path]) -> None:
-        """Tell the trials to stop, and wait until none of the run folders is in use, for at most 4.5 s."""
+        """Tell the trials to stop, and wait until none of the run folders is in use, for at most _SAVING_S."""
         with suppress(OSError):  # on a full disk there is nothing to wait for
             self._path.touch()
         deadline, folders = time.monotonic() + _SAVING_S, list(runs)

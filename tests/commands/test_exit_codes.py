@@ -35,7 +35,7 @@ def exit_code(error: BaseException) -> int:
         (
             PermissionError(13, "Permission denied", "/x"),
             2,
-            "error: /x cannot be read (Permission denied); give a path",
+            "error: /x cannot be used (Permission denied); give a path",
         ),
         (KeyboardInterrupt(), 3, "interrupted; resume: it"),
     ],

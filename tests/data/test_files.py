@@ -1,6 +1,7 @@
 """Broken files: each gives one error with the file, what was expected and found, and the command that fixes it."""
 
 import functools
+import hashlib
 import http.server
 import json
 import re
@@ -13,8 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from backlink_ray.data.datasets import load_dataset
+from backlink_ray.data.provision import Download, provide
 from backlink_ray.errors import DataError
 from tests.data.originals import REPOSITORY, md5
 from tests.data.tiny import TRAIN_IMAGES, Tiny, build_svhn
@@ -168,6 +171,24 @@ def test_two_processes_at_once_download_once_and_leave_one_good_copy(
     said = [line for _, error in outputs for line in error.splitlines()]
     assert said == [f"downloading {tiny_cifar10.downloads[0]} to {root}"]
     assert md5(root / tiny_cifar10.downloads[0]) == md5(tiny_cifar10.folder / tiny_cifar10.downloads[0])
+
+
+def test_a_file_that_another_process_still_writes_is_waited_for(tmp_path: Path) -> None:
+    """SVHN's files are what is downloaded, so that they are there, and incomplete, while it lasts."""
+    whole, path = b"all of it", tmp_path / "train.mat"
+    digest = hashlib.md5(whole).hexdigest()
+    one = Download(url="no url", filename=path.name, md5=digest, members=((path.name, digest),))
+    lock = FileLock(tmp_path / ".svhn.lock", thread_local=False)
+    lock.acquire()
+    path.write_bytes(whole[:3])
+
+    def finish() -> None:
+        path.write_bytes(whole)
+        lock.release()
+
+    threading.Timer(0.3, finish).start()
+    provide("svhn", [one], tmp_path, download=False)
+    assert path.read_bytes() == whole
 
 
 def test_damaged_download_is_refused(

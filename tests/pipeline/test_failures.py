@@ -30,6 +30,16 @@ from tests.examples import job
 METHOD = bl.BackLink(propagation_length=1, alpha=0.5)
 
 
+def test_a_stage_that_was_slow_to_say_where_it_is_but_whose_call_has_ended_is_not_blamed(ray_here: None) -> None:
+    import ray
+
+    from backlink_ray.pipeline.actors import _end
+
+    ended = _end(ray.put(None), Position(-1, SILENT, 1.2))
+    hangs = CallEnd(None, position=Position(5, "local_backward", 121.0))
+    assert first_failure([hangs, ended]).stage_index == 0
+
+
 def test_a_dead_stage_is_named_with_the_step_at_which_its_neighbour_waits() -> None:
     waiting = CallEnd(LinkError("late"), position=Position(12, "receive_link_gradient"))
     error = first_failure(
