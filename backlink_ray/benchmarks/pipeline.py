@@ -4,9 +4,11 @@ import os
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,25 +46,25 @@ def pipeline_rows(
 
     Args:
         base: network, heads, batch and engine; its num_modules is the number of stages of all.
-        lengths: l of ours; 0 is GLL.
+        lengths: l of ours; 0 is GLL. One that fits no cut is left out.
         transports: of ours: "queue" between threads; "objectstore" and "collective" between Ray actors.
-        balance: how ours are cut, as in `Planner`; rivals are cut as BP's units take equal time.
-        steps: per round.
+        balance: how ours are cut, as in `Planner`; rivals' pipelines are cut so that their slowest stage is as fast as can be.
+        steps: per round, which begins and ends with an empty pipeline: few of them show mostly how it fills.
         rounds: counted, after one that is not.
     """
-    planned = _planned(base, {0, *lengths}, balance)
-    sizes = {length: each.sizes for length, each in planned.items()}
+    base = base.replace(final_head="native")  # the same network for all
+    planned, of_bp = _planned(base, lengths, balance)
     images, task = random_images(2 * base.batch_size), Task(base.network, base.batch_size, engine_of(base))
     bp = base.replace(method="bp")
     with ExitStack() as stack:
         opened = {"bp": stack.enter_context(LocalExecutor(job_for(bp, images, "cpu")))}
         runs: dict[Any, Run] = {"bp": opened["bp"].train}
-        runs |= {name: pipeline(task, name, sizes[0]) for name in SCHEDULES}
+        runs |= {name: pipeline(task, name, of_bp) for name in SCHEDULES}
         start_once()
         runs["ddp"] = stack.enter_context(data_parallel(task, base.num_modules))
         link_s: dict[Any, list[float]] = {}
-        for length in lengths:
-            config = _config(base, length, sizes[length])
+        for length, plan in planned.items():
+            config = _config(base, length, plan.sizes)
             alone = stages_alone(job_for(config, images, "cpu"))
             runs |= {(length, k): run for k, run in enumerate(alone)}
             for transport in transports:
@@ -78,7 +80,7 @@ def pipeline_rows(
         slowest = max((times[length, k] for k in range(base.num_modules)), key=statistics.median)
         yield {
             "name": "backlink" if length else "gll", **about, "propagation_length": length, "transport": transport,
-            "sizes": list(sizes[length]), **_step(times, (length, transport)), "predicted_s": planned[length].step_s,
+            "sizes": list(planned[length].sizes), **_step(times, (length, transport)), "predicted_s": planned[length].step_s,
             **spread("bound_s", slowest),
             **ratio("fraction_of_bound", slowest, times[length, transport]),
             **spread("exposed_link_s", link_s[length, transport][1:]),
@@ -99,14 +101,17 @@ def _config(base: RunConfig, length: int, sizes: Sequence[int]) -> RunConfig:
     return base.replace(method="gll", sizes=tuple(sizes))
 
 
-def _planned(base: RunConfig, lengths: Iterable[int], balance: str) -> dict[int, Prediction]:
-    """Return the cut for every l, with what a plan predicts for it on this machine's cores."""
+def _planned(base: RunConfig, lengths: Iterable[int], balance: str) -> tuple[dict[int, Prediction], Sequence[int]]:
+    """Return, for every l that fits, the cut and what is predicted for it on this machine's cores; and a cut of BP's network."""
     engine, network = engine_of(base), build_network(base.network)
     batches = Batches(random_images(2 * base.batch_size), base.batch_size, seed=0, memory_format=engine.torch_format)
-    costs = measure_costs(split(network, len(network.units), base.head), batches, engine)
-    planner = Planner(costs, Machine(devices=len(os.sched_getaffinity(0)), shares_cores=True), balance)
-    links = {length: layout.Link(length=length) for length in lengths}
-    return {length: planner.predict(planner.sizes(base.num_modules, link), link) for length, link in links.items()}
+    costs = measure_costs(split(network, len(network.units), base.head, final_head="native"), batches, engine)
+    machine = Machine(devices=os.cpu_count() or 1, shares_cores=True)
+    planner, links = Planner(costs, machine, balance), [layout.Link(length=length) for length in lengths]
+    cuts = {link: sizes for link in links if (sizes := planner.sizes(base.num_modules, link))}
+    last = np.append(np.zeros(costs.count - 1), costs.head_s[-1])  # BP has no other head
+    of_bp = Planner(replace(costs, head_s=last), machine).sizes(base.num_modules, layout.Link(length=0))
+    return {link.length: planner.predict(sizes, link) for link, sizes in cuts.items()}, of_bp
 
 
 def _opened(job: Job, transport: str, stack: ExitStack) -> Executor:

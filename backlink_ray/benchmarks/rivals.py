@@ -21,6 +21,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from backlink_ray.allocator import prepare_process
 from backlink_ray.benchmarks.jobs import random_images
 from backlink_ray.benchmarks.loops import elsewhere
 from backlink_ray.benchmarks.rounds import Run
@@ -179,7 +180,8 @@ def _batches(task: Task, size: int) -> Batches:
 
 
 def _trained(task: Task, part: nn.Module, backward: Callable[[int], object]) -> Run:
-    """Return steps of gradients and updates with the paper's optimizer."""
+    """Return steps of gradients and updates with the paper's optimizer, in a process prepared as ours."""
+    prepare_process()
     sgd = torch.optim.SGD(part.parameters(), 0.01, 0.9, weight_decay=1e-4, nesterov=True, fused=True)
     done = [0]
 

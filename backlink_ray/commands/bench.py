@@ -67,7 +67,7 @@ class Bench:
     graph: bool = False
     """step: on a GPU, every run a second time, with its step captured as a CUDA graph."""
     steps: int = 0
-    """step, data, pipeline: steps per round; default: 20 on a GPU, else 1, and 3 for pipeline."""
+    """step, data, pipeline: steps per round; default: 20 on a GPU, else 1, and 10 for pipeline."""
     rounds: int = 0
     """step, data, pipeline: rounds, after one that is discarded; default 5."""
     num_modules: int = 2
@@ -108,6 +108,11 @@ class Bench:
                 "headline at full size needs a GPU, which this machine lacks; give --smoke-test, or --device"
             )
         not_negative(self, "batch_size", "steps", "rounds")
+        size = self.number("batch_size", 128, 4)
+        if self.item == "pipeline" and not (1 < self.num_modules <= 8 and size % self.num_modules == 0):
+            raise ConfigError(
+                f"num_modules={self.num_modules} is out of range at batch_size={size}; allowed 2..8 by which it can be divided"
+            )
         if not self.minutes > 0:
             raise ConfigError(f"minutes={self.minutes} is out of range; allowed above 0")
         for name in ("threads", "seeds"):
@@ -186,7 +191,7 @@ def _correctness(bench: Bench) -> Iterator[Row]:
 
 def _pipeline(bench: Bench) -> Iterator[Row]:
     how: dict[str, Any] = vars(bench.engines[0])
-    size, steps, rounds = (bench.number(*n) for n in (("batch_size", 128, 4), ("steps", 3, 1), ("rounds", 5, 1)))
+    size, steps, rounds = (bench.number(*n) for n in (("batch_size", 128, 4), ("steps", 10, 1), ("rounds", 5, 1)))
     for network in bench.networks("resnet32", "resnet110"):
         base = RunConfig(
             network=network, method="gll", head="conv", num_modules=bench.num_modules, batch_size=size, **how

@@ -95,8 +95,8 @@ class LimitFlags:
     checkpoint_every_s: float = RUN.checkpoint_every_s
     """Longest time between two checkpoints, in seconds: at most that much work is lost."""
     transport: Literal["auto", "objectstore", "collective"] = "auto"
-    """How stages on Ray exchange: objectstore (Ray's); collective (torch.distributed: gloo, NCCL on GPUs); auto: collective
-    where each stage has a GPU of its own."""
+    """How stages on Ray exchange: objectstore (Ray's); collective (torch.distributed: gloo; NCCL on GPUs, not run yet); auto:
+    objectstore."""
     resources: Annotated[StageResources, tyro.conf.arg(name="")] = STAGE
 
     @property

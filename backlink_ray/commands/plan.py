@@ -64,7 +64,8 @@ class Plan:
     devices: int = 0
     """Devices; default: this machine's GPUs, or without one its cores, on any of which a stage may run."""
     memory_gib: float = 0.0
-    """Memory of a device (without a GPU: of the machine); 0: no limit."""
+    """Memory of a device (without a GPU: of the machine) for weights, gradients, momentum and what is saved for the backward, but
+    not the data set, messages on their way and what the device itself needs; 0: no limit."""
     latency_us: float = 0.0
     """Of a message between two stages."""
     bandwidth_gib_s: float = 0.0
@@ -112,6 +113,8 @@ class Plan:
                 )
         if self.repeats < 1:
             raise ConfigError(f"repeats={self.repeats} is out of range; allowed 1 or more")
+        if self.json and local_path(self.json, "json").is_dir():
+            raise ConfigError(f"json={self.json!r} is a folder; give a file")
         if self.picture and not self.picture.endswith(".png"):
             raise ConfigError(f"picture={self.picture!r} is not a PNG file; give a name that ends in .png")
         check_device(self._device)
@@ -121,12 +124,17 @@ class Plan:
         return self.device or ("cuda" if torch.cuda.is_available() else "cpu")
 
     @property
+    def _here(self) -> int:
+        """Return how many devices this machine has."""
+        on_cpu = torch.device(self._device).type == "cpu"
+        return (os.cpu_count() or 1) if on_cpu else torch.cuda.device_count()
+
+    @property
     def _machine(self) -> Machine:
-        on_cpu = self._device == "cpu"
-        here = len(os.sched_getaffinity(0)) if on_cpu else torch.cuda.device_count()
+        on_cpu = torch.device(self._device).type == "cpu"
         speed = self.bandwidth_gib_s * 2**30 or float("inf")
         return Machine(
-            devices=self.devices or here, shares_cores=on_cpu, memory_mib=1024 * self.memory_gib,
+            devices=self.devices or self._here, shares_cores=on_cpu, memory_mib=1024 * self.memory_gib,
             transfer=Transfer(latency_s=1e-6 * self.latency_us, bytes_per_s=speed),
         )  # fmt: skip
 
@@ -147,9 +155,9 @@ class Plan:
             engine_of(config),
             torch.device(self._device),
         )
-        engine.check(device, torch.float32)
         network, _ = build_modules(config, data.num_classes, data.image_size)
         head = load(self.head, "head") if is_path(self.head) else self.head
+        engine.check(device, dtype_and_device(network)[0])
         modules = [module.to(device) for module in split(network, len(network.units), head)]
         batches = Batches(
             data.train, self.batch_size, seed=0, device=device, memory_format=engine.torch_format,
@@ -170,7 +178,7 @@ class Plan:
             make_folder(path.parent, "json")
             list(written(rows, path, "plan", self._device))
         if self.picture:
-            draw_plan(found, local_path(self.picture, "picture"), f"{self._title}; {bp}")
+            draw_plan(best_of_each(found), local_path(self.picture, "picture"), f"{self._title}; {bp}")
 
     def _advice(self, found: Sequence[Prediction]) -> str:
         """Return how to train with the fastest cut that fits: with an l above 0, if one was asked for."""
@@ -188,8 +196,12 @@ class Plan:
             "network": self.network, "dataset": self.dataset, "head": self.head, "batch-size": self.batch_size,
             "precision": self.precision, "memory-format": self.memory_format,
         }  # fmt: skip
+        if self.data_root:
+            flags["data-root"] = self.data_root
         given = [f"--{name} {shlex.quote(str(value))}" for name, value in flags.items()]
-        return f"backlink-ray train {' '.join(given)} {_cut(best)} --executor threads --output-dir runs/planned"
+        is_elsewhere = self._machine.devices > self._here or self.latency_us or self.bandwidth_gib_s
+        executor = "ray" if is_elsewhere else "threads"
+        return f"backlink-ray train {' '.join(given)} {_cut(best)} --executor {executor} --output-dir runs/planned"
 
 
 def _cut(prediction: Prediction) -> str:

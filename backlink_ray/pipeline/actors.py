@@ -69,7 +69,7 @@ class RayExecutor(PipelineExecutor):
             self._wait([actor.connect.remote(before, after) for before, actor, after in around], ready_s)
 
     def _is_collective(self, devices: Sequence[str]) -> bool:
-        """Return whether messages travel through torch.distributed: if asked for, or where each stage has a GPU of its own."""
+        """Return whether messages travel through torch.distributed, which is asked for."""
         transport, on_gpus = self._last_plan.job.transport, self.device.type == "cuda"
         has_own = on_gpus and len({*zip(self._pool.nodes, devices, strict=True)}) == len(devices)
         if transport == "collective" and on_gpus and not has_own:
@@ -77,7 +77,7 @@ class RayExecutor(PipelineExecutor):
                 "transport='collective' is NCCL between GPUs, of which each stage needs its own, and here stages share one; "
                 "allowed: objectstore, or --gpus-per-stage 1 where there are enough"
             )
-        return transport == "collective" or (transport == "auto" and has_own)
+        return transport == "collective"
 
     def _call(self, name: str, *arguments: Any, meanwhile: Callable[[], None] = nothing) -> list[Any]:
         shared = [ray.put(argument) for argument in arguments]  # pickled once: a state is large

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributed import PrefixStore, ProcessGroupGloo, Store, TCPStore  # type: ignore[attr-defined]
 
-from backlink_ray.errors import LinkAbortedError, LinkError
+from backlink_ray.errors import ConfigError, LinkAbortedError, LinkError, first_line
 from backlink_ray.pipeline.exchange import CAPACITY, Kind, Link, Mailbox, record_event
 from backlink_ray.pipeline.message import Layout, pack, unpack
 from backlink_ray.pipeline.progress import wait_patiently
@@ -100,13 +100,20 @@ class Channel:
         self._group = _nccl(store, 1 - self._peer) if device.type == "cuda" else _gloo(store, 1 - self._peer, host)
 
     def send(self, tensor: Tensor) -> None:
-        """Send a tensor, and wait until it is under way and may be changed."""
-        self._group.send([tensor], self._peer, 0).wait()
+        """Send a tensor, and wait until it is under way and may be changed; ConnectionError if the neighbour is gone."""
+        _wait(self._group.send([tensor], self._peer, 0))
 
     def receive(self, tensor: Tensor) -> Tensor:
-        """Fill a tensor of the size that is sent, and return it."""
-        self._group.recv([tensor], self._peer, 0).wait()
+        """Fill a tensor of the size that is sent, and return it; ConnectionError if the neighbour is gone."""
+        _wait(self._group.recv([tensor], self._peer, 0))
         return tensor
+
+
+def _wait(work: Any) -> None:
+    try:
+        work.wait()
+    except RuntimeError as error:  # torch's only one
+        raise ConnectionError(first_line(error)[-120:]) from error
 
 
 def _gloo(store: Store, rank: int, host: str) -> Any:
@@ -117,7 +124,10 @@ def _gloo(store: Store, rank: int, host: str) -> Any:
 
 
 def _nccl(store: Store, rank: int) -> Any:
-    """Return a group of two GPUs; not run on one yet."""
+    """Return a group of two GPUs.
+
+    Not run on a GPU yet, so `auto` does not take it.
+    """
     from torch.distributed import ProcessGroupNCCL  # torch for CPUs has none
 
     options = ProcessGroupNCCL.Options()
@@ -148,40 +158,49 @@ class CollectiveLink(Link):
             threading.Thread(target=self._until_gone, args=(work, channel), daemon=True).start()
 
     def send(self, kind: Kind, step: int, tensor: Tensor) -> None:
-        if not wait_patiently(lambda seconds: self._rooms[kind].acquire(timeout=seconds), self._timeout_s):
+        def is_free(seconds: float) -> bool:
+            if self._inbox.aborted:
+                raise LinkAbortedError(f"{kind} of step {step} was not taken: {self._inbox.aborted}")
+            return self._rooms[kind].acquire(timeout=seconds)
+
+        if not wait_patiently(is_free, self._timeout_s):
             raise LinkError(f"{kind} of step {step} was not taken within {self._timeout_s:g} s")
         data, layout = pack(tensor)
         self._outbox.put((_header(kind, step, layout), data, record_event(tensor), kind))
 
     def receive(self, kind: Kind, step: int) -> Tensor:
-        return self._inbox.take(kind, step, self._timeout_s)  # type: ignore[no-any-return]
+        tensor, ready = self._inbox.take(kind, step, self._timeout_s)
+        return _wait_for(ready, tensor)
 
     def receive_any(self, kind: Kind) -> tuple[int, Tensor]:
-        step, tensor = self._inbox.take_any(kind, self._timeout_s)
-        return step, tensor.clone()  # the mailbox keeps the original
+        step, (tensor, ready) = self._inbox.take_any(kind, self._timeout_s)
+        return step, _wait_for(ready, tensor).clone()  # the mailbox keeps the original
 
     def close(self) -> None:
         """Say goodbye to the neighbour, which ends this end's sending thread and the other's receiving one."""
         self._outbox.put(None)
 
     def _until_gone(self, work: Any, channel: Channel) -> None:
+        stream = torch.cuda.Stream(channel.device) if channel.device.type == "cuda" else None
         try:
-            work(channel)
+            with torch.cuda.stream(stream):  # what the stage computes does not wait for a message that is still to come
+                work(channel)
         except LinkAbortedError:  # nobody waits for messages any more
             pass
-        except RuntimeError as error:  # of torch.distributed
-            self._inbox.abort(f"{self._neighbour} is gone ({str(error).splitlines()[0][-120:]})")
+        except ConnectionError as error:
+            self._inbox.abort(f"{self._neighbour} is gone ({error})")
+        except Exception as error:  # such as too little memory: who waits for the message says so
+            self._inbox.abort(f"{type(error).__name__}: {first_line(error)}")
 
     def _send_all(self, channel: Channel) -> None:
         while message := self._outbox.get():
             header, data, ready, kind = message
-            if ready is not None:
-                torch.cuda.current_stream(channel.device).wait_event(ready)
+            _wait_for(ready, data)
             channel.send(header.to(channel.device))
             if data.numel():
                 channel.send(data)
             self._rooms[kind].release()
-        with suppress(RuntimeError):  # the neighbour is gone already
+        with suppress(ConnectionError):  # the neighbour is gone already
             channel.send(torch.full((_HEADER,), _BYE, device=channel.device))
 
     def _take_in(self, channel: Channel) -> None:
@@ -193,11 +212,26 @@ class CollectiveLink(Link):
             data = torch.empty(layout.num_bytes, dtype=torch.uint8, device=channel.device)
             if layout.num_bytes:
                 channel.receive(data)
-            self._inbox.deliver(kind, step, unpack(data, layout), FOREVER.total_seconds())
+            tensor = unpack(data, layout)
+            self._inbox.deliver(kind, step, (tensor, record_event(tensor)), FOREVER.total_seconds())
+
+
+def _wait_for(ready: "torch.cuda.Event | None", tensor: Tensor) -> Tensor:
+    """Return a tensor that another stream has made, for use in this thread's."""
+    if ready is not None:
+        stream = torch.cuda.current_stream(tensor.device)
+        stream.wait_event(ready)
+        tensor.record_stream(stream)
+    return tensor
 
 
 def _header(kind: Kind, step: int, layout: Layout) -> Tensor:
     dtype, *lists = layout
+    if dtype not in _TYPES or len(layout.shape) > DIMENSIONS:
+        raise ConfigError(
+            f"{kind} is {dtype} of shape {tuple(layout.shape)}; transport='collective' carries up to {DIMENSIONS} dimensions of "
+            "numbers of torch's usual types; use objectstore"
+        )
     padded = [number for each in lists for number in (*each, *[0] * (DIMENSIONS - len(each)))]
     return torch.tensor([_KINDS.index(kind), step, _TYPES.index(dtype), len(layout.shape), *padded])
 

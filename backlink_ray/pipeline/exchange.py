@@ -41,13 +41,14 @@ class Mailbox:
 
     Attributes:
         replay: these activations.
+        aborted: why every wait ends; "" if it does not.
     """
 
     def __init__(self, replay_size: int = 1) -> None:
         self._queues: dict[Kind, FifoQueue | ReplayQueue] = {kind: FifoQueue(CAPACITY) for kind in Kind}
         self._queues[Kind.FRESH_ACTIVATION] = self.replay = ReplayQueue(replay_size)
         self._changed = threading.Condition()
-        self._aborted = ""
+        self.aborted = ""
 
     def deliver(self, kind: Kind, step: int, payload: Any, timeout_s: float) -> None:
         """Add a message; waits while there is no room, LinkError after `timeout_s`."""
@@ -77,16 +78,16 @@ class Mailbox:
     def abort(self, reason: str) -> None:
         """End every present and future wait with LinkAbortedError."""
         with self._changed:
-            self._aborted = reason
+            self.aborted = reason
             self._changed.notify_all()
 
     def _wait(self, ready: Callable[[], bool], what: str, timeout_s: float) -> None:
         def is_over() -> bool:
-            return ready() or bool(self._aborted)
+            return ready() or bool(self.aborted)
 
         is_in_time = wait_patiently(lambda seconds: self._changed.wait_for(is_over, seconds), timeout_s)
-        if self._aborted:
-            raise LinkAbortedError(f"{what}: {self._aborted}")
+        if self.aborted:
+            raise LinkAbortedError(f"{what}: {self.aborted}")
         if not is_in_time:
             raise LinkError(f"{what} within {timeout_s:g} s; the neighbour is slower than that, hangs or is gone")
 

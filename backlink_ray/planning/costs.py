@@ -32,9 +32,10 @@ class NetworkCosts:
 
     Attributes:
         batch_size: of the step.
-        input_s: seconds of making a batch.
+        input_s, input_bytes: of a batch: seconds of making it, and its size.
         update_s_per_byte: of parameters.
-        forward_s, backward_s: seconds of each unit; of the first without the gradient at its input.
+        forward_s, backward_s: seconds of each unit.
+        input_error_s: what of the backward is for the gradient at the unit's input.
         head_s: forward, loss and backward of a head on each unit's output; the last one is the network's classifier.
         output_bytes: of the activation behind each unit.
         weight_bytes, head_weight_bytes: parameters.
@@ -46,9 +47,11 @@ class NetworkCosts:
 
     batch_size: int
     input_s: float
+    input_bytes: int
     update_s_per_byte: float
     forward_s: Array
     backward_s: Array
+    input_error_s: Array
     head_s: Array
     output_bytes: Array
     weight_bytes: Array
@@ -78,14 +81,16 @@ def measure_costs(modules: Sequence[LocalModule], batches: Batches, engine: Engi
     x = batches.inputs(0)
     engine.arrange_weights(modules)
     with engine.running(x.device):
-        rounds = [_round(modules, x, engine) for _ in range(repeats + 1)][1:]
-        forward_s, backward_s = np.median(rounds, axis=0)
+        rounds = [[_round(modules, x, engine, to_input) for to_input in (True, False)] for _ in range(repeats + 1)][1:]
+        (forward_s, backward_s), (_, without_s) = np.median(rounds, axis=0)
         return NetworkCosts(
             batch_size=len(x),
+            input_bytes=tensor_bytes(x),
             input_s=_median_s(lambda: batches.inputs(0), x, repeats),
             update_s_per_byte=_update_s_per_byte(modules, x, repeats),
             forward_s=forward_s,
             backward_s=backward_s,
+            input_error_s=np.maximum(backward_s - without_s, 0.0),
             head_s=np.array(_head_seconds(modules, x, engine, repeats)),
             **_memory(modules, x, engine),
         )
@@ -100,7 +105,9 @@ def _median_s(work: Callable[[], object], x: Tensor, repeats: int) -> float:
     return statistics.median(times[1:])
 
 
-def _round(modules: Sequence[LocalModule], x: Tensor, engine: Engine) -> tuple[list[float], list[float]]:
+def _round(
+    modules: Sequence[LocalModule], x: Tensor, engine: Engine, to_input: bool
+) -> tuple[list[float], list[float]]:
     """Return the seconds of every unit's forward and backward, in the order in which a step computes them."""
     forward: list[float] = []
     backward: list[float] = []
@@ -108,13 +115,16 @@ def _round(modules: Sequence[LocalModule], x: Tensor, engine: Engine) -> tuple[l
         graphs, own = [], []
         for k, module in enumerate(modules[first : first + BLOCK], first):
             start = now(x)
-            graphs.append(Graph(module.chain, x, StepSeed(engine=engine), wants_input_gradient=k > 0))
+            graphs.append(Graph(module.chain, x, StepSeed(engine=engine), wants_input_gradient=k > 0 and to_input))
             x = graphs[-1].output
             forward.append(now(x) - start)
         error = torch.randn_like(x)
         while graphs:
+            graph = graphs.pop()
+            if not len(error):  # nobody has computed it
+                error = torch.randn_like(graph.output)
             start = now(x)
-            _, error = graphs.pop().backward(error)
+            _, error = graph.backward(error)
             own.append(now(x) - start)
         backward += reversed(own)
     return forward, backward
@@ -145,7 +155,7 @@ def _update_s_per_byte(modules: Sequence[LocalModule], x: Tensor, repeats: int) 
     named = [pair for module in modules for pair in module.chain.named()]
     updater, gradients = Updater(named, Sgd()), [torch.zeros_like(p) for _, p in named]
     updater.set_lr(0.0)
-    return _median_s(lambda: updater.update(gradients), x, repeats) / sum(tensor_bytes(p) for _, p in named)
+    return _median_s(lambda: updater.update(gradients), x, repeats) / max(1, sum(tensor_bytes(p) for _, p in named))
 
 
 def _memory(modules: Sequence[LocalModule], x: Tensor, engine: Engine) -> dict[str, Array]:
@@ -154,12 +164,12 @@ def _memory(modules: Sequence[LocalModule], x: Tensor, engine: Engine) -> dict[s
     before: dict[int, int] = {}
     alive: list[Any] = []  # so that no storage gets the address of another
     how = StepSeed(engine=engine)
-    with FakeTensorMode() as shapes:
+    with FakeTensorMode(allow_non_fake_inputs=True) as shapes:
         a: Tensor = shapes.from_tensor(x)
         labels = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         for module in modules:
             module._apply(shapes.from_tensor)  # type: ignore[no-untyped-call]
-            own = list(module.state_dict(keep_vars=True).values())
+            own = [*module.parameters(), *module.buffers()]
             with SavedTensors(own) as saved:
                 graph = Graph(module.chain, a, how, wants_input_gradient=module.module_index > 0)
             a = graph.output

@@ -58,6 +58,10 @@ class Stages:
     def seconds(self, start: Any, stop: Any) -> dict[str, Any]:
         """Return the seconds of every action that computes."""
         costs, again = self._costs, float(self._link.recompute)
+        of_input = np.append(
+            costs.input_error_s, 0.0
+        )  # a chain's first unit has it only where somebody wants the error
+        no_error = np.where(start > 0, of_input[start], 0.0) * (self._link.length == 0)
         tail, replica = self._parts(start, stop)
         forward, backward = "forward_s", "backward_s"
         own = self._sum("weight_bytes", start, tail) + costs.head_weight_bytes[stop - 1]
@@ -70,11 +74,14 @@ class Stages:
             "replica_forward": self._sum(forward, replica, start),
             "body_forward": self._sum(forward, start, tail) + np.where(start == 0, costs.input_s, 0.0),
             "tail_forward": self._sum(forward, tail, stop),
-            "local_backward": self._sum(backward, start, stop) + costs.head_s[stop - 1],
-            "link_backward": self._sum(backward, tail, stop) + again * self._sum(forward, tail, stop),
-            "replica_backward": self._sum(backward, replica, start) + again * self._sum(forward, replica, start),
+            "local_backward": self._sum(backward, start, stop) + costs.head_s[stop - 1] - no_error,
+            "link_backward": self._linked(tail, stop, again) - of_input[tail] * (tail < stop),
+            "replica_backward": self._linked(replica, start, again) - of_input[replica] * (replica < start),
             **{f"{part}_update": costs.update_s_per_byte * weights for part, weights in updated.items()},
         }
+
+    def _linked(self, start: Any, stop: Any, again: float) -> Any:
+        return self._sum("backward_s", start, stop) + again * self._sum("forward_s", start, stop)
 
     def busy_s(self, start: Any, stop: Any) -> Any:
         """Return the seconds of computing in a step."""
@@ -110,7 +117,7 @@ class Stages:
         tail, replica = (int(place) for place in self._parts(start, stop))
         is_first, is_last = start == 0, stop == self._count
         actions = step_actions(is_first=is_first, is_last=is_last, link=link.kind if link.length else "")
-        before = 0 if is_first else costs.output_bytes[start - 1]
+        before = costs.input_bytes if is_first else costs.output_bytes[start - 1]
         sent = {
             "send_activation": costs.output_bytes[tail - 1] if tail > start else before,
             "send_output": costs.output_bytes[stop - 1],

@@ -30,12 +30,18 @@ class Machine:
     memory_mib: float = 0.0
     transfer: Transfer = field(default_factory=Transfer)
 
-    def simulation(self, works: Sequence[StageWork]) -> Simulation:
-        """Run a pipeline until it has been full for as many steps as it took to fill, and some more."""
-        steps = 2 * len(works) + 8
-        if self.shares_cores:
-            return Simulation(works, self.transfer, steps, [0] * len(works), at_once=self.devices)
-        return Simulation(works, self.transfer, steps, [k % self.devices for k in range(len(works))])
+    def step_s(self, works: Sequence[StageWork]) -> float:
+        """Return the seconds from step to step, simulated until the pipeline has been full for as many steps as it took to fill.
+
+        Where stages share devices the first ones run ahead for longer than that, but no device can do more than all its work.
+        """
+        at_once = self.devices if self.shares_cores else 1
+        where = [0 if self.shares_cores else k % self.devices for k in range(len(works))]
+        work_s = [
+            sum(work.busy_s for work, at in zip(works, where, strict=True) if at == device) for device in {*where}
+        ]
+        simulated = Simulation(works, self.transfer, 2 * len(works) + 8, where, at_once)
+        return max(simulated.step_s, *(seconds / at_once for seconds in work_s))
 
     def fullest_mib(self, stage_bytes: Sequence[float]) -> float:
         """Return the memory in use on the device that has most, from that of every stage."""
@@ -102,15 +108,17 @@ class Planner:
             lengths: l.
             links: kinds of links, whatever their length.
         """
-        for num_modules, length in product(counts, lengths):
-            for link in links if length and num_modules > 1 else links[:1]:
-                link = replace(link, length=length if num_modules > 1 else 0)
-                sizes = self.sizes(num_modules, link)
-                if sizes and (num_modules > 1 or not length):
+        fitting = [(k, length if k > 1 else 0) for k, length in product(counts, lengths)]  # with K = 1 any l means BP
+        for num_modules, length in dict.fromkeys(fitting):
+            for link in links if length else links[:1]:
+                link = replace(link, length=length)
+                if sizes := self.sizes(num_modules, link):
                     yield self.predict(sizes, link)
 
     def sizes(self, num_modules: int, link: Link) -> list[int]:
         """Return the sizes of K modules; none where l does not fit them."""
+        if num_modules > self._count:
+            return []
         if self._balance == "count":
             found = module_sizes(self._count, num_modules)
             return found if num_modules == 1 or link.length <= longest_propagation(found) else []
@@ -128,7 +136,7 @@ class Planner:
         """Predict one pipeline."""
         stages, machine = Stages(self._costs, link), self._machine
         works = stages.works(sizes)
-        step_s = machine.simulation(works).step_s
+        step_s = machine.step_s(works)
         memory_mib = machine.fullest_mib(stages.memory_of(sizes))
         return Prediction(
             sizes=tuple(sizes),

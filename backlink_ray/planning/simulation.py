@@ -24,27 +24,14 @@ def _message(action: str) -> tuple[str, int]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transfer:
-    """What messages cost.
-
-    Attributes:
-        latency_s: from the end of a send to the arrival of a short message.
-        bytes_per_s: bandwidth of a link.
-        busy_s: what sender and receiver, each, compute for a message, however short.
-        busy_s_per_byte: and for each of its bytes, such as a copy.
-    """
+    """What messages cost: latency_s, from the end of a send to the arrival of a short one, and the bandwidth of a link."""
 
     latency_s: float = 0.0
     bytes_per_s: float = float("inf")
-    busy_s: float = 0.0
-    busy_s_per_byte: float = 0.0
 
     def travel_s(self, num_bytes: int) -> float:
         """Return the seconds from the end of a send to the arrival."""
         return self.latency_s + num_bytes / self.bytes_per_s
-
-    def handling_s(self, num_bytes: int) -> float:
-        """Return what sender and receiver, each, compute for a message."""
-        return self.busy_s + num_bytes * self.busy_s_per_byte
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +121,6 @@ class Simulation:
     def _send(self, k: int, kind: str, direction: int, num_bytes: int) -> Process:
         receiver = (k + direction, kind)
         yield self._rooms[receiver].get(1)
-        yield from self._compute(k, self._transfer.handling_s(num_bytes))
         self._env.process(self._travel(receiver, num_bytes))
 
     def _travel(self, receiver: tuple[int, str], num_bytes: int) -> Process:
@@ -142,6 +128,5 @@ class Simulation:
         self._mailboxes[receiver].put(num_bytes)
 
     def _receive(self, k: int, kind: str) -> Process:
-        num_bytes: int = yield self._mailboxes[k, kind].get()
+        yield self._mailboxes[k, kind].get()
         self._rooms[k, kind].put(1)
-        yield from self._compute(k, self._transfer.handling_s(num_bytes))

@@ -53,6 +53,10 @@ def open_executor(config: RunConfig, job: Job, options: RunOptions, pool: StageP
             f"timeline={options.timeline!r} shows concurrent stages, and executor local runs one at a time; "
             "use executor threads or ray"
         )
+    if name != "ray" and options.transport != "auto":
+        raise ConfigError(
+            f"transport={options.transport!r} is between stages on Ray, and this run's executor is {name}; use executor ray"
+        )
     if name == "ray":
         return _open_ray(config, job, options, pool)
     local = RoundRobinExecutor if job.method.replay_size else LocalExecutor

@@ -27,7 +27,7 @@ class RunOptions:
         faults: failures made on purpose; see `Fault`.
         resources: what Ray reserves for a stage.
         transport: how messages travel between stages: "objectstore", Ray's; "collective", torch.distributed's (gloo on CPUs,
-            NCCL between GPUs); "auto": collective where every stage has a GPU of its own, else objectstore.
+            NCCL between GPUs); "auto": objectstore; NCCL has not been run yet.
         placement_group: an existing one, such as that of a Tune trial, or None.
         lock_timeout_s: longest time to wait for another process that trains the same run in the same folder.
         checkpoint_every_s: longest time between two checkpoints, so that at most that much work is lost; above 0.

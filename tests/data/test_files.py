@@ -178,15 +178,17 @@ def test_a_file_that_another_process_still_writes_is_waited_for(tmp_path: Path) 
     whole, path = b"all of it", tmp_path / "train.mat"
     digest = hashlib.md5(whole).hexdigest()
     one = Download(url="no url", filename=path.name, md5=digest, members=((path.name, digest),))
-    lock = FileLock(tmp_path / ".svhn.lock", thread_local=False)
-    lock.acquire()
-    path.write_bytes(whole[:3])
+    begun = threading.Event()
 
-    def finish() -> None:
-        path.write_bytes(whole)
-        lock.release()
+    def download() -> None:
+        with FileLock(tmp_path / ".svhn.lock"):
+            path.write_bytes(whole[:3])
+            begun.set()
+            time.sleep(0.3)
+            path.write_bytes(whole)
 
-    threading.Timer(0.3, finish).start()
+    threading.Thread(target=download).start()
+    begun.wait()
     provide("svhn", [one], tmp_path, download=False)
     assert path.read_bytes() == whole
 

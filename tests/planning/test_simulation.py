@@ -41,7 +41,6 @@ def test_messages_cost_what_the_transfer_says() -> None:
     # The error travels back for half a second, and the output forward: nothing else can be done meanwhile.
     assert step_s(works(2, "error", size=2)) + 2 * 0.5 == step_s(works(2, "error", size=2), hidden)
     assert step_s(works(2, "", size=2), hidden) == 3  # behind the computing
-    assert step_s(works(2, "", size=2), Transfer(busy_s=0.125, busy_s_per_byte=0.0625)) == 3.25
 
 
 def test_no_stage_runs_ahead_further_than_a_mailbox_holds() -> None:

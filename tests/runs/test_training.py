@@ -60,7 +60,7 @@ def test_a_run_that_is_left_after_every_step_ends_as_if_it_had_not_been(
         with contextlib.suppress(KeyboardInterrupt):
             run(config, tmp_path / "cut", dataset=DATA, options=RunOptions(stop=left_after(asked)))
     assert ending(tmp_path / "cut") == ending(tmp_path / "whole")
-    assert attempts > 2
+    assert attempts > (2 if asked == 1 else 1)  # threads are asked every tenth of a second
 
 
 def newest(folder: Path) -> Path:
