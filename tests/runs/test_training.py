@@ -47,7 +47,7 @@ def ending(folder: Path) -> tuple[Any, ...]:
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("asked", [1, pytest.param(3, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("asked", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("config", [CONFIG, ASYNC, THREADS], ids=["backlink", "async", "stale threads"])
 def test_a_run_that_is_left_after_every_step_ends_as_if_it_had_not_been(
     config: RunConfig, asked: int, tmp_path: Path
