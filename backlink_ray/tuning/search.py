@@ -97,8 +97,7 @@ def tune(
         base: what the space does not change; its executor is the trials'.
         space: what is searched.
         num_samples: trials, those of earlier calls included.
-        storage: folder of studies; this one's is NAME in it.
-        name: of the study.
+        storage, name: folder of studies, and the study's name, which is its folder's in there.
         tracking_uri: MLflow's; default $MLFLOW_TRACKING_URI, else SQLite in the storage folder.
         metric: minimised, a number of result.json, for a regression val_loss; val_ needs a validation_fraction in the base.
         objectives: metrics that are minimised together, in place of the metric, by which rows are ordered all the same.
@@ -114,21 +113,17 @@ def tune(
         ConfigError: the space does not fit the base, the base not the data or the cluster, or the folder holds another study.
         StudyError: an interruption left trials; the same call continues.
     """
-    if any(each.startswith("val_") for each in (metric, *objectives)) and not base.validation_fraction:
-        raise ConfigError(
-            f"metric={metric!r} is measured on held-out data; give the base a validation_fraction, for example 0.1"
-        )
+    _check_held_out((metric, *objectives), base)
     plan = Plan(
         base=base, space=space, num_samples=num_samples, metric=metric, objectives=tuple(objectives), first=tuple(first),
         asha=asha,
     )  # fmt: skip
     plan, datasets = prepare(plan, find_data_root(data_root))
     _check_metrics((metric, *objectives), all(data.train.has_classes for data in datasets.values()))
-    storage = local_path(storage, "storage").absolute()
-    folder, count, left = storage / slug(name), read_runs_per_gpu(runs_per_gpu), 0
+    folder, count, left = local_path(storage, "storage").absolute() / slug(name), read_runs_per_gpu(runs_per_gpu), 0
     info = ExperimentInfo(name=f"backlink-{name}", note=f"{name}: lower `{metric}` is better.")
     with open_study_folder(folder, name, plan, "auto"):
-        with closing(open_tracker(tracking_uri, info, storage)) as tracker:
+        with closing(open_tracker(tracking_uri, info, folder.parent)) as tracker:
             study = Study(name, plan, folder, tracker)
             if study.left():
                 how: dict[str, Any] = {"max_concurrent": max_concurrent, "runs_per_gpu": count, "options": options}
@@ -138,6 +133,14 @@ def tune(
     if left:
         raise StudyError(f"{left} of {num_samples} trials in {folder} have no result yet; the same call continues")
     return SearchResult(ordered(Results(folder).rows(), metric), metric, folder)
+
+
+def _check_held_out(metrics: Sequence[str], base: RunConfig) -> None:
+    for name in metrics:
+        if name.startswith("val_") and not base.validation_fraction:
+            raise ConfigError(
+                f"metric={name!r} is measured on held-out data; give the base a validation_fraction, for example 0.1"
+            )
 
 
 def _check_metrics(names: Sequence[str], has_classes: bool) -> None:
