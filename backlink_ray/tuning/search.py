@@ -113,13 +113,12 @@ def tune(
         ConfigError: the space does not fit the base, the base not the data or the cluster, or the folder holds another study.
         StudyError: an interruption left trials; the same call continues.
     """
-    _check_held_out((metric, *objectives), base)
     plan = Plan(
         base=base, space=space, num_samples=num_samples, metric=metric, objectives=tuple(objectives), first=tuple(first),
         asha=asha,
     )  # fmt: skip
     plan, datasets = prepare(plan, find_data_root(data_root))
-    _check_metrics((metric, *objectives), all(data.train.has_classes for data in datasets.values()))
+    _check_metrics((metric, *objectives), base, all(data.train.has_classes for data in datasets.values()))
     folder, count, left = local_path(storage, "storage").absolute() / slug(name), read_runs_per_gpu(runs_per_gpu), 0
     info = ExperimentInfo(name=f"backlink-{name}", note=f"{name}: lower `{metric}` is better.")
     with open_study_folder(folder, name, plan, "auto"):
@@ -135,17 +134,13 @@ def tune(
     return SearchResult(ordered(Results(folder).rows(), metric), metric, folder)
 
 
-def _check_held_out(metrics: Sequence[str], base: RunConfig) -> None:
-    for name in metrics:
+def _check_metrics(names: Sequence[str], base: RunConfig, has_classes: bool) -> None:
+    measured = (*_MEASURED, *_OF_CLASSES) if has_classes else _MEASURED
+    for name in names:
         if name.startswith("val_") and not base.validation_fraction:
             raise ConfigError(
                 f"metric={name!r} is measured on held-out data; give the base a validation_fraction, for example 0.1"
             )
-
-
-def _check_metrics(names: Sequence[str], has_classes: bool) -> None:
-    measured = (*_MEASURED, *_OF_CLASSES) if has_classes else _MEASURED
-    for name in names:
         if name not in measured:
             problem = "is measured with classes alone" if name in _OF_CLASSES else "is not measured"
             raise ConfigError(f"metric={name!r} {problem}; allowed here: {', '.join(measured)}")
