@@ -20,10 +20,11 @@ OPTIONS = {"dni": {"synthesizer_lr": 3e-4}}
 MOST_ERROR_PCT = 82.0
 
 
-ON_A_BASE = [pytest.param(f"backlink+{base}", marks=pytest.mark.slow) for base in BASES if base != "gll"]
+QUICK = ("bp", "gll", "backlink")
+OTHERS = [*(m for m in METHODS if m not in QUICK), *(f"backlink+{base}" for base in BASES if base != "gll")]
 
 
-@pytest.mark.parametrize("label", [*METHODS, *ON_A_BASE])
+@pytest.mark.parametrize("label", [*QUICK, *(pytest.param(label, marks=pytest.mark.slow) for label in OTHERS)])
 def test_it_learns(label: str, tmp_path: Path) -> None:
     method, _, base = label.partition("+")
     own = {"base": base} if base else OPTIONS.get(method, {})

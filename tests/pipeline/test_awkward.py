@@ -26,7 +26,7 @@ MAKES = {**AS_TORCH, **RANDOM, "compiled": compiled_norm}
         ("bfloat16", "bfloat16"),
         ("Python's random", "numpy's generator"),
         ("train() overridden", "complex inside"),
-        ("compiled", "backbone under no_grad"),
+        pytest.param(("compiled", "backbone under no_grad"), marks=pytest.mark.slow),
     ],
     ids="-".join,
 )

@@ -117,7 +117,7 @@ def test_parts_of_ones_own_as_threads(name: str) -> None:
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("optimizer", [torch.optim.AdamW, CountedSgd])
+@pytest.mark.parametrize("optimizer", [pytest.param(torch.optim.AdamW, marks=pytest.mark.slow), CountedSgd])
 def test_everything_of_ones_own_over_ray(optimizer: Any, pooled_executor: Callable[[Job], Executor]) -> None:
     check_equal(pooled_executor, lambda: regression(LINKED, optimizer=optimizer))
 

@@ -87,6 +87,7 @@ def test_cells_that_the_time_cuts_off_go_on(tmp_path: Path, monkeypatch: pytest.
     }
 
 
+@pytest.mark.slow
 def test_half_the_epochs_where_all_do_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     call("train", tmp_path, [1000.0] * 4 + [0.0] + [1000.0])
