@@ -64,7 +64,7 @@ class Plan:
     devices: int = 0
     """Devices; default: this machine's GPUs, or without one its cores, on any of which a stage may run."""
     memory_gib: float = 0.0
-    """Memory of a device (without a GPU: of the machine) for weights, gradients, momentum and saved tensors alone; 0: no limit."""
+    """Of a device (without a GPU: of the machine) for weights, gradients, momentum and saved tensors alone; 0: no limit."""
     latency_us: float = 0.0
     """Of a message between two stages."""
     bandwidth_gib_s: float = 0.0
