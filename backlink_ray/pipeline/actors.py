@@ -90,6 +90,8 @@ class RayExecutor(PipelineExecutor):
     def _wait(self, refs: list[Any], timeout_s: float = 0.0, meanwhile: Callable[[], None] = nothing) -> list[Any]:
         """Return the results; `timeout_s` is given before the stages work, and 0 once they can be watched."""
         results, pending, start, watch = dict[Any, Any](), list(refs), time.monotonic(), Watch(self._actors)
+        if not timeout_s:
+            self._pool.tend(self._last_plan)  # a run may have no call as long as a heartbeat
         while pending:
             done, pending = ray.wait(pending, num_returns=1, timeout=HEARTBEAT_S)
             results |= {ref: answer_of(ref) for ref in done}

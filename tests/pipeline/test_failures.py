@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import backlink_ray as bl
 from backlink_ray.errors import LinkAbortedError, LinkError, NotFiniteError, StageError
+from backlink_ray.pipeline import pool as pool_file
 from backlink_ray.pipeline.controller import CallEnd, first_failure
 from backlink_ray.pipeline.exchange import Kind
 from backlink_ray.pipeline.pool import StagePool
@@ -232,6 +233,21 @@ def test_a_hung_stage_is_named_after_the_stage_timeout(num_modules: int, during:
 def test_a_pool_that_starts_nothing_needs_no_ray() -> None:
     code = "import sys; from backlink_ray import StagePool\nwith StagePool(): pass\nassert 'ray' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_run_of_short_calls_gets_a_process_that_stands_by(ray_here: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    from backlink_ray.pipeline import actors
+
+    monkeypatch.setattr(pool_file, "STANDBY_AFTER_S", 0.0)
+    monkeypatch.setattr(pool_file, "STANDBY_MIB", 0.0)
+    monkeypatch.setattr(actors, "HEARTBEAT_S", 1e3)  # no call is as long
+    with (
+        StagePool(StageResources(cpus_per_stage=0.01, gpus_per_stage=0)) as pool,
+        actors.RayExecutor(job(METHOD, 2), pool) as executor,
+    ):
+        assert pool._standby is None
+        executor.train(1)
+        assert pool._standby is not None
 
 
 def test_nothing_is_asked_of_stages_that_have_all_ended(ray_here: None) -> None:
