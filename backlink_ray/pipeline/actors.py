@@ -81,7 +81,9 @@ class RayExecutor(PipelineExecutor):
 
     def _call(self, name: str, *arguments: Any, meanwhile: Callable[[], None] = nothing) -> list[Any]:
         shared = [ray.put(argument) for argument in arguments]  # pickled once: a state is large
-        return self._wait([actor.call.remote(name, *shared) for actor in self._actors], meanwhile=meanwhile)
+        calls = [actor.call.remote(name, *shared) for actor in self._actors]
+        self._pool.tend(self._last_plan)  # a run may have no call as long as a heartbeat
+        return self._wait(calls, meanwhile=meanwhile)
 
     def _ask(self, name: str, *arguments: Any) -> list[Any]:
         answers = [actor.ask.remote(name, *arguments) for actor in self._actors]
@@ -90,8 +92,6 @@ class RayExecutor(PipelineExecutor):
     def _wait(self, refs: list[Any], timeout_s: float = 0.0, meanwhile: Callable[[], None] = nothing) -> list[Any]:
         """Return the results; `timeout_s` is given before the stages work, and 0 once they can be watched."""
         results, pending, start, watch = dict[Any, Any](), list(refs), time.monotonic(), Watch(self._actors)
-        if not timeout_s:
-            self._pool.tend(self._last_plan)  # a run may have no call as long as a heartbeat
         while pending:
             done, pending = ray.wait(pending, num_returns=1, timeout=HEARTBEAT_S)
             results |= {ref: answer_of(ref) for ref in done}
