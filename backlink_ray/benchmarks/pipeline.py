@@ -17,7 +17,6 @@ from backlink_ray.benchmarks.rivals import SCHEDULES, Task, data_parallel, pipel
 from backlink_ray.benchmarks.rounds import Run, interleaved, ratio, spread
 from backlink_ray.data.loader import Batches
 from backlink_ray.local.module import StepSeed
-from backlink_ray.local.split import split
 from backlink_ray.nets.build import build_network
 from backlink_ray.pipeline.exchange import Kind, Link
 from backlink_ray.pipeline.injector import make_stage
@@ -28,6 +27,7 @@ from backlink_ray.pipeline.threads import ThreadsExecutor
 from backlink_ray.planning import layout
 from backlink_ray.planning.costs import measure_costs
 from backlink_ray.planning.plan import Machine, Planner, Prediction
+from backlink_ray.planning.units import unit_modules
 from backlink_ray.runs.cluster import start_once
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.job import engine_of
@@ -40,9 +40,9 @@ def pipeline_rows(
 ) -> Iterator[Row]:
     """Time BP, rivals and our pipelines in turn on this machine's cores, one thread a stage, and yield a row for each.
 
-    Its columns: step_s; ratio_to_bp of the same round; of ours sizes; predicted_s, by a plan without costs of links; bound_s, the
-    step of the slowest stage by itself, with a neighbour that never keeps it waiting; fraction_of_bound, that beside the step of
-    the same round; and exposed_link_s, what the stage that waits least waits and exchanges in a step.
+    Its columns: step_s; ratio_to_bp of the same round; of ours sizes; predicted_s, of a round by a plan without costs of links;
+    bound_s, the step of the slowest stage by itself, with a neighbour that never keeps it waiting; fraction_of_bound, that
+    beside the step of the same round; and exposed_link_s, what the stage that waits least waits and exchanges in a step.
 
     Args:
         base: network, heads, batch and engine; its num_modules is the number of stages of all.
@@ -53,7 +53,7 @@ def pipeline_rows(
         rounds: counted, after one that is not.
     """
     base = base.replace(final_head="native")  # the same network for all
-    planned, of_bp = _planned(base, lengths, balance)
+    planned, of_bp = _planned(base, lengths, balance, steps)
     images, task = random_images(2 * base.batch_size), Task(base.network, base.batch_size, engine_of(base))
     bp = base.replace(method="bp")
     with ExitStack() as stack:
@@ -101,17 +101,19 @@ def _config(base: RunConfig, length: int, sizes: Sequence[int]) -> RunConfig:
     return base.replace(method="gll", sizes=tuple(sizes))
 
 
-def _planned(base: RunConfig, lengths: Iterable[int], balance: str) -> tuple[dict[int, Prediction], Sequence[int]]:
+def _planned(
+    base: RunConfig, lengths: Iterable[int], balance: str, steps: int
+) -> tuple[dict[int, Prediction], Sequence[int]]:
     """Return, for every l that fits, the cut and what is predicted for it on this machine's cores; and a cut of BP's network."""
     engine, network = engine_of(base), build_network(base.network)
     batches = Batches(random_images(2 * base.batch_size), base.batch_size, seed=0, memory_format=engine.torch_format)
-    costs = measure_costs(split(network, len(network.units), base.head, final_head="native"), batches, engine)
+    costs = measure_costs(unit_modules(network, base.head, final_head="native"), batches, engine)
     machine = Machine(devices=os.cpu_count() or 1, shares_cores=True)
     planner, links = Planner(costs, machine, balance), [layout.Link(length=length) for length in lengths]
     cuts = {link: sizes for link in links if (sizes := planner.sizes(base.num_modules, link))}
     last = np.append(np.zeros(costs.count - 1), costs.head_s[-1])  # BP has no other head
     of_bp = Planner(replace(costs, head_s=last), machine).sizes(base.num_modules, layout.Link(length=0))
-    return {link.length: planner.predict(sizes, link) for link, sizes in cuts.items()}, of_bp
+    return {link.length: planner.predict(sizes, link, steps) for link, sizes in cuts.items()}, of_bp
 
 
 def _opened(job: Job, transport: str, stack: ExitStack) -> Executor:

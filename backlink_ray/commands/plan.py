@@ -18,12 +18,12 @@ from backlink_ray.errors import ConfigError
 from backlink_ray.figures.plan import draw_plan
 from backlink_ray.files import local_path, make_folder
 from backlink_ray.importing import is_path, load
-from backlink_ray.local.split import split
 from backlink_ray.nets.network import dtype_and_device
 from backlink_ray.planning.costs import NetworkCosts, measure_costs
 from backlink_ray.planning.layout import Link
 from backlink_ray.planning.plan import Machine, Planner, Prediction
 from backlink_ray.planning.simulation import Transfer
+from backlink_ray.planning.units import unit_modules
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.data import dataset_of
 from backlink_ray.runs.job import build_modules, engine_of
@@ -157,7 +157,7 @@ class Plan:
         network, _ = build_modules(config, data.num_classes, data.image_size)
         head = load(self.head, "head") if is_path(self.head) else self.head
         engine.check(device, dtype_and_device(network)[0])
-        modules = [module.to(device) for module in split(network, len(network.units), head)]
+        modules = [module.to(device) for module in unit_modules(network, head)]
         batches = Batches(
             data.train, self.batch_size, seed=0, device=device, memory_format=engine.torch_format,
             dtype=dtype_and_device(network)[0],

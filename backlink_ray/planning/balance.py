@@ -12,7 +12,8 @@ def balanced_sizes(costs: NDArray[np.float64], num_modules: int, smallest: int =
     """Return the sizes of K modules that minimise the cost of the most expensive one; exact, by dynamic programming.
 
     Args:
-        costs: (N + 1, N + 1); [start, stop] is the cost of a module of the units start..stop - 1, in any measure.
+        costs: (N + 1, N + 1); [start, stop] is the cost of a module of the units start..stop - 1, in any measure, infinite
+            where there can be none. Where that leaves no cut, the answer is [].
         num_modules: K in 1..N.
         smallest: units of every module but the last, 1 or more: the propagation length.
 
@@ -32,7 +33,7 @@ def balanced_sizes(costs: NDArray[np.float64], num_modules: int, smallest: int =
         worst = np.maximum(best[:, None], last if k == num_modules - 1 else others)
         starts.append(worst.argmin(axis=0))
         best = worst.min(axis=0)
-    return _sizes(starts, count)
+    return _sizes(starts, count) if np.isfinite(best[count]) else []
 
 
 def _sizes(starts: Sequence[NDArray[np.int64]], count: int) -> list[int]:

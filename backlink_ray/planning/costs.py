@@ -1,5 +1,6 @@
 """Costs: what each unit and head of a network takes in a training step, measured once on one device."""
 
+import math
 import statistics
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,9 @@ from backlink_ray.data.loader import Batches
 from backlink_ray.local.engine import Engine
 from backlink_ray.local.graph import Graph, differentiate
 from backlink_ray.local.module import LocalModule, StepSeed
-from backlink_ray.measure.cost import SavedTensors, now, tensor_bytes
+from backlink_ray.measure.cost import SavedTensors, Stopwatch, tensor_bytes
+from backlink_ray.planning.contention import measure_speeds
+from backlink_ray.planning.units import NoHead
 from backlink_ray.train.optim import Sgd, Updater
 
 # Units whose graphs are alive at once: a backward must find its tensors where a step's would, but not all of a deep network.
@@ -36,13 +39,15 @@ class NetworkCosts:
         update_s_per_byte: of parameters.
         forward_s, backward_s: seconds of each unit.
         input_error_s: what of the backward is for the gradient at the unit's input.
-        head_s: forward, loss and backward of a head on each unit's output; the last one is the network's classifier.
+        head_s: forward, loss and backward of a head on each unit's output, infinite where none fits; the last one is the
+            network's classifier.
         output_bytes: of the activation behind each unit.
         weight_bytes, head_weight_bytes: parameters.
         buffer_bytes, head_buffer_bytes: statistics.
         saved_bytes: what autograd saves for the backward of each unit.
         shared_bytes: what of it the unit before saves, too.
         head_saved_bytes: what a head saves besides.
+        speeds: of stages that compute at once on one device, see `sharing.speed_of`.
     """
 
     batch_size: int
@@ -61,6 +66,7 @@ class NetworkCosts:
     saved_bytes: Array
     shared_bytes: Array
     head_saved_bytes: Array
+    speeds: tuple[float, ...] = (1.0,)
 
     @property
     def count(self) -> int:
@@ -92,42 +98,45 @@ def measure_costs(modules: Sequence[LocalModule], batches: Batches, engine: Engi
             backward_s=backward_s,
             input_error_s=np.maximum(backward_s - without_s, 0.0),
             head_s=np.array(_head_seconds(modules, x, engine, repeats)),
+            speeds=measure_speeds(modules, partial(_whole_round, x=x, engine=engine), x.device, repeats),
             **_memory(modules, x, engine),
         )
 
 
 def _median_s(work: Callable[[], object], x: Tensor, repeats: int) -> float:
-    times = []
+    watch = Stopwatch(x.device)
     for _ in range(repeats + 1):
-        start = now(x)
-        work()
-        times.append(now(x) - start)
-    return statistics.median(times[1:])
+        with watch:
+            work()
+    return statistics.median(watch.seconds[1:])
+
+
+def _whole_round(modules: Sequence[LocalModule], x: Tensor, engine: Engine) -> float:
+    """Return the seconds of all forwards and backwards."""
+    with engine.running(x.device):
+        return sum(map(sum, _round(modules, x, engine, to_input=True)))
 
 
 def _round(
     modules: Sequence[LocalModule], x: Tensor, engine: Engine, to_input: bool
 ) -> tuple[list[float], list[float]]:
     """Return the seconds of every unit's forward and backward, in the order in which a step computes them."""
-    forward: list[float] = []
-    backward: list[float] = []
+    forward, backward = Stopwatch(x.device), list[float]()
     for first in range(0, len(modules), BLOCK):
-        graphs, own = [], []
+        graphs, own = [], Stopwatch(x.device)
         for k, module in enumerate(modules[first : first + BLOCK], first):
-            start = now(x)
-            graphs.append(Graph(module.chain, x, StepSeed(engine=engine), wants_input_gradient=k > 0 and to_input))
-            x = graphs[-1].output
-            forward.append(now(x) - start)
+            with forward:
+                graphs.append(Graph(module.chain, x, StepSeed(engine=engine), wants_input_gradient=k > 0 and to_input))
+                x = graphs[-1].output
         error = torch.randn_like(x)
         while graphs:
             graph = graphs.pop()
             if not len(error):  # nobody has computed it
                 error = torch.randn_like(graph.output)
-            start = now(x)
-            _, error = graph.backward(error)
-            own.append(now(x) - start)
-        backward += reversed(own)
-    return forward, backward
+            with own:
+                _, error = graph.backward(error)
+        backward += reversed(own.seconds)
+    return forward.seconds, backward
 
 
 def _head_seconds(modules: Sequence[LocalModule], x: Tensor, engine: Engine, repeats: int) -> list[float]:
@@ -138,6 +147,8 @@ def _head_seconds(modules: Sequence[LocalModule], x: Tensor, engine: Engine, rep
         with torch.no_grad():
             x = module.chain(x, StepSeed(engine=engine))
         key = (module.is_last, x.shape)
+        if isinstance(module.head, NoHead):
+            known[key] = math.inf
         if key not in known:
             known[key] = _median_s(partial(_head_pass, module, x, labels, engine), x, repeats)
         found.append(known[key])

@@ -133,7 +133,7 @@ class Stages:
         """Return the cost of every stage as (N + 1, N + 1) [start, stop]: busy seconds ("time") or bytes ("memory")."""
         start, stop = np.meshgrid(np.arange(self._count + 1), np.arange(self._count + 1), indexing="ij")
         found = (self.busy_s if balance == "time" else self.memory_bytes)(start, np.maximum(stop, 1))
-        return np.where(stop > start, found, np.inf)
+        return np.where((stop > start) & np.isfinite(self._costs.head_s[stop - 1]), found, np.inf)
 
 
 def _bounds(sizes: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise, product
 from typing import Any
 
+import numpy as np
+
 from backlink_ray.local.sizes import longest_propagation, module_sizes
 from backlink_ray.planning.balance import balanced_sizes
 from backlink_ray.planning.costs import Array, NetworkCosts
@@ -30,18 +32,32 @@ class Machine:
     memory_mib: float = 0.0
     transfer: Transfer = field(default_factory=Transfer)
 
-    def step_s(self, works: Sequence[StageWork]) -> float:
-        """Return the seconds from step to step, simulated until the pipeline has been full for as many steps as it took to fill.
+    def step_s(self, works: Sequence[StageWork], measured: Sequence[float] = (1.0,), steps: int = 0) -> float:
+        """Return the seconds of a step: from one to the next, or of a run from the first input to the last update.
 
-        Where stages share devices the first ones run ahead for longer than that, but no device can do more than all its work.
+        Where stages share devices the first ones run ahead for longer than is simulated, but no device can do more than all
+        its work.
+
+        Args:
+            works: of every stage.
+            measured: speeds of stages that compute at once on the cores of the machine that was measured, see `speed_of`.
+            steps: of the run; 0 for a pipeline that is full.
         """
-        at_once = self.devices if self.shares_cores else 1
         where = [0 if self.shares_cores else k % self.devices for k in range(len(works))]
+        speeds, shared = self._speeds(measured), len({*where}) < len(works)
+        simulated = Simulation(works, self.transfer, steps or (4 if shared else 2) * len(works) + 8, where, speeds)
+        if steps:
+            return simulated.run_s / steps
         work_s = [
             sum(work.busy_s for work, at in zip(works, where, strict=True) if at == device) for device in {*where}
         ]
-        simulated = Simulation(works, self.transfer, 2 * len(works) + 8, where, at_once)
-        return max(simulated.step_s, *(seconds / at_once for seconds in work_s))
+        together = max(number * speed for number, speed in enumerate(speeds, 1))
+        return max(simulated.step_s, *(seconds / together for seconds in work_s))
+
+    def _speeds(self, measured: Sequence[float]) -> list[float]:
+        """Return those of this machine's cores; of more than were measured, as of all of those."""
+        cores = self.devices if self.shares_cores else 1
+        return [measured[min(core, len(measured) - 1)] for core in range(cores)]
 
     def fullest_mib(self, stage_bytes: Sequence[float]) -> float:
         """Return the memory in use on the device that has most, from that of every stage."""
@@ -116,27 +132,31 @@ class Planner:
                     yield self.predict(sizes, link)
 
     def sizes(self, num_modules: int, link: Link) -> list[int]:
-        """Return the sizes of K modules; none where l does not fit them."""
+        """Return the sizes of K modules; none where l does not fit them, or no head fits where they end."""
         if num_modules > self._count:
             return []
         if self._balance == "count":
             found = module_sizes(self._count, num_modules)
-            return found if num_modules == 1 or link.length <= longest_propagation(found) else []
+            fits = num_modules == 1 or link.length <= longest_propagation(found)
+            return found if fits and self._has_heads(found) else []
         smallest = max(1, link.length)
         if (num_modules - 1) * smallest >= self._count:
             return []
         return balanced_sizes(self._costs_of_all(link), num_modules, smallest)
+
+    def _has_heads(self, sizes: Sequence[int]) -> bool:
+        return bool(np.isfinite(self._costs.head_s[np.cumsum(sizes) - 1]).all())
 
     def _costs_of_all(self, link: Link) -> Array:
         if link not in self._known:
             self._known[link] = Stages(self._costs, link).costs_of_all(self._balance)
         return self._known[link]
 
-    def predict(self, sizes: Sequence[int], link: Link) -> Prediction:
-        """Predict one pipeline."""
+    def predict(self, sizes: Sequence[int], link: Link, steps: int = 0) -> Prediction:
+        """Predict one pipeline: a step of it while it is full, or of a run of so many steps, which fill and drain it."""
         stages, machine = Stages(self._costs, link), self._machine
         works = stages.works(sizes)
-        step_s = machine.step_s(works)
+        step_s = machine.step_s(works, self._costs.speeds, steps)
         memory_mib = machine.fullest_mib(stages.memory_of(sizes))
         return Prediction(
             sizes=tuple(sizes),

@@ -9,6 +9,7 @@ import simpy
 from backlink_ray.measure.timeline import Span
 from backlink_ray.pipeline.exchange import CAPACITY
 from backlink_ray.pipeline.schedule import Action, is_link, run_actions
+from backlink_ray.planning.sharing import Processor
 
 Process = Generator[simpy.Event, Any, None]
 # Of what an action sends or receives: its kind, and whether it travels to the next stage (1) or to the previous one (-1).
@@ -67,7 +68,7 @@ class Simulation:
         transfer: what messages cost.
         num_steps: 4 or more.
         devices: of each stage the number of its device; () for one each.
-        at_once: stages that compute on a device at the same time: 1 on a GPU, the number of cores on a CPU.
+        speeds: of stages that compute on a device at the same time, see `speed_of`.
 
     Attributes:
         spans: what every stage did when, in seconds from the start.
@@ -79,13 +80,13 @@ class Simulation:
         transfer: Transfer,
         num_steps: int,
         devices: Sequence[int] = (),
-        at_once: int = 1,
+        speeds: Sequence[float] = (1.0,),
     ) -> None:
         self._stages, self._transfer, self._num_steps = stages, transfer, num_steps
         self.spans: list[Span] = []
         self._env = simpy.Environment()
         self._devices = devices or range(len(stages))
-        self._turns = {device: simpy.Resource(self._env, at_once) for device in self._devices}
+        self._processors = {device: Processor(self._env, speeds) for device in self._devices}
         receivers = [(k, kind) for k in range(len(stages)) for kind, _ in _MESSAGES.values()]
         self._mailboxes = {receiver: simpy.Store(self._env) for receiver in receivers}
         self._rooms = {receiver: simpy.Container(self._env, CAPACITY, CAPACITY) for receiver in receivers}
@@ -94,13 +95,29 @@ class Simulation:
         self._env.run()
 
     @property
+    def run_s(self) -> float:
+        """Return the seconds from the first input to the last update."""
+        return max(span.end_s for span in self.spans)
+
+    @property
     def step_s(self) -> float:
         """Return the seconds from step to step once the pipeline is full, and before it drains."""
         ends = [0.0] * self._num_steps
         for span in self.spans:
             ends[span.step] = max(ends[span.step], span.end_s)
-        full, last = self._num_steps // 2, self._num_steps - 2
+        last = self._num_steps - 2
+        if len(self._processors) < len(
+            self._stages
+        ):  # what is done when some have ended is done with their part of a device
+            last = max(1, sum(end <= self._first_end_s for end in ends) - 1)
+        full = (last + 1) // 2
         return (ends[last] - ends[full - 1]) / (last - full + 1)
+
+    @property
+    def _first_end_s(self) -> float:
+        """Return when the first stage has done all its steps."""
+        ends: dict[int, float] = {span.stage_index: span.end_s for span in self.spans}
+        return min(ends.values())
 
     def _work(self, k: int) -> Process:
         for name, step in run_actions(range(self._num_steps), self._stages[k].actions):
@@ -110,13 +127,8 @@ class Simulation:
             elif name.startswith("receive_"):
                 yield from self._receive(k, _message(name)[0])
             else:
-                yield from self._compute(k, self._stages[k].seconds[name])
+                yield self._processors[self._devices[k]].compute(self._stages[k].seconds[name])
             self.spans.append(Span(k, step, name, start, self._env.now))
-
-    def _compute(self, k: int, seconds: float) -> Process:
-        with self._turns[self._devices[k]].request() as turn:
-            yield turn
-            yield self._env.timeout(seconds)
 
     def _send(self, k: int, kind: str, direction: int, num_bytes: int) -> Process:
         receiver = (k + direction, kind)

@@ -1,5 +1,6 @@
 """Cost: saved tensors in known cases, and the order of memory that local learning promises."""
 
+import time
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import backlink_ray as bl
 from backlink_ray import RunConfig
 from backlink_ray.benchmarks.jobs import modules_of
 from backlink_ray.benchmarks.memory import counted
-from backlink_ray.measure.cost import SavedTensors, training_bytes
+from backlink_ray.measure.cost import SavedTensors, Stopwatch, training_bytes
 from backlink_ray.runs.job import build_method, engine_of
 
 
@@ -94,3 +95,13 @@ def test_memory_falls_with_k_and_a_longer_tail_is_retained_at_a_price() -> None:
     by_length = [mib(num_modules=3, propagation_length=length, alpha=0.5) for length in (0, 1, 2)]
     assert by_length == sorted(by_length)
     assert by_length[2] > by_length[0]
+
+
+def test_a_stopwatch_times_what_is_inside() -> None:
+    watch = Stopwatch(torch.device("cpu"))
+    for seconds in (0.02, 0.0):
+        time.sleep(0.01)
+        with watch:
+            time.sleep(seconds)
+    first, second = watch.seconds
+    assert first >= 0.02 > second

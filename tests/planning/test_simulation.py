@@ -32,8 +32,15 @@ def test_stages_that_share_a_device_take_turns() -> None:
     assert step_s(works(1, "")) == 3
     assert step_s(works(2, ""), devices=[0, 0]) == 6
     assert step_s(works(4, ""), devices=[0, 1, 0, 1]) == pytest.approx(6, rel=0.03)
-    assert step_s(works(4, ""), devices=[0, 0, 0, 0], at_once=2) == pytest.approx(6, rel=0.03)
-    assert step_s(works(4, ""), devices=[0, 0, 0, 0], at_once=4) == 3
+    assert step_s(works(4, ""), devices=[0, 0, 0, 0], speeds=(1.0,) * 2) == pytest.approx(6, rel=0.03)
+    assert step_s(works(4, ""), devices=[0, 0, 0, 0], speeds=(1.0,) * 4) == 3
+
+
+def test_stages_that_compute_at_once_slow_each_other_down() -> None:
+    assert step_s(works(2, ""), devices=[0, 0], speeds=(1.0, 0.75)) == pytest.approx(4)  # both compute all the time
+    first, second = works(2, "")[0], works(2, "", local_backward=4.0)[1]
+    # The first computes for 3 / 0.75 s of a step, in which the second does 3 of its 6; the others it does alone.
+    assert step_s([first, second], devices=[0, 0], speeds=(1.0, 0.75)) == pytest.approx(4 + 3)
 
 
 def test_messages_cost_what_the_transfer_says() -> None:
