@@ -28,6 +28,7 @@ ALLOWED = {
         "runs/executors.py",
         "tuning/",
         "benchmarks/",
+        "planning/links.py",
         "commands/",
     ),
     "mlflow": ("tracking/",),

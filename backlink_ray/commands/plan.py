@@ -22,7 +22,7 @@ from backlink_ray.nets.network import dtype_and_device
 from backlink_ray.planning.costs import NetworkCosts, measure_costs
 from backlink_ray.planning.layout import Link
 from backlink_ray.planning.plan import Machine, Planner, Prediction
-from backlink_ray.planning.simulation import Transfer
+from backlink_ray.planning.simulation import MessageCost, Transfer
 from backlink_ray.planning.units import unit_modules
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.data import dataset_of
@@ -131,10 +131,10 @@ class Plan:
     @property
     def _machine(self) -> Machine:
         on_cpu = torch.device(self._device).type == "cpu"
-        speed = self.bandwidth_gib_s * 2**30 or float("inf")
+        s_per_byte = 1 / (2**30 * self.bandwidth_gib_s) if self.bandwidth_gib_s else 0.0
         return Machine(
             devices=self.devices or self._here, shares_cores=on_cpu, memory_mib=1024 * self.memory_gib,
-            transfer=Transfer(latency_s=1e-6 * self.latency_us, bytes_per_s=speed),
+            transfer=Transfer(wire=MessageCost(1e-6 * self.latency_us, s_per_byte)),
         )  # fmt: skip
 
     @property

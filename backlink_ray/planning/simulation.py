@@ -23,16 +23,35 @@ def _message(action: str) -> tuple[str, int]:
     return _MESSAGES[action.partition("_")[2]]
 
 
+@dataclass(frozen=True, slots=True)
+class MessageCost:
+    """Seconds of a message: of any, and of each of its bytes."""
+
+    base_s: float = 0.0
+    s_per_byte: float = 0.0
+
+    def of(self, num_bytes: int) -> float:
+        """Return the seconds of a message of that size."""
+        return self.base_s + num_bytes * self.s_per_byte
+
+
+FREE = MessageCost()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transfer:
-    """What messages cost: latency_s, from the end of a send to the arrival of a short one, and the bandwidth of a link."""
+    """What messages cost; by default nothing, as between threads.
 
-    latency_s: float = 0.0
-    bytes_per_s: float = float("inf")
+    Attributes:
+        wire: from the end of a send to the arrival.
+        send, receive: of the stage's own thread, which computes nothing meanwhile.
+        helpers: of other threads on either side, which take part in the devices, meanwhile.
+    """
 
-    def travel_s(self, num_bytes: int) -> float:
-        """Return the seconds from the end of a send to the arrival."""
-        return self.latency_s + num_bytes / self.bytes_per_s
+    wire: MessageCost = FREE
+    send: MessageCost = FREE
+    receive: MessageCost = FREE
+    helpers: MessageCost = FREE
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,18 +146,24 @@ class Simulation:
             elif name.startswith("receive_"):
                 yield from self._receive(k, _message(name)[0])
             else:
-                yield self._processors[self._devices[k]].compute(self._stages[k].seconds[name])
+                yield self._compute(k, self._stages[k].seconds[name])
             self.spans.append(Span(k, step, name, start, self._env.now))
+
+    def _compute(self, k: int, seconds: float) -> simpy.Event:
+        return self._processors[self._devices[k]].compute(seconds)
 
     def _send(self, k: int, kind: str, direction: int, num_bytes: int) -> Process:
         receiver = (k + direction, kind)
         yield self._rooms[receiver].get(1)
-        self._env.process(self._travel(receiver, num_bytes))
+        yield self._compute(k, self._transfer.send.of(num_bytes))
+        self._env.process(self._travel(k, receiver, num_bytes))
 
-    def _travel(self, receiver: tuple[int, str], num_bytes: int) -> Process:
-        yield self._env.timeout(self._transfer.travel_s(num_bytes))
+    def _travel(self, k: int, receiver: tuple[int, str], num_bytes: int) -> Process:
+        helpers = [self._compute(end, self._transfer.helpers.of(num_bytes)) for end in (k, receiver[0])]
+        yield self._env.timeout(self._transfer.wire.of(num_bytes)) & helpers[0] & helpers[1]
         self._mailboxes[receiver].put(num_bytes)
 
     def _receive(self, k: int, kind: str) -> Process:
-        yield self._mailboxes[k, kind].get()
+        num_bytes = yield self._mailboxes[k, kind].get()
         self._rooms[k, kind].put(1)
+        yield self._compute(k, self._transfer.receive.of(num_bytes))

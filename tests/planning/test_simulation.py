@@ -3,7 +3,7 @@
 import pytest
 
 from backlink_ray.pipeline.schedule import Action, step_actions
-from backlink_ray.planning.simulation import Simulation, StageWork, Transfer
+from backlink_ray.planning.simulation import MessageCost, Simulation, StageWork, Transfer
 
 
 def works(num_stages: int, link: str = "replica", size: int = 0, **slow: float) -> list[StageWork]:
@@ -44,10 +44,20 @@ def test_stages_that_compute_at_once_slow_each_other_down() -> None:
 
 
 def test_messages_cost_what_the_transfer_says() -> None:
-    hidden = Transfer(latency_s=0.25, bytes_per_s=8.0)
+    hidden = Transfer(wire=MessageCost(0.25, 1 / 8))
     # The error travels back for half a second, and the output forward: nothing else can be done meanwhile.
     assert step_s(works(2, "error", size=2)) + 2 * 0.5 == step_s(works(2, "error", size=2), hidden)
     assert step_s(works(2, "", size=2), hidden) == 3  # behind the computing
+
+
+def test_a_stage_that_sends_or_receives_computes_nothing_meanwhile() -> None:
+    sends = Transfer(send=MessageCost(0.25, 1 / 8), receive=MessageCost(0.0, 1 / 16))
+    assert step_s(works(2, "", size=2), sends) == 3 + 0.25 + 2 / 8
+    assert step_s(works(3, "", size=2), sends) == 3 + 0.25 + 2 / 8 + 2 / 16  # the one between receives, too
+    # The other threads' quarter of a second on each side is taken from the cores, once both stages compute on them.
+    helped = Transfer(helpers=MessageCost(0.25))
+    assert step_s(works(2, ""), helped, devices=[0, 0], speeds=(1.0, 1.0)) == pytest.approx(3 + 0.25)
+    assert step_s(works(2, ""), helped, devices=[0, 0], speeds=(1.0,) * 4) == 3
 
 
 def test_no_stage_runs_ahead_further_than_a_mailbox_holds() -> None:
