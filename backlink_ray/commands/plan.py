@@ -64,7 +64,8 @@ class Plan:
     devices: int = 0
     """Devices; default: this machine's GPUs, or without one its cores, on any of which a stage may run."""
     memory_gib: float = 0.0
-    """Of a device (without a GPU: of the machine) for weights, gradients, momentum and saved tensors alone; 0: no limit."""
+    """Of a device (without a GPU: of the machine) for weights, gradients, momentum, saved tensors, data and messages; 0: no
+    limit."""
     latency_us: float = 0.0
     """Of a message between two stages."""
     bandwidth_gib_s: float = 0.0
@@ -162,7 +163,7 @@ class Plan:
             data.train, self.batch_size, seed=0, device=device, memory_format=engine.torch_format,
             dtype=dtype_and_device(network)[0],
         )  # fmt: skip
-        return measure_costs(modules, batches, engine, self.repeats)
+        return measure_costs(modules, batches, engine, self.repeats, (data.train, data.test))
 
     @property
     def _title(self) -> str:

@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from backlink_ray.allocator import prepare_process
 from backlink_ray.data.loader import Batches
+from backlink_ray.data.tensors import LabelledSet
 from backlink_ray.local.engine import Engine
 from backlink_ray.local.graph import Graph, differentiate
 from backlink_ray.local.module import LocalModule, StepSeed
@@ -48,6 +49,7 @@ class NetworkCosts:
         shared_bytes: what of it the unit before saves, too.
         head_saved_bytes: what a head saves besides.
         speeds: of stages that compute at once on one device, see `sharing.speed_of`.
+        data_bytes, label_bytes: of the data set's inputs, which the first stage holds, and of its labels, which all do.
     """
 
     batch_size: int
@@ -67,6 +69,8 @@ class NetworkCosts:
     shared_bytes: Array
     head_saved_bytes: Array
     speeds: tuple[float, ...] = (1.0,)
+    data_bytes: int = 0
+    label_bytes: int = 0
 
     @property
     def count(self) -> int:
@@ -74,7 +78,13 @@ class NetworkCosts:
         return len(self.forward_s)
 
 
-def measure_costs(modules: Sequence[LocalModule], batches: Batches, engine: Engine, repeats: int = 5) -> NetworkCosts:
+def measure_costs(
+    modules: Sequence[LocalModule],
+    batches: Batches,
+    engine: Engine,
+    repeats: int = 5,
+    sets: Sequence[LabelledSet] = (),
+) -> NetworkCosts:
     """Measure every unit, and the head on its output, in training mode; medians.
 
     Args:
@@ -82,6 +92,7 @@ def measure_costs(modules: Sequence[LocalModule], batches: Batches, engine: Engi
         batches: of training inputs on the same device.
         engine: how steps are computed.
         repeats: timed rounds, after one that is not.
+        sets: what a run keeps in memory: training and test images.
     """
     prepare_process()  # as every process that trains
     x = batches.inputs(0)
@@ -99,6 +110,8 @@ def measure_costs(modules: Sequence[LocalModule], batches: Batches, engine: Engi
             input_error_s=np.maximum(backward_s - without_s, 0.0),
             head_s=np.array(_head_seconds(modules, x, engine, repeats)),
             speeds=measure_speeds(modules, partial(_whole_round, x=x, engine=engine), x.device, repeats),
+            data_bytes=sum(tensor_bytes(each.inputs) for each in sets),
+            label_bytes=sum(tensor_bytes(each.labels) for each in sets),
             **_memory(modules, x, engine),
         )
 

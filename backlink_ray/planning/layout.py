@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from backlink_ray.pipeline.exchange import CAPACITY
 from backlink_ray.pipeline.schedule import step_actions
 from backlink_ray.planning.costs import Array, NetworkCosts
 from backlink_ray.planning.simulation import StageWork
@@ -91,13 +92,26 @@ class Stages:
         return sum(seconds.values())
 
     def memory_bytes(self, start: Any, stop: Any) -> Any:
-        """Return the peak in a step: parameters with gradient and momentum, statistics, and what is saved for the backward."""
+        """Return the peak in a step: parameters with gradient and momentum, statistics, and what is saved for the backward.
+
+        And what a run keeps besides: its data, of which the first stage alone has the inputs, and the messages that may wait.
+        """
         costs = self._costs
         _, replica = self._parts(start, stop)
         weights = self._sum("weight_bytes", replica, stop) + costs.head_weight_bytes[stop - 1]
         buffers = self._sum("buffer_bytes", replica, stop) + costs.head_buffer_bytes[stop - 1]
         first = start if self._link.recompute else replica
-        return 3 * weights + buffers + self.saved_bytes(first, stop)
+        data = costs.label_bytes + np.where(start == 0, costs.data_bytes, 0)
+        return 3 * weights + buffers + self.saved_bytes(first, stop) + data + CAPACITY * self._received(start, stop)
+
+    def _received(self, start: Any, stop: Any) -> Any:
+        """Return the bytes of one message of each kind that the stage gets."""
+        output, link = self._costs.output_bytes, self._link
+        tail, replica = self._parts(start, stop)
+        activation = np.where(replica > 0, output[replica - 1], self._costs.input_bytes) * (start > 0)
+        if link.length and link.kind == "error":
+            return activation + output[stop - 1] * (stop < self._count)
+        return activation + self._sum("weight_bytes", replica, start) + self._sum("weight_bytes", tail, stop)
 
     def saved_bytes(self, start: Any, stop: Any) -> Any:
         """Return what units start..stop - 1 and their head save."""

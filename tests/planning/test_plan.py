@@ -1,6 +1,7 @@
 """A plan's bytes are those of real steps; its times are sums of measured ones."""
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from backlink_ray.measure.cost import SavedTensors
 from backlink_ray.methods.base import Batch
 from backlink_ray.methods.greedy import GLL
 from backlink_ray.methods.state import MethodState
-from backlink_ray.pipeline.exchange import QueueLink
+from backlink_ray.pipeline.exchange import CAPACITY, QueueLink
 from backlink_ray.pipeline.threads import ThreadsExecutor
 from backlink_ray.planning.costs import NetworkCosts, measure_costs
 from backlink_ray.planning.layout import Link, Stages
@@ -83,6 +84,19 @@ def test_a_stage_saves_what_a_plan_says() -> None:
             method.local_backward(module, body, tail, Batch(x, labels, how), MethodState())
         assert saved.peak_bytes == stages.saved_bytes(stop - len(module.units), stop)
         x = tail.output
+
+
+@pytest.mark.parametrize("link", [Link(length=length, kind=kind) for length in (0, 2) for kind in ("replica", "error")])
+def test_memory_has_room_for_the_data_and_for_the_messages_that_may_wait(link: Link) -> None:
+    costs = replace(measured("fp32"), data_bytes=1000, label_bytes=10)
+    stages, bounds = Stages(costs, link), [(0, 3), (3, 5), (5, 7)]
+    works = stages.works(SIZES)
+    for k, (start, stop) in enumerate(bounds):
+        messages = sum(works[k + i].sent(-i) for i in (-1, 1) if 0 <= k + i < 3)
+        replica = start - link.replica_length if k else 0
+        held = 3 * (costs.weight_bytes[replica:stop].sum() + costs.head_weight_bytes[stop - 1])
+        held += costs.buffer_bytes[replica:stop].sum() + costs.head_buffer_bytes[stop - 1] + 10 + 1000 * (k == 0)
+        assert stages.memory_bytes(start, stop) == held + stages.saved_bytes(replica, stop) + CAPACITY * messages
 
 
 def test_a_balanced_cut_is_no_slower_than_equal_sizes_and_waits_are_what_is_left(costs: NetworkCosts) -> None:
