@@ -1,6 +1,6 @@
 """Layout: a network cut into stages, and what each stage computes, sends and holds in a step."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from backlink_ray.pipeline.exchange import CAPACITY
-from backlink_ray.pipeline.schedule import step_actions
+from backlink_ray.pipeline.schedule import Action, step_actions
 from backlink_ray.planning.costs import Array, NetworkCosts
 from backlink_ray.planning.simulation import StageWork
 
@@ -39,10 +39,11 @@ class Stages:
     Args:
         costs: of the network.
         link: between any two modules.
+        replicas: D, of every stage; the costs are those of a part of the batch.
     """
 
-    def __init__(self, costs: NetworkCosts, link: Link) -> None:
-        self._costs, self._link, self._count = costs, link, costs.count
+    def __init__(self, costs: NetworkCosts, link: Link, replicas: int = 1) -> None:
+        self._costs, self._link, self._count, self._replicas = costs, link, costs.count, replicas
         self._sums = {
             name: np.concatenate([[0.0], np.cumsum(getattr(costs, name))])
             for name in ("forward_s", "backward_s", "weight_bytes", "buffer_bytes", "saved_bytes", "shared_bytes")
@@ -73,7 +74,8 @@ class Stages:
         }
         return {
             "replica_forward": self._sum(forward, replica, start),
-            "body_forward": self._sum(forward, start, tail) + np.where(start == 0, costs.input_s, 0.0),
+            "body_forward": self._sum(forward, start, tail)
+            + np.where(start == 0, self._replicas * costs.input_s, 0.0),  # of the whole batch
             "tail_forward": self._sum(forward, tail, stop),
             "local_backward": self._sum(backward, start, stop) + costs.head_s[stop - 1] - no_error,
             "link_backward": self._linked(tail, stop, again) - of_input[tail] * (tail < stop),
@@ -102,7 +104,17 @@ class Stages:
         buffers = self._sum("buffer_bytes", replica, stop) + costs.head_buffer_bytes[stop - 1]
         first = start if self._link.recompute else replica
         data = costs.label_bytes + np.where(start == 0, costs.data_bytes, 0)
-        return 3 * weights + buffers + self.saved_bytes(first, stop) + data + CAPACITY * self._received(start, stop)
+        averaged = (
+            (self._replicas > 1) * (self._replicas + 1) * self._averaged(start, stop)
+        )  # each part, a copy, the mean
+        waiting = CAPACITY * self._received(start, stop)
+        return 3 * weights + buffers + self.saved_bytes(first, stop) + data + waiting + averaged
+
+    def _averaged(self, start: Any, stop: Any) -> Any:
+        """Return the bytes that replicas average after the local backward: gradients, statistics and the loss."""
+        costs = self._costs
+        head = costs.head_weight_bytes[stop - 1] + costs.head_buffer_bytes[stop - 1]
+        return self._sum("weight_bytes", start, stop) + self._sum("buffer_bytes", start, stop) + head + 4
 
     def _received(self, start: Any, stop: Any) -> Any:
         """Return the bytes of one message of each kind that the stage gets."""
@@ -138,7 +150,13 @@ class Stages:
             "send_error": before,
             "send_local_gradient": self._sum("weight_bytes", tail, stop),
             "send_link_gradient": self._sum("weight_bytes", replica, start),
+            "average_local_backward": self._averaged(start, stop),
+            "average_link_backward": self._sum("weight_bytes", tail, stop),
+            "average_replica_backward": self._sum("weight_bytes", replica, start)
+            + self._sum("buffer_bytes", replica, start),
         }
+        if self._replicas > 1:
+            actions = tuple(_with_averages(actions))
         return StageWork(
             actions, {n: float(s) for n, s in self.seconds(start, stop).items()}, {n: int(b) for n, b in sent.items()}
         )
@@ -148,6 +166,14 @@ class Stages:
         start, stop = np.meshgrid(np.arange(self._count + 1), np.arange(self._count + 1), indexing="ij")
         found = (self.busy_s if balance == "time" else self.memory_bytes)(start, np.maximum(stop, 1))
         return np.where((stop > start) & np.isfinite(self._costs.head_s[stop - 1]), found, np.inf)
+
+
+def _with_averages(actions: Iterable[Action]) -> Iterator[Action]:
+    """Have replicas average the gradients of every backward."""
+    for action in actions:
+        yield action
+        if action.name.endswith("_backward"):
+            yield Action(f"average_{action.name}", action.lag)
 
 
 def _bounds(sizes: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -21,7 +21,7 @@ class Machine:
     """What stages run on.
 
     Attributes:
-        devices: number of devices, 1 or more; stage k runs on device k modulo that.
+        devices: number of devices, 1 or more; stage k runs on device k modulo that, and those of a second replica on the next.
         shares_cores: the devices are the cores of one machine, on any of which a stage may run.
         memory_mib: of a device, or of all cores together; 0 for no limit.
         transfer: what messages cost.
@@ -32,7 +32,9 @@ class Machine:
     memory_mib: float = 0.0
     transfer: Transfer = field(default_factory=Transfer)
 
-    def step_s(self, works: Sequence[StageWork], measured: Sequence[float] = (1.0,), steps: int = 0) -> float:
+    def step_s(
+        self, works: Sequence[StageWork], measured: Sequence[float] = (1.0,), steps: int = 0, replicas: int = 1
+    ) -> float:
         """Return the seconds of a step: from one to the next, or of a run from the first input to the last update.
 
         Where stages share devices the first ones run ahead for longer than is simulated, but no device can do more than all
@@ -42,10 +44,13 @@ class Machine:
             works: of every stage.
             measured: speeds of stages that compute at once on the cores of the machine that was measured, see `speed_of`.
             steps: of the run; 0 for a pipeline that is full.
+            replicas: D, of every stage.
         """
+        works, num_modules = list(works) * replicas, len(works)
         where = [0 if self.shares_cores else k % self.devices for k in range(len(works))]
         speeds, shared = self._speeds(measured), len({*where}) < len(works)
-        simulated = Simulation(works, self.transfer, steps or (4 if shared else 2) * len(works) + 8, where, speeds)
+        num_steps = steps or (4 if shared else 2) * num_modules + 8
+        simulated = Simulation(works, self.transfer, num_steps, where, speeds, replicas)
         if steps:
             return simulated.run_s / steps
         work_s = [
@@ -78,6 +83,7 @@ class Prediction:
         memory_mib: on the device that has most.
         cut_bytes: over every cut, in a step.
         fits: the memory is there.
+        replicas: D, of every stage.
     """
 
     sizes: tuple[int, ...]
@@ -88,12 +94,14 @@ class Prediction:
     memory_mib: float
     cut_bytes: tuple[int, ...]
     fits: bool
+    replicas: int = 1
 
     @property
     def row(self) -> dict[str, Any]:
         """Return it as a row of a table or of a file."""
         return {
-            "num_modules": len(self.sizes), "propagation_length": self.link.length, "link": self.link.kind,
+            "num_modules": len(self.sizes), "replicas": self.replicas,
+            "propagation_length": self.link.length, "link": self.link.kind,
             "tail_memory": "recompute" if self.link.recompute else "retain", "step_ms": 1e3 * self.step_s,
             "ratio_to_bp": self.ratio_to_bp, "busy_min": min(self.busy), "busy_mean": sum(self.busy) / len(self.busy),
             "memory_mib": self.memory_mib, "widest_cut_mib": max(self.cut_bytes, default=0) / MIB, "fits": self.fits,
@@ -109,12 +117,16 @@ class Planner:
         machine: what its stages run on.
         balance: how it is cut: into modules of equal numbers of units ("count"), or so that the slowest stage is as fast
             ("time"), or the fullest as small ("memory"), as any cut allows.
+        replicas: D, of every stage; the costs are those of a part of the batch.
+        bp_s: a step of BP on one device on the whole batch; 0: the costs are those of it.
     """
 
-    def __init__(self, costs: NetworkCosts, machine: Machine, balance: str = "time") -> None:
-        self._costs, self._machine, self._balance = costs, machine, balance
+    def __init__(
+        self, costs: NetworkCosts, machine: Machine, balance: str = "time", replicas: int = 1, bp_s: float = 0.0
+    ) -> None:
+        self._costs, self._machine, self._balance, self._replicas = costs, machine, balance, replicas
         self._count, self._known = costs.count, dict[Link, Array]()
-        self.bp_s = float(Stages(costs, Link(length=0)).busy_s(0, self._count))
+        self.bp_s = bp_s or float(Stages(costs, Link(length=0)).busy_s(0, self._count))
 
     def predictions(self, counts: Iterable[int], lengths: Iterable[int], links: Sequence[Link]) -> Iterator[Prediction]:
         """Predict every pipeline that the network can be cut into, over K, l and kinds of links; nothing for what does not fit.
@@ -149,15 +161,18 @@ class Planner:
 
     def _costs_of_all(self, link: Link) -> Array:
         if link not in self._known:
-            self._known[link] = Stages(self._costs, link).costs_of_all(self._balance)
+            self._known[link] = self._stages(link).costs_of_all(self._balance)
         return self._known[link]
+
+    def _stages(self, link: Link) -> Stages:
+        return Stages(self._costs, link, self._replicas)
 
     def predict(self, sizes: Sequence[int], link: Link, steps: int = 0) -> Prediction:
         """Predict one pipeline: a step of it while it is full, or of a run of so many steps, which fill and drain it."""
-        stages, machine = Stages(self._costs, link), self._machine
+        stages, machine = self._stages(link), self._machine
         works = stages.works(sizes)
-        step_s = machine.step_s(works, self._costs.speeds, steps)
-        memory_mib = machine.fullest_mib(stages.memory_of(sizes))
+        step_s = machine.step_s(works, self._costs.speeds, steps, self._replicas)
+        memory_mib = machine.fullest_mib(stages.memory_of(sizes) * self._replicas)
         return Prediction(
             sizes=tuple(sizes),
             link=link,
@@ -167,4 +182,5 @@ class Planner:
             memory_mib=memory_mib,
             cut_bytes=tuple(a.sent(1) + b.sent(-1) for a, b in pairwise(works)),
             fits=not machine.memory_mib or memory_mib <= machine.memory_mib,
+            replicas=self._replicas,
         )

@@ -1,5 +1,6 @@
 """Simulation: a pipeline's schedule event by event, on devices that need not exist."""
 
+from collections import defaultdict
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,10 +9,11 @@ import simpy
 
 from backlink_ray.measure.timeline import Span
 from backlink_ray.pipeline.exchange import CAPACITY
-from backlink_ray.pipeline.schedule import Action, is_link, run_actions
+from backlink_ray.pipeline.schedule import Action, run_actions
 from backlink_ray.planning.sharing import Processor
 
 Process = Generator[simpy.Event, Any, None]
+Receiver = tuple[int, str]  # a stage, and the kind of message
 # Of what an action sends or receives: its kind, and whether it travels to the next stage (1) or to the previous one (-1).
 _MESSAGES = {
     "activation": ("activation", 1), "output": ("activation", 1), "local_gradient": ("local_gradient", 1),
@@ -59,9 +61,9 @@ class StageWork:
     """What a stage does in a step.
 
     Attributes:
-        actions: in order, from `pipeline.schedule`.
+        actions: in order, from `pipeline.schedule`; "average_.." if there are replicas.
         seconds: of each action that computes.
-        sent_bytes: of each action that sends.
+        sent_bytes: of each action that sends or averages.
     """
 
     actions: Sequence[Action]
@@ -71,7 +73,7 @@ class StageWork:
     @property
     def busy_s(self) -> float:
         """Return the seconds of computing in a step."""
-        return sum(self.seconds[action.name] for action in self.actions if not is_link(action.name))
+        return sum(self.seconds.get(action.name, 0.0) for action in self.actions)
 
     def sent(self, direction: int) -> int:
         """Return the bytes that go to the next stage (1) or to the previous one (-1) in a step."""
@@ -83,11 +85,12 @@ class Simulation:
     """A run of steps of a pipeline, from the first input to the last update.
 
     Args:
-        stages: what each stage does.
+        stages: what each stage does; of several replicas one after the other.
         transfer: what messages cost.
         num_steps: 4 or more.
         devices: of each stage the number of its device; () for one each.
         speeds: of stages that compute on a device at the same time, see `speed_of`.
+        replicas: D, of every stage; they average what they have computed.
 
     Attributes:
         spans: what every stage did when, in seconds from the start.
@@ -100,15 +103,18 @@ class Simulation:
         num_steps: int,
         devices: Sequence[int] = (),
         speeds: Sequence[float] = (1.0,),
+        replicas: int = 1,
     ) -> None:
         self._stages, self._transfer, self._num_steps = stages, transfer, num_steps
+        self._num_modules = len(stages) // replicas
         self.spans: list[Span] = []
         self._env = simpy.Environment()
         self._devices = devices or range(len(stages))
         self._processors = {device: Processor(self._env, speeds) for device in self._devices}
-        receivers = [(k, kind) for k in range(len(stages)) for kind, _ in _MESSAGES.values()]
-        self._mailboxes = {receiver: simpy.Store(self._env) for receiver in receivers}
-        self._rooms = {receiver: simpy.Container(self._env, CAPACITY, CAPACITY) for receiver in receivers}
+        self._mailboxes: dict[Receiver, simpy.Store] = defaultdict(lambda: simpy.Store(self._env))
+        self._rooms: dict[Receiver, simpy.Container] = defaultdict(
+            lambda: simpy.Container(self._env, CAPACITY, CAPACITY)
+        )
         for k in range(len(stages)):
             self._env.process(self._work(k))
         self._env.run()
@@ -125,45 +131,52 @@ class Simulation:
         for span in self.spans:
             ends[span.step] = max(ends[span.step], span.end_s)
         last = self._num_steps - 2
-        if len(self._processors) < len(
-            self._stages
-        ):  # what is done when some have ended is done with their part of a device
-            last = max(1, sum(end <= self._first_end_s for end in ends) - 1)
+        if len(self._processors) < len(self._stages):  # those that have ended no longer take their part of a device
+            first_end_s = min({span.stage_index: span.end_s for span in self.spans}.values())
+            last = max(1, sum(end <= first_end_s for end in ends) - 1)
         full = (last + 1) // 2
         return (ends[last] - ends[full - 1]) / (last - full + 1)
 
-    @property
-    def _first_end_s(self) -> float:
-        """Return when the first stage has done all its steps."""
-        ends: dict[int, float] = {span.stage_index: span.end_s for span in self.spans}
-        return min(ends.values())
-
     def _work(self, k: int) -> Process:
-        for name, step in run_actions(range(self._num_steps), self._stages[k].actions):
-            start = self._env.now
-            if name.startswith("send_"):
-                yield from self._send(k, *_message(name), self._stages[k].sent_bytes[name])
-            elif name.startswith("receive_"):
+        work = self._stages[k]
+        for name, step in run_actions(range(self._num_steps), work.actions):
+            start, how = self._env.now, name.partition("_")[0]
+            if how == "send":
+                kind, direction = _message(name)
+                yield from self._send(k, (k + direction, kind), work.sent_bytes[name])
+            elif how == "receive":
                 yield from self._receive(k, _message(name)[0])
+            elif how == "average":
+                yield from self._average(k, work.sent_bytes[name])
             else:
-                yield self._compute(k, self._stages[k].seconds[name])
+                yield self._compute(k, work.seconds[name])
             self.spans.append(Span(k, step, name, start, self._env.now))
 
     def _compute(self, k: int, seconds: float) -> simpy.Event:
         return self._processors[self._devices[k]].compute(seconds)
 
-    def _send(self, k: int, kind: str, direction: int, num_bytes: int) -> Process:
-        receiver = (k + direction, kind)
+    def _send(self, k: int, receiver: Receiver, num_bytes: int) -> Process:
         yield self._rooms[receiver].get(1)
-        yield self._compute(k, self._transfer.send.of(num_bytes))
+        if seconds := self._transfer.send.of(num_bytes):
+            yield self._compute(k, seconds)
         self._env.process(self._travel(k, receiver, num_bytes))
 
-    def _travel(self, k: int, receiver: tuple[int, str], num_bytes: int) -> Process:
-        helpers = [self._compute(end, self._transfer.helpers.of(num_bytes)) for end in (k, receiver[0])]
-        yield self._env.timeout(self._transfer.wire.of(num_bytes)) & helpers[0] & helpers[1]
+    def _travel(self, k: int, receiver: Receiver, num_bytes: int) -> Process:
+        seconds = self._transfer.helpers.of(num_bytes)
+        helpers = [self._compute(end, seconds) for end in (k, receiver[0]) if seconds]
+        yield self._env.all_of([self._env.timeout(self._transfer.wire.of(num_bytes)), *helpers])
         self._mailboxes[receiver].put(num_bytes)
 
     def _receive(self, k: int, kind: str) -> Process:
         num_bytes = yield self._mailboxes[k, kind].get()
         self._rooms[k, kind].put(1)
-        yield self._compute(k, self._transfer.receive.of(num_bytes))
+        if seconds := self._transfer.receive.of(num_bytes):
+            yield self._compute(k, seconds)
+
+    def _average(self, k: int, num_bytes: int) -> Process:
+        """Send what is averaged to every stage of the same module, and take theirs."""
+        others = [j for j in range(k % self._num_modules, len(self._stages), self._num_modules) if j != k]
+        for other in others:
+            yield from self._send(k, (other, f"part of {k}"), num_bytes)
+        for other in others:
+            yield from self._receive(k, f"part of {other}")

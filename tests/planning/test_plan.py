@@ -15,7 +15,7 @@ from backlink_ray.cli import main
 from backlink_ray.data.loader import Batches
 from backlink_ray.local.module import StepSeed
 from backlink_ray.local.split import split
-from backlink_ray.measure.cost import SavedTensors
+from backlink_ray.measure.cost import SavedTensors, tensor_bytes
 from backlink_ray.methods.base import Batch
 from backlink_ray.methods.greedy import GLL
 from backlink_ray.methods.state import MethodState
@@ -24,6 +24,7 @@ from backlink_ray.pipeline.threads import ThreadsExecutor
 from backlink_ray.planning.costs import NetworkCosts, measure_costs
 from backlink_ray.planning.layout import Link, Stages
 from backlink_ray.planning.plan import Machine, Planner
+from backlink_ray.planning.simulation import MessageCost, Transfer
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.job import build_modules, engine_of
 
@@ -121,6 +122,24 @@ def test_memory_that_is_not_there_is_said() -> None:
     assert not shared.fits
     assert apart.fits
     assert shared.memory_mib > apart.memory_mib
+
+
+def test_replicas_need_their_own_devices_and_average_all_gradients() -> None:
+    costs, link = measured("fp32"), Link(length=1)
+    machine = Machine(devices=6, transfer=Transfer(wire=MessageCost(1.0)))
+    one, two = (Planner(costs, machine, replicas=d, bp_s=2.0).predict(SIZES, link) for d in (1, 2))
+    shared = Planner(costs, Machine(devices=3), replicas=2).predict(SIZES, link)
+    assert (two.replicas, two.ratio_to_bp) == (2, two.step_s / 2)
+    # Each stage waits for its local gradients and its replica's to come, and these wait for each other.
+    assert two.step_s > one.step_s + 1
+    assert shared.memory_mib == pytest.approx(2 * two.memory_mib)
+    actions = [action.name for action in Stages(costs, link, replicas=2).works(SIZES)[1].actions]
+    assert [name for name in actions if "average" in name] == ["average_local_backward", "average_replica_backward"]
+    sent = Stages(costs, Link(length=0), replicas=2).works([costs.count])[0].sent_bytes["average_local_backward"]
+    network, _ = build_modules(RUN.replace(method="bp", num_modules=1), 10, 32)
+    held = [*network.parameters(), *(each for each in network.buffers() if each.is_floating_point())]
+    counters = sum(8 for each in network.buffers() if not each.is_floating_point())
+    assert sent == sum(map(tensor_bytes, held)) + 4 + counters
 
 
 def test_the_command_prints_a_command_that_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -60,6 +60,15 @@ def test_a_stage_that_sends_or_receives_computes_nothing_meanwhile() -> None:
     assert step_s(works(2, ""), helped, devices=[0, 0], speeds=(1.0,) * 4) == 3
 
 
+def test_replicas_average_after_every_backward() -> None:
+    transfer = Transfer(wire=MessageCost(0.5), send=MessageCost(0.25), receive=MessageCost(0.125, 1 / 16))
+    one = works(1, "", size=2)[0]
+    averaging = StageWork([*one.actions, Action("average_local_backward")], one.seconds, {"average_local_backward": 2})
+    assert step_s([averaging], transfer) == 3  # with nobody
+    assert step_s([averaging] * 2, transfer, replicas=2) == 3 + 0.25 + 0.5 + 0.125 + 2 / 16
+    assert step_s([averaging] * 2, replicas=2, devices=[0, 0], speeds=(1.0, 0.75)) == pytest.approx(4)
+
+
 def test_no_stage_runs_ahead_further_than_a_mailbox_holds() -> None:
     fast = StageWork([Action("body_forward"), Action("send_activation")], {"body_forward": 1.0}, {"send_activation": 0})
     slow = StageWork([Action("receive_activation"), Action("body_forward")], {"body_forward": 10.0}, {})
