@@ -137,11 +137,11 @@ class PipelineExecutor(Executor):
         compile_s = max(r.compile_s for r in reports)
         return ChunkReport(
             losses,
-            time.perf_counter() - start - compile_s,
             tuple(s for r in reports for s in r.link_s),
             tuple(mib for r in reports for mib in r.peak_memory_mib),
             tuple(span for r in reports for span in r.spans),
             compile_s,
+            time.perf_counter() - start - compile_s,
         )
 
     def evaluate(self, which: str) -> Evaluation:

@@ -146,7 +146,7 @@ class Stage:
     def run(self, num_steps: int) -> ChunkReport:
         """Train on the next `num_steps` batches, see `Steps`, and return with no message and no action pending."""
         torch.set_num_threads(self._job.torch_threads)
-        start, compiled = time.perf_counter(), compile_seconds()
+        compiled = compile_seconds()
         self._losses, self._link_s = [], 0.0
         # Dropout draws from the generator of the thread's current device.
         device = torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext()
@@ -158,8 +158,7 @@ class Stage:
         self.progress.rest(self.steps.next)
         spans, self._timeline.spans = tuple(self._timeline.spans), []
         losses, compile_s = torch.stack(self._losses)[None].double().cpu(), compile_seconds() - compiled
-        seconds, memory_mib = time.perf_counter() - start - compile_s, peak_memory_mib(self._device)
-        return ChunkReport(losses, seconds, (self._link_s,), (memory_mib,), spans, compile_s)
+        return ChunkReport(losses, (self._link_s,), (peak_memory_mib(self._device),), spans, compile_s)
 
     def _perform(self, action: str, step: int) -> None:
         getattr(self, "_" + action)(step)

@@ -125,7 +125,7 @@ def _report(saved: dict[str, Any]) -> ChunkReport:
     """Return the report of a chunk that a checkpoint holds; spans are of a process, and not kept."""
     losses = torch.tensor(saved["losses"], dtype=torch.float64)
     return ChunkReport(
-        losses, saved["seconds"], tuple(saved["link_s"]), tuple(saved["peak_memory_mib"]), (), saved["compile_s"]
+        losses, tuple(saved["link_s"]), tuple(saved["peak_memory_mib"]), (), saved["compile_s"], saved["seconds"]
     )
 
 

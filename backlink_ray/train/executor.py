@@ -120,19 +120,19 @@ class ChunkReport:
 
     Attributes:
         losses: (K, steps) float64, local losses before each update.
-        seconds: wall time of the chunk, without compile_s.
         link_s: per stage, seconds spent waiting for and sending messages.
         peak_memory_mib: per stage, device memory on CUDA, resident memory of its process on a CPU.
         spans: which stage did what when, if recorded.
         compile_s: seconds in which torch.compile compiled, of the stage that compiled longest.
+        seconds: wall time of the chunk, without compile_s, of all stages; no stage takes its own.
     """
 
     losses: Tensor
-    seconds: float
     link_s: tuple[float, ...]
     peak_memory_mib: tuple[float, ...]
     spans: tuple[Span, ...] = ()
     compile_s: float = 0.0
+    seconds: float = 0.0
 
     @property
     def num_steps(self) -> int:
@@ -143,11 +143,11 @@ class ChunkReport:
         """Return the report of this chunk and the next one as if they were one."""
         return ChunkReport(
             torch.cat([self.losses, later.losses], dim=1),
-            self.seconds + later.seconds,
             tuple(a + b for a, b in zip(self.link_s, later.link_s, strict=True)),
             tuple(map(max, self.peak_memory_mib, later.peak_memory_mib)),
             self.spans + later.spans,
             self.compile_s + later.compile_s,
+            self.seconds + later.seconds,
         )
 
 
@@ -233,7 +233,7 @@ class LocalExecutor(Executor):
         check_losses(table, first)
         num, compile_s = len(self.trainer.modules), compile_seconds() - compiled
         seconds, memory = time.perf_counter() - start - compile_s, peak_memory_mib(self.device)
-        return ChunkReport(table, seconds, (0.0,) * num, (memory,) * num, compile_s=compile_s)
+        return ChunkReport(table, (0.0,) * num, (memory,) * num, compile_s=compile_s, seconds=seconds)
 
     def evaluate(self, which: str) -> Evaluation:
         total = EvaluationSum(self.trainer.loss)
