@@ -68,12 +68,17 @@ def check_train(tmp_path: Path, executor: str, capsys: pytest.CaptureFixture[str
         (["--lr", "1e30", "--executor", "local"], 1, r"stage [01] is .*smaller lr"),
         (["--timeline", "x.foo", "--executor", "threads"], 2, r"timeline='x\.foo'.*PNG"),
         (["--timeline", "x.png", "--executor", "local"], 2, "executor local .*threads or ray"),
+        (["--timeline", "/dev/null/x.png", "--executor", "threads"], 2, "timeline='/dev/null' cannot be written"),
+        (["--transport", "collective", "--executor", "threads"], 2, "transport='collective' .*executor ray"),
+        (["--transport", "objectstore", "--executor", "local"], 2, "transport='objectstore' .*executor ray"),
+        (["--precision", "tf32", "--executor", "threads"], 2, "precision='tf32' is for GPUs"),
     ],
 )
 def test_bad_input_is_one_line(
     tmp_path: Path, arguments: list[str], code: int, values: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     check_refused(train(tmp_path / "run", *arguments), code, values, capsys)
+    assert (tmp_path / "run").exists() == (code != 2)  # what is refused leaves nothing behind
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from backlink_ray.files import local_path
 from backlink_ray.local.engine import DEFAULT
 from backlink_ray.output import say
 from backlink_ray.pipeline.resources import STAGE, StageResources
+from backlink_ray.runs.executors import check_transport
 from backlink_ray.runs.options import DEFAULT as RUN
 from backlink_ray.runs.options import RunOptions
 from backlink_ray.tracking.uri import redact
@@ -123,6 +124,8 @@ class TrialFlags(CommonFlags, LimitFlags):
         """Raise ConfigError if a number is out of range."""
         not_negative(self, "max_concurrent", "gpus")
         _ = self.options
+        if self.executor != "auto":
+            check_transport(self.transport, self.executor)
         read_runs_per_gpu(self.runs_per_gpu)
         if self.gpus and not (self.address or os.environ.get("RAY_ADDRESS")):
             raise ConfigError(

@@ -38,25 +38,36 @@ def choose_executor(
     return "local", f"{devices:g} {kind} slots are too few for K={stages} stages"
 
 
-def open_executor(config: RunConfig, job: Job, options: RunOptions, pool: StagePool | None = None) -> Executor:
-    """Open the executor of a run, and print which it is and why; see `choose_executor`.
-
-    Args:
-        config, job, options: of the run.
-        pool: the processes of Ray's stages, which outlive the executor; None: they end with it.
-    """
+def executor_for(config: RunConfig, options: RunOptions) -> tuple[str, str]:
+    """Return the executor that a run gets here, and why; ConfigError if that one cannot do what the options ask for."""
     gpus, cpus = _available(config) if config.executor == "auto" else (0.0, 0.0)
     name, why = choose_executor(config, gpus, cpus, options.resources)
-    say(f"executor {name}: {why}")
     if name == "local" and options.timeline:
         raise ConfigError(
             f"timeline={options.timeline!r} shows concurrent stages, and executor local runs one at a time; "
             "use executor threads or ray"
         )
-    if name != "ray" and options.transport != "auto":
+    check_transport(options.transport, name)
+    return name, why
+
+
+def check_transport(transport: str, executor: str) -> None:
+    """Raise ConfigError if a transport is asked for that an executor does not have."""
+    if executor != "ray" and transport != "auto":
         raise ConfigError(
-            f"transport={options.transport!r} is between stages on Ray, and this run's executor is {name}; use executor ray"
+            f"transport={transport!r} is between stages on Ray, and the executor is {executor}; use executor ray"
         )
+
+
+def open_executor(config: RunConfig, job: Job, options: RunOptions, pool: StagePool | None = None) -> Executor:
+    """Open the executor of a run, and print which it is and why; see `executor_for`.
+
+    Args:
+        config, job, options: of the run.
+        pool: the processes of Ray's stages, which outlive the executor; None: they end with it.
+    """
+    name, why = executor_for(config, options)
+    say(f"executor {name}: {why}")
     if name == "ray":
         return _open_ray(config, job, options, pool)
     local = RoundRobinExecutor if job.method.replay_size else LocalExecutor

@@ -16,7 +16,7 @@ from backlink_ray.output import say
 from backlink_ray.pipeline.pool import StagePool
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.data import dataset_of
-from backlink_ray.runs.executors import open_executor
+from backlink_ray.runs.executors import executor_for, open_executor
 from backlink_ray.runs.folder import RunFolder
 from backlink_ray.runs.job import make_job
 from backlink_ray.runs.options import DEFAULT, RunOptions
@@ -62,20 +62,29 @@ def run(
         if options.timeline:
             _say_why_not_drawn(options.timeline)
         return done
+    # What does not fit is refused before the folder is touched; a trial's, which is there already, says so.
+    first = [_prepared(config, data, options)] if options.placement_group is None else []
     with folder.opened(options.lock_timeout_s):
-        return folder.result() or _run(config, data, options, folder)
+        return folder.result() or _run(config, data, options, folder, first)
 
 
-def _run(config: RunConfig, data: Dataset, options: RunOptions, folder: RunFolder) -> dict[str, Any]:
-    timeline = local_path(options.timeline, "timeline")
+def _prepared(config: RunConfig, data: Dataset, options: RunOptions) -> Job:
+    name, _ = executor_for(config, options)
     if options.timeline:
-        make_folder(timeline.parent, "timeline")
+        make_folder(local_path(options.timeline, "timeline").parent, "timeline")
+    job = make_job(config, data, options)
+    if name != "ray":  # else the device may be another machine's
+        job.engine.check(torch.device(job.devices[0]), job.dtype)
+    return job
+
+
+def _run(config: RunConfig, data: Dataset, options: RunOptions, folder: RunFolder, first: list[Job]) -> dict[str, Any]:
     try:
         with StagePool(options.resources, options.placement_group, options.ready_timeout_s) as pool:
 
             def attempt(recoveries: int) -> tuple[dict[str, Any], tuple[Span, ...]]:
                 # Anew: an earlier attempt has changed the weights.
-                job = make_job(config, data, options, recoveries)
+                job = first.pop() if first else make_job(config, data, options, recoveries)
                 with open_executor(config, job, options, pool) as opened:
                     if not recoveries:
                         _warn_of_slow_bf16(job, opened.device)
@@ -88,7 +97,7 @@ def _run(config: RunConfig, data: Dataset, options: RunOptions, folder: RunFolde
         raise
     if options.timeline and spans:
         what = f"{config.network}, {config.run_name}, {config.head} heads, batch {config.batch_size}"
-        draw(spans, timeline, f"{what}, executor {result['executor']}")
+        draw(spans, local_path(options.timeline, "timeline"), f"{what}, executor {result['executor']}")
     elif options.timeline:
         _say_why_not_drawn(options.timeline)
     return result

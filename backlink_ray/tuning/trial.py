@@ -91,6 +91,8 @@ def _run(config: RunConfig, datasets: Mapping[str, "ray.ObjectRef[Dataset]"], ru
 
     # It waits for the folder as long as it takes: a search may choose a run again while it is running.
     options = replace(options, on_epoch=report, lock_timeout_s=inf)
+    if config.executor != "ray":  # a run of one module, among others that have stages
+        options = replace(options, transport="auto")
     data = ray.get(datasets[data_key(config)])
     result = run(config, runs / config.run_id, dataset=data, options=options)
     if not reported:  # the run had finished before an earlier driver recorded it

@@ -237,6 +237,11 @@ def test_a_dry_run_says_how_many_runs_share_a_gpu(
         ("nothing", ("--num-samples", "-1"), "num_samples=-1 is out of range; allowed 0"),
         ("nothing", ("--gpus", "4"), "gpus=4 is for an autoscaling cluster"),
         ("nothing", ("--gpus-per-stage", "-1"), "gpus_per_stage=-1.0 is out of range"),
+        (
+            "nothing",
+            ("--transport", "collective", "--executor", "threads"),
+            "transport='collective' is between stages on Ray, and the executor is threads; use executor ray",
+        ),
         ("nothing", ("--runs-per-gpu", "0"), "runs_per_gpu=0 is out of range; allowed: 1 or more, or auto"),
         ("nothing", ("--runs-per-gpu", "-1"), "runs_per_gpu=-1 is out of range"),
         ("nothing", ("--runs-per-gpu", "many"), "runs_per_gpu=many is out of range"),

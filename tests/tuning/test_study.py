@@ -12,7 +12,8 @@ from backlink_ray.data.datasets import load_dataset
 from backlink_ray.errors import BusyError, ClusterError, ConfigError, NotFiniteError, StageError, StorageError
 from backlink_ray.pipeline.resources import StageResources
 from backlink_ray.runs.config import RunConfig
-from backlink_ray.runs.options import DEFAULT
+from backlink_ray.runs.data import data_key
+from backlink_ray.runs.options import DEFAULT, RunOptions
 from backlink_ray.runs.results import columns_of
 from backlink_ray.tracking.tracker import NoTracker
 from backlink_ray.tuning.callback import run_params
@@ -22,7 +23,7 @@ from backlink_ray.tuning.resources import MEASURED, ClusterResources, read_runs_
 from backlink_ray.tuning.sharing import with_sharing
 from backlink_ray.tuning.space import Space
 from backlink_ray.tuning.study import Study
-from backlink_ray.tuning.trial import FAILURE, may_pass, trial
+from backlink_ray.tuning.trial import FAILURE, IS_FULL, may_pass, trial
 from backlink_ray.tuning.tuner import run_trials
 from tests.users import imported_from, write_project
 
@@ -163,6 +164,22 @@ def test_a_file_that_changes_while_a_study_runs_is_named(tmp_path: Path) -> None
     assert report is not None
     assert report[FAILURE].startswith("loss='std_loss:loss' has changed since the study was started; restore the file")
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(("executor", "transport"), [("ray", "collective"), ("local", "auto"), ("threads", "auto")])
+def test_a_transport_is_for_the_trials_that_have_stages_on_ray(
+    executor: str, transport: str, tmp_path: Path, ray_here: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    def told(*_: object, options: RunOptions, **__: object) -> None:
+        raise ConfigError(options.transport)
+
+    monkeypatch.setattr("backlink_ray.tuning.trial.run", told)
+    plan, data = Plan(base=PLAN.base.replace(executor=executor)), ray.put(None)
+    cluster, options = ClusterResources(num_gpus=0, num_cpus=2), RunOptions(transport="collective")
+    report = trial({}, plan, cluster, {data_key(plan.base): data}, tmp_path, {}, options)
+    assert report == {FAILURE: transport, IS_FULL: False}
 
 
 def test_a_trial_is_started_again_only_where_a_new_process_may_have_more_luck() -> None:
