@@ -139,7 +139,8 @@ class CollectiveLink(Link):
     """One stage's connection to a neighbouring actor.
 
     A thread has the next receive posted at any time, and puts what comes into the mailbox; another one sends, so that the
-    stage does not wait for the network. A message is copied by the network alone.
+    stage does not wait for the network. What is sent is the tensor's own memory, and what is received, the memory that was
+    filled: a message is copied by the network alone.
 
     Args:
         outgoing, incoming: channels to and from the neighbour.

@@ -21,7 +21,7 @@ class Layout(NamedTuple):
 
 
 def pack(tensor: Tensor) -> tuple[Tensor, Layout]:
-    """Return bytes (N,), uint8, and their layout; a view of a tensor that fills its memory, in whatever order, else a copy.
+    """Return bytes (N,), uint8, and their layout; a view of a tensor that fills its memory, in whatever order, else one copy.
 
     Channels last, or transposed, the same values may be summed up in another order, so the receiver gets them as they were.
     """
@@ -39,7 +39,7 @@ def _fills_its_memory(tensor: Tensor) -> bool:
 
 
 def unpack(data: Tensor, layout: Layout) -> Tensor:
-    """Return the tensor of these bytes, which it shares where they lie in its own order."""
+    """Return the tensor of these bytes, which it shares where they lie in its own order; else it is one copy."""
     dtype, shape, order, strides = layout
     if not data.numel():
         return torch.empty_strided(shape, strides, dtype=dtype, device=data.device)

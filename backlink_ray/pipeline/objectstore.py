@@ -17,8 +17,9 @@ from backlink_ray.pipeline.progress import wait_patiently
 class ObjectStoreLink(Link):
     """One stage's connection to a neighbouring actor.
 
-    A message has a numpy view of the tensor: Ray copies it once, into the store, and the receiver maps it read-only; a
-    torch tensor would be copied twice. A separate thread of the receiving actor puts it into the mailbox.
+    A message has a numpy view of the tensor: Ray copies it once, into the store, which the receiver maps read-only and copies
+    it out of once, on CPUs; a torch tensor would be copied twice. A separate thread of the receiving actor puts it into the
+    mailbox.
 
     Args:
         deliver: the neighbour actor's method that takes this stage's messages.
