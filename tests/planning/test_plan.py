@@ -4,12 +4,11 @@ import json
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from backlink_ray.benchmarks.jobs import job_for, modules_of, random_images
+from backlink_ray.benchmarks.jobs import modules_of, random_images
 from backlink_ray.benchmarks.memory import counted
 from backlink_ray.cli import main
 from backlink_ray.data.loader import Batches
@@ -19,8 +18,7 @@ from backlink_ray.measure.cost import SavedTensors, tensor_bytes
 from backlink_ray.methods.base import Batch
 from backlink_ray.methods.greedy import GLL
 from backlink_ray.methods.state import MethodState
-from backlink_ray.pipeline.exchange import CAPACITY, QueueLink
-from backlink_ray.pipeline.threads import ThreadsExecutor
+from backlink_ray.pipeline.exchange import CAPACITY
 from backlink_ray.planning.costs import NetworkCosts, measure_costs
 from backlink_ray.planning.layout import Link, Stages
 from backlink_ray.planning.plan import Machine, Planner
@@ -50,26 +48,6 @@ def test_bp_saves_what_is_counted_for_it() -> None:
     stages = Stages(costs := measured("fp32"), Link(length=0))
     assert stages.saved_bytes(0, costs.count) / 2**20 == found.saved_mib
     assert stages.memory_bytes(0, costs.count) / 2**20 == found.counted_mib
-
-
-@pytest.mark.parametrize("link", [Link(length=length, kind=kind) for length in (1, 2) for kind in ("replica", "error")])
-def test_bytes_over_every_cut_are_those_that_stages_send(
-    link: Link, costs: NetworkCosts, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sent: dict[int, int] = {}
-    send = QueueLink.send
-
-    def counting(self: QueueLink, kind: Any, step: int, tensor: torch.Tensor) -> None:
-        sent[step] = sent.get(step, 0) + tensor.numel() * tensor.element_size()
-        send(self, kind, step, tensor)
-
-    monkeypatch.setattr(QueueLink, "send", counting)
-    precision = "bf16" if costs.output_bytes[0] == BATCH * 16 * 32 * 32 * 2 else "fp32"
-    run = RUN.replace(sizes=SIZES, propagation_length=link.length, link=link.kind, precision=precision)
-    with ThreadsExecutor(job_for(run, random_images(2 * BATCH), "cpu")) as executor:
-        executor.train(2)
-    predicted = Planner(costs, Machine(devices=2)).predict(SIZES, link)
-    assert sent == dict.fromkeys((0, 1), sum(predicted.cut_bytes))
 
 
 def test_a_stage_saves_what_a_plan_says() -> None:
