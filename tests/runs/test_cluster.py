@@ -12,14 +12,21 @@ import pytest
 from backlink_ray.runs.token import provide_token
 from tests.test_cli import train
 
-# Starts a private Ray with one actor, and prints what it listens on, its token, and where the token can be seen.
+# Starts a private Ray whose stages exchange through torch.distributed, and prints what it listens on, its token, and where the
+# token can be seen.
 PRIVATE = """
 import json, os, psutil, ray
 from pathlib import Path
+import backlink_ray as bl
+from backlink_ray.pipeline.actors import RayExecutor
+from backlink_ray.pipeline.pool import StagePool
 from backlink_ray.runs.cluster import start_once
+from tests.examples import job
 start_once()
-actor = ray.remote(num_cpus=0)(type("Actor", (), {"f": lambda self: os.getpid()})).remote()
-ray.get(actor.f.remote())
+pool = StagePool()
+executor = RayExecutor(job(bl.GLL(), 2, transport="collective"), pool)
+stages = [psutil.Process(home.process_id) for home in pool.homes.values()]
+count = [len([c for c in stage.net_connections("inet") if c.status == psutil.CONN_LISTEN]) for stage in stages]
 mine = [psutil.Process(), *psutil.Process().children(recursive=True)]
 listening = [(p.name(), c.laddr.ip) for p in mine for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN]
 file = Path(os.environ["RAY_AUTH_TOKEN_PATH"])
@@ -27,7 +34,7 @@ token = file.read_text()
 shown = [p.name() for p in mine if token in " ".join([*p.cmdline(), *p.environ().values()])]
 session = Path(ray._private.worker._global_node.get_session_dir_path())
 logs = [str(f) for f in session.rglob("*") if f.is_file() and token in f.read_text(errors="replace")]
-print(json.dumps(dict(listening=listening, file=str(file), length=len(token), shown=shown, logs=logs,
+print(json.dumps(dict(listening=listening, count=count, file=str(file), length=len(token), shown=shown, logs=logs,
                       modes=[file.stat().st_mode & 0o777, file.parent.stat().st_mode & 0o777])))
 """
 
@@ -38,7 +45,8 @@ def test_a_private_ray_listens_on_loopback_only_and_only_its_owner_can_read_its_
     done = subprocess.run([sys.executable, "-c", PRIVATE], env=environment, capture_output=True, text=True, timeout=110)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert {name for name, _ in found["listening"]} >= {"gcs_server", "raylet", "ray::Actor"}
+    assert {name for name, _ in found["listening"]} >= {"gcs_server", "raylet", "ray::StageActor"}
+    assert min(found["count"]) > 1  # Ray's own, and those of torch.distributed
     assert {ip.removeprefix("::ffff:") for _, ip in found["listening"]} == {"127.0.0.1"}
     assert found["modes"] == [0o600, 0o700]
     assert (found["length"], found["shown"], found["logs"]) == (64, [], [])
