@@ -2,7 +2,7 @@
 
 import pytest
 
-from backlink_ray.pipeline.schedule import Action, step_actions
+from backlink_ray.pipeline.schedule import Action, is_link, step_actions
 from backlink_ray.planning.simulation import MessageCost, Simulation, StageWork, Transfer
 
 
@@ -11,7 +11,7 @@ def works(num_stages: int, link: str = "replica", size: int = 0, **slow: float) 
     last, found = num_stages - 1, []
     for k in range(num_stages):
         actions = step_actions(is_first=k == 0, is_last=k == last, link=link)
-        seconds = {a.name: slow.get(a.name, float("update" not in a.name)) for a in actions}
+        seconds = {a.name: slow.get(a.name, float("update" not in a.name)) for a in actions if not is_link(a.name)}
         found.append(StageWork(actions, seconds, {a.name: size for a in actions}))
     return found
 
