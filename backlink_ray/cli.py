@@ -49,9 +49,14 @@ class Train(LimitFlags):
     timeline: str = ""
     """PNG file for a chart of when each stage runs forward, backward and its update, waits and exchanges."""
 
+    @property
+    def run_config(self) -> RunConfig:
+        """Return the run; ConfigError if a field of it is out of range."""
+        return RunConfig(**{**vars(self.config), "options": vars(self.own)})
+
     def main(self) -> int:
         """Train, and print one line per epoch."""
-        config = RunConfig(**{**vars(self.config), "options": vars(self.own)})
+        config = self.run_config
         if self.timeline and not self.timeline.endswith(".png"):
             raise ConfigError(f"timeline={self.timeline!r} is not a PNG file; give a name that ends in .png")
         options = replace(self.options, timeline=self.timeline, on_epoch=_print_epoch(config))
@@ -147,20 +152,23 @@ class Report:
         return 0
 
 
+def read_command(arguments: Sequence[str]) -> Train | Plan | Bench | Report | Sync:
+    """Return the command that the arguments ask for, not run yet."""
+    train = _train_with(arguments) if arguments[:1] == ["train"] else Train
+    commands: dict[str, Callable[..., Any]] = {
+        "train": train, "plan": Plan, "bench": Bench, "report": Report, "sync": Sync
+    }  # fmt: skip
+    read = partial(tyro.extras.subcommand_cli_from_dict, commands, prog="backlink-ray", description=__doc__)
+    command: Train | Plan | Bench | Report | Sync = parse(read, arguments)
+    return command
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line and run it; return the exit code as `guarded` does."""
-
-    def run_command() -> int:
-        given = sys.argv[1:] if arguments is None else arguments
-        train = _train_with(given) if given[:1] == ["train"] else Train
-        commands: dict[str, Callable[..., Any]] = {
-            "train": train, "plan": Plan, "bench": Bench, "report": Report, "sync": Sync
-        }  # fmt: skip
-        read = partial(tyro.extras.subcommand_cli_from_dict, commands, prog="backlink-ray", description=__doc__)
-        command: Train | Plan | Bench | Report | Sync = parse(read, given)
-        return command.main()
-
-    return guarded(run_command, lambda: "run the same command again to resume")
+    return guarded(
+        lambda: read_command(sys.argv[1:] if arguments is None else list(arguments)).main(),
+        lambda: "run the same command again to resume",
+    )
 
 
 if __name__ == "__main__":

@@ -110,7 +110,7 @@ def test_the_contents_page_is_complete() -> None:
     assert list(bl.__all__) == sorted(bl.__all__, key=lambda n: (not n.isupper(), n))
     assert all(hasattr(bl, name) for name in bl.__all__)
     assert set(bl.__all__) <= set(dir(bl))
-    listed = (PACKAGE.parent / "README.md").read_text().split("## The library")[1].split("## ")[0]
+    listed = (PACKAGE.parent / "docs" / "architecture.md").read_text().split("## The library")[1].split("## ")[0]
     assert set(re.findall(r"`(\w+)`", listed)) == set(bl.__all__)
 
 

@@ -42,7 +42,7 @@ class RunFields:
     """The fields of a run that every method has."""
 
     network: str = text("resnet32")
-    """alexnet, vgg16, vit<depth>, resnet<6n+2> (resnet8, resnet32, resnet110), or your own: MODULE:FUNCTION, see README."""
+    """alexnet, vgg16, vit<depth>, resnet<6n+2> (resnet8, resnet32, resnet110), or your own: MODULE:FUNCTION."""
     dataset: str = choice(*DATASETS, default="cifar10-sample", importable=True)
     """cifar10-sample is part of the package; the others are downloaded into the data root; or MODULE:FUNCTION."""
     method: str = choice(*METHODS, default="backlink", importable=True)

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from backlink_ray.commands.search import SearchCommand
+from tests.pages import README, blocks, unseen
 from tests.studies.recipes import ROOT, run_recipe, start_recipe
 from tests.tracking.mlflow_store import Store
 
@@ -28,6 +29,8 @@ def test_the_main_job_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     done = start_recipe("tune_resnet110", *flags)
     assert done.returncode == 0, done.stderr
     assert "backlink K=2 l=3 alpha=0.5 eta=0.02 ray  epoch 3/3" in done.stdout
+    (shown,) = [block for block in blocks(README.read_text(), "text") if "[0/3 done]" in block]
+    assert unseen(shown, done.stdout) == []
     assert run_recipe("tune_resnet110", *flags, "--resume", "auto") == 0
     again = capsys.readouterr()
     assert "nothing left to run" in again.err
