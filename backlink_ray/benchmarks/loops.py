@@ -1,10 +1,7 @@
 """Loops: training loops to compare, each on one prepared batch: in plain torch, through `Trainer`, and parts of a step alone."""
 
-import multiprocessing
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from dataclasses import replace
-from multiprocessing.connection import Connection
 
 import torch
 import torch.nn.functional as F
@@ -100,38 +97,6 @@ def beyond_bp(given: Given, config: RunConfig) -> Run:
             torch.autograd.grad(output, parameters, error, retain_graph=True)
 
     return _repeated(step, engine, given.device)
-
-
-def elsewhere(*makes: Callable[[], Run]) -> Run:
-    """Return all of make(), picklable, each called in a new process that takes its turns when asked, and ends with this one.
-
-    They are as ordinary scripts are, without what this library sets for a whole process.
-    """
-    context, ours = multiprocessing.get_context("spawn"), list[Connection]()
-    for make in makes:
-        our_end, their_end = multiprocessing.Pipe()
-        context.Process(target=_serve, args=(make, their_end, torch.get_num_threads()), daemon=True).start()
-        their_end.close()  # so that it is noticed if the process ends
-        ours.append(our_end)
-
-    def run(steps: int) -> None:
-        for end in ours:
-            end.send(steps)
-        for end in ours:
-            if (answer := end.recv()) != steps:
-                raise AssertionError(f"a process answers {answer}, and was asked for {steps} steps")
-
-    return run
-
-
-def _serve(make: Callable[[], Run], turns: Connection, threads: int) -> None:
-    torch.set_num_threads(threads)
-    run = make()
-    with suppress(EOFError):  # nobody asks any more
-        while True:
-            steps = turns.recv()
-            run(steps)
-            turns.send(steps)
 
 
 def _sgd(parameters: Iterable[nn.Parameter], fused: bool = True) -> torch.optim.SGD:

@@ -1,168 +1,286 @@
 """Pipeline: the step of local learning's pipelines beside BP's and beside what a user would pick instead, on the same cores."""
 
 import os
-import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from backlink_ray.benchmarks.alone import Alone
 from backlink_ray.benchmarks.jobs import job_for, random_images
-from backlink_ray.benchmarks.rivals import SCHEDULES, Task, data_parallel, pipeline
-from backlink_ray.benchmarks.rounds import Run, interleaved, ratio, spread
+from backlink_ray.benchmarks.rivals import SCHEDULES, Task, data_parallel, pipelines
+from backlink_ray.benchmarks.rounds import Run, ratio, spread
 from backlink_ray.data.loader import Batches
-from backlink_ray.local.module import StepSeed
+from backlink_ray.errors import ConfigError
 from backlink_ray.nets.build import build_network
-from backlink_ray.pipeline.exchange import Kind, Link
-from backlink_ray.pipeline.injector import make_stage
 from backlink_ray.pipeline.pool import StagePool
 from backlink_ray.pipeline.resources import StageResources
-from backlink_ray.pipeline.stage import plan_stages
 from backlink_ray.pipeline.threads import ThreadsExecutor
-from backlink_ray.planning import layout
 from backlink_ray.planning.costs import measure_costs
-from backlink_ray.planning.plan import Machine, Planner, Prediction
+from backlink_ray.planning.layout import Link, Stages
+from backlink_ray.planning.plan import MIB, Machine, Planner
+from backlink_ray.planning.simulation import Transfer
 from backlink_ray.planning.units import unit_modules
 from backlink_ray.runs.cluster import start_once
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.job import engine_of
 from backlink_ray.runs.results import Row
-from backlink_ray.train.executor import Executor, Job, LocalExecutor
+from backlink_ray.train.executor import ChunkReport, Executor, Job, LocalExecutor
+
+# Steps of a pipeline that has just been built, before it is timed: the first one makes momentum, and finds its memory.
+WARM_UP = 1
+COLUMNS = (
+    "name", "network", "num_modules", "propagation_length", "transport", "balance", "sizes", "step_s", "ratio_to_bp",
+    "fraction_of_bound", "exposed_link_s", "predicted_s", "predicted_ratio", "device_mib", "bound_s", "n",
+)  # fmt: skip
+
+
+class Setting(NamedTuple):
+    """Of a pipeline of ours: K; how it is cut, as in `Planner`; l, where 0 is GLL."""
+
+    num_modules: int
+    balance: str
+    length: int
+
+    def __str__(self) -> str:
+        return f"K={self.num_modules} l={self.length} by {self.balance}"
 
 
 def pipeline_rows(
-    base: RunConfig, lengths: Sequence[int], transports: Sequence[str], balance: str, steps: int, rounds: int
+    base: RunConfig,
+    settings: Sequence[Setting],
+    transports: Sequence[str],
+    rivals: Sequence[str],
+    turns: tuple[int, int],
 ) -> Iterator[Row]:
     """Time BP, rivals and our pipelines in turn on this machine's cores, one thread a stage, and yield a row for each.
 
-    Its columns: step_s; ratio_to_bp of the same round; of ours sizes; predicted_s, of a round by a plan without costs of links;
-    bound_s, the step of the slowest stage by itself, with a neighbour that never keeps it waiting; fraction_of_bound, that
-    beside the step of the same round; and exposed_link_s, what the stage that waits least waits and exchanges in a step.
+    Of its COLUMNS, ratio_to_bp and fraction_of_bound are ratios to times of the same round: BP's, and `bound_s`;
+    exposed_link_s is what the stage that waits least waits and exchanges in a step; predicted_s is what plan predicts, and
+    predicted_ratio that over what was measured; device_mib is what plan predicts for the device that has most in memory, with
+    one for each stage or replica.
 
     Args:
-        base: network, heads, batch and engine; its num_modules is the number of stages of all.
-        lengths: l of ours; 0 is GLL. One that fits no cut is left out.
+        base: network, heads, batch and engine.
+        settings: of ours; one that fits no cut is left out.
         transports: of ours: "queue" between threads; "objectstore" and "collective" between Ray actors.
-        balance: how ours are cut, as in `Planner`; rivals' pipelines are cut so that their slowest stage is as fast as can be.
-        steps: per round, which begins and ends with an empty pipeline: few of them show mostly how it fills.
-        rounds: counted, after one that is not.
+        rivals: of `SCHEDULES`, and "ddp"; their pipelines are cut so that their slowest stage is as fast as can be, and left out
+            where the network has too few units.
+        turns: steps per round, which begins and ends with an empty pipeline: few of them show mostly how it fills; and rounds,
+            after one that does not count.
+
+    Raises:
+        ConfigError: no setting fits.
     """
     base = base.replace(final_head="native")  # the same network for all
-    planned, of_bp = _planned(base, lengths, balance, steps)
-    images, task = random_images(2 * base.batch_size), Task(base.network, base.batch_size, engine_of(base))
-    bp = base.replace(method="bp")
+    plans, (steps, rounds) = Plans(base), turns
+    cuts = {setting: sizes for setting in settings if (sizes := plans.sizes(setting))}
+    if not cuts:
+        raise ConfigError(
+            f"none of {', '.join(map(str, settings))} fits {base.network} with {base.head} heads; give a smaller K or l"
+        )
+    counts = sorted({setting.num_modules for setting in settings})
     with ExitStack() as stack:
-        opened = {"bp": stack.enter_context(LocalExecutor(job_for(bp, images, "cpu")))}
-        runs: dict[Any, Run] = {"bp": opened["bp"].train}
-        runs |= {name: pipeline(task, name, of_bp) for name in SCHEDULES}
-        start_once()
-        runs["ddp"] = stack.enter_context(data_parallel(task, base.num_modules))
-        link_s: dict[Any, list[float]] = {}
-        for length, plan in planned.items():
-            config = _config(base, length, plan.sizes)
-            alone = stages_alone(job_for(config, images, "cpu"))
-            runs |= {(length, k): run for k, run in enumerate(alone)}
-            for transport in transports:
-                key = length, transport
-                executor = stack.enter_context(_opened(job_for(config, images, "cpu"), transport, stack))
-                link_s[key] = []
-                runs[key] = partial(_train, executor, link_s[key])
-        times = interleaved(runs, "cpu", steps, rounds)
-    about = {"network": base.network, "num_modules": base.num_modules, "n": rounds}
-    for name in ("bp", *SCHEDULES, "ddp"):
-        yield {"name": name, **about, **_step(times, name)}
-    for length, transport in link_s:
-        slowest = max((times[length, k] for k in range(base.num_modules)), key=statistics.median)
-        yield {
-            "name": "backlink" if length else "gll", **about, "propagation_length": length, "transport": transport,
-            "sizes": list(planned[length].sizes), **_step(times, (length, transport)), "predicted_s": planned[length].step_s,
-            **spread("bound_s", slowest),
-            **ratio("fraction_of_bound", slowest, times[length, transport]),
-            **spread("exposed_link_s", link_s[length, transport][1:]),
-        }  # fmt: skip
+        bp = stack.enter_context(_bp(base, plans))
+        measured: list[Timed | Ours] = [bp]
+        for k in counts:
+            measured += stack.enter_context(_rivals(base, k, rivals, plans))
+        ways = stack.enter_context(_ways(transports, max(counts)))
+        measured += [_ours(base, ways, steps, plans, *cut) for cut in cuts.items()]
+        for _ in range(1 + rounds):
+            for each in measured:
+                each.take(steps)
+    for each in measured:
+        for row in each.rows(bp.step_s):
+            yield {**dict.fromkeys(COLUMNS), "network": base.network, "n": rounds, **row}
 
 
-def _step(times: Mapping[Any, Sequence[float]], key: Any) -> Row:
-    return spread("step_s", times[key]) | ratio("ratio_to_bp", times[key], times["bp"])
-
-
-def _train(executor: Executor, link_s: list[float], steps: int) -> None:
-    link_s.append(min(executor.train(steps).link_s) / steps)
-
-
-def _config(base: RunConfig, length: int, sizes: Sequence[int]) -> RunConfig:
-    if length:
-        return base.replace(method="backlink", sizes=tuple(sizes), propagation_length=length, alpha=0.5)
-    return base.replace(method="gll", sizes=tuple(sizes))
-
-
-def _planned(
-    base: RunConfig, lengths: Iterable[int], balance: str, steps: int
-) -> tuple[dict[int, Prediction], Sequence[int]]:
-    """Return, for every l that fits, the cut and what is predicted for it on this machine's cores; and a cut of BP's network."""
-    engine, network = engine_of(base), build_network(base.network)
-    batches = Batches(random_images(2 * base.batch_size), base.batch_size, seed=0, memory_format=engine.torch_format)
-    costs = measure_costs(unit_modules(network, base.head, final_head="native"), batches, engine)
-    machine = Machine(devices=os.cpu_count() or 1, shares_cores=True)
-    planner, links = Planner(costs, machine, balance), [layout.Link(length=length) for length in lengths]
-    cuts = {link: sizes for link in links if (sizes := planner.sizes(base.num_modules, link))}
-    last = np.append(np.zeros(costs.count - 1), costs.head_s[-1])  # BP has no other head
-    of_bp = Planner(replace(costs, head_s=last), machine).sizes(base.num_modules, layout.Link(length=0))
-    return {link.length: planner.predict(sizes, link, steps) for link, sizes in cuts.items()}, of_bp
-
-
-def _opened(job: Job, transport: str, stack: ExitStack) -> Executor:
-    if transport == "queue":
-        return ThreadsExecutor(job)
-    from backlink_ray.pipeline.actors import RayExecutor  # threads do not need Ray
-
-    pool = stack.enter_context(StagePool(StageResources(cpus_per_stage=0.01, gpus_per_stage=0)))  # all share the cores
-    return RayExecutor(job.with_parts(transport=transport), pool)
-
-
-class Ready(Link):
-    """Stands for a neighbour that never keeps a stage waiting: it takes everything, and has every message at once.
+class Timed:
+    """A run whose turns are timed; the first of them does not count.
 
     Args:
-        messages: by kind.
+        run: takes the steps.
+        known: columns of its row.
     """
 
-    def __init__(self, messages: Mapping[Kind, Tensor]) -> None:
-        self._messages = messages
+    def __init__(self, run: Run, known: Row) -> None:
+        self._run, self._known, self._seconds = run, known, list[float]()
 
-    def send(self, kind: Kind, step: int, tensor: Tensor) -> None:
-        pass
+    def take(self, steps: int) -> None:
+        """Take a turn."""
+        start = time.perf_counter()
+        self._run(steps)
+        self._seconds.append((time.perf_counter() - start) / steps)
 
-    def receive(self, kind: Kind, step: int) -> Tensor:
-        return self._messages[kind]
+    @property
+    def step_s(self) -> list[float]:
+        """Return the seconds of a step, of every turn."""
+        return self._seconds[1:]
 
-    def receive_any(self, kind: Kind) -> tuple[int, Tensor]:
-        raise AssertionError(f"{kind}: stages that do not keep step are not measured alone")
-
-
-def stages_alone(job: Job) -> list[Run]:
-    """Return the steps of every stage of a job by itself, on activations of the untrained network and gradients of zero."""
-    found: list[Run] = []
-    method, how = job.method, StepSeed(engine=job.engine)
-    message = x = job.batches(torch.device("cpu"), job.dtype).inputs(0)
-    for plan in plan_stages(job):
-        module, stage = plan.job.modules[0], make_stage(plan)
-        length = method.tail_length(module)
-        with torch.no_grad(), job.engine.running(x.device):
-            a = module.body(length)(x, how)
-            x = module.tail(length)(a, how)
-        before = {Kind.ACTIVATION: message, Kind.LOCAL_GRADIENT: _nothing_for(plan.replica.weights)}
-        after = {Kind.LINK_GRADIENT: _nothing_for(module.tail(length).weights), Kind.ERROR: torch.zeros_like(x)}
-        stage.connect(Ready(before), Ready(after))
-        found.append(stage.run)
-        message = x if method.link_kind == "error" else a
-    return found
+    def rows(self, bp_s: Sequence[float]) -> Iterator[Row]:
+        """Yield its row, beside BP's seconds."""
+        yield self._known | _compared(self.step_s, bp_s, self._known.get("predicted_s"))
 
 
-def _nothing_for(weights: Sequence[Tensor]) -> Tensor:
-    return torch.zeros(sum(weight.numel() for weight in weights))
+class Way(NamedTuple):
+    """How messages of ours travel: what builds such a pipeline, and what its messages cost."""
+
+    build: Callable[[Job], Executor]
+    transfer: Transfer
+
+
+class Ours:
+    """The pipelines of one setting, and its stages alone. A pipeline is built for its turn: then its processes are another one's.
+
+    Args:
+        job: of the stages alone, and of the pipelines.
+        ways: of the pipelines, by transport.
+        predicted_s: of each.
+        known: columns of all their rows.
+    """
+
+    def __init__(
+        self, job: Callable[[], Job], ways: Mapping[str, Way], predicted_s: Mapping[str, float], known: Row
+    ) -> None:
+        self._alone, self._job = Alone(job()), job()
+        self._ways, self._predicted_s, self._known = ways, predicted_s, known
+        self._reports: dict[str, list[ChunkReport]] = {transport: [] for transport in ways}
+
+    def take(self, steps: int) -> None:
+        """Take a turn of each."""
+        self._alone.take(steps)
+        for transport, way in self._ways.items():
+            executor = way.build(self._job.with_parts(transport=transport))
+            try:
+                executor.train(WARM_UP)
+                self._reports[transport].append(executor.train(steps))
+            finally:
+                executor.close(failed=True)  # what it has learned is of no use
+
+    def rows(self, bp_s: Sequence[float]) -> Iterator[Row]:
+        """Yield a row for each transport, beside BP's seconds."""
+        bound_s = self._alone.bounds_s[1:]
+        for transport, reports in self._reports.items():
+            step_s = [report.seconds / report.num_steps for report in reports[1:]]
+            exposed_s = [min(report.link_s) / report.num_steps for report in reports[1:]]
+            yield {
+                **self._known, "transport": transport, **_compared(step_s, bp_s, self._predicted_s[transport]),
+                **ratio("fraction_of_bound", bound_s, step_s), **spread("bound_s", bound_s),
+                **spread("exposed_link_s", exposed_s),
+            }  # fmt: skip
+
+
+def _compared(step_s: Sequence[float], bp_s: Sequence[float], predicted_s: float | None) -> Row:
+    found = spread("step_s", step_s) | ratio("ratio_to_bp", step_s, bp_s)
+    predicted_ratio = predicted_s / found["step_s"] if predicted_s else None
+    return {**found, "predicted_s": predicted_s, "predicted_ratio": predicted_ratio}
+
+
+class Plans:
+    """What plan says of a network on this machine's cores, from one measurement of its units.
+
+    Args:
+        base: as of `pipeline_rows`.
+    """
+
+    def __init__(self, base: RunConfig) -> None:
+        engine, modules = engine_of(base), unit_modules(build_network(base.network), base.head, final_head="native")
+        batches = Batches(
+            random_images(2 * base.batch_size), base.batch_size, seed=0, memory_format=engine.torch_format
+        )
+        self._costs = measure_costs(modules, batches, engine)
+        self._machine = Machine(devices=os.cpu_count() or 1, shares_cores=True)
+        self.bp_s = Planner(self._costs, self._machine).bp_s
+
+    def sizes(self, setting: Setting) -> list[int]:
+        """Return the sizes of a pipeline of ours; none if there is no such cut."""
+        planner = Planner(self._costs, self._machine, setting.balance)
+        return planner.sizes(setting.num_modules, Link(length=setting.length))
+
+    def step_s(self, sizes: Sequence[int], length: int, transfer: Transfer, steps: int) -> float:
+        """Return what is predicted for a step of a pipeline of ours, of so many that begin and end with an empty one."""
+        planner = Planner(self._costs, replace(self._machine, transfer=transfer))
+        return planner.predict(sizes, Link(length=length), steps).step_s
+
+    def bp_sizes(self, num_stages: int) -> list[int]:
+        """Return how a pipeline of BP is cut, which has no head but the last; none if the network has too few units."""
+        last = np.append(np.zeros(self._costs.count - 1), self._costs.head_s[-1])
+        return Planner(replace(self._costs, head_s=last), self._machine).sizes(num_stages, Link(length=0))
+
+    def fullest_mib(self, sizes: Sequence[int], length: int) -> float:
+        """Return the memory of the device that has most, with one for each stage of a pipeline of ours."""
+        return max(Stages(self._costs, Link(length=length)).memory_of(sizes)) / MIB
+
+    def copied_mib(self, replicas: int) -> float:
+        """Return the memory of a device with a copy of the whole network, which it trains on its part of the batch."""
+        whole, units = Stages(self._costs, Link(length=0)), (0, self._costs.count)
+        saved = float(whole.saved_bytes(*units))
+        return (float(whole.memory_bytes(*units)) - saved + saved / replicas) / MIB
+
+
+@contextmanager
+def _bp(base: RunConfig, plans: Plans) -> Iterator[Timed]:
+    job = job_for(base.replace(method="bp"), random_images(2 * base.batch_size), "cpu")
+    with LocalExecutor(job) as executor:
+        known = {"name": "bp", "num_modules": 1, "predicted_s": plans.bp_s, "device_mib": plans.copied_mib(1)}
+        yield Timed(executor.train, known)
+
+
+@contextmanager
+def _rivals(base: RunConfig, count: int, rivals: Sequence[str], plans: Plans) -> Iterator[list[Timed]]:
+    """Yield the rivals that there can be, in their order, each in so many processes."""
+    task = Task(base.network, base.batch_size, engine_of(base))
+    stages = {name: count * SCHEDULES[name].stages for name in rivals if name in SCHEDULES}
+    cuts = {name: sizes for name, number in stages.items() if (sizes := plans.bp_sizes(number))}
+    known: dict[str, Row] = {name: {"balance": "time", "sizes": sizes} for name, sizes in cuts.items()}
+    with ExitStack() as stack:
+        runs = stack.enter_context(pipelines(task, count, cuts)) if cuts else {}
+        if "ddp" in rivals:
+            start_once()
+            runs["ddp"] = stack.enter_context(data_parallel(task, count))
+            known["ddp"] = {"device_mib": plans.copied_mib(count)}
+        yield [
+            Timed(runs[name], {"name": name, "num_modules": count, **known[name]}) for name in rivals if name in runs
+        ]
+
+
+def _ours(
+    base: RunConfig, ways: Mapping[str, Way], steps: int, plans: Plans, setting: Setting, sizes: Sequence[int]
+) -> Ours:
+    k, balance, length = setting
+    own = {"method": "backlink", "propagation_length": length, "alpha": 0.5} if length else {"method": "gll"}
+    config = base.replace(**own, num_modules=k, sizes=tuple(sizes))
+    known = {
+        "name": config.method, "num_modules": k, "propagation_length": length, "balance": balance, "sizes": list(sizes),
+        "device_mib": plans.fullest_mib(sizes, length),
+    }  # fmt: skip
+    predicted_s = {transport: plans.step_s(sizes, length, way.transfer, steps) for transport, way in ways.items()}
+    return Ours(lambda: job_for(config, random_images(2 * base.batch_size), "cpu"), ways, predicted_s, known)
+
+
+@contextmanager
+def _ways(transports: Sequence[str], most_stages: int) -> Iterator[dict[str, Way]]:
+    """Yield the ways of our messages, by transport; all pipelines between Ray actors live in the same processes, in turn."""
+    found = dict.fromkeys({*transports} & {"queue"}, Way(ThreadsExecutor, Transfer()))
+    if not (over_ray := [transport for transport in transports if transport != "queue"]):
+        yield found
+        return
+    start_once()
+    from ray.util.placement_group import placement_group, remove_placement_group  # threads do not need it
+
+    from backlink_ray.pipeline.actors import RayExecutor
+    from backlink_ray.planning.links import measure_transfer
+
+    each = StageResources(cpus_per_stage=0.01, gpus_per_stage=0)  # all share the cores
+    transfers = {transport: measure_transfer(transport)[0] for transport in over_ray}
+    group = placement_group(each.bundles(most_stages), strategy="PACK")
+    try:
+        with StagePool(each, group) as pool:
+            build = partial(RayExecutor, pool=pool)
+            yield found | {transport: Way(build, transfer) for transport, transfer in transfers.items()}
+    finally:
+        remove_placement_group(group)

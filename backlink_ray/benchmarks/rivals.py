@@ -2,35 +2,55 @@
 
 Pipelines of torch.distributed.pipelining split the batch into microbatches, and compute the same gradients as BP but for batch
 norms, which see a microbatch; naive model parallelism is such a pipeline with one of them. DistributedDataParallel copies the
-whole network to every device, and splits the batch.
+whole network to every device, and splits the batch. Their processes listen at this machine's address in the cluster alone.
 """
 
 import asyncio
-import socket
-import threading
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import wait
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from itertools import accumulate
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed import ProcessGroupGloo, Store, TCPStore  # type: ignore[attr-defined]
 
 from backlink_ray.allocator import prepare_process
+from backlink_ray.benchmarks.elsewhere import STEP_TIMEOUT_S, Elsewhere
 from backlink_ray.benchmarks.jobs import random_images
-from backlink_ray.benchmarks.loops import elsewhere
 from backlink_ray.benchmarks.rounds import Run
 from backlink_ray.data.loader import Batches
+from backlink_ray.errors import BacklinkError, first_line
 from backlink_ray.local.engine import Engine
 from backlink_ray.nets.build import build_network
+from backlink_ray.pipeline.collective import Address, Meeting
+from backlink_ray.pipeline.threads import Daemon
 
-# Of torch.distributed.pipelining, and microbatches of a step; naive model parallelism is a pipeline with one.
-SCHEDULES = {"naive": ("ScheduleGPipe", 1), "gpipe": ("ScheduleGPipe", 8), "1f1b": ("Schedule1F1B", 8)}
+
+class Schedule(NamedTuple):
+    """A schedule of torch.distributed.pipelining: its class, microbatches of a step, and stages of a process."""
+
+    name: str
+    microbatches: int = 8
+    stages: int = 1
+
+
+SCHEDULES = {
+    "naive": Schedule("ScheduleGPipe", microbatches=1), "gpipe": Schedule("ScheduleGPipe"), "1f1b": Schedule("Schedule1F1B"),
+    "zero_bubble": Schedule("ScheduleInterleavedZeroBubble", stages=2),
+}  # fmt: skip
+# How often to look whether data parallel training has failed, which its turn does not say.
+POLL_S = 0.5
+# How long its workers may take to end.
+END_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +62,45 @@ class Task:
     engine: Engine
 
 
-def pipeline(task: Task, schedule: str, sizes: Sequence[int]) -> Run:
-    """Return the steps of a pipeline whose stages have these sizes, each in a process.
+@contextmanager
+def pipelines(task: Task, count: int, cuts: Mapping[str, Sequence[int]]) -> Iterator[dict[str, Run]]:
+    """Yield the steps of pipelines by name; all of them live in the same processes.
 
     Args:
         task: what is trained.
-        schedule: naive, gpipe or 1f1b.
-        sizes: units of each stage.
+        count: number of processes.
+        cuts: by name, of `SCHEDULES`, the sizes of its stages.
     """
-    meeting = _meeting()
-    return elsewhere(*(partial(_stage, task, schedule, tuple(sizes), rank, meeting) for rank in range(len(sizes))))
+    meeting = Meeting("127.0.0.1")
+    with Elsewhere(*(partial(_pipelines, task, cuts, meeting.address, rank, count) for rank in range(count))) as others:
+        yield {name: partial(others.run, name) for name in cuts}
+
+
+def _pipelines(
+    task: Task, cuts: Mapping[str, Sequence[int]], address: Address, rank: int, count: int
+) -> dict[str, Run]:
+    _join(address, address[0], rank, count)
+    return {name: _pipeline(task, SCHEDULES[name], sizes, rank, count)[0] for name, sizes in cuts.items()}
+
+
+def _pipeline(task: Task, schedule: Schedule, sizes: Sequence[int], rank: int, count: int) -> tuple[Run, nn.Module]:
+    """Return the steps of this process's stages, every count-th, and the stages."""
+    from torch.distributed import pipelining
+
+    stops, places = list(accumulate(sizes)), range(rank, len(sizes), count)
+    parts = nn.ModuleList(_part(task, stops[k] - sizes[k], stops[k]) for k in places)
+    device = torch.device("cpu")
+    stages = [pipelining.PipelineStage(part, k, len(sizes), device) for part, k in zip(parts, places, strict=True)]
+    pipe = getattr(pipelining, schedule.name)(
+        stages if schedule.stages > 1 else stages[0], min(schedule.microbatches, task.batch_size), loss_fn=_loss
+    )
+    batches = _batches(task, task.batch_size)
+
+    def step(t: int) -> None:
+        given = [batches.inputs(t)] * (rank == 0)
+        pipe.step(*given, **{"target": batches.labels(t)} if rank == count - 1 else {})
+
+    return _trained(task, parts, step), parts
 
 
 @contextmanager
@@ -59,22 +108,56 @@ def data_parallel(task: Task, replicas: int) -> Iterator[Run]:
     """Yield the steps of DistributedDataParallel through Ray Train, each replica a worker with its part of the batch."""
     import ray
     from ray.train import RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
 
+    meeting = Meeting(ray.util.get_node_ip_address())
     turns: Any = ray.remote(num_cpus=0)(Turns).remote(replicas)
-    with TemporaryDirectory() as folder:
+    given = {"task": task, "replicas": replicas, "turns": turns, "address": meeting.address}
+    with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         trainer = TorchTrainer(
             _replica,
-            train_loop_config={"task": task, "replicas": replicas, "turns": turns},
-            torch_config=TorchConfig(backend="gloo"),
+            train_loop_config=given,
+            torch_config=_without_group(),
             scaling_config=ScalingConfig(num_workers=replicas, resources_per_worker={"CPU": 0.01}),
             run_config=RunConfig(storage_path=folder),
         )
-        fitting = threading.Thread(target=trainer.fit, daemon=True)
-        fitting.start()
-        yield lambda steps: ray.get(turns.run.remote(steps))
-        ray.get(turns.run.remote(0))
-        fitting.join()
+        fitting = Daemon("ddp").submit(trainer.fit)
+
+        def run(steps: int) -> None:
+            taken, limit_s = turns.run.remote(steps), STEP_TIMEOUT_S * (steps + 1)
+            end_s = time.monotonic() + limit_s
+            while not ray.wait([taken], timeout=POLL_S)[0]:
+                if fitting.done():
+                    raise BacklinkError(f"ddp: {_cause(fitting.exception(), replicas)}")
+                if time.monotonic() > end_s:
+                    raise BacklinkError(f"ddp: its workers have not answered within {limit_s:g} s")
+
+        try:
+            yield run
+            turns.run.remote(0)
+            wait([fitting], END_TIMEOUT_S)
+        finally:
+            ray.kill(turns)  # workers that still wait for it end, too
+
+
+def _cause(error: BaseException | None, replicas: int) -> str:
+    failures: dict[int, BaseException] = getattr(error, "worker_failures", {})
+    for rank, failure in sorted(failures.items()):
+        return f"worker {rank} of {replicas} failed: {type(failure).__name__}: {first_line(failure)}"
+    return f"Ray Train failed: {type(error).__name__}: {first_line(error)}" if error else "its workers have ended"
+
+
+def _without_group() -> Any:
+    """Return a configuration with which Ray Train's workers do not meet: the store of its own would listen at all addresses."""
+    from ray.train.backend import Backend
+    from ray.train.torch import TorchConfig
+
+    class WithoutGroup(TorchConfig):
+        @property
+        def backend_cls(self) -> type[Backend]:
+            return Backend
+
+    return WithoutGroup(backend="gloo")
 
 
 class Turns:
@@ -103,39 +186,42 @@ class Turns:
 def _replica(given: dict[str, Any]) -> None:
     import ray
 
-    task, turns = given["task"], given["turns"]
-    torch.set_num_threads(1)
-    network = _part(task, 0, None)
-    model = nn.parallel.DistributedDataParallel(network)
-    batches = _batches(task, task.batch_size // given["replicas"])
-    run = _trained(task, network, lambda t: F.cross_entropy(model(batches.inputs(t)), batches.labels(t)).backward())
-    while steps := ray.get(turns.next.remote(dist.get_rank())):
+    rank, turns = ray.train.get_context().get_world_rank(), given["turns"]
+    _join(given["address"], ray.util.get_node_ip_address(), rank, given["replicas"])
+    run, _ = _data_parallel(given["task"], rank, given["replicas"])
+    while steps := ray.get(turns.next.remote(rank)):
         run(steps)
         ray.get(turns.done.remote())
     ray.get(turns.done.remote())
 
 
-def _meeting() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return f"tcp://127.0.0.1:{free.getsockname()[1]}"
-
-
-def _stage(task: Task, schedule: str, sizes: tuple[int, ...], rank: int, meeting: str) -> Run:
-    from torch.distributed import pipelining
-
-    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=len(sizes))
-    stop = list(accumulate(sizes))[rank]
-    part, batches = _part(task, stop - sizes[rank], stop), _batches(task, task.batch_size)
-    name, microbatches = SCHEDULES[schedule]
-    stage = pipelining.PipelineStage(part, rank, len(sizes), torch.device("cpu"))
-    pipe = getattr(pipelining, name)(stage, min(microbatches, task.batch_size), loss_fn=F.cross_entropy)
-    is_first, is_last = rank == 0, rank == len(sizes) - 1
+def _data_parallel(task: Task, rank: int, count: int) -> tuple[Run, nn.Module]:
+    network = _part(task, 0, None)
+    model = nn.parallel.DistributedDataParallel(network)
+    batches = _batches(task, task.batch_size // count)  # of the whole batch, the rank-th part
 
     def step(t: int) -> None:
-        given = [batches.inputs(t)] * is_first
-        pipe.step(*given, **{"target": batches.labels(t)} if is_last else {})
+        own = t * count + rank
+        _loss(model(batches.inputs(own)), batches.labels(own)).backward()
 
-    return _trained(task, part, step)
+    return _trained(task, network, step), network
+
+
+def _join(address: Address, host: str, rank: int, count: int) -> None:
+    """Make all processes that come to an address one group, whose connections are at this machine's address in the cluster."""
+    dist.Backend.register_backend("gloo_at", partial(_gloo, host), devices=["cpu"])
+    store = TCPStore(*address, None, False, timedelta(seconds=STEP_TIMEOUT_S), wait_for_workers=False)
+    dist.init_process_group("gloo_at", store=store, rank=rank, world_size=count)
+
+
+def _gloo(host: str, store: Store, rank: int, count: int, timeout: timedelta) -> ProcessGroupGloo:
+    options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]
+    options._devices, options._timeout = [ProcessGroupGloo.create_device(hostname=host)], timeout
+    return ProcessGroupGloo(store, rank, count, options)
+
+
+def _loss(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(logits.float(), labels)
 
 
 class _Arranged(torch.autograd.Function):
@@ -180,8 +266,9 @@ def _batches(task: Task, size: int) -> Batches:
 
 
 def _trained(task: Task, part: nn.Module, backward: Callable[[int], object]) -> Run:
-    """Return steps of gradients and updates with the paper's optimizer, in a process prepared as ours."""
+    """Return steps of gradients and updates with the paper's optimizer, in a process prepared as ours, with one thread."""
     prepare_process()
+    torch.set_num_threads(1)
     sgd = torch.optim.SGD(part.parameters(), 0.01, 0.9, weight_decay=1e-4, nesterov=True, fused=True)
     done = [0]
 

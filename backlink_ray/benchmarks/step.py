@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
+from backlink_ray.benchmarks.elsewhere import Elsewhere
 from backlink_ray.benchmarks.jobs import job_for, random_images, with_engine
-from backlink_ray.benchmarks.loops import Given, beyond_bp, elsewhere, plain_loop, trainer_loop
+from backlink_ray.benchmarks.loops import Given, beyond_bp, plain_loop, trainer_loop
 from backlink_ray.benchmarks.rounds import Run, interleaved, ratio, spread
 from backlink_ray.local.engine import Engine
 from backlink_ray.measure.compiling import compile_seconds
@@ -139,8 +140,12 @@ def _opened(kind: Kind, given: Given) -> tuple[Run, Row]:
     if engine.graph:
         run(WARM_UP + 1)  # captures
     if kind.name == "plain" and device.type == "cpu":  # this process keeps freed memory, see `allocator`
-        run = elsewhere(partial(kind.loop, given))
+        run = partial(Elsewhere(partial(_loops, kind, given)).run, kind.name)
     return run, found
+
+
+def _loops(kind: Kind, given: Given) -> dict[str, Run]:
+    return {kind.name: kind.loop(given)}
 
 
 def convolution_rows(network: str, device: str) -> Iterator[Row]:

@@ -12,7 +12,7 @@ import tyro
 from backlink_ray.benchmarks.checks import executor_differences, gradient_errors
 from backlink_ray.benchmarks.data import data_rows
 from backlink_ray.benchmarks.memory import memory_rows
-from backlink_ray.benchmarks.pipeline import pipeline_rows
+from backlink_ray.benchmarks.pipeline import Setting, pipeline_rows
 from backlink_ray.benchmarks.rows import written
 from backlink_ray.benchmarks.soak import soak_rows
 from backlink_ray.benchmarks.step import convolution_rows, step_rows
@@ -38,10 +38,10 @@ class Bench:
     step: time, operations and memory of a training step of BP, GLL and BackLink, beside a plain loop's, and convolutions in
     bfloat16. memory: peak of a step over K and l (paper, Fig. 7), allocated on a GPU, counted elsewhere. data: batches.
     correctness: float64 gradients on the device against the CPU, and executors against each other. pipeline: our pipelines, their
-    slowest stage alone, BP on one core, and what one would pick instead: naive model parallelism, GPipe, 1F1B, data parallel.
-    headline: the best-known cells of Tables II and III at the full recipe,
-    on CIFAR-10. soak: steps of a small run on CPU cores while its stages, and the process that stands by to replace
-    one, are killed, one every 30 s at random times, as a share of what it does undisturbed (goodput).
+    slowest stage alone, BP on one core, and what one would pick instead: naive model parallelism, GPipe, 1F1B, zero bubble, data
+    parallel. headline: the best-known cells of Tables II and III at the full recipe, on CIFAR-10. soak: steps of a small run on
+    CPU cores while its stages, and the process that stands by to replace one, are killed, one every 30 s at random times, as a
+    share of what it does undisturbed (goodput).
     """
 
     item: tyro.conf.Positional[Literal["step", "memory", "data", "correctness", "pipeline", "headline", "soak"]]
@@ -70,14 +70,22 @@ class Bench:
     """step, data, pipeline: steps per round; default: 20 on a GPU, else 1, and 10 for pipeline."""
     rounds: int = 0
     """step, data, pipeline: rounds, after one that is discarded; default 5."""
-    num_modules: int = 2
-    """pipeline: K, the number of stages of all."""
+    num_modules: tuple[int, ...] = (2,)
+    """pipeline: K, the number of stages, and of rivals' processes."""
     propagation_length: tuple[int, ...] = (0, 1, 2, 4)
-    """pipeline: l of ours."""
+    """pipeline: l of ours; 0 is GLL."""
     transport: tuple[Literal["queue", "objectstore", "collective"], ...] = ("queue", "objectstore", "collective")
     """pipeline: how messages of ours travel: queue (threads), objectstore or collective (Ray actors)."""
-    balance: Literal["count", "time", "memory"] = "time"
+    balance: tuple[Literal["count", "time", "memory"], ...] = ("time",)
     """pipeline: how ours are cut, as for plan."""
+    rivals: tuple[Literal["naive", "gpipe", "1f1b", "zero_bubble", "ddp"], ...] = (
+        "naive",
+        "gpipe",
+        "1f1b",
+        "zero_bubble",
+        "ddp",
+    )
+    """pipeline: what runs beside ours, if anything."""
     minutes: float = 5.0
     """soak: how long stages are killed; the undisturbed run takes half as long."""
     seeds: int = 1
@@ -108,11 +116,7 @@ class Bench:
                 "headline at full size needs a GPU, which this machine lacks; give --smoke-test, or --device"
             )
         not_negative(self, "batch_size", "steps", "rounds")
-        size = self.number("batch_size", 128, 4)
-        if self.item == "pipeline" and not (1 < self.num_modules <= 8 and size % self.num_modules == 0):
-            raise ConfigError(
-                f"num_modules={self.num_modules} is out of range at batch_size={size}; allowed 2..8 by which it can be divided"
-            )
+        self._check_pipelines()
         if not self.minutes > 0:
             raise ConfigError(f"minutes={self.minutes} is out of range; allowed above 0")
         for name in ("threads", "seeds"):
@@ -125,6 +129,19 @@ class Bench:
             unit_count(network)  # checks the name
         for engine in self.engines:
             engine.check(torch.device(self.chosen_device), torch.float32)
+
+    def _check_pipelines(self) -> None:
+        size = self.number("batch_size", 128, 4)
+        for k in self.num_modules:
+            if not 1 < k <= 16:
+                raise ConfigError(f"num_modules={k} is out of range; allowed 2..16")
+            if self.item == "pipeline" and "ddp" in self.rivals and size % k:
+                raise ConfigError(
+                    f"num_modules={k} replicas of ddp cannot share batch_size={size}; allowed: what divides it, or --rivals "
+                    "without ddp"
+                )
+        if any(length < 0 for length in self.propagation_length):
+            raise ConfigError(f"propagation_length={self.propagation_length} is out of range; allowed 0 or more")
 
     @property
     def chosen_device(self) -> str:
@@ -192,11 +209,10 @@ def _correctness(bench: Bench) -> Iterator[Row]:
 def _pipeline(bench: Bench) -> Iterator[Row]:
     how: dict[str, Any] = vars(bench.engines[0])
     size, steps, rounds = (bench.number(*n) for n in (("batch_size", 128, 4), ("steps", 10, 1), ("rounds", 5, 1)))
+    settings = [Setting(*each) for each in product(bench.num_modules, bench.balance, bench.propagation_length)]
     for network in bench.networks("resnet32", "resnet110"):
-        base = RunConfig(
-            network=network, method="gll", head="conv", num_modules=bench.num_modules, batch_size=size, **how
-        )
-        yield from pipeline_rows(base, bench.propagation_length, bench.transport, bench.balance, steps, rounds)
+        base = RunConfig(network=network, method="gll", head="conv", num_modules=2, batch_size=size, **how)
+        yield from pipeline_rows(base, settings, bench.transport, bench.rivals, (steps, rounds))
 
 
 def headline_cells(smoke: bool) -> list[RunConfig]:

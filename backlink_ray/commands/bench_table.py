@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
+from backlink_ray.commands.pipeline_table import print_pipelines
 from backlink_ray.commands.results_table import print_table
 from backlink_ray.runs.results import Row
 
@@ -19,6 +20,9 @@ _LEFT_OUT = ("what", "run_id", "weights_sha256", "dataset_digest", "memory_sourc
 def print_rows(rows: Sequence[Row]) -> None:
     """Print rows; what is the same in all of a table is in its title."""
     for what, group in groupby(rows, key=lambda row: row["what"]):
+        if what == "pipeline":
+            print_pipelines(list(group))
+            continue
         title, columns, cells = table(list(group))
         print_table(columns, cells, f"{what}: {title}" if title else what)
 

@@ -1,19 +1,46 @@
-"""A stage is measured alone, without waiting for anybody; the whole table is a slow test of tests/commands/test_bench.py."""
+"""Our pipelines and their stages alone; with rivals, the whole table is a slow test of tests/commands/test_bench.py."""
+
+from typing import Any
 
 import pytest
 
+from backlink_ray.benchmarks.alone import bound_s, stages_alone
 from backlink_ray.benchmarks.jobs import job_for, random_images
-from backlink_ray.benchmarks.pipeline import stages_alone
+from backlink_ray.benchmarks.pipeline import COLUMNS, Setting, pipeline_rows
 from backlink_ray.runs.config import RunConfig
 
 RUN = RunConfig(network="resnet8", head="conv", num_modules=3, batch_size=4, alpha=0.5, propagation_length=1)
+BASE = RunConfig(network="resnet8", head="conv", num_modules=2, batch_size=4, method="gll")
 
 
 @pytest.mark.parametrize("run", [RUN, RUN.replace(link="error"), RUN.replace(method="gll")])
 def test_every_stage_runs_alone(run: RunConfig) -> None:
-    runs = stages_alone(job_for(run, random_images(8), "cpu"))
-    assert len(runs) == 3
-    for each in runs:
-        report = each(2)
+    stages = stages_alone(job_for(run, random_images(8), "cpu"))
+    assert len(stages) == 3
+    for stage in stages:
+        report = stage.run(2)
         assert report.losses.shape[-1] == 2
         assert report.losses.isfinite().all()
+
+
+@pytest.mark.parametrize(("cores", "bound"), [(3, 4.0), (2, 4.0), (1, 7.0)])
+def test_the_bound_is_the_slowest_stage_or_what_the_cores_can_do(cores: int, bound: float) -> None:
+    assert bound_s([2.0, 4.0, 1.0], cores) == bound
+
+
+def test_a_row_for_every_number_of_stages_cut_and_length() -> None:
+    settings = [Setting(k, balance, length) for k in (2, 3) for balance in ("count", "time") for length in (0, 2)]
+    rows: list[dict[str, Any]] = list(pipeline_rows(BASE, settings, ["queue"], [], (1, 1)))
+    found = [(row["num_modules"], row["balance"], row["propagation_length"]) for row in rows[1:]]
+    assert [row["name"] for row in rows[:3]] == ["bp", "gll", "backlink"]
+    assert set(found) <= {tuple(setting) for setting in settings}
+    assert (3, "count", 2) not in found  # of four units a module has one
+    assert len(found) == 6
+    for row in rows:
+        assert {*COLUMNS} <= row.keys()
+        assert row["predicted_ratio"] == row["predicted_s"] / row["step_s"]
+        assert row["device_mib"] > 0
+    for row in rows[1:]:
+        assert sum(row["sizes"]) == 4
+        assert row["fraction_of_bound"] == pytest.approx(row["bound_s"] / row["step_s"])
+        assert row["device_mib"] < 1.5 * rows[0]["device_mib"]

@@ -73,15 +73,30 @@ def test_batches_of_data(tmp_path: Path) -> None:
     assert all(row["share_of_step"] > 0 and row["images_per_s"] == 4 / row["batch_s"] for row in rows)
 
 
+def test_pipelines_are_shown_in_80_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ("--rivals", "--transport", "queue", "--balance", "count", "time", "--propagation-length", "0", "1")
+    rows = rows_of("pipeline", tmp_path, *flags)
+    shown = capsys.readouterr().out.splitlines()
+    assert [row["name"] for row in rows] == ["bp", *["gll", "backlink"] * 2]
+    assert max(map(len, shown)) <= 80
+    names = [line.split()[0] for line in shown if line.split()[:1] in (["bp"], ["gll"], ["backlink"])]
+    assert names == [row["name"] for row in rows]
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 def test_pipelines_beside_their_rivals_at_a_small_size(tmp_path: Path, ray_here: None) -> None:
-    rows = rows_of("pipeline", tmp_path)
-    assert [row["name"] for row in rows] == ["bp", "naive", "gpipe", "1f1b", "ddp", *["gll"] * 3, *["backlink"] * 6]
-    assert [row["transport"] for row in rows[5:]] == ["queue", "objectstore", "collective"] * 3  # l = 4 fits no cut
+    rows = rows_of("pipeline", tmp_path, "--num-modules", "2", "4")
+    rivals = ["naive", "gpipe", "1f1b", "zero_bubble", "ddp"]
+    ours = [*["gll"] * 3, *["backlink"] * 6]  # l = 4 fits no cut
+    # Of four units four modules have one each, and eight stages none.
+    of_four = ["naive", "gpipe", "1f1b", "ddp"]
+    assert [row["name"] for row in rows] == ["bp", *rivals, *of_four, *ours, *["gll"] * 3, *["backlink"] * 3]
+    assert [row["num_modules"] for row in rows] == [1, *[2] * 5, *[4] * 4, *[2] * 9, *[4] * 6]
+    assert [row["transport"] for row in rows[10:]] == ["queue", "objectstore", "collective"] * 5
     assert rows[0]["ratio_to_bp"] == 1.0
     assert all(row["step_s"] > 0 and row["n"] == 1 for row in rows)
-    assert all(row["exposed_link_s"] > 0 and row["bound_s"] > 0 and row["predicted_s"] > 0 for row in rows[5:])
+    assert all(row["exposed_link_s"] > 0 and row["bound_s"] > 0 and row["predicted_s"] > 0 for row in rows[10:])
 
 
 @pytest.mark.slow
@@ -121,6 +136,26 @@ def test_bad_flags_are_one_line(
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
     assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--num-modules", "2", "1"), "num_modules=1 is out of range; allowed 2..16"),
+        (("--num-modules", "3"), "num_modules=3 replicas of ddp cannot share batch_size=4"),
+        (("--propagation-length", "-1"), "propagation_length=(-1,) is out of range; allowed 0 or more"),
+        (
+            ("--propagation-length", "4", "--rivals", "--transport", "queue"),
+            "none of K=2 l=4 by time fits resnet8 with conv heads",
+        ),
+    ],
+)
+def test_pipelines_that_cannot_be_are_one_line(
+    flags: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", "pipeline", "--smoke-test", *flags]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
 
 
 def test_a_folder_is_no_file_for_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
