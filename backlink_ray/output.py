@@ -3,7 +3,11 @@
 import errno
 import io
 import sys
-from typing import Any
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
+
+_T = TypeVar("_T")
 
 _NOBODY_READS = (errno.EPIPE, errno.EIO)  # a reader that had enough (`| head -1`); a terminal that was closed
 
@@ -23,6 +27,23 @@ class _Forgiving(io.FileIO):
 def say(line: str) -> None:
     """Print a line for the user on standard error, at once; standard output is for results."""
     print(line, file=sys.stderr, flush=True)
+
+
+def told(items: Sequence[_T], what: str, every_s: float = 10.0) -> Iterator[_T]:
+    """Yield items; where they take long, say on standard error how many are done and how long the others may take.
+
+    Args:
+        what: is done, for example "rounds of measuring".
+        every_s: between two such lines.
+    """
+    start = said = time.monotonic()
+    for done, item in enumerate(items):
+        now = time.monotonic()
+        if done and now - said > every_s:
+            left_s = (now - start) / done * (len(items) - done)
+            say(f"{done} of {len(items)} {what}, about {left_s:.0f} s to go")
+            said = now
+        yield item
 
 
 def forgive_output() -> None:

@@ -20,6 +20,7 @@ from backlink_ray.figures.data import FigureData
 from backlink_ray.figures.save import save_figure
 from backlink_ray.nets.names import unit_count
 from backlink_ray.paper.cells import find
+from backlink_ray.paper.claims import quoted_times
 from backlink_ray.paper.recipes import recipe
 from backlink_ray.runs.results import config_of
 from backlink_ray.tuning.plan import Plan
@@ -28,10 +29,7 @@ KS = (2, 4, 8, 16)
 PAPER = recipe(find("table3/cifar10/resnet110/conv/K4/l2"))
 SMOKE = PAPER.replace(network="resnet14", dataset="cifar10-sample", num_modules=2, propagation_length=1, batch_size=64)
 TIMING = {"paper": {"steps": 10, "rounds": 7}, "smoke": {"steps": 2, "rounds": 3}}
-# The best cases that the paper's text quotes, as fractions of BP's time; the text does not state K.
-QUOTED = {0.77: "paper: GLL at best, V100", 0.48: "paper: BackLink at best (GLL 0.47), P100"}
 RECORDED = ("step_ms", "time_ratio", "time_ratio_min", "time_ratio_max", "n", "steps")
-PLAIN = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
 
 
 def runs(base: RunConfig, longest: int) -> tuple[RunConfig, ...]:
@@ -132,9 +130,8 @@ def panel(axes: Any, rows: list[dict[str, Any]], title: str, device: str) -> Non
         )
         axes.errorbar(x, y, yerr=[low, high], capsize=2, elinewidth=1, **style.line_style(name, index))
     axes.plot(ks, [1 / k for k in ks], color=style.INK, linewidth=0.9, linestyle=":")
-    for share, text in QUOTED.items():
-        axes.axhline(share, **style.QUOTED_LINE)
-        axes.text(0.95, share + 0.015, text, fontsize=7, color=style.QUOTE, bbox=PLAIN, zorder=3)
+    for share, text in quoted_times().items():
+        style.quote(axes, share, text)
     style.label_values(axes, ks, base=2)
     axes.set_xlim(0.9, max(ks) * 1.25)
 

@@ -1,20 +1,30 @@
 """Plan: the predicted time of a step over the number of modules, and the memory of the fullest device."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from backlink_ray.figures.style import INK, QUOTED_LINE, format_axes, label_values, legend, line_style, new_figure
+from backlink_ray.figures.style import (
+    INK,
+    QUOTED_LINE,
+    format_axes,
+    label_values,
+    legend,
+    line_style,
+    new_figure,
+    quote,
+)
 from backlink_ray.files import make_folder
 from backlink_ray.planning.plan import Prediction
 
 
-def draw_plan(found: Sequence[Prediction], path: Path, title: str) -> None:
+def draw_plan(found: Sequence[Prediction], path: Path, title: str, quoted: Mapping[float, str]) -> None:
     """Write a PNG: over K, the fastest step of every l as a ratio to BP's, what it would be without waiting, and its memory.
 
     Args:
         found: predictions; of several of one K and l the fastest is drawn.
         path: the file; its folder is created.
         title: of the figure.
+        quoted: ratios that the paper quotes, each with whose it is.
     """
     figure, (time, memory) = new_figure(2, title)
     for index, length in enumerate(sorted({each.link.length for each in found if len(each.sizes) > 1})):
@@ -29,6 +39,8 @@ def draw_plan(found: Sequence[Prediction], path: Path, title: str) -> None:
     )
     format_axes(memory, "Memory of the fullest device", "K, local modules", "MiB")
     time.axhline(1.0, **QUOTED_LINE)
+    for ratio, text in quoted.items():
+        quote(time, ratio, text)
     counts = sorted({len(each.sizes) for each in found})
     for axes in (time, memory):
         label_values(axes, [count for count in counts if count & (count - 1) == 0], base=2)

@@ -81,6 +81,13 @@ def legend(figure: "Figure") -> None:
     figure.legend(list(once.values()), list(once), loc="outside right upper", frameon=False, fontsize=9)
 
 
+def quote(axes: "Axes", y: float, text: str) -> None:
+    """Draw a value that the paper quotes as a line across a panel, with a label above its left end."""
+    axes.axhline(y, **QUOTED_LINE)
+    place, plain = axes.get_yaxis_transform(), {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
+    axes.text(0.01, y + 0.015, text, fontsize=7, color=QUOTE, bbox=plain, zorder=3, transform=place)
+
+
 def mark_paper(axes: "Axes", x: float, y: float, text: str, offset_pt: tuple[float, float] = (-8.0, 28.0)) -> None:
     """Mark a point that the paper's text quotes with a star and a label, whose right end is offset_pt from the point."""
     axes.plot([x], [y], marker="*", markersize=11, color="white", markeredgecolor=INK, linestyle="", zorder=6)

@@ -62,6 +62,15 @@ def inconsistencies() -> list[str]:
     return list(_file()["inconsistencies"])
 
 
+def quoted_times() -> dict[float, str]:
+    """Return the best step times of Fig. 9 that the text quotes, as shares of BP's; the text does not say at which K."""
+    share = {claim["id"]: round(1 - claim["value"] / 100, 2) for claim in claims() if claim["kind"] == "saving"}
+    return {
+        share["runtime-gll-v100"]: "paper: GLL at best, V100",
+        share["runtime-backlink"]: f"paper: BackLink at best (GLL {share['runtime-gll-p100']}), P100",
+    }
+
+
 def judge(claim: Claim, evidence: Evidence) -> Finding:
     """Judge a claim by recorded runs."""
     paper, ours, verdict = _JUDGES[claim["kind"]](claim, evidence)

@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,7 @@ from backlink_ray.local.engine import Engine
 from backlink_ray.local.graph import Graph, differentiate
 from backlink_ray.local.module import LocalModule, StepSeed
 from backlink_ray.measure.cost import SavedTensors, Stopwatch, tensor_bytes
+from backlink_ray.output import told
 from backlink_ray.planning.contention import measure_speeds
 from backlink_ray.planning.units import NoHead
 from backlink_ray.train.optim import Sgd, Updater
@@ -77,6 +78,13 @@ class NetworkCosts:
         """Return N."""
         return len(self.forward_s)
 
+    def spread(self, stand_ins: Sequence[int]) -> "NetworkCosts":
+        """Return the costs of a network whose unit i costs what unit stand_ins[i] does here."""
+        arrays = {
+            each.name: value for each in fields(self) if isinstance(value := getattr(self, each.name), np.ndarray)
+        }
+        return replace(self, **{name: array[np.array(stand_ins)] for name, array in arrays.items()})
+
 
 def measure_costs(
     modules: Sequence[LocalModule],
@@ -98,7 +106,8 @@ def measure_costs(
     x = batches.inputs(0)
     engine.arrange_weights(modules)
     with engine.running(x.device):
-        rounds = [[_round(modules, x, engine, to_input) for to_input in (True, False)] for _ in range(repeats + 1)][1:]
+        numbers = told(range(repeats + 1), "rounds of measuring the units")
+        rounds = [[_round(modules, x, engine, to_input) for to_input in (True, False)] for _ in numbers][1:]
         (forward_s, backward_s), (_, without_s) = np.median(rounds, axis=0)
         return NetworkCosts(
             batch_size=len(x),

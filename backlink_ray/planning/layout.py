@@ -132,7 +132,8 @@ class Stages:
 
     def memory_of(self, sizes: Sequence[int]) -> list[float]:
         """Return the peak of every stage in bytes."""
-        return [float(self.memory_bytes(*bounds)) for bounds in _bounds(sizes)]
+        stops = np.cumsum(sizes)
+        return self.memory_bytes(stops - sizes, stops).tolist()  # type: ignore[no-any-return]
 
     def works(self, sizes: Sequence[int]) -> list[StageWork]:
         """Return what each stage does in a step."""
@@ -163,7 +164,8 @@ class Stages:
 
     def costs_of_all(self, balance: str) -> Array:
         """Return the cost of every stage as (N + 1, N + 1) [start, stop]: busy seconds ("time") or bytes ("memory")."""
-        start, stop = np.meshgrid(np.arange(self._count + 1), np.arange(self._count + 1), indexing="ij")
+        places = np.arange(self._count + 1)
+        start, stop = places[:, None], places[None, :]
         found = (self.busy_s if balance == "time" else self.memory_bytes)(start, np.maximum(stop, 1))
         return np.where((stop > start) & np.isfinite(self._costs.head_s[stop - 1]), found, np.inf)
 

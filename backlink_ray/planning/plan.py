@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 
 from backlink_ray.local.sizes import longest_propagation, module_sizes
-from backlink_ray.planning.balance import balanced_sizes
-from backlink_ray.planning.costs import Array, NetworkCosts
+from backlink_ray.planning.balance import Balance
+from backlink_ray.planning.costs import NetworkCosts
 from backlink_ray.planning.layout import Link, Stages
 from backlink_ray.planning.simulation import Simulation, StageWork, Transfer
 
 MIB = 2**20
+Cut = tuple[tuple[int, ...], Link]  # sizes, and what is between them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,11 +126,15 @@ class Planner:
         self, costs: NetworkCosts, machine: Machine, balance: str = "time", replicas: int = 1, bp_s: float = 0.0
     ) -> None:
         self._costs, self._machine, self._balance, self._replicas = costs, machine, balance, replicas
-        self._count, self._known = costs.count, dict[Link, Array]()
+        self._count, self._known = costs.count, dict[Link, Balance]()
         self.bp_s = bp_s or float(Stages(costs, Link(length=0)).busy_s(0, self._count))
 
     def predictions(self, counts: Iterable[int], lengths: Iterable[int], links: Sequence[Link]) -> Iterator[Prediction]:
-        """Predict every pipeline that the network can be cut into, over K, l and kinds of links; nothing for what does not fit.
+        """Predict every pipeline that the network can be cut into, see `cuts`."""
+        return (self.predict(sizes, link) for sizes, link in self.cuts(counts, lengths, links))
+
+    def cuts(self, counts: Iterable[int], lengths: Iterable[int], links: Sequence[Link]) -> Iterator[Cut]:
+        """Cut the network in every way, over K, l and kinds of links; nothing for what does not fit.
 
         Args:
             counts: K.
@@ -141,7 +146,29 @@ class Planner:
             for link in links if length else links[:1]:
                 link = replace(link, length=length)
                 if sizes := self.sizes(num_modules, link):
-                    yield self.predict(sizes, link)
+                    yield tuple(sizes), link
+
+    def fastest(self, cuts: Iterable[Cut], best: Prediction | None = None) -> Prediction | None:
+        """Return the fastest of some pipelines that fit, and of one known; None without any.
+
+        One is simulated only if its slowest stage by itself, which no step can beat, takes less than the best step so far.
+        """
+        bounds = [(self._slowest_s(*cut), len(cut[0]), cut) for cut in cuts if self._fits(self._memory_mib(*cut))]
+        for slowest_s, _, cut in sorted(bounds, key=lambda bound: bound[:2]):
+            if not best or slowest_s < best.step_s:
+                found = self.predict(*cut)
+                best = min(best or found, found, key=lambda each: each.step_s)
+        return best
+
+    def _slowest_s(self, sizes: Sequence[int], link: Link) -> float:
+        stops = np.cumsum(sizes)
+        return float(self._stages(link).busy_s(stops - sizes, stops).max())
+
+    def _memory_mib(self, sizes: Sequence[int], link: Link) -> float:
+        return self._machine.fullest_mib(self._stages(link).memory_of(sizes) * self._replicas)
+
+    def _fits(self, memory_mib: float) -> bool:
+        return not self._machine.memory_mib or memory_mib <= self._machine.memory_mib
 
     def sizes(self, num_modules: int, link: Link) -> list[int]:
         """Return the sizes of K modules; none where l does not fit them, or no head fits where they end."""
@@ -154,15 +181,12 @@ class Planner:
         smallest = max(1, link.length)
         if (num_modules - 1) * smallest >= self._count:
             return []
-        return balanced_sizes(self._costs_of_all(link), num_modules, smallest)
+        if link not in self._known:
+            self._known[link] = Balance(self._stages(link).costs_of_all(self._balance), smallest)
+        return self._known[link].sizes(num_modules)
 
     def _has_heads(self, sizes: Sequence[int]) -> bool:
         return bool(np.isfinite(self._costs.head_s[np.cumsum(sizes) - 1]).all())
-
-    def _costs_of_all(self, link: Link) -> Array:
-        if link not in self._known:
-            self._known[link] = self._stages(link).costs_of_all(self._balance)
-        return self._known[link]
 
     def _stages(self, link: Link) -> Stages:
         return Stages(self._costs, link, self._replicas)
@@ -172,7 +196,7 @@ class Planner:
         stages, machine = self._stages(link), self._machine
         works = stages.works(sizes)
         step_s = machine.step_s(works, self._costs.speeds, steps, self._replicas)
-        memory_mib = machine.fullest_mib(stages.memory_of(sizes) * self._replicas)
+        memory_mib = self._memory_mib(sizes, link)
         return Prediction(
             sizes=tuple(sizes),
             link=link,
@@ -181,6 +205,6 @@ class Planner:
             busy=tuple(work.busy_s / step_s for work in works),
             memory_mib=memory_mib,
             cut_bytes=tuple(a.sent(1) + b.sent(-1) for a, b in pairwise(works)),
-            fits=not machine.memory_mib or memory_mib <= machine.memory_mib,
+            fits=self._fits(memory_mib),
             replicas=self._replicas,
         )

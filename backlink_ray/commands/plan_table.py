@@ -1,0 +1,54 @@
+"""Plan table: predictions as rows of a table, and as the flags of `train` that they stand for."""
+
+from collections.abc import Sequence
+from itertools import groupby
+
+from backlink_ray.planning.plan import Prediction
+from backlink_ray.planning.scaling import Choice
+
+COLUMNS = ("K", "l", "link", "tail", "step ms", "/ BP", "busy %", "MiB", "cut MiB", "sizes")
+
+
+# With a number of devices in front, and without sizes: 80 characters.
+SCALING_COLUMNS = ("devices", *COLUMNS[:-2])
+
+
+def cells(each: Prediction) -> list[str]:
+    """Return a row of the table."""
+    row, busy = each.row, [f"{100 * share:.0f}" for share in (min(each.busy), max(each.busy))]
+    linked = bool(each.link.length)
+    return [
+        str(row["num_modules"]), str(row["propagation_length"]), row["link"] * linked, row["tail_memory"] * linked,
+        f"{row['step_ms']:.1f}", f"{each.ratio_to_bp:.3f}", "..".join(busy),
+        f"{each.memory_mib:,.0f}" + " (too much)" * (not each.fits), f"{row['widest_cut_mib']:.2f}", short_sizes(each.sizes),
+    ]  # fmt: skip
+
+
+def scaling_cells(each: Choice) -> list[str]:
+    """Return a row of the table over devices."""
+    return [str(each.devices), *cells(each.plan)[:-2]]
+
+
+def short_sizes(sizes: Sequence[int]) -> str:
+    """Return sizes with repetitions counted: "7 9", "4x3 2"."""
+    groups = [(size, len(list(group))) for size, group in groupby(sizes)]
+    return " ".join(f"{count}x{size}" if count > 2 else " ".join([str(size)] * count) for size, count in groups)
+
+
+def best_of_each(found: Sequence[Prediction]) -> list[Prediction]:
+    """Return the fastest of every K and l, of those that fit if any does."""
+    best: dict[tuple[int, int], Prediction] = {}
+    for each in sorted(found, key=lambda each: (not each.fits, each.step_s)):
+        best.setdefault((len(each.sizes), each.link.length), each)
+    return [best[key] for key in sorted(best)]
+
+
+def cut_flags(prediction: Prediction) -> str:
+    """Return a cut and its method as flags of train."""
+    sizes, link = " ".join(map(str, prediction.sizes)), prediction.link
+    if len(prediction.sizes) == 1:
+        return "--method bp"
+    if not link.length:
+        return f"--method gll --sizes {sizes}"
+    tail = "recompute" if link.recompute else "retain"
+    return f"--sizes {sizes} --propagation-length {link.length} --link {link.kind} --tail-memory {tail}"

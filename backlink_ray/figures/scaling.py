@@ -1,0 +1,61 @@
+"""Scaling: the predicted time of a step over the number of devices, and beyond which number more of them do not pay."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from backlink_ray.figures.style import INK, QUOTED_LINE, format_axes, label_values, legend, line_style, new_figure
+from backlink_ray.files import make_folder
+from backlink_ray.planning.scaling import Choice, enough, linked, verdict
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def draw_scaling(found: Sequence[Choice], bp_s: float, path: Path, title: str) -> None:
+    """Write a PNG: over devices, both axes logarithmic, the step of every l, BP's, and BP's divided by the devices.
+
+    Args:
+        found: for every l and number of devices the fastest pipeline; what is fastest with a link is marked where it is enough.
+        bp_s: seconds of a step of BP on one device.
+        path: the file; its folder is created.
+        title: of the figure.
+    """
+    figure, (axes,) = new_figure(1, title)
+    figure.set_size_inches(8.5, 5.0)
+    for index, length in enumerate(sorted({each.length for each in found})):
+        own = [each for each in found if each.length == length]
+        times = [1e3 * each.plan.step_s for each in own]
+        axes.plot(
+            [each.devices for each in own], times, **line_style(f"BackLink l={length}" if length else "GLL", index)
+        )
+    devices = sorted({each.devices for each in found})
+    axes.axhline(1e3 * bp_s, label="BP on one device", **QUOTED_LINE)
+    axes.plot(devices, [1e3 * bp_s / number for number in devices], color=INK, linestyle=":", label="BP / devices")
+    format_axes(axes, "", "devices, each with one module at most", "time of a step, ms")
+    label_values(axes, devices, base=2)
+    _label_times(axes)
+    _mark(axes, linked(found))
+    legend(figure)
+    make_folder(path.parent, "picture")
+    figure.savefig(path, dpi=150)
+
+
+def _label_times(axes: "Axes") -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _mark(axes: "Axes", found: Sequence[Choice]) -> None:
+    """Ring the number of devices that is enough, and say so in the upper right corner, where no line goes."""
+    at = enough(found)
+    point = (at.devices, 1e3 * at.plan.step_s)
+    axes.plot(*[[value] for value in point], marker="o", markersize=15, color=INK, fillstyle="none", linestyle="")
+    axes.annotate(
+        verdict(found).replace(", ", ",\n", 1), point, xytext=(0.98, 0.86), textcoords="axes fraction", ha="right", color=INK,
+        fontsize=9, arrowprops={"arrowstyle": "-", "color": INK, "linewidth": 0.8, "shrinkB": 8},
+    )  # fmt: skip

@@ -1,0 +1,46 @@
+"""The command `plan`: a table over K for one number of devices, and over devices for several; tests/planning has its numbers."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from backlink_ray.cli import main
+
+SMALL = ["plan", "--network", "resnet14", "--batch-size", "8", "--repeats", "1"]
+
+
+def test_several_numbers_of_devices_give_a_table_a_picture_and_the_one_that_is_enough(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = ["--json", str(tmp_path / "p.json"), "--picture", str(tmp_path / "p.png")]
+    assert main([*SMALL, "--devices", "4", "1", "2", "--propagation-length", "0", "1", *files]) == 0
+    out = capsys.readouterr().out
+    *table, said, command = out.strip().splitlines()
+    assert max(map(len, table)) <= 80
+    assert [line.split()[1] for line in table if re.match("│ +[0-9]", line)] == ["1", "2", "4"]
+    assert "on devices like a core of this machine; BP on one device" in " ".join(out.split())
+    assert re.match(r"(beyond \d devices?|up to 4 devices, the most asked for), twice as many save ", said)
+    assert command.startswith("backlink-ray train --network resnet14 ")
+    rows = json.loads((tmp_path / "p.json").read_text())
+    assert [(row["devices"], row["propagation_length"]) for row in rows[:3]] == [(1, 0), (2, 0), (4, 0)]
+    assert all(row["num_modules"] <= row["devices"] for row in rows)
+    assert (tmp_path / "p.png").stat().st_size > 10_000
+
+
+def test_devices_that_are_too_small_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*SMALL, "--devices", "2", "3", "--memory-gib", "0.0001"]) == 0
+    assert "2, 3 devices: nothing fits into 0.0001 GiB\n" in capsys.readouterr().out
+    assert main([*SMALL, "--devices", "2", "0"]) == 2
+    assert "devices=(2, 0) is out of range; allowed 1 or more" in capsys.readouterr().err
+
+
+def test_the_papers_best_times_stand_beside_a_plan_of_its_network(capsys: pytest.CaptureFixture[str]) -> None:
+    paper = ["plan", "--network", "resnet110", "--head", "conv", "--batch-size", "2", "--repeats", "1"]
+    assert main([*paper, "--num-modules", "2", "--propagation-length", "1", "--devices", "2"]) == 0
+    said = [
+        "0.77 of BP: paper: GLL at best, V100 (Fig. 9)",
+        "0.48 of BP: paper: BackLink at best (GLL 0.47), P100 (Fig. 9)",
+    ]
+    assert [line for line in capsys.readouterr().out.splitlines() if "paper" in line] == said
