@@ -39,6 +39,9 @@ def draw_plan(found: Sequence[Prediction], path: Path, title: str, quoted: Mappi
     )
     format_axes(memory, "Memory of the fullest device", "K, local modules", "MiB")
     time.axhline(1.0, **QUOTED_LINE)
+    for bp in (each for each in found if len(each.sizes) == 1):
+        time.plot([1], [bp.ratio_to_bp], **line_style("BP"))
+        memory.plot([1], [bp.memory_mib], **line_style("BP"))
     for ratio, text in quoted.items():
         quote(time, ratio, text)
     counts = sorted({len(each.sizes) for each in found})
@@ -48,7 +51,7 @@ def draw_plan(found: Sequence[Prediction], path: Path, title: str, quoted: Mappi
         axes.tick_params(colors=INK)
     legend(figure)
     make_folder(path.parent, "picture")
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=115)  # 1,200 wide
 
 
 def _fastest(found: Sequence[Prediction], length: int) -> list[Prediction]:

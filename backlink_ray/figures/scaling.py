@@ -21,8 +21,7 @@ def draw_scaling(found: Sequence[Choice], bp_s: float, path: Path, title: str) -
         path: the file; its folder is created.
         title: of the figure.
     """
-    figure, (axes,) = new_figure(1, title)
-    figure.set_size_inches(8.5, 5.0)
+    figure, (axes,) = new_figure(1, title, width_in=5.4)
     for index, length in enumerate(sorted({each.length for each in found})):
         own = [each for each in found if each.length == length]
         times = [1e3 * each.plan.step_s for each in own]
@@ -51,11 +50,11 @@ def _label_times(axes: "Axes") -> None:
 
 
 def _mark(axes: "Axes", found: Sequence[Choice]) -> None:
-    """Ring the number of devices that is enough, and say so in the upper right corner, where no line goes."""
+    """Ring the number of devices that is enough, and say so in the lower left corner, where no line goes."""
     at = enough(found)
     point = (at.devices, 1e3 * at.plan.step_s)
     axes.plot(*[[value] for value in point], marker="o", markersize=15, color=INK, fillstyle="none", linestyle="")
     axes.annotate(
-        verdict(found).replace(", ", ",\n", 1), point, xytext=(0.98, 0.86), textcoords="axes fraction", ha="right", color=INK,
+        verdict(found).replace(", twice", ",\ntwice"), point, xytext=(0.03, 0.08), textcoords="axes fraction", color=INK,
         fontsize=9, arrowprops={"arrowstyle": "-", "color": INK, "linewidth": 0.8, "shrinkB": 8},
     )  # fmt: skip

@@ -1,5 +1,6 @@
 """Style: colours, markers, axes and legends, the same in all figures."""
 
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+TITLE_PT = 11.0
 INK, PALE, QUOTE = "#333333", "#BBBBBB", "#666666"
 # Okabe and Ito's palette, which is safe for colour blindness.
 COLOURS = ("#56B4E9", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#D55E00")
@@ -47,12 +49,16 @@ def legend_order(series: str) -> int:
     return [*_STYLES, series].index(series)
 
 
-def new_figure(columns: int, title: str, *, rows: int = 1, height_in: float = 4.2) -> "tuple[Figure, list[Axes]]":
-    """Return a figure and its panels, about square, row by row; needs no display. A row is height_in inches high."""
+def new_figure(
+    columns: int, title: str, *, rows: int = 1, height_in: float = 4.2, width_in: float = 3.9
+) -> "tuple[Figure, list[Axes]]":
+    """Return a figure and its panels, row by row, each width_in x height_in inches, about square; needs no display."""
     from matplotlib.figure import Figure  # imported here so that studies without a figure do not need matplotlib
 
-    figure = Figure(figsize=(2.4 + 3.9 * columns, 0.6 + height_in * rows), layout="constrained")
-    figure.suptitle(title, fontsize=11, x=0.01, ha="left", color=INK)
+    whole_in = 2.4 + width_in * columns
+    figure = Figure(figsize=(whole_in, 0.6 + height_in * rows), layout="constrained")
+    lines = textwrap.wrap(title, int((whole_in - 1.8) * 72 / (TITLE_PT * 0.58)))
+    figure.suptitle("\n".join(lines), fontsize=TITLE_PT, x=0.01, ha="left", color=INK)
     return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
 
 
@@ -82,10 +88,10 @@ def legend(figure: "Figure") -> None:
 
 
 def quote(axes: "Axes", y: float, text: str) -> None:
-    """Draw a value that the paper quotes as a line across a panel, with a label above its left end."""
+    """Draw a value that the paper quotes as a line across a panel, with a label above its right end."""
     axes.axhline(y, **QUOTED_LINE)
     place, plain = axes.get_yaxis_transform(), {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
-    axes.text(0.01, y + 0.015, text, fontsize=7, color=QUOTE, bbox=plain, zorder=3, transform=place)
+    axes.text(0.99, y + 0.015, text, fontsize=7, color=QUOTE, bbox=plain, zorder=3, ha="right", transform=place)
 
 
 def mark_paper(axes: "Axes", x: float, y: float, text: str, offset_pt: tuple[float, float] = (-8.0, 28.0)) -> None:
