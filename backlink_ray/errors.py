@@ -54,17 +54,33 @@ class StageError(BacklinkError, RuntimeError):
 
     Attributes:
         machine_lost: it was lost with its machine.
+        part: of the batch, whose stage it was; of `replicas`.
     """
 
     machine_lost: bool = False
 
-    def __init__(self, stage_index: int, num_stages: int, where: str, reason: str, lost: bool = False) -> None:
-        super().__init__(stage_index, num_stages, where, reason, lost)
-        self.stage_index, self.num_stages = stage_index, num_stages
+    def __init__(
+        self,
+        stage_index: int,
+        num_stages: int,
+        where: str,
+        reason: str,
+        lost: bool = False,
+        part: int = 0,
+        replicas: int = 1,
+    ) -> None:
+        super().__init__(stage_index, num_stages, where, reason, lost, part, replicas)
+        self.stage_index, self.num_stages, self.part, self.replicas = stage_index, num_stages, part, replicas
         self.where, self.reason, self.lost = where, reason, lost
 
+    @property
+    def place(self) -> int:
+        """Return the stage's place among all: those of part 0 come first."""
+        return self.part * self.num_stages + self.stage_index
+
     def __str__(self) -> str:
-        return f"stage {self.stage_index} of {self.num_stages} failed at {self.where}: {self.reason}"
+        which = f", replica {self.part} of {self.replicas}," if self.replicas > 1 else ""
+        return f"stage {self.stage_index} of {self.num_stages}{which} failed at {self.where}: {self.reason}"
 
 
 class ClusterError(BacklinkError, RuntimeError):

@@ -20,7 +20,7 @@ from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.job import build_method, engine_of
 from backlink_ray.runs.results import Row
 from backlink_ray.train.executor import LocalExecutor
-from backlink_ray.train.trainer import Learner, one_pass
+from backlink_ray.train.learner import Learner, one_pass
 
 ALLOCATED = "torch.cuda.max_memory_allocated in the step after a warm-up step"
 COUNTED = (

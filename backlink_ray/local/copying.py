@@ -3,17 +3,28 @@
 import copy
 from collections.abc import Iterator, Mapping
 from types import FunctionType
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
 from backlink_ray.errors import ConfigError
-from backlink_ray.local.module import Chain
+from backlink_ray.local.module import Chain, LocalModule
+
+_Part = TypeVar("_Part", Chain, LocalModule)
 
 
 def copy_chain(chain: Chain) -> Chain:
     """Return a deep copy of a chain; ConfigError if it has no copy that does the same."""
-    allowed = "allowed: units that copy.deepcopy takes (BackLink with link='error' copies none)"
+    return _copied(chain, chain)
+
+
+def copy_module(module: LocalModule) -> LocalModule:
+    """Return a deep copy of a module; ConfigError if its units have no copy that does the same."""
+    return _copied(module, module.chain)
+
+
+def _copied(part: _Part, chain: Chain) -> _Part:
+    allowed = "allowed: units that copy.deepcopy takes (replicas=1 and, in BackLink, link='error' copy none)"
     for index, unit in enumerate(chain.units, chain.first_index):
         for attribute in (found for part in unit.modules() for found in _refers_outside(vars(part))):
             raise ConfigError(
@@ -21,7 +32,7 @@ def copy_chain(chain: Chain) -> Chain:
                 f"using that one; make it a method; {allowed}"
             )
     try:
-        return copy.deepcopy(chain)
+        return copy.deepcopy(part)
     except (TypeError, RuntimeError, AttributeError, copy.Error) as error:
         last = chain.first_index + len(chain) - 1
         raise ConfigError(f"units[{chain.first_index}..{last}] cannot be copied: {error}; {allowed}") from error

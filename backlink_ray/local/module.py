@@ -24,15 +24,18 @@ class StepSeed:
     Attributes:
         seed, step: of random draws.
         engine: how the step is computed; by default in float32 and uncompiled, as in an evaluation.
+        part: of the step's batch, which has several with replicas.
     """
 
     seed: int = 0
     step: int = 0
     engine: Engine = DEFAULT
+    part: int = 0
 
     def drawing(self, purpose: str, index: int) -> AbstractContextManager[None]:
         """Return the context of a unit or head that draws; a captured step is seeded as a whole, see `train.captured`."""
-        return nullcontext() if self.engine.graph else seeded(self.seed, purpose, self.step, index)
+        which = (self.step, index, self.part)[: 3 if self.part else 2]
+        return nullcontext() if self.engine.graph else seeded(self.seed, purpose, *which)
 
 
 class Chain(nn.Module):

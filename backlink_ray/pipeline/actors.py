@@ -1,7 +1,7 @@
 """Actors: the same stages, each in a Ray actor on its own device, anywhere in the cluster."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import ray
@@ -11,7 +11,7 @@ from backlink_ray.local.weights import copy_weights, state_of
 from backlink_ray.pipeline.controller import CallEnd, PipelineExecutor, first_failure, nothing
 from backlink_ray.pipeline.pool import StagePool, answer_of
 from backlink_ray.pipeline.progress import SILENT, UNKNOWN, Position
-from backlink_ray.pipeline.stage import StagePlan, plan_stages
+from backlink_ray.pipeline.stageplan import StagePlan, plan_stages
 from backlink_ray.pipeline.watch import Watch
 from backlink_ray.processes import remember_descendants
 from backlink_ray.train.executor import ChunkReport, Job, never
@@ -62,11 +62,19 @@ class RayExecutor(PipelineExecutor):
         remember_descendants()
         if self._is_collective(devices):
             addresses = self._wait([actor.listen.remote() for actor in self._actors], ready_s)
-            joining = zip(self._actors, [None, *addresses], strict=False)
-            self._wait([actor.join.remote(before, ready_s) for actor, before in joining], ready_s)
+            joining = [actor.join.remote(*at, ready_s) for actor, at in self._with_others(plans, addresses)]
         else:
-            around = zip([None, *self._actors], self._actors, [*self._actors[1:], None], strict=False)
-            self._wait([actor.connect.remote(before, after) for before, actor, after in around], ready_s)
+            joining = [actor.connect.remote(*others) for actor, others in self._with_others(plans, self._actors)]
+        self._wait(joining, ready_s)
+
+    def _with_others(
+        self, plans: Sequence[StagePlan], of_stages: Sequence[Any]
+    ) -> Iterator[tuple[Any, tuple[Any, ...]]]:
+        """Yield every actor with what belongs to its neighbours, None where there is none, and to all stages of its module."""
+        for place, (actor, plan) in enumerate(zip(self._actors, plans, strict=True)):
+            before = None if plan.is_first else of_stages[place - 1]
+            after = None if plan.is_last else of_stages[place + 1]
+            yield actor, (before, after, of_stages[plan.stage_index :: plan.num_stages])
 
     def _is_collective(self, devices: Sequence[str]) -> bool:
         """Return whether messages travel through torch.distributed, which is asked for."""
@@ -122,9 +130,9 @@ class RayExecutor(PipelineExecutor):
         ending = [ref for ref, position in zip(refs, positions, strict=True) if not position.busy_s]
         ray.wait(ending, num_returns=len(ending), timeout=FAILURE_GRACE_S) if ending else None
         ends = [_end(*pair) for pair in zip(refs, positions, strict=True)]
-        error = first_failure(ends)
-        error.machine_lost = error.lost and self._pool.end(error.stage_index)
-        raise error from ends[error.stage_index].error
+        error = first_failure(ends, self._last_plan.job.replicas)
+        error.machine_lost = error.lost and self._pool.end(error.place)
+        raise error from ends[error.place].error
 
     def train(self, num_steps: int, stop: Callable[[], bool] = never) -> ChunkReport:
         self._ahead = False  # what a failed run has learned is not fetched

@@ -11,7 +11,8 @@ from torch import Tensor
 from backlink_ray.methods.state import MethodState
 from backlink_ray.pipeline.exchange import Kind, Link
 from backlink_ray.pipeline.schedule import Stretch, is_link, stretches
-from backlink_ray.pipeline.stage import Stage, StagePlan
+from backlink_ray.pipeline.stage import Stage
+from backlink_ray.pipeline.stageplan import StagePlan
 from backlink_ray.seeds import seeded
 from backlink_ray.train.captured import WARM_UP, check_capture, draw
 from backlink_ray.train.evaluation import Evaluation

@@ -46,22 +46,29 @@ class Meeting:
         self._store = TCPStore(*self.address, None, True, wait_for_workers=False, master_listen_fd=listening.detach())
 
     def link(
-        self, inbox: Mailbox, neighbour: int, device: torch.device, stage_timeout_s: float, timeout_s: float
+        self,
+        inbox: Mailbox,
+        neighbour: str,
+        device: torch.device,
+        stage_timeout_s: float,
+        timeout_s: float,
+        who: str = "following",
     ) -> "CollectiveLink":
         """Return the link to the stage that comes; see `join`."""
-        how = self._store, self.address[0], device, timeout_s
+        how = PrefixStore(who, self._store), self.address[0], device, timeout_s
         outgoing, incoming = Channel("forward", True, *how), Channel("backward", False, *how)
-        return CollectiveLink(outgoing, incoming, inbox, f"stage {neighbour}", stage_timeout_s)
+        return CollectiveLink(outgoing, incoming, inbox, neighbour, stage_timeout_s)
 
 
 def join(
     address: Address,
     host: str,
     inbox: Mailbox,
-    neighbour: int,
+    neighbour: str,
     device: torch.device,
     stage_timeout_s: float,
     timeout_s: float,
+    who: str = "following",
 ) -> "CollectiveLink":
     """Return the link to the stage that listens at an address.
 
@@ -69,16 +76,17 @@ def join(
         address: of the neighbour's `Meeting`.
         host: this machine's address.
         inbox: where the neighbour's messages arrive.
-        neighbour: its number.
+        neighbour: its name in errors.
         device: of this stage.
         stage_timeout_s: longest wait for a message, or for the neighbour to take one.
         timeout_s: longest wait for the neighbour to come.
+        who: which of those this one is that come to this address.
     """
     waiting = timedelta(seconds=timeout_s)
-    store = TCPStore(*address, None, False, waiting, wait_for_workers=False)
+    store = PrefixStore(who, TCPStore(*address, None, False, waiting, wait_for_workers=False))
     how = store, host, device, timeout_s
     incoming, outgoing = Channel("forward", False, *how), Channel("backward", True, *how)
-    return CollectiveLink(outgoing, incoming, inbox, f"stage {neighbour}", stage_timeout_s)
+    return CollectiveLink(outgoing, incoming, inbox, neighbour, stage_timeout_s)
 
 
 class Channel:

@@ -11,7 +11,8 @@ import torch
 
 from backlink_ray.errors import ConfigError, LinkAbortedError, LinkError, StageError
 from backlink_ray.pipeline.progress import SILENT, UNKNOWN, Position
-from backlink_ray.pipeline.stage import StagePlan, merge_states
+from backlink_ray.pipeline.stage import merge_states
+from backlink_ray.pipeline.stageplan import StagePlan
 from backlink_ray.train.evaluation import Evaluation
 from backlink_ray.train.executor import ChunkReport, Executor, never
 from backlink_ray.train.state import TrainState, check_state
@@ -39,15 +40,23 @@ class _Rank(IntEnum):
     DIED, RAISED, SILENT, BUSY, WAITED, STOPPED = range(6)
 
 
-def first_failure(ends: Sequence[CallEnd]) -> StageError:
+def first_failure(ends: Sequence[CallEnd], replicas: int = 1) -> StageError:
     """Return the error of the stage whose failure caused the others, with the place where it happened.
 
     In order of precedence: a stage that died, one that raised, one that does not answer, one that is busy by itself while
     others have waited for it too long, one whose wait timed out, one that was stopped. The position of a stage that is gone
     is inferred from its neighbours, which wait for it.
+
+    Args:
+        ends: of all stages, as `plan_stages` orders them.
+        replicas: of every stage.
     """
-    rank, _, k = min((_rank(end), -end.position.busy_s, k) for k, end in enumerate(ends))
-    return StageError(k, len(ends), _where(ends, k), _reason(ends[k], rank), rank is not _Rank.RAISED)
+    rank, _, place = min((_rank(end), -end.position.busy_s, place) for place, end in enumerate(ends))
+    num_stages = len(ends) // replicas
+    part, k = divmod(place, num_stages)
+    own = ends[part * num_stages :][:num_stages]
+    is_lost = rank is not _Rank.RAISED
+    return StageError(k, num_stages, _where(own, k), _reason(ends[place], rank), is_lost, part, replicas)
 
 
 def _rank(end: CallEnd) -> _Rank:
@@ -95,7 +104,7 @@ class PipelineExecutor(Executor):
     """Trains a job with stages that work at the same time; a subclass knows how to call them."""
 
     def __init__(self, plans: Sequence[StagePlan]) -> None:
-        self._modules = [plan.job.modules[0] for plan in plans]
+        self._modules = [plan.job.modules[0] for plan in plans if not plan.part]
         self.device = torch.device(plans[0].job.devices[0])
         self._step = 0
 
@@ -131,15 +140,17 @@ class PipelineExecutor(Executor):
             )
         start, first = time.perf_counter(), self._step
         reports = self._run(num_steps, stop)
-        losses = torch.cat([r.losses for r in reports])
+        num_stages = len(self._modules)
+        replicas = [reports[k::num_stages] for k in range(num_stages)]
+        losses = torch.cat([same[0].losses for same in replicas])  # means over all parts
         self._step += losses.shape[1]
         check_losses(losses, first)
         compile_s = max(r.compile_s for r in reports)
         return ChunkReport(
             losses,
-            tuple(s for r in reports for s in r.link_s),
-            tuple(mib for r in reports for mib in r.peak_memory_mib),
-            tuple(span for r in reports for span in r.spans),
+            tuple(max(r.link_s[0] for r in same) for same in replicas),
+            tuple(max(r.peak_memory_mib[0] for r in same) for same in replicas),
+            tuple(span for same in replicas for span in same[0].spans),
             compile_s,
             time.perf_counter() - start - compile_s,
         )

@@ -18,7 +18,8 @@ class Kind(StrEnum):
     """What a message is.
 
     The activation at a cut, its error, and the parameter gradients of a tail from either side of the link; between stages
-    that do not keep step, an activation that may be used more than once.
+    that do not keep step, an activation that may be used more than once; between the stages of one module, what each has
+    computed from its part of the batch.
     """
 
     ACTIVATION = "activation"
@@ -26,6 +27,7 @@ class Kind(StrEnum):
     LINK_GRADIENT = "link_gradient"
     ERROR = "error"
     FRESH_ACTIVATION = "fresh_activation"
+    PART = "part"
 
 
 # How many messages of one kind may wait for a stage. Two keep a fast sender busy while the receiver computes; more would

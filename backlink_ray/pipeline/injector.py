@@ -9,7 +9,8 @@ from typing import Any
 from backlink_ray.pipeline.asyncstage import AsyncStage
 from backlink_ray.pipeline.capturedstage import CapturedStage
 from backlink_ray.pipeline.schedule import is_link
-from backlink_ray.pipeline.stage import Stage, StagePlan
+from backlink_ray.pipeline.stage import Stage
+from backlink_ray.pipeline.stageplan import StagePlan
 from backlink_ray.train.faults import Fault, Kind
 from backlink_ray.train.state import TrainState
 
@@ -29,7 +30,8 @@ _HAPPENS: dict[Kind, Callable[[], Any]] = {
 def make_stage(plan: StagePlan) -> Stage:
     """Return the stage that the plan's method and engine need, with the faults of its job that are for it and this attempt."""
     job = plan.job
-    own = [fault for fault in job.faults if (fault.stage, fault.attempt) == (plan.stage_index, job.attempt)]
+    here = (plan.stage_index, plan.part, job.attempt)
+    own = [fault for fault in job.faults if (fault.stage, fault.replica, fault.attempt) == here]
     for fault in own:
         if fault.phase == "start":
             _HAPPENS[fault.kind]()

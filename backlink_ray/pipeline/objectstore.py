@@ -22,7 +22,7 @@ class ObjectStoreLink(Link):
     mailbox.
 
     Args:
-        deliver: the neighbour actor's method that takes this stage's messages.
+        deliver: calls the neighbour actor's method that takes this stage's messages.
         attempt: number of this attempt at the run; the neighbour drops a message of another one.
         inbox: where the neighbour's messages arrive.
         device: of this stage.
@@ -36,7 +36,7 @@ class ObjectStoreLink(Link):
 
     def send(self, kind: Kind, step: int, tensor: Tensor) -> None:
         pending = self._pending[kind]
-        pending.append((step, self._deliver.remote(self._attempt, str(kind), step, _to_message(tensor))))
+        pending.append((step, self._deliver(self._attempt, str(kind), step, _to_message(tensor))))
         while len(pending) > CAPACITY:
             self._confirm(kind, *pending.popleft())
 

@@ -6,7 +6,7 @@ from backlink_ray.errors import ConfigError
 
 # For the process that drives the stages: it only waits.
 DRIVER_CPUS = 0.1
-_REMEDY = "use a smaller K, a fraction per stage, a larger cluster, or executor=local"
+_REMEDY = "use a smaller K, fewer replicas, a fraction per stage, a larger cluster, or executor=local"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,13 +42,13 @@ class StageResources:
         return int(num_gpus) * int(1 / self.gpus_per_stage + 1e-9)
 
     def check(self, num_stages: int, num_cpus: float, num_gpus: float) -> None:
-        """Raise ConfigError if the cluster can never hold the stages; Ray itself would wait forever."""
+        """Raise ConfigError if the cluster can never hold all stages of a run; Ray itself would wait forever."""
         need = DRIVER_CPUS + num_stages * self.cpus_per_stage
         if need > num_cpus + 1e-9:
-            raise ConfigError(f"K={num_stages} stages need {need:g} CPUs, the cluster has {num_cpus:g}; {_REMEDY}")
+            raise ConfigError(f"{num_stages} stages need {need:g} CPUs, the cluster has {num_cpus:g}; {_REMEDY}")
         if self.gpus_per_stage and self.stages_on(num_gpus) < num_stages:
             raise ConfigError(
-                f"K={num_stages} stages need {self.gpus_per_stage:g} GPUs each, the cluster has {num_gpus:g}, "
+                f"{num_stages} stages need {self.gpus_per_stage:g} GPUs each, the cluster has {num_gpus:g}, "
                 f"which hold {self.stages_on(num_gpus)}; {_REMEDY}"
             )
 

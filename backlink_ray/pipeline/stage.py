@@ -1,90 +1,37 @@
 """Stage: hosts one local module and the replica of the previous tail, and follows the schedule; a plain class."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from backlink_ray.allocator import prepare_process
-from backlink_ray.local.copying import copy_chain
 from backlink_ray.local.engine import DEFAULT
 from backlink_ray.local.graph import Graph
-from backlink_ray.local.modes import TrainingModes
 from backlink_ray.local.module import Chain, LocalModule, StepSeed
-from backlink_ray.local.parameters import check_parameters
 from backlink_ray.local.predict import forward_for_evaluation
 from backlink_ray.local.weights import copy_weights, state_of
 from backlink_ray.measure.compiling import compile_seconds
 from backlink_ray.measure.metrics import peak_memory_mib, reset_peak_memory
 from backlink_ray.measure.timeline import NoTimeline, Timeline
-from backlink_ray.methods.base import Batch
+from backlink_ray.methods.base import Batch, LocalResult
 from backlink_ray.methods.state import MethodState
 from backlink_ray.pipeline.exchange import Kind, Link, NoLink, flatten, unflatten
+from backlink_ray.pipeline.group import ALONE, Group
 from backlink_ray.pipeline.progress import Progress
 from backlink_ray.pipeline.schedule import Action, run_actions, step_actions
+from backlink_ray.pipeline.stageplan import StagePlan
 from backlink_ray.pipeline.steps import Steps
 from backlink_ray.provenance import describe_process, flushes_subnormals
-from backlink_ray.train.captured import check_capture
 from backlink_ray.train.evaluation import Evaluation, EvaluationSum
-from backlink_ray.train.executor import ChunkReport, Job, to_cpu
-from backlink_ray.train.optim import Updater, check_copies, check_optimizer, updaters_of
+from backlink_ray.train.executor import ChunkReport, to_cpu
+from backlink_ray.train.optim import Updater, updaters_of
+from backlink_ray.train.parts import overwrite, statistics
 from backlink_ray.train.state import PARTS, TrainState
-
-
-@dataclass(frozen=True, slots=True)
-class StagePlan:
-    """Everything a stage is built from; picklable, and with no more data than this stage needs.
-
-    Attributes:
-        job: with this stage's module only, and without the inputs that it does not need.
-        dtype: of the network, as `Job.dtype`.
-        replica: copy of the previous module's tail (empty for the first stage, and without a replica link).
-        stage_index, num_stages: k and K.
-    """
-
-    job: Job
-    dtype: torch.dtype
-    replica: Chain
-    stage_index: int
-    num_stages: int
-
-    @property
-    def is_first(self) -> bool:
-        """Return whether this stage loads the inputs."""
-        return self.stage_index == 0
-
-    @property
-    def is_last(self) -> bool:
-        """Return whether this stage hosts the final classifier."""
-        return self.stage_index == self.num_stages - 1
-
-
-def plan_stages(job: Job) -> list[StagePlan]:
-    """Return one plan per module; replicas are copies, and later stages get labels without inputs."""
-    modules = job.method.prepare(job.modules)
-    check_parameters(modules)
-    job.engine.check(torch.device(job.devices[0]), job.dtype)
-    if job.engine.graph:
-        check_capture(job.method, modules, in_stages=True)
-    job.engine.arrange_weights(modules)  # before replicas are copied
-    parameters = [p for module in modules for p in module.parameters()]
-    check_optimizer(job.optimizer, parameters)
-    check_copies(job.optimizer, parameters)
-    TrainingModes(modules).restore()
-    plans = []
-    for k, module in enumerate(modules):
-        before = modules[k - 1] if k else module
-        length = job.method.tail_length(before) if k and job.method.link_kind == "replica" else 0
-        train = job.train if k == 0 or job.method.wants_inputs else job.train.without_inputs()
-        needed = {name: s if k == 0 else s.without_inputs() for name, s in job.evaluations.items()}
-        device = job.devices[k % len(job.devices)]
-        own = job.with_parts(modules=[module], train=train, evaluations=needed, devices=(device,))
-        plans.append(StagePlan(own, job.dtype, copy_chain(before.tail(length)), k, len(modules)))
-    return plans
 
 
 class Stage:
@@ -106,6 +53,7 @@ class Stage:
         self._tail = self.module.tail(self._method.tail_length(self.module))
         self._previous: Link = NoLink()
         self._next: Link = NoLink()
+        self._group = ALONE
         self._loss, optimizer = plan.job.loss_on(self._device), plan.job.optimizer
         self._body_updater, self._tail_updater = updaters_of(self._method, [self.module], optimizer)
         self._replica_updater = Updater(self._replica.named(), optimizer)
@@ -137,11 +85,11 @@ class Stage:
         """Return the step whose batch this step works on."""
         return step
 
-    def connect(self, previous: Link, following: Link) -> None:
-        """Set the links to the neighbouring stages, and close the earlier ones."""
-        self._previous.close()
-        self._next.close()
-        self._previous, self._next = previous, following
+    def connect(self, previous: Link, following: Link, group: Group = ALONE) -> None:
+        """Set the links to the neighbouring stages and to those of the same module, and close the earlier ones."""
+        for earlier in (self._previous, self._next, self._group):
+            earlier.close()
+        self._previous, self._next, self._group = previous, following, group
 
     def run(self, num_steps: int) -> ChunkReport:
         """Train on the next `num_steps` batches, see `Steps`, and return with no message and no action pending."""
@@ -188,7 +136,8 @@ class Stage:
         self._method_state.error = self._receive(self._next, Kind.ERROR, step)
 
     def _link_backward(self, step: int) -> None:
-        self._method_state.link = self._method.link_backward(self._open_graph, self._method_state.error)
+        link = self._method.link_backward(self._open_graph, self._method_state.error)
+        self._method_state.link = self._average(step, link)
         self._method_state.error = self._nothing
         del self._open_graph
 
@@ -212,20 +161,44 @@ class Stage:
         waits = method.link_kind == "error" and method.has_link(module)
         retain = waits and method.retains_tail
         result = method.local_backward(module, *graphs, batch, self._method_state, retain=retain)
+        result = self._averaged(step, result)
         self._losses.append(result.loss)
         self._body_gradients, self._local_gradients, self._input_error = result.local, result.linked, result.error
         if waits:
             self._open_graph = result.graph
         del self._body_graph, self._tail_graph
 
+    def _averaged(self, step: int, result: LocalResult) -> LocalResult:
+        """Return a result with loss and gradients averaged over the parts."""
+        if self._job.replicas == 1:
+            return result
+        local = result.local or []
+        found = self._average(step, [result.loss, *local, *result.linked], self.module.buffers())
+        gradients = found[1 : 1 + len(local)]
+        return replace(result, loss=found[0].clone(), local=gradients, linked=found[1 + len(local) :])
+
+    def _average(self, step: int, tensors: list[Tensor], buffers: Iterable[Tensor] = ()) -> list[Tensor]:
+        """Return the means of tensors over the parts; buffers are averaged where they are."""
+        if self._job.replicas == 1:
+            return tensors
+        averaged = statistics(buffers)
+        with self._waiting():
+            found = self._group.average(step, [*tensors, *averaged])
+        overwrite(averaged, found[len(tensors) :])
+        return found[: len(tensors)]
+
     def _inputs(self, step: int) -> Tensor:
         batch = self._batch_of(step)
         if self._drawn[0] != batch:  # InfoPro's loss needs the inputs that were forwarded
-            self._drawn = (batch, self._batches.inputs(batch))
+            self._drawn = (batch, self._own(self._batches.inputs(batch)))
         return self._drawn[1]
 
     def _labels(self, step: int) -> Tensor:
-        return self._batches.labels(self._batch_of(step))
+        return self._own(self._batches.labels(self._batch_of(step)))
+
+    def _own(self, batch: Tensor) -> Tensor:
+        """Return this stage's part of a batch, which every part draws as a whole, so that it is that of one process."""
+        return batch.tensor_split(self._job.replicas)[self._plan.part]
 
     def _send_error(self, step: int) -> None:
         self._send(self._previous, Kind.ERROR, step, self._input_error)
@@ -240,7 +213,8 @@ class Stage:
         self._body_gradients = None
 
     def _replica_backward(self, step: int) -> None:
-        self._replica_gradients = self._method.link_backward(self._replica_graph, self._input_error)
+        link = self._method.link_backward(self._replica_graph, self._input_error)
+        self._replica_gradients = self._average(step, link, self._replica.buffers())
         self._input_error = self._nothing
         del self._replica_graph
 
@@ -259,10 +233,10 @@ class Stage:
 
     def _update(self, updater: Updater, gradients: Sequence[Tensor], step: int) -> None:
         updater.set_lr(self._job.lr(step))
-        updater.update(gradients)
+        updater.update(gradients, averaged=self._job.replicas > 1)
 
     def _step_seed(self, step: int) -> StepSeed:
-        return StepSeed(self._job.seed, self._batch_of(step), self._job.engine)
+        return StepSeed(self._job.seed, self._batch_of(step), self._job.engine, self._plan.part)
 
     def _send(self, link: Link, kind: Kind, step: int, tensor: Tensor) -> None:
         with self._waiting():
@@ -282,7 +256,9 @@ class Stage:
     # Between runs of steps, with every stage drained.
 
     def evaluate(self, which: str) -> Evaluation | None:
-        """Pass one set through the stages; the last stage returns the result, the others None."""
+        """Pass one set through the stages of part 0; the last of them returns the result, all others None."""
+        if self._plan.part:
+            return None
         total = EvaluationSum(self._loss)
         with DEFAULT.running(self._device):
             for index, (x, labels) in enumerate(self._evaluations[which]):
@@ -297,7 +273,12 @@ class Stage:
         return total.result() if self._plan.is_last else None
 
     def state(self) -> TrainState:
-        """Return this stage's part of the state, on the CPU, without the replica, which belongs to the previous stage."""
+        """Return this stage's part of the state, on the CPU, without the replica, which belongs to the previous stage.
+
+        All parts have the same weights and momentum, so part 0 alone returns them.
+        """
+        if self._plan.part:
+            return TrainState({}, {}, self.steps.next)
         optimizer = {**self._body_updater.state(), **self._tail_updater.state()}
         method_state = dict(self._method_state.tensors(self.module.module_index))
         return to_cpu(TrainState(state_of([self.module]), optimizer, self.steps.next, method_state))

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from contextlib import nullcontext
@@ -14,9 +15,10 @@ import torch
 from backlink_ray.nets.probe import in_mode
 from backlink_ray.pipeline.controller import CallEnd, PipelineExecutor, first_failure, nothing
 from backlink_ray.pipeline.exchange import Mailbox, NoLink, QueueLink
+from backlink_ray.pipeline.group import Group
 from backlink_ray.pipeline.injector import make_stage
 from backlink_ray.pipeline.progress import Patience
-from backlink_ray.pipeline.stage import plan_stages
+from backlink_ray.pipeline.stageplan import plan_stages
 from backlink_ray.seeds import derive_seed
 from backlink_ray.train.executor import ChunkReport, Job, never, remember
 from backlink_ray.train.state import TrainState
@@ -72,13 +74,19 @@ class ThreadsExecutor(PipelineExecutor):
         super().__init__(plans)
         forward = [Mailbox(size) for _ in plans]  # forward[k]: from stage k - 1 to stage k
         backward = [Mailbox(size) for _ in plans]  # backward[k]: from stage k + 1 to stage k
-        self._mailboxes, self._timeout_s = [*forward, *backward], job.stage_timeout_s
+        among = defaultdict[tuple[int, int], Mailbox](
+            Mailbox
+        )  # among[j, k]: from stage j to stage k, of the same module
+        self._timeout_s, self._replicas = job.stage_timeout_s, job.replicas
         self._stages = [make_stage(plan) for plan in plans]
         for k, plan in enumerate(plans):
             rest = torch.device(plan.job.devices[0]), job.stage_timeout_s
             before = NoLink() if plan.is_first else QueueLink(forward[k], backward[k - 1], *rest)
             after = NoLink() if plan.is_last else QueueLink(backward[k], forward[k + 1], *rest)
-            self._stages[k].connect(before, after)
+            same = range(plan.stage_index, len(plans), plan.num_stages)
+            group = Group([None if j == k else QueueLink(among[j, k], among[k, j], *rest) for j in same])
+            self._stages[k].connect(before, after, group)
+        self._mailboxes = [*forward, *backward, *among.values()]
         self._threads = [Daemon(f"stage {k}") for k in range(len(plans))]
         self._hung = -1
         torch.set_num_threads(job.torch_threads)
@@ -111,9 +119,10 @@ class ThreadsExecutor(PipelineExecutor):
             stage.steps.abort()
         wait([f for f, at in zip(futures, positions, strict=True) if not at.busy_s], RELEASE_TIMEOUT_S)
         errors = [f.exception() if f.done() else None for f in futures]
-        error = first_failure([CallEnd(e, position=at) for e, at in zip(errors, positions, strict=True)])
-        self._hung = error.stage_index if error.lost else -1
-        raise error from errors[error.stage_index]
+        ends = [CallEnd(e, position=at) for e, at in zip(errors, positions, strict=True)]
+        error = first_failure(ends, self._replicas)
+        self._hung = error.place if error.lost else -1
+        raise error from errors[error.place]
 
     def close(self, *, failed: bool = False) -> None:
         for mailbox in self._mailboxes:

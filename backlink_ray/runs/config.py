@@ -31,6 +31,7 @@ from backlink_ray.options import (
     whole_numbers,
 )  # fmt: skip
 from backlink_ray.train.optim import SgdOptions
+from backlink_ray.train.parts import check_replicas, part_size
 
 # These do not change a run's weights, so they are not part of its identity. Exception: in mode async the executor decides
 # the order in which stages take their steps.
@@ -63,6 +64,8 @@ class RunFields:
     """Fraction of the run in which the learning rate rises linearly (the paper's recipe: 10 of 200 epochs)."""
     batch_size: int = whole(512, 1)
     """Images per step."""
+    replicas: int = whole(1, 1)
+    """D: every stage has that many, each with its own part of the batch; gradients and statistics are averaged."""
     epochs: int = whole(200, 1)
     """Passes over the training images."""
     augment: bool = flag(True)
@@ -98,7 +101,9 @@ class RunConfig(MethodOptions, SgdOptions, EngineOptions, SplitOptions, RunField
     def __post_init__(self) -> None:
         check_options(self)
         object.__setattr__(self, "options", self._complete_options())
-        make_method(self.method, self.base, self.values)  # checks that its options fit together
+        method = make_method(self.method, self.base, self.values)  # checks that its options fit together
+        check_replicas(self.replicas, method, self)
+        part_size(self.batch_size, self.replicas)
         for name, option in _without_meaning(vars(self)).items():
             absent = option.default if option.unused is None else option.unused
             if getattr(self, name) not in (option.default, absent):
@@ -174,6 +179,11 @@ class RunConfig(MethodOptions, SgdOptions, EngineOptions, SplitOptions, RunField
         raise ConfigError(
             f"{name}={getattr(self, name)!r} has no meaning for method={self.method!r}{on}; allowed for {', '.join(owners)}"
         )
+
+    @property
+    def num_stages(self) -> int:
+        """Return the number of stages of all replicas."""
+        return self.num_modules * self.replicas
 
     @property
     def num_train_images(self) -> int:

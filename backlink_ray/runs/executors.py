@@ -25,7 +25,8 @@ def choose_executor(
         num_gpus, num_cpus: of the cluster, or of this machine without one.
         resources: what one stage takes.
     """
-    stages = config.num_modules
+    stages = config.num_stages
+    what = f"K={config.num_modules} stages" + f" in {config.replicas} replicas" * (config.replicas > 1)
     if config.executor != "auto":
         return config.executor, "as configured"
     if stages == 1:
@@ -34,8 +35,8 @@ def choose_executor(
         (resources.stages_on(num_gpus), "GPU") if num_gpus and resources.gpus_per_stage else (num_cpus, "CPU")
     )
     if devices >= stages:
-        return "ray", f"{devices:g} {kind} slots for K={stages} stages"
-    return "local", f"{devices:g} {kind} slots are too few for K={stages} stages"
+        return "ray", f"{devices:g} {kind} slots for {what}"
+    return "local", f"{devices:g} {kind} slots are too few for {what}"
 
 
 def executor_for(config: RunConfig, options: RunOptions) -> tuple[str, str]:

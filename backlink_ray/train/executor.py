@@ -27,6 +27,7 @@ from backlink_ray.train.evaluation import Evaluation, EvaluationSum
 from backlink_ray.train.faults import Fault
 from backlink_ray.train.labels import check_labels, check_loss
 from backlink_ray.train.optim import LearningRate, MakeOptimizer, Sgd
+from backlink_ray.train.parts import check_replicas, part_size
 from backlink_ray.train.state import PARTS, TrainState
 from backlink_ray.train.trainer import Trainer, check_losses
 
@@ -42,7 +43,8 @@ class Job:
         loss: called with logits (N, width) and labels; a scalar, the mean over the samples.
         optimizer: called with a list of parameters, returns their optimizer; see `train.optim.check_optimizer`.
         engine: how steps are computed.
-        devices: stage k runs on devices[k % len(devices)].
+        replicas: D; every stage has that many, each trains on its own part of the batch, and what they compute is averaged.
+        devices: stage k of part d runs on devices[(d * K + k) % len(devices)].
         stage_timeout_s: longest wait of a stage for its neighbour; the first step on a GPU can take half a minute.
         timeline: record what each stage does when.
         faults: failures made on purpose, in executors threads and ray.
@@ -50,7 +52,8 @@ class Job:
         transport: how messages travel between the stages of executor ray, see `RunOptions`.
 
     Raises:
-        ConfigError: network, method or loss cannot take the inputs or labels of a set.
+        ConfigError: network, method or loss cannot take the inputs or labels of a set, or method, engine or batch_size do not
+            fit the replicas.
     """
 
     modules: list[LocalModule]
@@ -63,6 +66,7 @@ class Job:
     optimizer: MakeOptimizer = field(default_factory=Sgd)
     seed: int = 0
     engine: Engine = DEFAULT
+    replicas: int = 1
     devices: tuple[str, ...] = ("cpu",)
     torch_threads: int = 1
     stage_timeout_s: float = 120.0
@@ -72,6 +76,8 @@ class Job:
     transport: str = "auto"
 
     def __post_init__(self) -> None:
+        check_replicas(self.replicas, self.method, self.engine)
+        part_size(self.batch_size, self.replicas)
         first, last = self.modules[0].spec, self.modules[-1]
         for which, part in {"train": self.train, **self.evaluations}.items():
             check_inputs(which, part.inputs, first.input_shape, first.takes_integers)
@@ -215,10 +221,8 @@ class LocalExecutor(Executor):
         self._give_back = remember(job.modules)
         for module in job.modules:
             module.to(self.device)
-        loss = job.loss_on(self.device)
-        self.trainer = Trainer(
-            job.modules, job.method, job.lr, loss=loss, optimizer=job.optimizer, seed=job.seed, engine=job.engine
-        )
+        how = {name: getattr(job, name) for name in ("optimizer", "seed", "engine", "replicas")}
+        self.trainer = Trainer(job.modules, job.method, job.lr, loss=job.loss_on(self.device), **how)
         reset_peak_memory(self.device)
         torch.set_num_threads(job.torch_threads)
 

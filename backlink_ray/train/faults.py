@@ -21,6 +21,7 @@ class Fault:
         kind: what happens to the stage's process: SIGKILL, SIGSTOP, an action that never ends, or an exception. kill and stop
             are for executor ray: stages that are threads share their process with the run.
         attempt: the number of recoveries before it; 0 for the first.
+        replica: of the stage, from 0.
     """
 
     stage: int
@@ -28,11 +29,12 @@ class Fault:
     phase: Phase = "before_forward"
     kind: Kind = "kill"
     attempt: int = 0
+    replica: int = 0
 
     def __post_init__(self) -> None:
         for name, allowed in (("phase", get_args(Phase)), ("kind", get_args(Kind))):
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name}={getattr(self, name)!r} is unknown; allowed: {', '.join(allowed)}")
-        for name in ("stage", "step", "attempt"):
+        for name in ("stage", "step", "attempt", "replica"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}={getattr(self, name)} is out of range; allowed 0 or more")

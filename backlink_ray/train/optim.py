@@ -101,8 +101,7 @@ class Updater:
     def __init__(
         self, named: Iterable[tuple[str, nn.Parameter]], make_optimizer: MakeOptimizer, adam_lr: float = 0.0
     ) -> None:
-        self._named = dict(named)
-        self._adam_lr = adam_lr
+        self._named, self._adam_lr = dict(named), adam_lr
         self._make: MakeOptimizer = torch.optim.Adam if adam_lr else make_optimizer
         self._optimizer = self._new()
 
@@ -139,10 +138,11 @@ class Updater:
             else:
                 group["lr"] = self._adam_lr or lr
 
-    def update(self, gradients: Sequence[Tensor | None]) -> None:
-        """Take one step along the gradients, one per parameter in order (None: no update)."""
+    def update(self, gradients: Sequence[Tensor | None], *, averaged: bool = False) -> None:
+        """Take one step along gradients, or their means over parts, one per parameter in order (None: no update)."""
         for parameter, gradient in zip(self._named.values(), gradients, strict=True):
             moves = gradient is not None and parameter.requires_grad and not getattr(parameter, "idle", False)
+            moves = moves or (averaged and gradient is not None and bool(gradient.any()))  # not idle in another part
             # None otherwise: there may be a gradient of the user's own.
             parameter.grad = _laid_out(gradient, parameter) if moves else None  # type: ignore[arg-type]
         self._optimizer.step()

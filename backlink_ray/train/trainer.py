@@ -1,7 +1,7 @@
 """Trainer: all local modules, one after another, in one process; the reference that the pipeline must equal."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,21 +13,21 @@ from backlink_ray.data.checks import check_inputs
 from backlink_ray.data.tensors import cast
 from backlink_ray.errors import ConfigError, NotFiniteError
 from backlink_ray.local.engine import DEFAULT, Engine
-from backlink_ray.local.graph import NOTHING
 from backlink_ray.local.modes import TrainingModes, unmoved_if_refused
 from backlink_ray.local.module import LocalModule, StepSeed
 from backlink_ray.local.parameters import check_parameters
 from backlink_ray.local.predict import predict
 from backlink_ray.local.weights import copy_weights, state_of
-from backlink_ray.methods.base import Batch, LocalResult, Loss, Method
-from backlink_ray.methods.state import MethodState
+from backlink_ray.methods.base import Batch, Loss, Method
 from backlink_ray.nets.network import dtype_and_device
 from backlink_ray.options import LARGEST_FLOAT, Option
 from backlink_ray.seeds import SEED
 from backlink_ray.train.captured import Captured, check_capture
 from backlink_ray.train.evaluation import Evaluation, EvaluationSum
 from backlink_ray.train.labels import check_labels, check_loss
+from backlink_ray.train.learner import Learner, one_pass
 from backlink_ray.train.optim import LearningRate, MakeOptimizer, Sgd, check_optimizer, updaters_of
+from backlink_ray.train.parts import check_replicas, part_size
 from backlink_ray.train.state import TrainState, check_state
 
 _LR = Option(default=0.5, high=LARGEST_FLOAT, allowed="at least 0, finite")
@@ -111,68 +111,6 @@ def read_batch(
     return Batch(cast(inputs.to(device), dtype), cast(labels.to(device), dtype), step_seed, loss)
 
 
-@dataclass(frozen=True, slots=True)
-class Learner:
-    """One module in training: the names of the parameters that its gradients are for, and its method's state."""
-
-    module: LocalModule
-    local: tuple[str, ...]
-    linked: tuple[str, ...]
-    state: MethodState
-
-    @classmethod
-    def of(cls, method: Method, module: LocalModule) -> "Learner":
-        """Return a module that begins to learn."""
-        local, linked = (
-            tuple(name for name, _ in named(module)) for named in (method.local_parameters, method.linked_parameters)
-        )
-        return cls(module, local, linked, MethodState())
-
-
-def one_pass(learners: Sequence[Learner], method: Method, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
-    """Return gradients by name and local losses (K,); updates batch norm statistics and method states by one step.
-
-    At most one module's graph is alive at any time, and the tail of the previous module.
-    """
-    found: dict[str, Tensor] = {}
-    losses: list[Tensor] = []
-    before: tuple[Learner, LocalResult] | None = None
-    x = batch.inputs
-    for learner in learners:
-        result, x = _local_pass(method, learner, x, batch)
-        found.update(_by_name(learner.local, result.local or []))
-        if before is not None:
-            found.update(_apply_link(method, *before, result.error))
-        # Drop the error now: it would hold one more activation during the next module's forward.
-        result = replace(result, error=NOTHING)
-        before = (learner, result) if method.has_link(learner.module) else None
-        losses.append(result.loss)
-    return found, torch.stack(losses)
-
-
-def _local_pass(method: Method, learner: Learner, x: Tensor, batch: Batch) -> tuple[LocalResult, Tensor]:
-    """Return the result of a module's own loss, and the module's output."""
-    module = learner.module
-    body = method.forward_body(module, x, batch.step_seed)
-    tail = method.forward_tail(module, body.output, batch.step_seed)
-    retain = method.has_link(module) and method.retains_tail
-    return method.local_backward(module, body, tail, batch, learner.state, retain=retain), tail.output
-
-
-def _apply_link(method: Method, learner: Learner, result: LocalResult, error: Tensor) -> dict[str, Tensor]:
-    """Apply the next module's error to a module; return the gradients for this step's update."""
-    if method.link_kind == "delayed":
-        learner.state.error = error
-        return {}
-    tail = learner.module.tail(method.tail_length(learner.module))
-    link = method.link_gradients_to_mix(learner.state, method.link_backward(result.graph, error))
-    return _by_name(learner.linked, method.mix(tail, result.linked, link))
-
-
-def _by_name(names: Sequence[str], gradients: list[Tensor]) -> dict[str, Tensor]:
-    return dict(zip(names, gradients, strict=True)) if gradients else {}
-
-
 class Trainer:
     """Trains local modules step by step in one process.
 
@@ -188,10 +126,11 @@ class Trainer:
         seed: of dropout masks.
         engine: how steps are computed. Convolutions' weights are brought into its memory format. From now on this process keeps
             freed memory, see `allocator`.
+        replicas: of the pipeline that this trainer equals; every batch is taken in that many equal parts, see `one_pass`.
 
     Raises:
         ConfigError: the method cannot train these modules, the optimizer cannot work in parts, lr or seed is out of range, or
-            the engine does not fit the network's device or type.
+            the engine does not fit the network's device or type, or method or engine have no replicas.
     """
 
     def __init__(
@@ -204,7 +143,10 @@ class Trainer:
         optimizer: MakeOptimizer | None = None,
         seed: int = 0,
         engine: Engine = DEFAULT,
+        replicas: int = 1,
     ) -> None:
+        check_replicas(replicas, method, engine)
+        self._replicas = replicas
         self.modules, self.method, self.loss, self.step_index = _prepare(modules, method), method, loss, 0
         self.engine = engine
         prepare_process()
@@ -264,13 +206,14 @@ class Trainer:
         """
         step_seed = StepSeed(self._seed, self.step_index, self.engine)
         batch = read_batch(self.modules, self.method, inputs, labels, step_seed, self.loss)
+        size = part_size(len(inputs), self._replicas)
         kind = (batch.labels.dtype, batch.labels.shape[1:])
         if kind != self._loss_checked:
             check_loss(self.loss, batch.labels, self.modules[-1])
             self._loss_checked = kind
         batch = replace(batch, inputs=self.engine.arrange(batch.inputs))
         self._modes.restore()
-        with self.engine.running(batch.inputs.device), unmoved_if_refused(self.modules, len(inputs)):
+        with self.engine.running(batch.inputs.device), unmoved_if_refused(self.modules, size):
             for updater in self._updaters:
                 updater.set_lr(self._lr(self.step_index) if callable(self._lr) else self._lr)
             losses = self._captured(batch) if self.engine.graph else self._train(batch)
@@ -278,9 +221,9 @@ class Trainer:
         return losses
 
     def _train(self, batch: Batch) -> Tensor:
-        found, losses = one_pass(self._learners, self.method, batch)
+        found, losses = one_pass(self._learners, self.method, batch, self._replicas)
         for updater in self._updaters:
-            updater.update([found.get(name) for name in updater.names])
+            updater.update([found.get(name) for name in updater.names], averaged=self._replicas > 1)
         return losses
 
     def _captured(self, batch: Batch) -> Tensor:

@@ -43,7 +43,7 @@ class ClusterResources:
     def bundles(self, config: RunConfig) -> list[dict[str, float]]:
         """Return the bundles of a trial: its own, and one per stage if the stages are actors."""
         if self.resolve(config).executor == "ray":
-            return self.stage.where_gpus_are(self.num_gpus).bundles(config.num_modules)
+            return self.stage.where_gpus_are(self.num_gpus).bundles(config.num_stages)
         if not (self.num_gpus and self.stage.gpus_per_stage):
             return [{"CPU": 1.0}]
         return [{"CPU": 1.0, "GPU": 1.0 / (max(1, self.runs_per_gpu) if self.shares_gpu(config) else 1)}]
@@ -57,4 +57,4 @@ class ClusterResources:
         on_gpu = self.num_gpus and self.stage.gpus_per_stage
         engine_of(config).check(torch.device("cuda" if on_gpu else "cpu"), torch.float32)
         if self.resolve(config).executor == "ray":
-            self.stage.where_gpus_are(self.num_gpus).check(config.num_modules, self.num_cpus, self.num_gpus)
+            self.stage.where_gpus_are(self.num_gpus).check(config.num_stages, self.num_cpus, self.num_gpus)

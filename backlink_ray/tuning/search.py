@@ -12,7 +12,7 @@ from backlink_ray.data.tensors import Dataset
 from backlink_ray.errors import ConfigError, StudyError
 from backlink_ray.files import local_path, read_json
 from backlink_ray.output import say
-from backlink_ray.pipeline.stage import plan_stages
+from backlink_ray.pipeline.stageplan import plan_stages
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.data import data_key, load_for
 from backlink_ray.runs.folder import RESULT, RUN_AGAIN

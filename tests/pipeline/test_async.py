@@ -13,7 +13,7 @@ from backlink_ray.methods.base import Batch, Method
 from backlink_ray.pipeline.exchange import Kind, Mailbox, QueueLink
 from backlink_ray.pipeline.injector import make_stage
 from backlink_ray.pipeline.queues import ReplayQueue
-from backlink_ray.pipeline.stage import plan_stages
+from backlink_ray.pipeline.stageplan import plan_stages
 from backlink_ray.pipeline.threads import RoundRobinExecutor, ThreadsExecutor
 from backlink_ray.train.executor import Executor, Job, LocalExecutor
 from tests.examples import job

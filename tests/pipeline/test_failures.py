@@ -21,8 +21,8 @@ from backlink_ray.pipeline.exchange import Kind
 from backlink_ray.pipeline.pool import StagePool
 from backlink_ray.pipeline.progress import SILENT, Patience, Position
 from backlink_ray.pipeline.resources import StageResources
-from backlink_ray.pipeline.stage import plan_stages
 from backlink_ray.pipeline.stageactor import StageActor
+from backlink_ray.pipeline.stageplan import plan_stages
 from backlink_ray.pipeline.threads import ThreadsExecutor
 from backlink_ray.train.executor import LocalExecutor
 from backlink_ray.train.faults import Fault
@@ -267,7 +267,7 @@ def test_what_the_cluster_can_never_hold_is_refused_before_anything_is_reserved(
     from backlink_ray.pipeline.actors import RayExecutor
 
     before = placement_group_table()
-    with pytest.raises(bl.ConfigError, match=r"K=4 stages need 4\.1 CPUs, the cluster has 2"):
+    with pytest.raises(bl.ConfigError, match=r"4 stages need 4\.1 CPUs, the cluster has 2"):
         RayExecutor(job(METHOD, 4), StagePool(StageResources(cpus_per_stage=1.0)))
     with pytest.raises(bl.ConfigError, match=r"K=2 .* 1 GPUs .* has 0, which hold 0"):
         StageResources().check(2, num_cpus=8, num_gpus=0)

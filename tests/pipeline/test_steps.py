@@ -12,8 +12,8 @@ from torch import Tensor, nn
 import backlink_ray as bl
 from backlink_ray.errors import LinkAbortedError, LinkError, StageError
 from backlink_ray.pipeline.progress import wait_patiently
-from backlink_ray.pipeline.stage import plan_stages
 from backlink_ray.pipeline.stageactor import StageActor
+from backlink_ray.pipeline.stageplan import plan_stages
 from backlink_ray.pipeline.steps import Steps
 from backlink_ray.pipeline.threads import RoundRobinExecutor, ThreadsExecutor
 from backlink_ray.train.executor import Executor, Job, LocalExecutor

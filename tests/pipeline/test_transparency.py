@@ -16,7 +16,7 @@ from backlink_ray.local.module import LocalModule
 from backlink_ray.methods.base import Batch, LocalResult
 from backlink_ray.pipeline.exchange import Kind, Mailbox, NoLink, QueueLink, flatten
 from backlink_ray.pipeline.injector import make_stage
-from backlink_ray.pipeline.stage import plan_stages
+from backlink_ray.pipeline.stageplan import plan_stages
 from backlink_ray.pipeline.threads import RoundRobinExecutor, ThreadsExecutor
 from backlink_ray.train.executor import Evaluation, Executor, Job, LocalExecutor
 from tests.examples import job, sample

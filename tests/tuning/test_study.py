@@ -202,9 +202,9 @@ def test_own_options_hide_no_parameter_of_a_run(tmp_path: Path) -> None:
 
 def test_a_trial_that_can_never_be_placed_is_refused_before_anything_starts() -> None:
     config = RunConfig(num_modules=4, propagation_length=1, executor="ray")
-    with pytest.raises(ConfigError, match=r"K=4 stages need 0\.9 CPUs, the cluster has 0\.5"):
+    with pytest.raises(ConfigError, match=r"4 stages need 0\.9 CPUs, the cluster has 0\.5"):
         ClusterResources(num_gpus=0, num_cpus=0.5).check(config)
-    with pytest.raises(ConfigError, match=r"K=4 stages need 0\.75 GPUs each, the cluster has 3, which hold 3"):
+    with pytest.raises(ConfigError, match=r"4 stages need 0\.75 GPUs each, the cluster has 3, which hold 3"):
         ClusterResources(num_gpus=3, num_cpus=8, stage=StageResources(gpus_per_stage=0.75)).check(config)
     ClusterResources(num_gpus=2, num_cpus=8, stage=StageResources(gpus_per_stage=0.5)).check(config)
     assert ClusterResources(num_gpus=3, num_cpus=8).resolve(config.replace(executor="auto")).executor == "local"

@@ -1,0 +1,40 @@
+"""Group: the stages of one module, one for each part of the batch, which average what they have computed."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from backlink_ray.pipeline.exchange import Kind, Link, flatten, unflatten
+from backlink_ray.train.parts import mean
+
+
+class Group:
+    """One stage's connections to the others of its module.
+
+    Each sends all it has to every other, and sums up by itself, in the order of the parts: so all have the same bits, those of
+    one process.
+
+    Args:
+        links: one for each part, None in this stage's own place; none for a stage without others.
+    """
+
+    def __init__(self, links: Sequence[Link | None] = ()) -> None:
+        self._links = links
+
+    def average(self, step: int, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Return the means of tensors, of which every stage gives as many, of the same shapes, in the same order."""
+        own = flatten(tensors)
+        for link in self._links:
+            if link:
+                link.send(Kind.PART, step, own)
+        parts = [[link.receive(Kind.PART, step) if link else own] for link in self._links or [None]]
+        return unflatten(mean(parts)[0], tensors)
+
+    def close(self) -> None:
+        """Close the links."""
+        for link in self._links:
+            if link:
+                link.close()
+
+
+ALONE = Group()

@@ -1,0 +1,65 @@
+"""Parts: a step's batch in equal parts, one for each replica of the stages, and the mean of what the parts give."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from backlink_ray.errors import ConfigError
+from backlink_ray.local.engine import EngineOptions
+from backlink_ray.methods.base import Batch, Method
+
+
+def check_replicas(replicas: int, method: Method, engine: EngineOptions) -> None:
+    """Raise ConfigError if a method or an engine cannot train in several replicas."""
+    if replicas < 1:
+        raise ConfigError(f"replicas={replicas} is out of range; allowed 1 or more")
+    late = method.link_kind == "delayed" or method.is_stale or method.replay_size
+    if replicas > 1 and late:
+        how = f" in mode={vars(method)['mode']!r}" if "mode" in vars(method) else ""
+        raise ConfigError(
+            f"replicas={replicas} with method={method.name!r}{how}, whose errors arrive in a later step; allowed: 1, or a "
+            "method whose steps are whole (mode exact)"
+        )
+    if replicas > 1 and engine.graph:
+        raise ConfigError(f"replicas={replicas} with graph=True, which captures no average; allowed: 1, or graph=False")
+
+
+def part_size(batch_size: int, replicas: int) -> int:
+    """Return the size of a part; ConfigError if the batch has no equal parts."""
+    if batch_size % replicas:
+        raise ConfigError(
+            f"a batch of {batch_size} has no replicas={replicas} equal parts; allowed: a batch_size that {replicas} divides"
+        )
+    return batch_size // replicas
+
+
+def parts_of(batch: Batch, replicas: int) -> list[Batch]:
+    """Return the parts of a batch in order; each draws its own masks."""
+    size, seed = part_size(len(batch.labels), replicas), batch.step_seed
+    pairs = zip(batch.inputs.split(size), batch.labels.split(size), strict=True)
+    return [replace(batch, inputs=x, labels=y, step_seed=replace(seed, part=d)) for d, (x, y) in enumerate(pairs)]
+
+
+def mean(parts: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """Return the mean of each tensor over the parts, summed up in their order, so that every process rounds alike."""
+    first, *others = parts
+    if not others or not first:
+        return list(first)
+    total = list(torch._foreach_add(list(first), list(others[0])))
+    for other in others[1:]:
+        torch._foreach_add_(total, list(other))
+    torch._foreach_div_(total, len(parts))
+    return total
+
+
+def statistics(buffers: Iterable[Tensor]) -> list[Tensor]:
+    """Return the buffers that are averaged; others, such as counters, are what each part leaves."""
+    return [buffer for buffer in buffers if buffer.is_floating_point()]
+
+
+def overwrite(buffers: Iterable[Tensor], values: Iterable[Tensor]) -> None:
+    """Copy values into buffers, of which graphs that still wait for an error know: what they read of them is not used."""
+    for buffer, value in zip(buffers, values, strict=True):
+        buffer.data.copy_(value)
