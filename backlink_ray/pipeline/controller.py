@@ -54,9 +54,8 @@ def first_failure(ends: Sequence[CallEnd], replicas: int = 1) -> StageError:
     rank, _, place = min((_rank(end), -end.position.busy_s, place) for place, end in enumerate(ends))
     num_stages = len(ends) // replicas
     part, k = divmod(place, num_stages)
-    own = ends[part * num_stages :][:num_stages]
-    is_lost = rank is not _Rank.RAISED
-    return StageError(k, num_stages, _where(own, k), _reason(ends[place], rank), is_lost, part, replicas)
+    where, is_lost = _where(ends, place, num_stages), rank is not _Rank.RAISED
+    return StageError(k, num_stages, where, _reason(ends[place], rank), is_lost, part, replicas)
 
 
 def _rank(end: CallEnd) -> _Rank:
@@ -81,13 +80,16 @@ def _reason(end: CallEnd, rank: _Rank) -> str:
     return f"{type(end.error).__name__}: {_summary_line(end.error)}"
 
 
-def _where(ends: Sequence[CallEnd], k: int) -> str:
-    step, action, _ = ends[k].position
+def _where(ends: Sequence[CallEnd], place: int, num_stages: int) -> str:
+    step, action, _ = ends[place].position
     if step >= 0:
         return f"step {step} ({action})"
-    near = [(ends[j].position, j) for j in (k - 1, k + 1) if 0 <= j < len(ends)]
-    (step, action, _), j = max(near, default=(UNKNOWN, k), key=lambda item: item[0].step)
-    return f"step {step} (stage {j} was at {action})" if step >= 0 else "an unknown step"
+    part, k = divmod(place, num_stages)
+    near = {part * num_stages + j: f"stage {j}" for j in (k - 1, k + 1) if 0 <= j < num_stages}
+    near |= {i: f"replica {i // num_stages}" for i in range(k, len(ends), num_stages) if i != place}
+    found = [(ends[i].position, name) for i, name in near.items()]
+    (step, action, _), name = max(found, default=(UNKNOWN, ""), key=lambda item: item[0].step)
+    return f"step {step} ({name} was at {action})" if step >= 0 else "an unknown step"
 
 
 def _summary_line(error: BaseException | None) -> str:

@@ -269,7 +269,7 @@ def test_what_the_cluster_can_never_hold_is_refused_before_anything_is_reserved(
     before = placement_group_table()
     with pytest.raises(bl.ConfigError, match=r"4 stages need 4\.1 CPUs, the cluster has 2"):
         RayExecutor(job(METHOD, 4), StagePool(StageResources(cpus_per_stage=1.0)))
-    with pytest.raises(bl.ConfigError, match=r"K=2 .* 1 GPUs .* has 0, which hold 0"):
+    with pytest.raises(bl.ConfigError, match=r"2 stages .* 1 GPUs .* has 0, which hold 0"):
         StageResources().check(2, num_cpus=8, num_gpus=0)
     assert placement_group_table().keys() == before.keys()
 
