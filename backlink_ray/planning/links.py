@@ -56,7 +56,7 @@ class LinkEnd:
 
     def connect(self, other: Any) -> None:
         """Link this end to the other through the object store."""
-        self._link = ObjectStoreLink(other.deliver, 0, self._inbox, _device(), TIMEOUT_S)
+        self._link = ObjectStoreLink(other.deliver.remote, 0, self._inbox, _device(), TIMEOUT_S)
 
     def listen(self) -> Address:
         """Return where the other end can join this one."""
@@ -67,9 +67,9 @@ class LinkEnd:
         """Link this end to the other through torch.distributed: at its address, or here if it comes."""
         how = _device(), TIMEOUT_S, TIMEOUT_S
         if address:
-            self._link = join(address, ray.util.get_node_ip_address(), self._inbox, 0, *how)
+            self._link = join(address, ray.util.get_node_ip_address(), self._inbox, "the first end", *how)
         else:
-            self._link = self._meeting.link(self._inbox, 1, *how)
+            self._link = self._meeting.link(self._inbox, "the second end", *how)
 
     def play(self, num_bytes: int, begins: bool) -> Trip:
         """Send a message to and fro; the first rounds do not count."""
