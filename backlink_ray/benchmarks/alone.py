@@ -10,7 +10,8 @@ from torch import Tensor
 from backlink_ray.local.module import StepSeed
 from backlink_ray.pipeline.exchange import Kind, Link
 from backlink_ray.pipeline.injector import make_stage
-from backlink_ray.pipeline.stage import Stage, plan_stages
+from backlink_ray.pipeline.stage import Stage
+from backlink_ray.pipeline.stageplan import plan_stages
 from backlink_ray.train.executor import Job
 
 
