@@ -1,6 +1,6 @@
 """Simulation: a pipeline's schedule event by event, on devices that need not exist."""
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -81,6 +81,45 @@ class StageWork:
         return sum(self.sent_bytes[name] for name in sends if _message(name)[1] == direction)
 
 
+class Mailbox:
+    """Messages of one kind for a stage, from one sender, which takes room for each before it travels.
+
+    Attributes:
+        room: for more messages.
+        messages: that have arrived, as their bytes.
+    """
+
+    def __init__(self, env: simpy.Environment) -> None:
+        self._env, self.room, self.messages = env, CAPACITY, deque[int]()
+        self._sender: simpy.Event | None = None
+        self._receiver: simpy.Event | None = None
+
+    def freed(self) -> simpy.Event:
+        """Return what the sender waits for while there is no room."""
+        self._sender = self._env.event()
+        return self._sender
+
+    def filled(self) -> simpy.Event:
+        """Return what the receiver waits for while there is no message."""
+        self._receiver = self._env.event()
+        return self._receiver
+
+    def put(self, num_bytes: int) -> None:
+        """Let a message arrive."""
+        self.messages.append(num_bytes)
+        if self._receiver:
+            self._receiver.succeed()
+            self._receiver = None
+
+    def take(self) -> int:
+        """Take the first message, which makes room for another."""
+        self.room += 1
+        if self._sender:
+            self._sender.succeed()
+            self._sender = None
+        return self.messages.popleft()
+
+
 class Simulation:
     """A run of steps of a pipeline, from the first input to the last update.
 
@@ -111,10 +150,9 @@ class Simulation:
         self._env = simpy.Environment()
         self._devices = devices or range(len(stages))
         self._processors = {device: Processor(self._env, speeds) for device in self._devices}
-        self._mailboxes: dict[Receiver, simpy.Store] = defaultdict(lambda: simpy.Store(self._env))
-        self._rooms: dict[Receiver, simpy.Container] = defaultdict(
-            lambda: simpy.Container(self._env, CAPACITY, CAPACITY)
-        )
+        # Nothing else computes on a stage's device: it needs no Processor.
+        self._are_apart = len(self._processors) == len(stages) and transfer.helpers == FREE
+        self._mailboxes: dict[Receiver, Mailbox] = defaultdict(lambda: Mailbox(self._env))
         for k in range(len(stages)):
             self._env.process(self._work(k))
         self._env.run()
@@ -153,13 +191,21 @@ class Simulation:
             self.spans.append(Span(k, step, name, start, self._env.now))
 
     def _compute(self, k: int, seconds: float) -> simpy.Event:
+        if self._are_apart:
+            return self._env.timeout(seconds)
         return self._processors[self._devices[k]].compute(seconds)
 
     def _send(self, k: int, receiver: Receiver, num_bytes: int) -> Process:
-        yield self._rooms[receiver].get(1)
+        mailbox = self._mailboxes[receiver]
+        if not mailbox.room:
+            yield mailbox.freed()
+        mailbox.room -= 1
         if seconds := self._transfer.send.of(num_bytes):
             yield self._compute(k, seconds)
-        self._env.process(self._travel(k, receiver, num_bytes))
+        if self._transfer.wire == self._transfer.helpers == FREE:
+            mailbox.put(num_bytes)
+        else:
+            self._env.process(self._travel(k, receiver, num_bytes))
 
     def _travel(self, k: int, receiver: Receiver, num_bytes: int) -> Process:
         seconds = self._transfer.helpers.of(num_bytes)
@@ -168,8 +214,10 @@ class Simulation:
         self._mailboxes[receiver].put(num_bytes)
 
     def _receive(self, k: int, kind: str) -> Process:
-        num_bytes = yield self._mailboxes[k, kind].get()
-        self._rooms[k, kind].put(1)
+        mailbox = self._mailboxes[k, kind]
+        if not mailbox.messages:
+            yield mailbox.filled()
+        num_bytes = mailbox.take()
         if seconds := self._transfer.receive.of(num_bytes):
             yield self._compute(k, seconds)
 
