@@ -35,7 +35,8 @@ from backlink_ray.train.executor import ChunkReport, Executor, Job, LocalExecuto
 WARM_UP = 1
 COLUMNS = (
     "name", "network", "num_modules", "propagation_length", "transport", "balance", "sizes", "step_s", "ratio_to_bp",
-    "fraction_of_bound", "exposed_link_s", "predicted_s", "predicted_ratio", "device_mib", "bound_s", "n",
+    "fraction_of_bound", "exposed_link_s", "predicted_s", "predicted_ratio", "device_mib", "bound_s", "machines",
+    "hop_4mib_s", "n",
 )  # fmt: skip
 
 
@@ -59,8 +60,12 @@ def pipeline_rows(
 ) -> Iterator[Row]:
     """Time BP, rivals and our pipelines in turn on this machine's cores, one thread a stage, and yield a row for each.
 
+    Where $RAY_ADDRESS names a cluster, the stages of ours on Ray are spread over its machines, and DDP's workers are where Ray
+    puts them; all else runs on this one.
+
     Of its COLUMNS, ratio_to_bp and fraction_of_bound are ratios to times of the same round: BP's, and `bound_s`;
-    exposed_link_s is what the stage that waits least waits and exchanges in a step; predicted_s is what plan predicts, and
+    exposed_link_s is what the stage that waits least waits and exchanges in a step, and hop_4mib_s what a message of 4 MiB takes,
+    between machines if there are several; predicted_s is what plan predicts, and
     predicted_ratio that over what was measured; device_mib is what plan predicts for the device that has most in memory, with
     one for each stage or replica.
 
@@ -127,10 +132,11 @@ class Timed:
 
 
 class Way(NamedTuple):
-    """How messages of ours travel: what builds such a pipeline, and what its messages cost."""
+    """How messages of ours travel: what builds such a pipeline, what its messages cost, and between how many machines."""
 
     build: Callable[[Job], Executor]
     transfer: Transfer
+    machines: int
 
 
 class Ours:
@@ -166,11 +172,12 @@ class Ours:
         bound_s = self._alone.bounds_s[1:]
         for transport, reports in self._reports.items():
             step_s = [report.seconds / report.num_steps for report in reports[1:]]
+            way = self._ways[transport]
             exposed_s = [min(report.link_s) / report.num_steps for report in reports[1:]]
             yield {
                 **self._known, "transport": transport, **_compared(step_s, bp_s, self._predicted_s[transport]),
                 **ratio("fraction_of_bound", bound_s, step_s), **spread("bound_s", bound_s),
-                **spread("exposed_link_s", exposed_s),
+                **spread("exposed_link_s", exposed_s), "machines": way.machines, "hop_4mib_s": way.transfer.hop_s(4 * MIB),
             }  # fmt: skip
 
 
@@ -265,7 +272,7 @@ def _ours(
 @contextmanager
 def _ways(transports: Sequence[str], most_stages: int) -> Iterator[dict[str, Way]]:
     """Yield the ways of our messages, by transport; all pipelines between Ray actors live in the same processes, in turn."""
-    found = dict.fromkeys({*transports} & {"queue"}, Way(ThreadsExecutor, Transfer()))
+    found = dict.fromkeys({*transports} & {"queue"}, Way(ThreadsExecutor, Transfer(), 1))
     if not (over_ray := [transport for transport in transports if transport != "queue"]):
         yield found
         return
@@ -276,11 +283,11 @@ def _ways(transports: Sequence[str], most_stages: int) -> Iterator[dict[str, Way
     from backlink_ray.planning.links import measure_transfer
 
     each = StageResources(cpus_per_stage=0.01, gpus_per_stage=0)  # all share the cores
-    transfers = {transport: measure_transfer(transport)[0] for transport in over_ray}
-    group = placement_group(each.bundles(most_stages), strategy="PACK")
+    links = {transport: measure_transfer(transport) for transport in over_ray}
+    group = placement_group(each.bundles(most_stages), strategy="SPREAD")
     try:
         with StagePool(each, group) as pool:
             build = partial(RayExecutor, pool=pool)
-            yield found | {transport: Way(build, transfer) for transport, transfer in transfers.items()}
+            yield found | {transport: Way(build, *link) for transport, link in links.items()}
     finally:
         remove_placement_group(group)

@@ -55,6 +55,10 @@ class Transfer:
     receive: MessageCost = FREE
     helpers: MessageCost = FREE
 
+    def hop_s(self, num_bytes: int) -> float:
+        """Return the seconds from the beginning of a send to the end of the receipt."""
+        return sum(cost.of(num_bytes) for cost in (self.send, self.wire, self.receive))
+
 
 @dataclass(frozen=True, slots=True)
 class StageWork:

@@ -96,6 +96,8 @@ def test_pipelines_beside_their_rivals_at_a_small_size(tmp_path: Path, ray_here:
     assert [row["transport"] for row in rows[10:]] == ["queue", "objectstore", "collective"] * 5
     assert rows[0]["ratio_to_bp"] == 1.0
     assert all(row["step_s"] > 0 and row["n"] == 1 for row in rows)
+    hops = {row["transport"]: (row["machines"], row["hop_4mib_s"] > 0) for row in rows[10:]}
+    assert hops == {"queue": (1, False), "objectstore": (1, True), "collective": (1, True)}
     assert all(row["exposed_link_s"] > 0 and row["bound_s"] > 0 and row["predicted_s"] > 0 for row in rows[10:])
 
 

@@ -56,8 +56,7 @@ def is_right(num_modules: int, transport: str) -> bool:
 def hop(transport: str) -> dict[str, Any]:
     """Return the milliseconds from the beginning of a send to the end of the receipt, and between how many machines."""
     transfer, machines = measure_transfer(transport)
-    costs = transfer.send, transfer.wire, transfer.receive
-    hop_ms = {f"{size} bytes": round(1e3 * sum(cost.of(size) for cost in costs), 3) for size in (SMALL, LARGE)}
+    hop_ms = {f"{size} bytes": round(1e3 * transfer.hop_s(size), 3) for size in (SMALL, LARGE)}
     return {"machines": machines, "hop_ms": hop_ms, "n": ROUNDS}
 
 
