@@ -153,7 +153,7 @@ def data(**_): return 3
 
 def test_a_cluster_too_small_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], ray_here: None) -> None:
     arguments = train(tmp_path / "run", "--executor", "ray", "--cpus-per-stage", "1000")
-    check_refused(arguments, 2, r"K=2 .*2000\.1 CPUs.* 2;", capsys)
+    check_refused(arguments, 2, r"2 stages .*2000\.1 CPUs.* 2;", capsys)
 
 
 def check_refused(arguments: list[str], code: int, values: str, capsys: pytest.CaptureFixture[str]) -> None:
