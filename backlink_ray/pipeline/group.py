@@ -21,14 +21,17 @@ class Group:
     def __init__(self, links: Sequence[Link | None] = ()) -> None:
         self._links = links
 
-    def average(self, step: int, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Return the means of tensors, of which every stage gives as many, of the same shapes, in the same order."""
-        own = flatten(tensors)
+    def gather(self, step: int, own: Tensor) -> list[Tensor]:
+        """Return the tensors that the stages give, in the order of the parts."""
         for link in self._links:
             if link:
                 link.send(Kind.PART, step, own)
-        parts = [[link.receive(Kind.PART, step) if link else own] for link in self._links or [None]]
-        return unflatten(mean(parts)[0], tensors)
+        return [link.receive(Kind.PART, step) if link else own for link in self._links or [None]]
+
+    def average(self, step: int, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Return the means of tensors, of which every stage gives as many, of the same shapes, in the same order."""
+        parts = self.gather(step, flatten(tensors))
+        return unflatten(mean([[part] for part in parts])[0], tensors)
 
     def close(self) -> None:
         """Close the links."""

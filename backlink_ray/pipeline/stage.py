@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +26,7 @@ from backlink_ray.pipeline.progress import Progress
 from backlink_ray.pipeline.schedule import Action, run_actions, step_actions
 from backlink_ray.pipeline.stageplan import StagePlan
 from backlink_ray.pipeline.steps import Steps
+from backlink_ray.pipeline.wholenorm import whole_batch_norms
 from backlink_ray.provenance import describe_process, flushes_subnormals
 from backlink_ray.train.evaluation import Evaluation, EvaluationSum
 from backlink_ray.train.executor import ChunkReport, to_cpu
@@ -98,7 +99,7 @@ class Stage:
         self._losses, self._link_s = [], 0.0
         # Dropout draws from the generator of the thread's current device.
         device = torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext()
-        with device, self._job.engine.running(self._device):
+        with device, self._job.engine.running(self._device), self._norms():
             for action, step in run_actions(self.steps.run(num_steps), self.actions):
                 self.progress.begin(step, action)
                 with self._timeline.record(action, step):
@@ -186,6 +187,15 @@ class Stage:
             found = self._group.average(step, [*tensors, *averaged])
         overwrite(averaged, found[len(tensors) :])
         return found[: len(tensors)]
+
+    def _norms(self) -> AbstractContextManager[None]:
+        if self._job.batch_norm == "part" or self._job.replicas == 1:
+            return nullcontext()
+        return whole_batch_norms([self.module, self._replica], self._gather)
+
+    def _gather(self, own: Tensor) -> list[Tensor]:
+        with self._waiting():
+            return self._group.gather(self.progress.position.step, own)
 
     def _inputs(self, step: int) -> Tensor:
         batch = self._batch_of(step)

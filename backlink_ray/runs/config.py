@@ -31,7 +31,7 @@ from backlink_ray.options import (
     whole_numbers,
 )  # fmt: skip
 from backlink_ray.train.optim import SgdOptions
-from backlink_ray.train.parts import check_replicas, part_size
+from backlink_ray.train.parts import check_replicas, check_whole, part_size
 
 # These do not change a run's weights, so they are not part of its identity. Exception: in mode async the executor decides
 # the order in which stages take their steps.
@@ -66,6 +66,8 @@ class RunFields:
     """Images per step."""
     replicas: int = whole(1, 1)
     """D: every stage has that many, each with its own part of the batch; gradients and statistics are averaged."""
+    batch_norm: str = choice("part", "whole")
+    """With replicas: each normalises by its part of the batch, or all by the whole batch, as without replicas."""
     epochs: int = whole(200, 1)
     """Passes over the training images."""
     augment: bool = flag(True)
@@ -104,6 +106,10 @@ class RunConfig(MethodOptions, SgdOptions, EngineOptions, SplitOptions, RunField
         method = make_method(self.method, self.base, self.values)  # checks that its options fit together
         check_replicas(self.replicas, method, self)
         part_size(self.batch_size, self.replicas)
+        if self.batch_norm == "whole":
+            check_whole(method, self)
+        if self.batch_norm == "whole" and self.replicas == 1:
+            raise ConfigError("batch_norm='whole' has no meaning with replicas=1; allowed with 2 or more")
         for name, option in _without_meaning(vars(self)).items():
             absent = option.default if option.unused is None else option.unused
             if getattr(self, name) not in (option.default, absent):

@@ -27,7 +27,7 @@ from backlink_ray.train.evaluation import Evaluation, EvaluationSum
 from backlink_ray.train.faults import Fault
 from backlink_ray.train.labels import check_labels, check_loss
 from backlink_ray.train.optim import LearningRate, MakeOptimizer, Sgd
-from backlink_ray.train.parts import check_replicas, part_size
+from backlink_ray.train.parts import check_replicas, check_undivided, check_whole, part_size
 from backlink_ray.train.state import PARTS, TrainState
 from backlink_ray.train.trainer import Trainer, check_losses
 
@@ -44,6 +44,8 @@ class Job:
         optimizer: called with a list of parameters, returns their optimizer; see `train.optim.check_optimizer`.
         engine: how steps are computed.
         replicas: D; every stage has that many, each trains on its own part of the batch, and what they compute is averaged.
+        batch_norm: "part": every replica normalises by its own part of the batch; "whole": all by the whole batch, as without
+            replicas.
         devices: stage k of part d runs on devices[(d * K + k) % len(devices)].
         stage_timeout_s: longest wait of a stage for its neighbour; the first step on a GPU can take half a minute.
         timeline: record what each stage does when.
@@ -67,6 +69,7 @@ class Job:
     seed: int = 0
     engine: Engine = DEFAULT
     replicas: int = 1
+    batch_norm: str = "part"
     devices: tuple[str, ...] = ("cpu",)
     torch_threads: int = 1
     stage_timeout_s: float = 120.0
@@ -78,6 +81,8 @@ class Job:
     def __post_init__(self) -> None:
         check_replicas(self.replicas, self.method, self.engine)
         part_size(self.batch_size, self.replicas)
+        if self.batch_norm == "whole":
+            check_whole(self.method, self.engine)
         first, last = self.modules[0].spec, self.modules[-1]
         for which, part in {"train": self.train, **self.evaluations}.items():
             check_inputs(which, part.inputs, first.input_shape, first.takes_integers)
@@ -222,6 +227,9 @@ class LocalExecutor(Executor):
         for module in job.modules:
             module.to(self.device)
         how = {name: getattr(job, name) for name in ("optimizer", "seed", "engine", "replicas")}
+        if job.batch_norm == "whole":  # then nothing needs to be done by parts
+            check_undivided(job.modules)
+            how["replicas"] = 1
         self.trainer = Trainer(job.modules, job.method, job.lr, loss=job.loss_on(self.device), **how)
         reset_peak_memory(self.device)
         torch.set_num_threads(job.torch_threads)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from backlink_ray.errors import ConfigError
 from backlink_ray.local.engine import EngineOptions
+from backlink_ray.local.module import LocalModule
 from backlink_ray.methods.base import Batch, Method
 
 
@@ -24,6 +25,29 @@ def check_replicas(replicas: int, method: Method, engine: EngineOptions) -> None
         )
     if replicas > 1 and engine.graph:
         raise ConfigError(f"replicas={replicas} with graph=True, which captures no average; allowed: 1, or graph=False")
+
+
+def check_whole(method: Method, engine: EngineOptions) -> None:
+    """Raise ConfigError unless a step by parts, with batch norms of the whole batch, is a step without parts."""
+    own: Method = getattr(method, "base", method)  # BackLink's losses are its base's
+    if type(own).loss is not Method.loss or type(own).local_backward is not Method.local_backward:
+        raise ConfigError(
+            f"batch_norm='whole' does not go with the losses of {own.name!r}, which compare or add up samples; allowed: part, or "
+            "bp, gll, dgl, and backlink on them"
+        )
+    if engine.compile != "none":
+        raise ConfigError(
+            f"batch_norm='whole' does not go with compile={engine.compile!r}; allowed: part, or compile='none'"
+        )
+
+
+def check_undivided(modules: Sequence[LocalModule]) -> None:
+    """Raise ConfigError unless modules do with a whole batch what they do with its parts."""
+    if any(module.head_uses_rng or any(module.chain.uses_rng) for module in modules):
+        raise ConfigError(
+            "batch_norm='whole' with units or heads that draw (dropout), for each part by itself, needs the parts at the same "
+            "time; allowed: executor threads or ray, or batch_norm='part'"
+        )
 
 
 def part_size(batch_size: int, replicas: int) -> int:

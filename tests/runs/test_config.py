@@ -121,6 +121,7 @@ DEFAULTS = {
     True, "validation_fraction": 0.0, "train_images": 0, "test_images": 0, "seed": 0, "torch_threads": 1,
     "executor": "auto", "sizes": (), "options": {}, "loss": "cross-entropy", "optimizer": "sgd",
     "memory_format": "channels_last", "precision": "fp32", "compile": "none", "graph": False, "replicas": 1,
+    "batch_norm": "part",
 }  # fmt: skip
 
 
@@ -191,7 +192,8 @@ MEANT: tuple[dict[str, Any], ...] = (
     {"network": "resnet110", "dataset": "svhn", "loss": "torch.nn.functional:mse_loss", "memory_format": "contiguous",
      "precision": "bf16", "compile": "units", "lr": 0.1, "momentum": 0.5, "weight_decay": 0.1, "warmup_fraction": 0.1,
      "batch_size": 8, "epochs": 3, "augment": False, "validation_fraction": 0.1, "train_images": 9, "test_images": 9,
-     "seed": 1, "torch_threads": 2, "replicas": 2},
+     "seed": 1, "torch_threads": 2},
+    {"replicas": 3, "batch_norm": "whole", "batch_size": 6},
     {"optimizer": "torch.optim:AdamW", "graph": True, "sizes": (6, 10)},
 )  # fmt: skip
 
