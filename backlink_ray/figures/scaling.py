@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from backlink_ray.figures.style import INK, QUOTED_LINE, format_axes, label_values, legend, line_style, new_figure
 from backlink_ray.files import make_folder
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def draw_scaling(found: Sequence[Choice], bp_s: float, path: Path, title: str) -> None:
-    """Write a PNG: over devices, both axes logarithmic, the step of every l, BP's, and BP's divided by the devices.
+    """Write a PNG: over devices, the step of every l beside BP's, and BP's divided by the devices as a share of it.
 
     Args:
         found: for every l and number of devices the fastest pipeline; what is fastest with a link is marked where it is enough.
@@ -21,23 +21,27 @@ def draw_scaling(found: Sequence[Choice], bp_s: float, path: Path, title: str) -
         path: the file; its folder is created.
         title: of the figure.
     """
-    figure, (axes,) = new_figure(1, title, width_in=5.4)
+    figure, (time, share) = new_figure(2, title)
     for index, length in enumerate(sorted({each.length for each in found})):
         own = [each for each in found if each.length == length]
-        times = [1e3 * each.plan.step_s for each in own]
-        axes.plot(
-            [each.devices for each in own], times, **line_style(f"BackLink l={length}" if length else "GLL", index)
-        )
+        numbers, style = [each.devices for each in own], line_style(f"BackLink l={length}" if length else "GLL", index)
+        time.plot(numbers, [1e3 * each.plan.step_s for each in own], **style)
+        share.plot(numbers, [bp_s / each.devices / each.plan.step_s for each in own], **style)
     devices = sorted({each.devices for each in found})
-    axes.axhline(1e3 * bp_s, label="BP on one device", **QUOTED_LINE)
-    axes.plot(devices, [1e3 * bp_s / number for number in devices], color=INK, linestyle=":", label="BP / devices")
-    format_axes(axes, "", "devices, each with one module at most", "time of a step, ms")
-    label_values(axes, devices, base=2)
-    _label_times(axes)
-    _mark(axes, linked(found))
+    time.axhline(1e3 * bp_s, label="BP on one device", **QUOTED_LINE)
+    ideal: dict[str, Any] = {"color": INK, "linestyle": ":", "label": "BP / devices"}
+    time.plot(devices, [1e3 * bp_s / number for number in devices], **ideal)
+    share.plot(devices, [1.0 for _ in devices], **ideal)
+    format_axes(time, "Time of a step", "devices, each with one module at most", "ms")
+    format_axes(share, "Share of the ideal", "devices, each with one module at most", "(BP / devices) / time of a step")
+    share.set_ylim(bottom=0)
+    for axes in (time, share):
+        label_values(axes, devices, base=2)
+    _label_times(time)
+    _mark(time, linked(found))
     legend(figure)
     make_folder(path.parent, "picture")
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=115)  # 1,200 wide
 
 
 def _label_times(axes: "Axes") -> None:
@@ -55,6 +59,6 @@ def _mark(axes: "Axes", found: Sequence[Choice]) -> None:
     point = (at.devices, 1e3 * at.plan.step_s)
     axes.plot(*[[value] for value in point], marker="o", markersize=15, color=INK, fillstyle="none", linestyle="")
     axes.annotate(
-        verdict(found).replace(", twice", ",\ntwice"), point, xytext=(0.03, 0.08), textcoords="axes fraction", color=INK,
+        verdict(found).replace(", ", ",\n"), point, xytext=(0.03, 0.05), textcoords="axes fraction", color=INK,
         fontsize=9, arrowprops={"arrowstyle": "-", "color": INK, "linewidth": 0.8, "shrinkB": 8},
     )  # fmt: skip

@@ -49,15 +49,13 @@ def legend_order(series: str) -> int:
     return [*_STYLES, series].index(series)
 
 
-def new_figure(
-    columns: int, title: str, *, rows: int = 1, height_in: float = 4.2, width_in: float = 3.9
-) -> "tuple[Figure, list[Axes]]":
-    """Return a figure and its panels, row by row, each width_in x height_in inches, about square; needs no display."""
+def new_figure(columns: int, title: str, *, rows: int = 1, height_in: float = 4.2) -> "tuple[Figure, list[Axes]]":
+    """Return a figure and its panels, about square, row by row; needs no display. A row is height_in inches high."""
     from matplotlib.figure import Figure  # imported here so that studies without a figure do not need matplotlib
 
-    whole_in = 2.4 + width_in * columns
-    figure = Figure(figsize=(whole_in, 0.6 + height_in * rows), layout="constrained")
-    lines = textwrap.wrap(title, int((whole_in - 1.8) * 72 / (TITLE_PT * 0.58)))
+    width_in = 2.4 + 3.9 * columns
+    figure = Figure(figsize=(width_in, 0.6 + height_in * rows), layout="constrained")
+    lines = textwrap.wrap(title, int((width_in - 1.8) * 72 / (TITLE_PT * 0.58)))
     figure.suptitle("\n".join(lines), fontsize=TITLE_PT, x=0.01, ha="left", color=INK)
     return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
 

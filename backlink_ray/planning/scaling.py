@@ -77,6 +77,7 @@ def enough(found: Sequence[Choice]) -> Choice:
 def verdict(found: Sequence[Choice]) -> str:
     """Return in one line which number of devices is enough, see `enough`."""
     number, most = enough(found).devices, max(each.devices for each in found)
+    share = f"{100 * PAYS:.0f} %"
     if number == most:
-        return f"up to {most} devices, the most asked for, twice as many save {PAYS:.0%} of a step or more"
-    return f"beyond {number} device{'s' * (number > 1)}, twice as many save less than {PAYS:.0%} of a step"
+        return f"up to {most} devices, the most asked for, twice as many save {share} of a step or more"
+    return f"beyond {number} device{'s' * (number > 1)}, twice as many save less than {share} of a step"

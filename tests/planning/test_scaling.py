@@ -44,12 +44,12 @@ def test_a_network_that_can_be_cut_evenly_takes_its_part_of_the_time_and_every_h
 @pytest.mark.parametrize(
     ("head_s", "devices", "number", "said"),
     [
-        (0.0, [1, 2, 4], 4, "up to 4 devices, the most asked for, twice as many save 10% of a step or more"),
+        (0.0, [1, 2, 4], 4, "up to 4 devices, the most asked for, twice as many save 10 % of a step or more"),
         # 64 / N + 9: 17, 13, 11, 10; of 11 less than a tenth is saved.
-        (9.0, [8, 16, 32, 64], 32, "beyond 32 devices, twice as many save less than 10% of a step"),
+        (9.0, [8, 16, 32, 64], 32, "beyond 32 devices, twice as many save less than 10 % of a step"),
         # Two doublings at once have to save 19 %: 25 to 13 does, 13 to 10 does.
-        (9.0, [4, 16, 64], 64, "up to 64 devices, the most asked for, twice as many save 10% of a step or more"),
-        (1e4, [1, 2, 4], 1, "beyond 1 device, twice as many save less than 10% of a step"),
+        (9.0, [4, 16, 64], 64, "up to 64 devices, the most asked for, twice as many save 10 % of a step or more"),
+        (1e4, [1, 2, 4], 1, "beyond 1 device, twice as many save less than 10 % of a step"),
     ],
 )
 def test_the_number_beyond_which_devices_do_not_pay(head_s: float, devices: list[int], number: int, said: str) -> None:
