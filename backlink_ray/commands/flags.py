@@ -124,8 +124,7 @@ class TrialFlags(CommonFlags, LimitFlags):
         """Raise ConfigError if a number is out of range."""
         not_negative(self, "max_concurrent", "gpus")
         _ = self.options
-        if self.executor != "auto":
-            check_transport(self.transport, self.executor)
+        check_transport(self.transport, self.executor)
         read_runs_per_gpu(self.runs_per_gpu)
         if self.gpus and not (self.address or os.environ.get("RAY_ADDRESS")):
             raise ConfigError(

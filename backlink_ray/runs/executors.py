@@ -53,8 +53,8 @@ def executor_for(config: RunConfig, options: RunOptions) -> tuple[str, str]:
 
 
 def check_transport(transport: str, executor: str) -> None:
-    """Raise ConfigError if a transport is asked for that an executor does not have."""
-    if executor != "ray" and transport != "auto":
+    """Raise ConfigError if a transport is asked for that an executor, unless it is auto, does not have."""
+    if executor not in ("ray", "auto") and transport != "auto":
         raise ConfigError(
             f"transport={transport!r} is between stages on Ray, and the executor is {executor}; use executor ray"
         )

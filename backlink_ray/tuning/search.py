@@ -15,6 +15,7 @@ from backlink_ray.output import say
 from backlink_ray.pipeline.stageplan import plan_stages
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.data import data_key, load_for
+from backlink_ray.runs.executors import check_transport
 from backlink_ray.runs.folder import RESULT, RUN_AGAIN
 from backlink_ray.runs.job import make_job
 from backlink_ray.runs.options import DEFAULT, RunOptions
@@ -110,9 +111,11 @@ def tune(
         options: of every run, among them what a stage reserves, and how often a lost trial is started again.
 
     Raises:
-        ConfigError: the space does not fit the base, the base not the data or the cluster, or the folder holds another study.
+        ConfigError: the space does not fit the base, the base not the data, the options or the cluster, or the folder
+            holds another study.
         StudyError: an interruption left trials; the same call continues.
     """
+    check_transport(options.transport, base.executor)
     plan = Plan(
         base=base, space=space, num_samples=num_samples, metric=metric, objectives=tuple(objectives), first=tuple(first),
         asha=asha,

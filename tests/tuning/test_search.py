@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -79,3 +80,12 @@ def test_a_ray_that_was_started_without_the_users_folder_is_refused_with_the_way
         bl.run(config, tmp_path / "run", executor="ray")
     assert f"runtime_env={{'py_modules': ['{tmp_path}/ray_model.py', '{tmp_path}/ray_parts.py']}}" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_transport_needs_trials_with_stages_on_ray(tmp_path: Path) -> None:
+    how: dict[str, Any] = {"storage": tmp_path / "results", "options": bl.RunOptions(transport="collective")}
+    with pytest.raises(
+        bl.ConfigError, match="transport='collective' is between stages on Ray, and the executor is local"
+    ):
+        bl.tune(bl.RunConfig(executor="local"), bl.Space(), **how)
+    assert not (tmp_path / "results").exists()
