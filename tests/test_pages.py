@@ -291,13 +291,13 @@ RUN = [
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(500)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(("page", "word", "shown"), RUN, ids=[f"{page.name}: {word.strip()}" for page, word, _ in RUN])
 def test_blocks_of_the_pages_run(tmp_path: Path, page: Path, word: str, shown: str) -> None:
     (block,) = [block for block in blocks(page.read_text(), "bash") if word in block and "venv" not in block]
     source = block.replace("backlink-ray ", f"{sys.executable} -m backlink_ray.cli ")
     source = source.replace("python studies/", f"{sys.executable} {ROOT}/studies/")
-    done = subprocess.run(["bash", "-euc", source], capture_output=True, text=True, cwd=tmp_path, timeout=480)
+    done = subprocess.run(["bash", "-euc", source], capture_output=True, text=True, cwd=tmp_path, timeout=880)
     assert done.returncode == 0, done.stderr
     for text in blocks(page.read_text(), "text"):
         if shown and shown in text:
