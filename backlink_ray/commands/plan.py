@@ -3,7 +3,7 @@
 import os
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Literal
 
@@ -11,7 +11,7 @@ import torch
 
 from backlink_ray.benchmarks.rows import written
 from backlink_ray.commands.flags import check_device, not_negative
-from backlink_ray.commands.plan_costs import costs_of
+from backlink_ray.commands.plan_costs import costs_of, transfer_over
 from backlink_ray.commands.plan_table import COLUMNS, SCALING_COLUMNS, best_of_each, cells, cut_flags, scaling_cells
 from backlink_ray.commands.results_table import print_table
 from backlink_ray.errors import ConfigError
@@ -22,9 +22,10 @@ from backlink_ray.paper.claims import quoted_times
 from backlink_ray.planning.layout import Link
 from backlink_ray.planning.plan import Machine, Planner, Prediction
 from backlink_ray.planning.scaling import choices, enough, linked, verdict
-from backlink_ray.planning.simulation import MessageCost, Transfer
+from backlink_ray.runs.cluster import start_once
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.results import Row
+from backlink_ray.train.parts import part_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,10 +65,17 @@ class Plan:
     memory_gib: float = 0.0
     """Of a device (of the machine, if its cores are the devices) for weights, gradients, momentum, saved tensors, data and
     messages; 0: no limit."""
+    replicas: tuple[int, ...] = (1,)
+    """D: of every stage, each with its own part of the batch, on its own device."""
+    transport: Literal["queue", "objectstore", "collective"] = "queue"
+    """How stages' messages travel: queue between threads, which costs nothing; as for train between Ray actors, which is
+    measured: on this machine, or between two machines of a cluster at --address."""
+    address: str = ""
+    """Ray cluster whose links are measured, as for a search."""
     latency_us: float = 0.0
-    """Of a message between two stages."""
+    """Of a message between two stages, in place of what is measured."""
     bandwidth_gib_s: float = 0.0
-    """Of a link between two stages; 0: no limit, as between threads."""
+    """Of a link between two stages, likewise; 0: as measured, or no limit."""
     device: str = ""
     """Where units are measured: cuda, cuda:1 or cpu; default: the GPU if there is one."""
     repeats: int = 5
@@ -83,25 +91,40 @@ class Plan:
         """Measure, predict and print."""
         self._check()
         torch.set_num_threads(1)
-        costs = costs_of(self._config, torch.device(self._device), self.data_root, self.repeats)
-        planner, is_over_devices = Planner(costs, self._machine, self.balance), len(set(self.devices)) > 1
+        if self.address:
+            start_once(self.address)  # refused before anything is measured
+        planners = self._planners()
+        units, is_over_devices = planners[0].count, len(set(self.devices)) > 1
         most = max(self.devices) if is_over_devices else 16
-        counts = self.num_modules or range(1, min(most, costs.count) + 1)
-        if not any(planner.cuts(counts, self.propagation_length, self._links)):
+        counts = self.num_modules or range(1, min(most, units) + 1)
+        if not any(planners[0].cuts(counts, self.propagation_length, self._links)):
             raise ConfigError(
                 f"num_modules={self.num_modules} with propagation_length={self.propagation_length} fits no cut of "
-                f"{self.network}, which has {costs.count} units"
+                f"{self.network}, which has {units} units"
             )
         if is_over_devices:
-            self._over_devices(planner, counts)
+            self._over_devices(planners, counts)
         else:
-            self._over_modules(planner, counts)
+            self._over_modules(planners, counts)
         return 0
 
-    def _over_modules(self, planner: Planner, counts: Sequence[int]) -> None:
-        found = list(planner.predictions(counts, self.propagation_length, self._links))
+    def _planners(self) -> list[Planner]:
+        """Return one for each number of replicas, whose costs are those of a part of the batch."""
+        costs = {
+            d: costs_of(
+                self._config.replace(batch_size=part_size(self.batch_size, d)), device, self.data_root, self.repeats
+            )
+            for device, d in product([torch.device(self._device)], dict.fromkeys((1, *self.replicas)))
+        }
+        transfer = transfer_over(self.transport, self.address, self.latency_us, self.bandwidth_gib_s)
+        machine = replace(self._machine, transfer=transfer)
+        bp_s = Planner(costs[1], machine).bp_s
+        return [Planner(costs[d], machine, self.balance, d, bp_s) for d in dict.fromkeys(self.replicas)]
+
+    def _over_modules(self, planners: Sequence[Planner], counts: Sequence[int]) -> None:
+        found = [each for p in planners for each in p.predictions(counts, self.propagation_length, self._links)]
         self._save_rows([each.row for each in found])
-        shown, title = best_of_each(found), f"{self._title}; BP on one device {1e3 * planner.bp_s:.1f} ms"
+        shown, title = best_of_each(found), f"{self._title}; BP on one device {1e3 * planners[0].bp_s:.1f} ms"
         print_table(COLUMNS, map(cells, shown), title)
         for ratio, text in self._quoted.items():
             print(f"{ratio} of BP: {text} (Fig. 9)")
@@ -114,9 +137,9 @@ class Plan:
         """Return what the paper says of the pipelines of this network."""
         return quoted_times() if (self.network, self.head) == ("resnet110", "conv") else {}
 
-    def _over_devices(self, planner: Planner, counts: Sequence[int]) -> None:
-        found = list(choices(planner, self.devices, counts, self.propagation_length, self._links))
-        best, title = linked(found), f"{self._title}; BP on one device {1e3 * planner.bp_s:.1f} ms"
+    def _over_devices(self, planners: Sequence[Planner], counts: Sequence[int]) -> None:
+        found = list(choices(planners, self.devices, counts, self.propagation_length, self._links))
+        best, title = linked(found), f"{self._title}; BP on one device {1e3 * planners[0].bp_s:.1f} ms"
         if missing := sorted({*self.devices} - {each.devices for each in best}):
             print(f"{', '.join(map(str, missing))} devices: nothing fits into {self.memory_gib:g} GiB")
         if not best:
@@ -124,15 +147,21 @@ class Plan:
         self._save_rows([each.row for each in found])
         print_table(SCALING_COLUMNS, map(scaling_cells, best), title)
         if self.picture:
-            draw_scaling(found, planner.bp_s, local_path(self.picture, "picture"), title)
+            draw_scaling(found, planners[0].bp_s, local_path(self.picture, "picture"), title)
         at = enough(best).plan
         print(f"{verdict(best)}; there {at.ratio_to_bp:.3f} of BP's time with\n{self._command(at)}")
 
     def _check(self) -> None:
         not_negative(self, "memory_gib", "latency_us", "bandwidth_gib_s")
-        for name, least in (("num_modules", 1), ("devices", 1), ("propagation_length", 0)):
+        for name, least in (("num_modules", 1), ("devices", 1), ("replicas", 1), ("propagation_length", 0)):
             if any(number < least for number in getattr(self, name)):
                 raise ConfigError(f"{name}={getattr(self, name)} is out of range; allowed {least} or more")
+        for replicas in self.replicas:
+            part_size(self.batch_size, replicas)
+        if self.address and self.transport == "queue":
+            raise ConfigError(
+                f"address={self.address!r} has no meaning with transport='queue'; allowed: objectstore, collective"
+            )
         if self.repeats < 1:
             raise ConfigError(f"repeats={self.repeats} is out of range; allowed 1 or more")
         if self.json and local_path(self.json, "json").is_dir():
@@ -157,10 +186,8 @@ class Plan:
     @property
     def _machine(self) -> Machine:
         devices = max(self.devices, default=self._here)
-        s_per_byte = 1 / (2**30 * self.bandwidth_gib_s) if self.bandwidth_gib_s else 0.0
         return Machine(
             devices=devices, shares_cores=self._on_cpu and devices <= self._here, memory_mib=1024 * self.memory_gib,
-            transfer=Transfer(wire=MessageCost(1e-6 * self.latency_us, s_per_byte)),
         )  # fmt: skip
 
     @property
@@ -213,7 +240,11 @@ class Plan:
             flags["data-root"] = self.data_root
         given = [f"--{name} {shlex.quote(str(value))}" for name, value in flags.items()]
         is_elsewhere = (
-            min(self._machine.devices, len(best.sizes)) > self._here or self.latency_us or self.bandwidth_gib_s
+            min(self._machine.devices, len(best.sizes) * best.replicas) > self._here
+            or self.latency_us
+            or self.bandwidth_gib_s
         )
-        executor = "ray" if is_elsewhere else "threads"
-        return f"backlink-ray train {' '.join(given)} {cut_flags(best)} --executor {executor} --output-dir runs/planned"
+        executor = "ray" if is_elsewhere or self.transport != "queue" else "threads"
+        transport = f" --transport {self.transport}" * (self.transport != "queue")
+        how = f"--executor {executor}{transport} --output-dir runs/planned"
+        return f"backlink-ray train {' '.join(given)} {cut_flags(best)} {how}"

@@ -6,7 +6,7 @@ from itertools import groupby
 from backlink_ray.planning.plan import Prediction
 from backlink_ray.planning.scaling import Choice
 
-COLUMNS = ("K", "l", "link", "tail", "step ms", "/ BP", "busy %", "MiB", "cut MiB", "sizes")
+COLUMNS = ("K x D", "l", "link", "tail", "step ms", "/ BP", "busy %", "MiB", "cut MiB", "sizes")
 
 
 # With a number of devices in front, and without sizes: 80 characters.
@@ -15,10 +15,11 @@ SCALING_COLUMNS = ("devices", *COLUMNS[:-2])
 
 def cells(each: Prediction) -> list[str]:
     """Return a row of the table."""
+    number = f"{len(each.sizes)}" + f" x {each.replicas}" * (each.replicas > 1)
     row, busy = each.row, [f"{100 * share:.0f}" for share in (min(each.busy), max(each.busy))]
     linked = bool(each.link.length)
     return [
-        str(row["num_modules"]), str(row["propagation_length"]), row["link"] * linked, row["tail_memory"] * linked,
+        number, str(row["propagation_length"]), row["link"] * linked, row["tail_memory"] * linked,
         f"{row['step_ms']:.1f}", f"{each.ratio_to_bp:.3f}", "..".join(busy),
         f"{each.memory_mib:,.0f}" + " (too much)" * (not each.fits), f"{row['widest_cut_mib']:.2f}", short_sizes(each.sizes),
     ]  # fmt: skip
@@ -36,19 +37,20 @@ def short_sizes(sizes: Sequence[int]) -> str:
 
 
 def best_of_each(found: Sequence[Prediction]) -> list[Prediction]:
-    """Return the fastest of every K and l, of those that fit if any does."""
-    best: dict[tuple[int, int], Prediction] = {}
+    """Return the fastest of every K, D and l, of those that fit if any does."""
+    best: dict[tuple[int, int, int], Prediction] = {}
     for each in sorted(found, key=lambda each: (not each.fits, each.step_s)):
-        best.setdefault((len(each.sizes), each.link.length), each)
+        best.setdefault((len(each.sizes), each.replicas, each.link.length), each)
     return [best[key] for key in sorted(best)]
 
 
 def cut_flags(prediction: Prediction) -> str:
     """Return a cut and its method as flags of train."""
     sizes, link = " ".join(map(str, prediction.sizes)), prediction.link
+    replicas = f" --replicas {prediction.replicas}" * (prediction.replicas > 1)
     if len(prediction.sizes) == 1:
-        return "--method bp"
+        return f"--method bp{replicas}"
     if not link.length:
-        return f"--method gll --sizes {sizes}"
+        return f"--method gll --sizes {sizes}{replicas}"
     tail = "recompute" if link.recompute else "retain"
-    return f"--sizes {sizes} --propagation-length {link.length} --link {link.kind} --tail-memory {tail}"
+    return f"--sizes {sizes} --propagation-length {link.length} --link {link.kind} --tail-memory {tail}{replicas}"

@@ -120,14 +120,18 @@ class Planner:
             ("time"), or the fullest as small ("memory"), as any cut allows.
         replicas: D, of every stage; the costs are those of a part of the batch.
         bp_s: a step of BP on one device on the whole batch; 0: the costs are those of it.
+
+    Attributes:
+        count: N, of units.
+        replicas, bp_s: as given, or found.
     """
 
     def __init__(
         self, costs: NetworkCosts, machine: Machine, balance: str = "time", replicas: int = 1, bp_s: float = 0.0
     ) -> None:
-        self._costs, self._machine, self._balance, self._replicas = costs, machine, balance, replicas
-        self._count, self._known = costs.count, dict[Link, Balance]()
-        self.bp_s = bp_s or float(Stages(costs, Link(length=0)).busy_s(0, self._count))
+        self._costs, self._machine, self._balance, self.replicas = costs, machine, balance, replicas
+        self.count, self._known = costs.count, dict[Link, Balance]()
+        self.bp_s = bp_s or float(Stages(costs, Link(length=0)).busy_s(0, self.count))
 
     def predictions(self, counts: Iterable[int], lengths: Iterable[int], links: Sequence[Link]) -> Iterator[Prediction]:
         """Predict every pipeline that the network can be cut into, see `cuts`."""
@@ -165,21 +169,21 @@ class Planner:
         return float(self._stages(link).busy_s(stops - sizes, stops).max())
 
     def _memory_mib(self, sizes: Sequence[int], link: Link) -> float:
-        return self._machine.fullest_mib(self._stages(link).memory_of(sizes) * self._replicas)
+        return self._machine.fullest_mib(self._stages(link).memory_of(sizes) * self.replicas)
 
     def _fits(self, memory_mib: float) -> bool:
         return not self._machine.memory_mib or memory_mib <= self._machine.memory_mib
 
     def sizes(self, num_modules: int, link: Link) -> list[int]:
         """Return the sizes of K modules; none where l does not fit them, or no head fits where they end."""
-        if num_modules > self._count:
+        if num_modules > self.count:
             return []
         if self._balance == "count":
-            found = module_sizes(self._count, num_modules)
+            found = module_sizes(self.count, num_modules)
             fits = num_modules == 1 or link.length <= longest_propagation(found)
             return found if fits and self._has_heads(found) else []
         smallest = max(1, link.length)
-        if (num_modules - 1) * smallest >= self._count:
+        if (num_modules - 1) * smallest >= self.count:
             return []
         if link not in self._known:
             self._known[link] = Balance(self._stages(link).costs_of_all(self._balance), smallest)
@@ -189,13 +193,13 @@ class Planner:
         return bool(np.isfinite(self._costs.head_s[np.cumsum(sizes) - 1]).all())
 
     def _stages(self, link: Link) -> Stages:
-        return Stages(self._costs, link, self._replicas)
+        return Stages(self._costs, link, self.replicas)
 
     def predict(self, sizes: Sequence[int], link: Link, steps: int = 0) -> Prediction:
         """Predict one pipeline: a step of it while it is full, or of a run of so many steps, which fill and drain it."""
         stages, machine = self._stages(link), self._machine
         works = stages.works(sizes)
-        step_s = machine.step_s(works, self._costs.speeds, steps, self._replicas)
+        step_s = machine.step_s(works, self._costs.speeds, steps, self.replicas)
         memory_mib = self._memory_mib(sizes, link)
         return Prediction(
             sizes=tuple(sizes),
@@ -206,5 +210,5 @@ class Planner:
             memory_mib=memory_mib,
             cut_bytes=tuple(a.sent(1) + b.sent(-1) for a, b in pairwise(works)),
             fits=self._fits(memory_mib),
-            replicas=self._replicas,
+            replicas=self.replicas,
         )

@@ -33,23 +33,29 @@ class Choice:
 
 
 def choices(
-    planner: Planner, devices: Iterable[int], counts: Sequence[int], lengths: Iterable[int], links: Sequence[Link]
+    planners: Sequence[Planner],
+    devices: Iterable[int],
+    counts: Sequence[int],
+    lengths: Iterable[int],
+    links: Sequence[Link],
 ) -> Iterator[Choice]:
-    """Yield for every l, and every number of devices, the fastest pipeline with at most a module for each device.
+    """Yield for every l, and every number of devices, the fastest pipeline with at most a stage for each device.
 
     BP on one device is among them, if K = 1 is; where nothing fits into a device's memory, nothing is yielded.
 
     Args:
-        planner: of a machine with at least so many devices.
+        planners: of a machine with at least so many devices, one for each number of replicas.
         devices: numbers of them.
         counts: K.
         lengths: l.
         links: kinds of links, whatever their length.
     """
     for length in told(sorted({*lengths}), "propagation lengths"):
-        cuts, below, best = list(planner.cuts(counts, [length], links)), 0, None
+        cuts, below, best = [list(planner.cuts(counts, [length], links)) for planner in planners], 0, None
         for number in sorted({*devices}):
-            best = planner.fastest([cut for cut in cuts if below < len(cut[0]) <= number], best)
+            for planner, own in zip(planners, cuts, strict=True):
+                within = [cut for cut in own if below < len(cut[0]) * planner.replicas <= number]
+                best = planner.fastest(within, best)
             below = number
             if best:
                 yield Choice(devices=number, length=length, plan=best)

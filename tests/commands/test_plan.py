@@ -44,3 +44,41 @@ def test_the_papers_best_times_stand_beside_a_plan_of_its_network(capsys: pytest
         "0.48 of BP: paper: BackLink at best (GLL 0.47), P100 (Fig. 9)",
     ]
     assert [line for line in capsys.readouterr().out.splitlines() if "paper" in line] == said
+
+
+def test_replicas_and_links_are_planned_and_named_in_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], ray_here: None
+) -> None:
+    flags = ["--num-modules", "2", "--propagation-length", "1", "--replicas", "2", "--transport", "collective"]
+    assert main([*SMALL, *flags, "--json", str(tmp_path / "p.json")]) == 0
+    out = capsys.readouterr().out
+    assert "at batch 8 on cpu\n" in out
+    assert "at batch 4 on cpu\n" in out
+    assert re.search(r"a message over collective on one machine: [0-9.]+ ms and [0-9.]+ ms a MiB\n", out)
+    assert "│ 2 x 2 │" in out
+    command = out.strip().splitlines()[-1]
+    assert "--batch-size 8 " in command
+    assert command.endswith("--replicas 2 --executor ray --transport collective --output-dir runs/planned")
+    assert {row["replicas"] for row in json.loads((tmp_path / "p.json").read_text())} == {2}
+
+
+def test_replicas_need_devices_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*SMALL, "--devices", "2", "4", "--num-modules", "2", "--replicas", "1", "2"]) == 0
+    out = capsys.readouterr().out
+    rows = [line.split()[1:5] for line in out.splitlines() if re.match("│ +[0-9]", line)]
+    assert rows[0][:3] == ["2", "│", "2"]  # not twice two modules
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--replicas", "0"], "replicas=(0,) is out of range; allowed 1 or more"),
+        (["--replicas", "3"], "a batch of 8 has no replicas=3 equal parts"),
+        (["--address", "1.2.3.4:6379"], "address='1.2.3.4:6379' has no meaning with transport='queue'"),
+    ],
+)
+def test_replicas_and_links_that_cannot_be_are_refused(
+    flags: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*SMALL, *flags]) == 2
+    assert said in capsys.readouterr().err

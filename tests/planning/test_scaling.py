@@ -27,7 +27,7 @@ def costs(
 
 def gll(head_s: float, devices: list[int], memory_mib: float = 0.0, saved: float = 0.0) -> list[tuple[int, float]]:
     planner = Planner(costs(head_s, saved=saved), Machine(devices=COUNT, memory_mib=memory_mib))
-    found = linked(list(choices(planner, devices, devices, [0], LINKS)))
+    found = linked(list(choices([planner], devices, devices, [0], LINKS)))
     return [(each.devices, each.plan.step_s) for each in found]
 
 
@@ -54,7 +54,7 @@ def test_a_network_that_can_be_cut_evenly_takes_its_part_of_the_time_and_every_h
 )
 def test_the_number_beyond_which_devices_do_not_pay(head_s: float, devices: list[int], number: int, said: str) -> None:
     planner = Planner(costs(head_s), Machine(devices=COUNT))
-    found = linked(list(choices(planner, devices, devices, [0], LINKS)))
+    found = linked(list(choices([planner], devices, devices, [0], LINKS)))
     assert enough(found).devices == number
     assert verdict(found) == said
 
@@ -67,7 +67,7 @@ def test_where_nothing_fits_into_the_memory_nothing_is_chosen() -> None:
 def test_no_pipeline_is_faster_than_the_one_that_is_chosen(latency_s: float) -> None:
     unit_s = np.random.default_rng(0).uniform(0.5, 3.0, 9)
     planner = Planner(costs(0.5, unit_s, 9), Machine(devices=5, transfer=Transfer(wire=MessageCost(latency_s))))
-    for each in choices(planner, [1, 2, 5], range(1, 6), [0, 2], LINKS):
+    for each in choices([planner], [1, 2, 5], range(1, 6), [0, 2], LINKS):
         all_of_them = planner.predictions(range(1, each.devices + 1), [each.length], LINKS)
         assert each.plan.step_s == min(other.step_s for other in all_of_them)
         assert each.row["devices"] == each.devices >= len(each.plan.sizes)
@@ -75,7 +75,7 @@ def test_no_pipeline_is_faster_than_the_one_that_is_chosen(latency_s: float) -> 
 
 def test_an_l_above_zero_is_chosen_if_one_was_asked_for() -> None:
     planner = Planner(costs(), Machine(devices=4))
-    found = list(choices(planner, [1, 4], range(1, 5), [0, 1, 2], LINKS))
+    found = list(choices([planner], [1, 4], range(1, 5), [0, 1, 2], LINKS))
     assert [(each.devices, each.length) for each in found] == [(1, 0), (4, 0), (1, 1), (4, 1), (1, 2), (4, 2)]
     one, four = linked(found)
     assert (one.plan.link.length, len(one.plan.sizes)) == (0, 1)  # BP
