@@ -141,8 +141,12 @@ def data_parallel(task: Task, replicas: int) -> Iterator[Run]:
 
 
 def _cause(error: BaseException | None, replicas: int) -> str:
+    """Return what has failed first: a worker that Ray Train has lost, rather than one that says why in its wake."""
     failures: dict[int, BaseException] = getattr(error, "worker_failures", {})
-    for rank, failure in sorted(failures.items()):
+    for rank, failure in failures.items():
+        if type(failure).__module__.startswith("ray."):
+            return f"worker {rank} of {replicas} is gone"
+    for rank, failure in failures.items():
         return f"worker {rank} of {replicas} failed: {type(failure).__name__}: {first_line(failure)}"
     return f"Ray Train failed: {type(error).__name__}: {first_line(error)}" if error else "its workers have ended"
 
