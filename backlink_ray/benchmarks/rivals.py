@@ -36,16 +36,28 @@ from backlink_ray.pipeline.threads import Daemon
 
 
 class Schedule(NamedTuple):
-    """A schedule of torch.distributed.pipelining: its class, microbatches of a step, and stages of a process."""
+    """A schedule of torch.distributed.pipelining: its class, microbatches of a step, and stages of a process.
+
+    Attributes:
+        is_v: the second stages of processes follow each other from the last process to the first.
+    """
 
     name: str
     microbatches: int = 8
     stages: int = 1
+    is_v: bool = False
+
+    def places(self, rank: int, count: int) -> list[int]:
+        """Return the stages of one of `count` processes, as numbers in order."""
+        if self.is_v:
+            return [rank, 2 * count - 1 - rank]
+        return list(range(rank, self.stages * count, count))
 
 
 SCHEDULES = {
     "naive": Schedule("ScheduleGPipe", microbatches=1), "gpipe": Schedule("ScheduleGPipe"), "1f1b": Schedule("Schedule1F1B"),
     "zero_bubble": Schedule("ScheduleInterleavedZeroBubble", stages=2),
+    "zbv": Schedule("ScheduleZBVZeroBubble", stages=2, is_v=True),
 }  # fmt: skip
 # How often to look whether data parallel training has failed, which its turn does not say.
 POLL_S = 0.5
@@ -84,10 +96,10 @@ def _pipelines(
 
 
 def _pipeline(task: Task, schedule: Schedule, sizes: Sequence[int], rank: int, count: int) -> tuple[Run, nn.Module]:
-    """Return the steps of this process's stages, every count-th, and the stages."""
+    """Return the steps of this process's stages, and the stages."""
     from torch.distributed import pipelining
 
-    stops, places = list(accumulate(sizes)), range(rank, len(sizes), count)
+    stops, places = list(accumulate(sizes)), schedule.places(rank, count)
     parts = nn.ModuleList(_part(task, stops[k] - sizes[k], stops[k]) for k in places)
     device = torch.device("cpu")
     stages = [pipelining.PipelineStage(part, k, len(sizes), device) for part, k in zip(parts, places, strict=True)]
@@ -97,8 +109,8 @@ def _pipeline(task: Task, schedule: Schedule, sizes: Sequence[int], rank: int, c
     batches = _batches(task, task.batch_size)
 
     def step(t: int) -> None:
-        given = [batches.inputs(t)] * (rank == 0)
-        pipe.step(*given, **{"target": batches.labels(t)} if rank == count - 1 else {})
+        given = [batches.inputs(t)] * (0 in places)
+        pipe.step(*given, **{"target": batches.labels(t)} if len(sizes) - 1 in places else {})
 
     return _trained(task, parts, step), parts
 

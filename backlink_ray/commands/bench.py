@@ -78,7 +78,7 @@ class Bench:
     """pipeline: how messages of ours travel: queue (threads), objectstore or collective (Ray actors)."""
     balance: tuple[Literal["count", "time", "memory"], ...] = ("time",)
     """pipeline: how ours are cut, as for plan."""
-    rivals: tuple[Literal["naive", "gpipe", "1f1b", "zero_bubble", "ddp"], ...] = (
+    rivals: tuple[Literal["naive", "gpipe", "1f1b", "zero_bubble", "zbv", "ddp"], ...] = (
         "naive",
         "gpipe",
         "1f1b",

@@ -87,18 +87,18 @@ def test_pipelines_are_shown_in_80_columns(tmp_path: Path, capsys: pytest.Captur
 @pytest.mark.timeout(240)
 def test_pipelines_beside_their_rivals_at_a_small_size(tmp_path: Path, ray_here: None) -> None:
     rows = rows_of("pipeline", tmp_path, "--num-modules", "2", "4")
-    rivals = ["naive", "gpipe", "1f1b", "zero_bubble", "ddp"]
+    rivals = ["naive", "gpipe", "1f1b", "zero_bubble", "zbv", "ddp"]
     ours = [*["gll"] * 3, *["backlink"] * 6]  # l = 4 fits no cut
     # Of four units four modules have one each, and eight stages none.
     of_four = ["naive", "gpipe", "1f1b", "ddp"]
     assert [row["name"] for row in rows] == ["bp", *rivals, *of_four, *ours, *["gll"] * 3, *["backlink"] * 3]
-    assert [row["num_modules"] for row in rows] == [1, *[2] * 5, *[4] * 4, *[2] * 9, *[4] * 6]
-    assert [row["transport"] for row in rows[10:]] == ["queue", "objectstore", "collective"] * 5
+    assert [row["num_modules"] for row in rows] == [1, *[2] * 6, *[4] * 4, *[2] * 9, *[4] * 6]
+    assert [row["transport"] for row in rows[11:]] == ["queue", "objectstore", "collective"] * 5
     assert rows[0]["ratio_to_bp"] == 1.0
     assert all(row["step_s"] > 0 and row["n"] == 1 for row in rows)
-    hops = {row["transport"]: (row["machines"], row["hop_4mib_s"] > 0) for row in rows[10:]}
+    hops = {row["transport"]: (row["machines"], row["hop_4mib_s"] > 0) for row in rows[11:]}
     assert hops == {"queue": (1, False), "objectstore": (1, True), "collective": (1, True)}
-    assert all(row["exposed_link_s"] > 0 and row["bound_s"] > 0 and row["predicted_s"] > 0 for row in rows[10:])
+    assert all(row["exposed_link_s"] > 0 and row["bound_s"] > 0 and row["predicted_s"] > 0 for row in rows[11:])
 
 
 @pytest.mark.slow
