@@ -19,6 +19,7 @@ from backlink_ray.figures.plan import draw_plan
 from backlink_ray.figures.scaling import draw_scaling
 from backlink_ray.files import local_path, make_folder
 from backlink_ray.paper.claims import quoted_times
+from backlink_ray.planning.costs import NetworkCosts
 from backlink_ray.planning.layout import Link
 from backlink_ray.planning.plan import Machine, Planner, Prediction
 from backlink_ray.planning.scaling import choices, enough, linked, verdict
@@ -110,12 +111,10 @@ class Plan:
 
     def _planners(self) -> list[Planner]:
         """Return one for each number of replicas, whose costs are those of a part of the batch."""
-        costs = {
-            d: costs_of(
-                self._config.replace(batch_size=part_size(self.batch_size, d)), device, self.data_root, self.repeats
-            )
-            for device, d in product([torch.device(self._device)], dict.fromkeys((1, *self.replicas)))
-        }
+        device, costs = torch.device(self._device), dict[int, NetworkCosts]()
+        for d in dict.fromkeys((1, *self.replicas)):
+            part = self._config.replace(batch_size=part_size(self.batch_size, d))
+            costs[d] = costs_of(part, device, self.data_root, self.repeats)
         transfer = transfer_over(self.transport, self.address, self.latency_us, self.bandwidth_gib_s)
         machine = replace(self._machine, transfer=transfer)
         bp_s = Planner(costs[1], machine).bp_s
