@@ -18,6 +18,7 @@ from backlink_ray.errors import ConfigError
 from backlink_ray.figures.plan import draw_plan
 from backlink_ray.figures.scaling import draw_scaling
 from backlink_ray.files import local_path, make_folder
+from backlink_ray.output import told
 from backlink_ray.paper.claims import quoted_times
 from backlink_ray.planning.costs import NetworkCosts
 from backlink_ray.planning.layout import Link
@@ -121,7 +122,11 @@ class Plan:
         return [Planner(costs[d], machine, self.balance, d, bp_s) for d in dict.fromkeys(self.replicas)]
 
     def _over_modules(self, planners: Sequence[Planner], counts: Sequence[int]) -> None:
-        found = [each for p in planners for each in p.predictions(counts, self.propagation_length, self._links)]
+        found = [
+            each
+            for planner, k in told([*product(planners, counts)], "numbers of modules")
+            for each in planner.predictions([k], self.propagation_length, self._links)
+        ]
         self._save_rows([each.row for each in found])
         shown, title = best_of_each(found), f"{self._title}; BP on one device {1e3 * planners[0].bp_s:.1f} ms"
         print_table(COLUMNS, map(cells, shown), title)
@@ -207,8 +212,8 @@ class Plan:
     def _title(self) -> str:
         machine = self._machine
         like = "a core of this machine" if self._on_cpu else "this one"
-        number = f"{machine.devices} " * (len(set(self.devices)) < 2)
-        where = f"{number}cores" if machine.shares_cores else f"{number}devices like {like}"
+        number = "N" if len(set(self.devices)) > 1 else machine.devices
+        where = f"{number} cores" if machine.shares_cores else f"{number} devices like {like}"
         return f"{self.network}, {self.head} heads, batch {self.batch_size}, {self.precision}, cut by {self.balance}, on {where}"
 
     def _save_rows(self, found: Sequence[Row]) -> None:

@@ -7,10 +7,8 @@ from backlink_ray.planning.plan import Prediction
 from backlink_ray.planning.scaling import Choice
 
 COLUMNS = ("K x D", "l", "link", "tail", "step ms", "/ BP", "busy %", "MiB", "cut MiB", "sizes")
-
-
-# With a number of devices in front, and without sizes: 80 characters.
-SCALING_COLUMNS = ("devices", *COLUMNS[:-2])
+# Over N devices, and without sizes: at most 80 characters.
+SCALING_COLUMNS = ("N", *COLUMNS[:-2])
 
 
 def cells(each: Prediction) -> list[str]:

@@ -39,7 +39,7 @@ def draw_plan(found: Sequence[Prediction], path: Path, title: str, quoted: Mappi
     )
     format_axes(memory, "Memory of the fullest device", "K, local modules", "MiB")
     time.axhline(1.0, **QUOTED_LINE)
-    for bp in (each for each in found if len(each.sizes) == 1):
+    for bp in (each for each in found if len(each.sizes) == each.replicas == 1):
         time.plot([1], [bp.ratio_to_bp], **line_style("BP"))
         memory.plot([1], [bp.memory_mib], **line_style("BP"))
     for ratio, text in quoted.items():

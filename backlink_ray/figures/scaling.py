@@ -29,11 +29,11 @@ def draw_scaling(found: Sequence[Choice], bp_s: float, path: Path, title: str) -
         share.plot(numbers, [bp_s / each.devices / each.plan.step_s for each in own], **style)
     devices = sorted({each.devices for each in found})
     time.axhline(1e3 * bp_s, label="BP on one device", **QUOTED_LINE)
-    ideal: dict[str, Any] = {"color": INK, "linestyle": ":", "label": "BP / devices"}
+    ideal: dict[str, Any] = {"color": INK, "linestyle": ":", "label": "BP / N"}
     time.plot(devices, [1e3 * bp_s / number for number in devices], **ideal)
     share.plot(devices, [1.0 for _ in devices], **ideal)
-    format_axes(time, "Time of a step", "devices, each with one module at most", "ms")
-    format_axes(share, "Share of the ideal", "devices, each with one module at most", "(BP / devices) / time of a step")
+    format_axes(time, "Time of a step", "N devices, each with one stage at most", "ms")
+    format_axes(share, "Share of the ideal", "N devices, each with one stage at most", "(BP / N) / time of a step")
     share.set_ylim(bottom=0)
     for axes in (time, share):
         label_values(axes, devices, base=2)

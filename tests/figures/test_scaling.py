@@ -30,9 +30,9 @@ def test_the_number_that_is_enough_is_ringed_on_the_line_of_the_fastest_link(
     draw_scaling(found, 1.0, tmp_path / "p.png", "title")
     axes, share = kept[0].axes
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("devices, each with one module at most", "ms")
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("N devices, each with one stage at most", "ms")
     (legend,) = kept[0].legends
-    lines = ["GLL", "BackLink l=1", "BackLink l=2", "BP on one device", "BP / devices"]
+    lines = ["GLL", "BackLink l=1", "BackLink l=2", "BP on one device", "BP / N"]
     assert [text.get_text() for text in legend.get_texts()] == lines
     assert [line.get_ydata()[-1] for line in share.lines] == pytest.approx([1.0, 1 / 2.2, 1 / 2.6, 1.0])
     (ring,) = [line.get_xydata().tolist() for line in axes.lines if line.get_fillstyle() == "none"]
