@@ -83,6 +83,7 @@ class Bench:
         "gpipe",
         "1f1b",
         "zero_bubble",
+        "zbv",
         "ddp",
     )
     """pipeline: what runs beside ours, if anything."""
