@@ -38,7 +38,7 @@ def job_for(config: RunConfig, images: LabelledSet, *devices: str) -> Job:
     return Job(
         modules=modules_of(config), method=build_method(config), train=images, evaluations={"test": images},
         batch_size=config.batch_size, lr=_lr, seed=config.seed, engine=engine_of(config), devices=devices,
-        torch_threads=config.torch_threads,
+        torch_threads=config.torch_threads, replicas=config.replicas, batch_norm=config.batch_norm,
     )  # fmt: skip
 
 
