@@ -55,22 +55,23 @@ class _Normalise(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, exchange: Exchange
     ) -> tuple[Tensor, Tensor, Tensor, float]:
-        over = [0, *range(2, x.dim())]
-        own = torch.cat(torch.var_mean(_wide(x), over, correction=0))
-        variances, means = (parts := torch.stack(exchange(own))).chunk(2, dim=1)
+        over, shape = [0, *range(2, x.dim())], [-1 if i == 1 else 1 for i in range(x.dim())]
+        mean = _wide(x).mean(over)
+        own = torch.cat([mean, (x - mean.view(shape)).square().mean(over)])  # torch.var_mean takes ten times as long
+        means, variances = (parts := torch.stack(exchange(own))).chunk(2, dim=1)
         mean = means.mean(dim=0)
         variance = (variances + (means - mean) ** 2).mean(dim=0)
         like = mean if weight is None else weight
         y = F.batch_norm(x, mean.to(like), variance.to(like), weight, bias, training=False, eps=eps)
         ctx.save_for_backward(x, weight, mean, (variance + eps).rsqrt())
-        ctx.over, ctx.exchange = over, exchange
+        ctx.over, ctx.shape, ctx.exchange = over, shape, exchange
         ctx.mark_non_differentiable(mean, variance)
         return y, mean, variance, len(parts) * x.numel() / x.shape[1]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, scale = ctx.saved_tensors
-        error, shape = _wide(gradients[0]), [-1 if i == 1 else 1 for i in range(x.dim())]
+        error, shape = _wide(gradients[0]), ctx.shape
         normed = (x - mean.view(shape)) * scale.view(shape)
         at_bias, at_weight = error.sum(ctx.over), (error * normed).sum(ctx.over)
         at_x = None
