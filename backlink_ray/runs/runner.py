@@ -23,6 +23,7 @@ from backlink_ray.runs.options import DEFAULT, RunOptions
 from backlink_ray.runs.recovery import recovering
 from backlink_ray.runs.training import train
 from backlink_ray.train.executor import Job
+from backlink_ray.train.parts import check_undivided
 
 
 def run(
@@ -75,6 +76,8 @@ def _prepared(config: RunConfig, data: Dataset, options: RunOptions) -> Job:
     job = make_job(config, data, options)
     if name != "ray":  # else the device may be another machine's
         job.engine.check(torch.device(job.devices[0]), job.dtype)
+    if name == "local" and job.batch_norm == "whole":
+        check_undivided(job.modules)
     return job
 
 

@@ -1,6 +1,7 @@
 """Batch norms of the whole batch: replicas are then one process that knows of no parts, to rounding."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -13,6 +14,7 @@ from backlink_ray.pipeline.threads import ThreadsExecutor
 from backlink_ray.train.executor import Executor, Job, LocalExecutor
 from tests.examples import job
 from tests.pipeline.test_transparency import Outcome, outcome
+from tests.runs.test_recovery import CONFIG, DATA
 
 Make = Callable[[Job], Executor]
 
@@ -118,6 +120,13 @@ def test_norms_are_left_as_they_were() -> None:
     norms = [part for module in made.modules for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
     assert norms
     assert all("forward" not in vars(norm) for norm in norms)
+
+
+def test_a_run_that_local_cannot_do_is_refused_before_its_folder_is_made(tmp_path: Path) -> None:
+    config = CONFIG.replace(replicas=2, batch_norm="whole", head="conv")
+    with pytest.raises(bl.ConfigError, match="allowed: executor threads or ray"):
+        bl.run(config, tmp_path / "run", executor="local", dataset=DATA)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
