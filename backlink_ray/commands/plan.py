@@ -145,7 +145,8 @@ class Plan:
         found = list(choices(planners, self.devices, counts, self.propagation_length, self._links))
         best, title = linked(found), f"{self._title}; BP on one device {1e3 * planners[0].bp_s:.1f} ms"
         if missing := sorted({*self.devices} - {each.devices for each in best}):
-            print(f"{', '.join(map(str, missing))} devices: nothing fits into {self.memory_gib:g} GiB")
+            memory = f" into {self.memory_gib:g} GiB of each" * bool(self.memory_gib)
+            print(f"{', '.join(map(str, missing))} devices: no pipeline with at most a stage on each fits{memory}")
         if not best:
             return
         self._save_rows([each.row for each in found])

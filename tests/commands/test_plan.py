@@ -31,7 +31,12 @@ def test_several_numbers_of_devices_give_a_table_a_picture_and_the_one_that_is_e
 
 def test_devices_that_are_too_small_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*SMALL, "--devices", "2", "3", "--memory-gib", "0.0001"]) == 0
-    assert "2, 3 devices: nothing fits into 0.0001 GiB\n" in capsys.readouterr().out
+    assert (
+        "2, 3 devices: no pipeline with at most a stage on each fits into 0.0001 GiB of each\n"
+        in capsys.readouterr().out
+    )
+    assert main([*SMALL, "--devices", "2", "3", "--num-modules", "3"]) == 0
+    assert "\n2 devices: no pipeline with at most a stage on each fits\n" in capsys.readouterr().out
     assert main([*SMALL, "--devices", "2", "0"]) == 2
     assert "devices=(2, 0) is out of range; allowed 1 or more" in capsys.readouterr().err
 
