@@ -66,7 +66,7 @@ class Plan:
     fastest pipeline for each, with at most a module for every device, and beyond which of them more do not pay."""
     memory_gib: float = 0.0
     """Of a device (of the machine, if its cores are the devices) for weights, gradients, momentum, saved tensors, data and
-    messages; 0: no limit."""
+    messages that wait; leave room for the temporary tensors of a step, on a CPU up to half as much again. 0: no limit."""
     replicas: tuple[int, ...] = (1,)
     """D: of every stage, each with its own part of the batch, on its own device."""
     transport: Literal["queue", "objectstore", "collective"] = "queue"
