@@ -262,10 +262,13 @@ class Part(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         outside, inside = torch.contiguous_format, self.engine.torch_format
-        x = _Arranged.apply(x, inside, outside)
         with self.engine.autocast(x.device):
-            x = super().forward(x)  # type: ignore[no-untyped-call]
-        return _Arranged.apply(x, outside, inside) if x.dim() == 4 else x
+            x = super().forward(_arranged(x, inside, outside))  # type: ignore[no-untyped-call]
+        return _arranged(x, outside, inside)
+
+
+def _arranged(x: Tensor, own: torch.memory_format, of_gradient: torch.memory_format) -> Tensor:
+    return _Arranged.apply(x, own, of_gradient) if x.dim() == 4 else x
 
 
 def _part(task: Task, start: int, stop: int | None) -> nn.Module:

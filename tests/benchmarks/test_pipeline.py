@@ -44,3 +44,11 @@ def test_a_row_for_every_number_of_stages_cut_and_length() -> None:
         assert sum(row["sizes"]) == 4
         assert row["fraction_of_bound"] == pytest.approx(row["bound_s"] / row["step_s"])
         assert row["device_mib"] < 1.5 * rows[0]["device_mib"]
+
+
+@pytest.mark.slow
+def test_a_head_need_not_fit_all_units(narrow_linear_units: None) -> None:
+    base = BASE.replace(network="vgg16", batch_size=2)
+    rows = list(pipeline_rows(base, [Setting(2, balance, 0) for balance in ("count", "time")], ["queue"], [], (1, 1)))
+    assert len(rows) == 3
+    assert all(sum(row["sizes"]) == 16 and row["sizes"][0] <= 13 for row in rows[1:])  # a conv head after a convolution

@@ -67,6 +67,10 @@ def distance(found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) ->
     return max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
 
 
+def test_a_stage_may_begin_and_end_among_features_without_height() -> None:
+    assert rivals.Part(Engine(), nn.Linear(4, 2))(torch.randn(3, 4)).shape == (3, 2)
+
+
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_a_pipeline_computes_the_gradients_of_bp(name: str, two: Elsewhere, folder: Path) -> None:
     two.run(name, 1)
