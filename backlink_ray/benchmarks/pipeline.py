@@ -61,7 +61,7 @@ def pipeline_rows(
     """Time BP, rivals and our pipelines in turn on this machine's cores, one thread a stage, and yield a row for each.
 
     Where $RAY_ADDRESS names a cluster, the stages of ours on Ray are spread over its machines, and DDP's workers are where Ray
-    puts them; all else runs on this one.
+    puts them; all else runs on this one, and what it takes is neither bound nor prediction there.
 
     Of its COLUMNS, ratio_to_bp and fraction_of_bound are ratios to times of the same round: BP's, and `bound_s`;
     exposed_link_s is what the stage that waits least waits and exchanges in a step, and hop_4mib_s what a message of 4 MiB takes,
@@ -131,6 +131,13 @@ class Timed:
         yield self._known | _compared(self.step_s, bp_s, self._known.get("predicted_s"))
 
 
+class Pool(StagePool):
+    """A pool in which no process stands by: it would start in somebody's turn."""
+
+    def _has_room(self) -> bool:
+        return False
+
+
 class Way(NamedTuple):
     """How messages of ours travel: what builds such a pipeline, what its messages cost, and between how many machines."""
 
@@ -150,7 +157,7 @@ class Ours:
     """
 
     def __init__(
-        self, job: Callable[[], Job], ways: Mapping[str, Way], predicted_s: Mapping[str, float], known: Row
+        self, job: Callable[[], Job], ways: Mapping[str, Way], predicted_s: Mapping[str, float | None], known: Row
     ) -> None:
         self._alone, self._job = Alone(job()), job()
         self._ways, self._predicted_s, self._known = ways, predicted_s, known
@@ -176,7 +183,7 @@ class Ours:
             exposed_s = [min(report.link_s) / report.num_steps for report in reports[1:]]
             yield {
                 **self._known, "transport": transport, **_compared(step_s, bp_s, self._predicted_s[transport]),
-                **ratio("fraction_of_bound", bound_s, step_s), **spread("bound_s", bound_s),
+                **(ratio("fraction_of_bound", bound_s, step_s) if way.machines == 1 else {}), **spread("bound_s", bound_s),
                 **spread("exposed_link_s", exposed_s), "machines": way.machines, "hop_4mib_s": way.transfer.hop_s(4 * MIB),
             }  # fmt: skip
 
@@ -215,8 +222,11 @@ class Plans:
 
     def bp_sizes(self, num_stages: int) -> list[int]:
         """Return how a pipeline of BP is cut, which has no head but the last; none if the network has too few units."""
-        last = np.append(np.zeros(self._costs.count - 1), self._costs.head_s[-1])
-        return Planner(replace(self._costs, head_s=last), self._machine).sizes(num_stages, Link(length=0))
+        costs, others = self._costs, np.zeros(self._costs.count - 1)
+        head_s, head_weights = (np.append(others, each[-1]) for each in (costs.head_s, costs.head_weight_bytes))
+        every = 0 * costs.input_error_s  # no stage's first unit does without it
+        costs = replace(costs, head_s=head_s, head_weight_bytes=head_weights, input_error_s=every)
+        return Planner(costs, self._machine).sizes(num_stages, Link(length=0))
 
     def fullest_mib(self, sizes: Sequence[int], length: int) -> float:
         """Return the memory of the device that has most, with one for each stage of a pipeline of ours."""
@@ -265,7 +275,10 @@ def _ours(
         "name": config.method, "num_modules": k, "propagation_length": length, "balance": balance, "sizes": list(sizes),
         "device_mib": plans.fullest_mib(sizes, length),
     }  # fmt: skip
-    predicted_s = {transport: plans.step_s(sizes, length, way.transfer, steps) for transport, way in ways.items()}
+    predicted_s = {
+        transport: plans.step_s(sizes, length, way.transfer, steps) if way.machines == 1 else None
+        for transport, way in ways.items()
+    }
     return Ours(lambda: job_for(config, random_images(2 * base.batch_size), "cpu"), ways, predicted_s, known)
 
 
@@ -286,7 +299,7 @@ def _ways(transports: Sequence[str], most_stages: int) -> Iterator[dict[str, Way
     links = {transport: measure_transfer(transport) for transport in over_ray}
     group = placement_group(each.bundles(most_stages), strategy="SPREAD")
     try:
-        with StagePool(each, group) as pool:
+        with Pool(each, group) as pool:
             build = partial(RayExecutor, pool=pool)
             yield found | {transport: Way(build, *link) for transport, link in links.items()}
     finally:

@@ -36,7 +36,7 @@ from backlink_ray.pipeline.threads import Daemon
 
 
 class Schedule(NamedTuple):
-    """A schedule of torch.distributed.pipelining: its class, microbatches of a step, and stages of a process.
+    """A schedule of torch.distributed.pipelining: its class, the most microbatches of a step, and stages of a process.
 
     Attributes:
         is_v: the second stages of processes follow each other from the last process to the first.
@@ -46,6 +46,14 @@ class Schedule(NamedTuple):
     microbatches: int = 8
     stages: int = 1
     is_v: bool = False
+
+    def microbatches_of(self, batch_size: int, count: int) -> int:
+        """Return how many equal microbatches a step has in `count` processes, which divide the batch size: torch wants as many as
+        processes or more, and for zero bubble a multiple of its number of rounds."""  # fmt: skip
+        if self.microbatches == 1:
+            return 1
+        fitting = range(max(self.microbatches, count), count - 1, -1)
+        return next(n for n in fitting if batch_size % n == 0 and n % (n // count) == 0)
 
     def places(self, rank: int, count: int) -> list[int]:
         """Return the stages of one of `count` processes, as numbers in order."""
@@ -104,7 +112,7 @@ def _pipeline(task: Task, schedule: Schedule, sizes: Sequence[int], rank: int, c
     device = torch.device("cpu")
     stages = [pipelining.PipelineStage(part, k, len(sizes), device) for part, k in zip(parts, places, strict=True)]
     pipe = getattr(pipelining, schedule.name)(
-        stages if schedule.stages > 1 else stages[0], min(schedule.microbatches, task.batch_size), loss_fn=_loss
+        stages if schedule.stages > 1 else stages[0], schedule.microbatches_of(task.batch_size, count), loss_fn=_loss
     )
     batches = _batches(task, task.batch_size)
 

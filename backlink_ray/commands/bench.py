@@ -59,21 +59,21 @@ class Bench:
     batch_size: int = 0
     """Images per step; default: 512 on a GPU, 128 on a CPU and for correctness and pipeline."""
     precision: tuple[str, ...] = ()
-    """step, memory, data: one or more of fp32, tf32, bf16; default: fp32 bf16, and tf32 on a GPU."""
+    """step, memory, data: one or more of fp32, tf32, bf16; default: fp32 bf16, and tf32 on a GPU. pipeline: one; default fp32."""
     memory_format: tuple[str, ...] = ("channels_last",)
-    """step, memory, data: channels_last, contiguous or both."""
+    """step, memory, data: channels_last, contiguous or both. pipeline: one."""
     compile: tuple[str, ...] = ("none",)
     """step, data: none, units or both."""
     graph: bool = False
     """step: on a GPU, every run a second time, with its step captured as a CUDA graph."""
     steps: int = 0
-    """step, data, pipeline: steps per round; default: 20 on a GPU, else 1, and 10 for pipeline."""
+    """step, data, pipeline: steps per round; default: 20 on a GPU, else 1, and 40 for pipeline."""
     rounds: int = 0
     """step, data, pipeline: rounds, after one that is discarded; default 5."""
     num_modules: tuple[int, ...] = (2,)
     """pipeline: K, the number of stages, and of rivals' processes."""
     propagation_length: tuple[int, ...] = (0, 1, 2, 4)
-    """pipeline: l of ours; 0 is GLL."""
+    """pipeline: l of ours; 0 is GLL; what fits no cut is left out."""
     transport: tuple[Literal["queue", "objectstore", "collective"], ...] = ("queue", "objectstore", "collective")
     """pipeline: how messages of ours travel: queue (threads), objectstore or collective (Ray actors)."""
     balance: tuple[Literal["count", "time", "memory"], ...] = ("time",)
@@ -132,14 +132,26 @@ class Bench:
             engine.check(torch.device(self.chosen_device), torch.float32)
 
     def _check_pipelines(self) -> None:
-        size = self.number("batch_size", 128, 4)
+        if self.item != "pipeline":
+            return
+        size, one = (
+            self.number("batch_size", 128, 4),
+            {"threads": self.threads == 1, "compile": self.compile == ("none",)},
+        )
+        one |= {"device": self.chosen_device == "cpu", "graph": not self.graph}
+        one |= {name: len(getattr(self, name)) < 2 for name in ("precision", "memory_format")}
+        for name in (name for name, fits in one.items() if not fits):
+            raise ConfigError(
+                f"{name}={getattr(self, name)!r} is not for pipeline, which runs on CPU cores, a thread a stage, uncompiled, in "
+                "one precision and memory format; leave it out, or give one"
+            )
         for k in self.num_modules:
             if not 1 < k <= 16:
                 raise ConfigError(f"num_modules={k} is out of range; allowed 2..16")
-            if self.item == "pipeline" and "ddp" in self.rivals and size % k:
+            if self.rivals and size % k:
                 raise ConfigError(
-                    f"num_modules={k} replicas of ddp cannot share batch_size={size}; allowed: what divides it, or --rivals "
-                    "without ddp"
+                    f"num_modules={k} processes of rivals cannot share batch_size={size}; allowed: what divides it, or --rivals "
+                    "with nothing"
                 )
         if any(length < 0 for length in self.propagation_length):
             raise ConfigError(f"propagation_length={self.propagation_length} is out of range; allowed 0 or more")
@@ -209,7 +221,7 @@ def _correctness(bench: Bench) -> Iterator[Row]:
 
 def _pipeline(bench: Bench) -> Iterator[Row]:
     how: dict[str, Any] = vars(bench.engines[0])
-    size, steps, rounds = (bench.number(*n) for n in (("batch_size", 128, 4), ("steps", 10, 1), ("rounds", 5, 1)))
+    size, steps, rounds = (bench.number(*n) for n in (("batch_size", 128, 4), ("steps", 40, 1), ("rounds", 5, 1)))
     settings = [Setting(*each) for each in product(bench.num_modules, bench.balance, bench.propagation_length)]
     for network in bench.networks("resnet32", "resnet110"):
         base = RunConfig(network=network, method="gll", head="conv", num_modules=2, batch_size=size, **how)

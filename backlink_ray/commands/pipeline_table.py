@@ -15,7 +15,7 @@ _NUMBERS = {
     "waits": ("exposed_link_s", ".1f", 1e3), "plan": ("predicted_ratio", ".2f", 1),
 }  # fmt: skip
 _COLUMNS = ("run", "K", "l", "transport", "cut", "ms", "/ BP", "min..max", "of bound", "waits", "plan")
-_LEGEND = "ms a step; waits: ms a step in which no stage computes; plan: predicted, over measured"
+_LEGEND = "ms a step; waits: what the stage that waits least waits and exchanges; plan: predicted over measured"
 
 
 def print_pipelines(rows: Sequence[Row]) -> None:
@@ -56,5 +56,11 @@ def notes(rows: Sequence[Row]) -> Iterator[str]:
             f"K = {ddp['num_modules']}: data parallel training (ddp) is faster, {ddp['ratio_to_bp']:.2f} of BP against "
             f"{best['ratio_to_bp']:.2f}. By plan each of its devices holds {ddp['device_mib']:,.0f} MiB, with the weights of the "
             f"whole network, and the fullest one of that cut {best['device_mib']:,.0f} MiB at the same batch, with those of its "
-            "module alone: one cuts by modules what does not fit a device."
+            f"module alone: {_verdict(ddp, best)}."
         )
+
+
+def _verdict(ddp: Row, best: Row) -> str:
+    if best["device_mib"] < ddp["device_mib"]:
+        return "one cuts by modules what does not fit a device"
+    return "here nothing speaks for that cut; where weights weigh more than activations, it needs less memory"

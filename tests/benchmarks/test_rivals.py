@@ -94,9 +94,20 @@ def test_data_parallel_training_computes_the_gradients_of_bp(two: Elsewhere, fol
 
 def test_processes_listen_to_this_machine_alone(two: Elsewhere) -> None:
     two.run("naive", 1)
-    for pid in (os.getpid(), *(process.pid for process in two.processes)):
-        for each in psutil.Process(pid).net_connections():
-            assert each.status != "LISTEN" or each.laddr.ip == "127.0.0.1"
+    listening = [
+        each.laddr.ip
+        for process in two.processes
+        for each in psutil.Process(process.pid).net_connections()
+        if each.status == "LISTEN"
+    ]
+    assert set(listening) == {"127.0.0.1"}
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "count", "number"), [(128, 2, 8), (100, 2, 4), (12, 2, 6), (6, 3, 6), (32, 16, 16)]
+)
+def test_microbatches_are_equal_and_no_fewer_than_processes(batch_size: int, count: int, number: int) -> None:
+    assert SCHEDULES["1f1b"].microbatches_of(batch_size, count) == number
 
 
 def test_a_process_that_hangs_or_is_killed_ends_the_run(two: Elsewhere, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -144,7 +144,10 @@ def test_bad_flags_are_one_line(
     ("flags", "message"),
     [
         (("--num-modules", "2", "1"), "num_modules=1 is out of range; allowed 2..16"),
-        (("--num-modules", "3"), "num_modules=3 replicas of ddp cannot share batch_size=4"),
+        (("--num-modules", "3"), "num_modules=3 processes of rivals cannot share batch_size=4"),
+        (("--threads", "2"), "threads=2 is not for pipeline"),
+        (("--precision", "fp32", "bf16"), "precision=('fp32', 'bf16') is not for pipeline"),
+        (("--compile", "units"), "compile=('units',) is not for pipeline"),
         (("--propagation-length", "-1"), "propagation_length=(-1,) is out of range; allowed 0 or more"),
         (
             ("--propagation-length", "4", "--rivals", "--transport", "queue"),

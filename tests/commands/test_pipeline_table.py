@@ -18,3 +18,9 @@ def test_where_data_parallel_training_is_faster_the_table_says_so_and_why_one_wo
     assert note.startswith("K = 2: data parallel training (ddp) is faster, 0.60 of BP against 0.65")
     assert "300 MiB" in note
     assert "260 MiB" in note
+    assert note.endswith("one cuts by modules what does not fit a device.")
+
+
+def test_where_data_parallel_training_needs_less_memory_too_nothing_is_made_up() -> None:
+    (note,) = notes([row("ddp", 2, 0.6, 24), row("gll", 2, 0.7, 26, "queue")])
+    assert "here nothing speaks for that cut" in note
