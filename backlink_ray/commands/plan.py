@@ -75,7 +75,7 @@ class Plan:
     address: str = ""
     """Ray cluster whose links are measured, as for a search."""
     latency_us: float = 0.0
-    """Of a message between two stages, in place of what is measured."""
+    """Of a message on its way between two stages, in place of what is measured."""
     bandwidth_gib_s: float = 0.0
     """Of a link between two stages, likewise; 0: as measured, or no limit."""
     device: str = ""
@@ -116,7 +116,7 @@ class Plan:
         for d in dict.fromkeys((1, *self.replicas)):
             part = self._config.replace(batch_size=part_size(self.batch_size, d))
             costs[d] = costs_of(part, device, self.data_root, self.repeats)
-        transfer = transfer_over(self.transport, self.address, self.latency_us, self.bandwidth_gib_s)
+        transfer = transfer_over(self.transport, self.address, device.type, self.latency_us, self.bandwidth_gib_s)
         machine = replace(self._machine, transfer=transfer)
         bp_s = Planner(costs[1], machine).bp_s
         return [Planner(costs[d], machine, self.balance, d, bp_s) for d in dict.fromkeys(self.replicas)]
@@ -252,4 +252,5 @@ class Plan:
         executor = "ray" if is_elsewhere or self.transport != "queue" else "threads"
         transport = f" --transport {self.transport}" * (self.transport != "queue")
         how = f"--executor {executor}{transport} --output-dir runs/planned"
-        return f"backlink-ray train {' '.join(given)} {cut_flags(best)} {how}"
+        cluster = f"RAY_ADDRESS={shlex.quote(self.address)} " if self.address else ""
+        return f"{cluster}backlink-ray train {' '.join(given)} {cut_flags(best)} {how}"

@@ -47,12 +47,13 @@ def costs_of(config: RunConfig, device: torch.device, root: str, repeats: int) -
     return costs.spread([measured.index(k) for k in stand_in])
 
 
-def transfer_over(transport: str, address: str, latency_us: float, bandwidth_gib_s: float) -> Transfer:
+def transfer_over(transport: str, address: str, device: str, latency_us: float, bandwidth_gib_s: float) -> Transfer:
     """Return what messages cost, and say what was measured of it.
 
     Args:
         transport: "queue", which costs nothing; "objectstore" or "collective", measured.
         address: of a Ray cluster; "" for this machine.
+        device: of the stages: "cpu" or "cuda".
         latency_us, bandwidth_gib_s: known better than measured; 0 if not.
     """
     found = Transfer()
@@ -60,7 +61,7 @@ def transfer_over(transport: str, address: str, latency_us: float, bandwidth_gib
         from backlink_ray.planning.links import measure_transfer  # threads do not need Ray
 
         start_once(address)
-        found, machines = measure_transfer(transport)
+        found, machines = measure_transfer(transport, device)
         whole = [found.send, found.wire, found.receive]
         first_ms, mib_ms = (
             1e3 * sum(each.base_s for each in whole),

@@ -49,7 +49,7 @@ class NetworkCosts:
         saved_bytes: what autograd saves for the backward of each unit.
         shared_bytes: what of it the unit before saves, too.
         head_saved_bytes: what a head saves besides.
-        speeds: of stages that compute at once on one device, see `sharing.speed_of`.
+        speeds: of stages that compute at once on cores, see `sharing.speed_of`.
         data_bytes, label_bytes: of the data set's inputs, which the first stage holds, and of its labels, which all do.
     """
 

@@ -9,7 +9,7 @@ import ray
 import torch
 
 from backlink_ray.allocator import prepare_process
-from backlink_ray.errors import ClusterError
+from backlink_ray.errors import ClusterError, ConfigError
 from backlink_ray.pipeline.collective import Address, Meeting, join
 from backlink_ray.pipeline.exchange import Kind, Link, Mailbox, NoLink
 from backlink_ray.pipeline.objectstore import ObjectStoreLink
@@ -40,7 +40,8 @@ class Trip:
 class LinkEnd:
     """One end of a link, in an actor: a stage that computes nothing."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         prepare_process()
         torch.set_num_threads(1)
         self._inbox = Mailbox()
@@ -56,7 +57,7 @@ class LinkEnd:
 
     def connect(self, other: Any) -> None:
         """Link this end to the other through the object store."""
-        self._link = ObjectStoreLink(other.deliver.remote, 0, self._inbox, _device(), TIMEOUT_S)
+        self._link = ObjectStoreLink(other.deliver.remote, 0, self._inbox, self._device, TIMEOUT_S)
 
     def listen(self) -> Address:
         """Return where the other end can join this one."""
@@ -65,7 +66,7 @@ class LinkEnd:
 
     def join(self, address: Address | None) -> None:
         """Link this end to the other through torch.distributed: at its address, or here if it comes."""
-        how = _device(), TIMEOUT_S, TIMEOUT_S
+        how = self._device, TIMEOUT_S, TIMEOUT_S
         if address:
             self._link = join(address, ray.util.get_node_ip_address(), self._inbox, "the first end", *how)
         else:
@@ -73,7 +74,7 @@ class LinkEnd:
 
     def play(self, num_bytes: int, begins: bool) -> Trip:
         """Send a message to and fro; the first rounds do not count."""
-        ball, trips = torch.zeros(num_bytes, dtype=torch.uint8, device=_device()), []
+        ball, trips = torch.zeros(num_bytes, dtype=torch.uint8, device=self._device), []
         for step in range(WARM_UP + ROUNDS):
             start, process_s, thread_s = time.perf_counter(), time.process_time(), time.thread_time()
             if begins:
@@ -88,24 +89,27 @@ class LinkEnd:
                 send_s, receive_s = time.thread_time() - received_s, received_s - thread_s
             whole_s, others_s = time.perf_counter() - start, time.process_time() - process_s - send_s - receive_s
             trips.append((whole_s / 2, send_s, receive_s, max(0.0, others_s) / 2))
-        return Trip(*map(statistics.median, zip(*trips[WARM_UP:], strict=True)))
+        # Of the rounds of a busy machine the slower ones show what else it does.
+        return Trip(*(statistics.quantiles(each, n=4)[0] for each in zip(*trips[WARM_UP:], strict=True)))
 
 
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def measure_transfer(transport: str) -> tuple[Transfer, int]:
+def measure_transfer(transport: str, device: str = "cpu") -> tuple[Transfer, int]:
     """Return what a message costs between two actors, on different machines if the cluster has several, and on how many.
 
     Args:
-        transport: "objectstore" or "collective". With GPUs not run yet.
+        transport: "objectstore" or "collective".
+        device: of the stages: "cpu" or "cuda"; with GPUs not run yet.
 
     Raises:
+        ConfigError: collective, and no two GPUs.
         ClusterError: the actors have not started, or not answered, in time.
     """
-    gpus = min(1.0, ray.cluster_resources().get("GPU", 0.0) / 2)
-    ends = [_actor_class(gpus).remote() for _ in range(2)]
+    gpus = ray.cluster_resources().get("GPU", 0.0) if device == "cuda" else 0.0
+    if device == "cuda" and transport == "collective" and gpus < 2:
+        raise ConfigError(
+            f"transport='collective' is NCCL between GPUs, and the cluster has {gpus:g}; allowed: objectstore, or queue"
+        )
+    ends = [_actor_class(min(1.0, gpus / 2)).remote(torch.device(device)) for _ in range(2)]
     try:
         nodes = _wait([end.node.remote() for end in ends])
         if transport == "collective":
@@ -117,7 +121,7 @@ def measure_transfer(transport: str) -> tuple[Transfer, int]:
     finally:
         for end in ends:
             ray.kill(end)
-    return transfer_of(small, large, on_gpu=bool(gpus)), len({*nodes})
+    return transfer_of(small, large, on_gpu=device == "cuda"), len({*nodes})
 
 
 def _actor_class(gpus: float) -> Any:

@@ -11,6 +11,7 @@ from backlink_ray.local.sizes import longest_propagation, module_sizes
 from backlink_ray.planning.balance import Balance
 from backlink_ray.planning.costs import NetworkCosts
 from backlink_ray.planning.layout import Link, Stages
+from backlink_ray.planning.sharing import speed_of
 from backlink_ray.planning.simulation import Simulation, StageWork, Transfer
 
 MIB = 2**20
@@ -34,7 +35,7 @@ class Machine:
     transfer: Transfer = field(default_factory=Transfer)
 
     def step_s(
-        self, works: Sequence[StageWork], measured: Sequence[float] = (1.0,), steps: int = 0, replicas: int = 1
+        self, works: Sequence[StageWork], speeds: Sequence[float] = (1.0,), steps: int = 0, replicas: int = 1
     ) -> float:
         """Return the seconds of a step: from one to the next, or of a run from the first input to the last update.
 
@@ -43,27 +44,23 @@ class Machine:
 
         Args:
             works: of every stage.
-            measured: speeds of stages that compute at once on the cores of the machine that was measured, see `speed_of`.
+            speeds: of stages that compute at once on cores, see `speed_of`.
             steps: of the run; 0 for a pipeline that is full.
             replicas: D, of every stage.
         """
         works, num_modules = list(works) * replicas, len(works)
         where = [0 if self.shares_cores else k % self.devices for k in range(len(works))]
-        speeds, shared = self._speeds(measured), len({*where}) < len(works)
+        cores, speeds = (self.devices, speeds) if self.shares_cores else (1, (1.0,))
+        shared = len({*where}) < len(works)
         num_steps = steps or (4 if shared else 2) * num_modules + 8
-        simulated = Simulation(works, self.transfer, num_steps, where, speeds, replicas)
+        simulated = Simulation(works, self.transfer, num_steps, where, cores, speeds, replicas)
         if steps:
             return simulated.run_s / steps
         work_s = [
             sum(work.busy_s for work, at in zip(works, where, strict=True) if at == device) for device in {*where}
         ]
-        together = max(number * speed for number, speed in enumerate(speeds, 1))
+        together = max(number * speed_of(number, cores, speeds) for number in range(1, max(cores, len(speeds)) + 1))
         return max(simulated.step_s, *(seconds / together for seconds in work_s))
-
-    def _speeds(self, measured: Sequence[float]) -> list[float]:
-        """Return those of this machine's cores; of more than were measured, as of all of those."""
-        cores = self.devices if self.shares_cores else 1
-        return [measured[min(core, len(measured) - 1)] for core in range(cores)]
 
     def fullest_mib(self, stage_bytes: Sequence[float]) -> float:
         """Return the memory in use on the device that has most, from that of every stage."""

@@ -7,15 +7,15 @@ from itertools import count
 import simpy
 
 
-def speed_of(num_stages: int, speeds: Sequence[float]) -> float:
-    """Return the speed of each of `num_stages` stages that compute at once.
+def speed_of(num_stages: int, cores: int = 1, speeds: Sequence[float] = (1.0,)) -> float:
+    """Return the speed of each of `num_stages` stages that compute at once, in that of one alone.
 
     Args:
         num_stages: 1 or more.
-        speeds: of each of 1, 2, .. stages, as many as have a core each; 1 is that of a stage alone. More take turns.
+        cores: of the device, which stages take in turn if there are more; 1 for a GPU.
+        speeds: of each of 1, 2, .. stages in its turn: less than 1 where they slow each other down; more are as the last.
     """
-    cores = len(speeds)
-    return speeds[min(num_stages, cores) - 1] * min(1.0, cores / num_stages)
+    return speeds[min(num_stages, len(speeds)) - 1] * min(1.0, cores / num_stages)
 
 
 class Processor:
@@ -23,11 +23,11 @@ class Processor:
 
     Args:
         env: of the simulation.
-        speeds: as of `speed_of`; (1.0,) is a GPU, on which stages take turns.
+        cores, speeds: as of `speed_of`.
     """
 
-    def __init__(self, env: simpy.Environment, speeds: Sequence[float] = (1.0,)) -> None:
-        self._env, self._speeds = env, speeds
+    def __init__(self, env: simpy.Environment, cores: int = 1, speeds: Sequence[float] = (1.0,)) -> None:
+        self._env, self._cores, self._speeds = env, cores, speeds
         # What each has done since the beginning if it had computed from then on: equal for all, since all are equally fast.
         self._done_s, self._since = 0.0, env.now
         self._ends: list[tuple[float, int, simpy.Event]] = []  # by what will have been done then
@@ -44,7 +44,7 @@ class Processor:
 
     @property
     def _speed(self) -> float:
-        return speed_of(len(self._ends), self._speeds) if self._ends else 0.0
+        return speed_of(len(self._ends), self._cores, self._speeds) if self._ends else 0.0
 
     def _look_ahead(self) -> None:
         """Wake up when the next one ends, unless another one begins before."""

@@ -132,7 +132,7 @@ class Simulation:
         transfer: what messages cost.
         num_steps: 4 or more.
         devices: of each stage the number of its device; () for one each.
-        speeds: of stages that compute on a device at the same time, see `speed_of`.
+        cores, speeds: of each device, see `speed_of`.
         replicas: D, of every stage; they average what they have computed.
 
     Attributes:
@@ -145,6 +145,7 @@ class Simulation:
         transfer: Transfer,
         num_steps: int,
         devices: Sequence[int] = (),
+        cores: int = 1,
         speeds: Sequence[float] = (1.0,),
         replicas: int = 1,
     ) -> None:
@@ -153,7 +154,7 @@ class Simulation:
         self.spans: list[Span] = []
         self._env = simpy.Environment()
         self._devices = devices or range(len(stages))
-        self._processors = {device: Processor(self._env, speeds) for device in self._devices}
+        self._processors = {device: Processor(self._env, cores, speeds) for device in self._devices}
         # Nothing else computes on a stage's device: it needs no Processor.
         self._are_apart = len(self._processors) == len(stages) and transfer.helpers == FREE
         self._mailboxes: dict[Receiver, Mailbox] = defaultdict(lambda: Mailbox(self._env))

@@ -9,7 +9,7 @@ from backlink_ray.planning.sharing import Processor, speed_of
 def ends(speeds: tuple[float, ...], *work: tuple[float, float]) -> list[float]:
     """Return when each of some pieces of work ends, given as (begins, seconds)."""
     env, found = simpy.Environment(), [0.0] * len(work)
-    processor = Processor(env, speeds)
+    processor = Processor(env, len(speeds), speeds)
 
     def run(index: int, begins: float, seconds: float):  # type: ignore[no-untyped-def]
         yield env.timeout(begins)
@@ -47,4 +47,10 @@ def test_work_that_takes_no_time_and_gaps_change_nothing() -> None:
 
 @pytest.mark.parametrize(("number", "speed"), [(1, 1.0), (2, 0.9), (4, 0.6), (8, 0.3)])
 def test_the_speed_of_each(number: int, speed: float) -> None:
-    assert speed_of(number, (1.0, 0.9, 0.7, 0.6)) == pytest.approx(speed)
+    assert speed_of(number, 4, (1.0, 0.9, 0.7, 0.6)) == pytest.approx(speed)
+
+
+def test_taking_turns_may_cost_more_than_the_turns() -> None:
+    assert speed_of(4, 2, (1.0, 0.9, 0.8, 0.8)) == pytest.approx(0.4)
+    assert speed_of(4, 2, (1.0, 0.9)) == pytest.approx(0.45)
+    assert speed_of(1, 2, (1.0, 0.9)) == 1

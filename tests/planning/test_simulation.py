@@ -32,15 +32,17 @@ def test_stages_that_share_a_device_take_turns() -> None:
     assert step_s(works(1, "")) == 3
     assert step_s(works(2, ""), devices=[0, 0]) == 6
     assert step_s(works(4, ""), devices=[0, 1, 0, 1]) == pytest.approx(6, rel=0.03)
-    assert step_s(works(4, ""), devices=[0, 0, 0, 0], speeds=(1.0,) * 2) == pytest.approx(6, rel=0.03)
-    assert step_s(works(4, ""), devices=[0, 0, 0, 0], speeds=(1.0,) * 4) == 3
+    assert step_s(works(4, ""), devices=[0, 0, 0, 0], cores=2) == pytest.approx(6, rel=0.03)
+    assert step_s(works(4, ""), devices=[0, 0, 0, 0], cores=4) == 3
 
 
 def test_stages_that_compute_at_once_slow_each_other_down() -> None:
-    assert step_s(works(2, ""), devices=[0, 0], speeds=(1.0, 0.75)) == pytest.approx(4)  # both compute all the time
+    assert step_s(works(2, ""), devices=[0, 0], cores=2, speeds=(1.0, 0.75)) == pytest.approx(
+        4
+    )  # both compute all the time
     first, second = works(2, "")[0], works(2, "", local_backward=4.0)[1]
     # The first computes for 3 / 0.75 s of a step, in which the second does 3 of its 6; the others it does alone.
-    assert step_s([first, second], devices=[0, 0], speeds=(1.0, 0.75)) == pytest.approx(4 + 3)
+    assert step_s([first, second], devices=[0, 0], cores=2, speeds=(1.0, 0.75)) == pytest.approx(4 + 3)
 
 
 def test_messages_cost_what_the_transfer_says() -> None:
@@ -56,8 +58,8 @@ def test_a_stage_that_sends_or_receives_computes_nothing_meanwhile() -> None:
     assert step_s(works(3, "", size=2), sends) == 3 + 0.25 + 2 / 8 + 2 / 16  # the one between receives, too
     # The other threads' quarter of a second on each side is taken from the cores, once both stages compute on them.
     helped = Transfer(helpers=MessageCost(0.25))
-    assert step_s(works(2, ""), helped, devices=[0, 0], speeds=(1.0, 1.0)) == pytest.approx(3 + 0.25)
-    assert step_s(works(2, ""), helped, devices=[0, 0], speeds=(1.0,) * 4) == 3
+    assert step_s(works(2, ""), helped, devices=[0, 0], cores=2) == pytest.approx(3 + 0.25)
+    assert step_s(works(2, ""), helped, devices=[0, 0], cores=4) == 3
 
 
 def test_replicas_average_after_every_backward() -> None:
@@ -66,7 +68,7 @@ def test_replicas_average_after_every_backward() -> None:
     averaging = StageWork([*one.actions, Action("average_local_backward")], one.seconds, {"average_local_backward": 2})
     assert step_s([averaging], transfer) == 3  # with nobody
     assert step_s([averaging] * 2, transfer, replicas=2) == 3 + 0.25 + 0.5 + 0.125 + 2 / 16
-    assert step_s([averaging] * 2, replicas=2, devices=[0, 0], speeds=(1.0, 0.75)) == pytest.approx(4)
+    assert step_s([averaging] * 2, replicas=2, devices=[0, 0], cores=2, speeds=(1.0, 0.75)) == pytest.approx(4)
 
 
 def test_no_stage_runs_ahead_further_than_a_mailbox_holds() -> None:
