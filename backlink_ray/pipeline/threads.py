@@ -69,6 +69,7 @@ class ThreadsExecutor(PipelineExecutor):
     name = "threads"
 
     def __init__(self, job: Job) -> None:
+        job.check_executor(self.name)
         self._give_back = remember(job.modules)
         plans, size = plan_stages(job), max(1, job.method.replay_size)
         super().__init__(plans)

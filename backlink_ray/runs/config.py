@@ -107,9 +107,7 @@ class RunConfig(MethodOptions, SgdOptions, EngineOptions, SplitOptions, RunField
         check_replicas(self.replicas, method, self)
         part_size(self.batch_size, self.replicas)
         if self.batch_norm == "whole":
-            check_whole(method, self)
-        if self.batch_norm == "whole" and self.replicas == 1:
-            raise ConfigError("batch_norm='whole' has no meaning with replicas=1; allowed with 2 or more")
+            check_whole(method, self, self.replicas)
         for name, option in _without_meaning(vars(self)).items():
             absent = option.default if option.unused is None else option.unused
             if getattr(self, name) not in (option.default, absent):

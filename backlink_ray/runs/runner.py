@@ -23,7 +23,6 @@ from backlink_ray.runs.options import DEFAULT, RunOptions
 from backlink_ray.runs.recovery import recovering
 from backlink_ray.runs.training import train
 from backlink_ray.train.executor import Job
-from backlink_ray.train.parts import check_undivided
 
 
 def run(
@@ -76,8 +75,7 @@ def _prepared(config: RunConfig, data: Dataset, options: RunOptions) -> Job:
     job = make_job(config, data, options)
     if name != "ray":  # else the device may be another machine's
         job.engine.check(torch.device(job.devices[0]), job.dtype)
-    if name == "local" and job.batch_norm == "whole":
-        check_undivided(job.modules)
+    job.check_executor(name)
     return job
 
 

@@ -22,14 +22,17 @@ from backlink_ray.measure.metrics import peak_memory_mib, reset_peak_memory
 from backlink_ray.measure.timeline import Span
 from backlink_ray.methods.base import Loss, Method
 from backlink_ray.nets.network import dtype_and_device
+from backlink_ray.options import Option
 from backlink_ray.provenance import describe_process, flushes_subnormals
 from backlink_ray.train.evaluation import Evaluation, EvaluationSum
 from backlink_ray.train.faults import Fault
-from backlink_ray.train.labels import check_labels, check_loss
+from backlink_ray.train.labels import check_labels, check_loss, check_mean
 from backlink_ray.train.optim import LearningRate, MakeOptimizer, Sgd
-from backlink_ray.train.parts import check_replicas, check_undivided, check_whole, part_size
+from backlink_ray.train.parts import check_in_one_process, check_norms, check_replicas, check_whole, part_size
 from backlink_ray.train.state import PARTS, TrainState
 from backlink_ray.train.trainer import Trainer, check_losses
+
+_BATCH_NORM = Option(default="part", choices=("part", "whole"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +58,7 @@ class Job:
 
     Raises:
         ConfigError: network, method or loss cannot take the inputs or labels of a set, or method, engine or batch_size do not
-            fit the replicas.
+            fit the replicas, or network, method or loss not batch_norm "whole".
     """
 
     modules: list[LocalModule]
@@ -81,14 +84,23 @@ class Job:
     def __post_init__(self) -> None:
         check_replicas(self.replicas, self.method, self.engine)
         part_size(self.batch_size, self.replicas)
-        if self.batch_norm == "whole":
-            check_whole(self.method, self.engine)
+        if _BATCH_NORM.read("batch_norm", self.batch_norm) == "whole":
+            check_whole(self.method, self.engine, self.replicas)
+            check_norms(self.modules)
         first, last = self.modules[0].spec, self.modules[-1]
         for which, part in {"train": self.train, **self.evaluations}.items():
             check_inputs(which, part.inputs, first.input_shape, first.takes_integers)
             check_labels(which, part.labels, self.method, first.num_classes)
             check_loss(self.loss, cast(part.labels[: self.batch_size], self.dtype), last)
+        if self.batch_norm == "whole":
+            check_mean(self.loss, self.train.labels, last, self.batch_size, self.replicas)
         object.__setattr__(self, "method", self.method.for_data(self.train))
+
+    def check_executor(self, name: str) -> None:
+        """Raise ConfigError if executor local, threads or ray cannot have batch norms of the whole batch in this job."""
+        if self.batch_norm == "whole" and name in ("local", "threads"):
+            stages = len(self.modules) * self.replicas if name == "threads" else 0
+            check_in_one_process(self.modules, self.devices, stages)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -220,6 +232,7 @@ class LocalExecutor(Executor):
     name = "local"
 
     def __init__(self, job: Job) -> None:
+        job.check_executor(self.name)
         self.device = torch.device(job.devices[0])
         self.batches = job.batches(self.device, job.dtype)
         self._evaluations = job.evaluation_batches(self.device, job.dtype)
@@ -228,7 +241,6 @@ class LocalExecutor(Executor):
             module.to(self.device)
         how = {name: getattr(job, name) for name in ("optimizer", "seed", "engine", "replicas")}
         if job.batch_norm == "whole":  # then nothing needs to be done by parts
-            check_undivided(job.modules)
             how["replicas"] = 1
         self.trainer = Trainer(job.modules, job.method, job.lr, loss=job.loss_on(self.device), **how)
         reset_peak_memory(self.device)

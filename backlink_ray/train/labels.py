@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from backlink_ray.data.checks import check_classes
+from backlink_ray.data.tensors import cast
 from backlink_ray.errors import ConfigError
 from backlink_ray.local.module import LocalModule
 from backlink_ray.methods.base import Loss, Method
@@ -88,4 +89,22 @@ def check_loss(loss: Loss, labels: Tensor, module: LocalModule) -> None:
         raise ConfigError(
             f"the loss, a {type(loss).__name__}, has parameters, which no optimizer gets; freeze them "
             "(loss.requires_grad_(False)), or train them as the helper of a method of your own"
+        )
+
+
+def check_mean(loss: Loss, labels: Tensor, module: LocalModule, batch_size: int, replicas: int) -> None:
+    """Raise ConfigError unless the loss of a batch is the mean of those of its equal parts, as of weighted classes it is not."""
+    dtype = torch.promote_types(dtype_and_device(module)[0], torch.float32)
+    generator = torch.Generator().manual_seed(0)
+    some = torch.randperm(len(labels), generator=generator)[:batch_size]
+    labels = cast(labels[some[: len(some) // replicas * replicas]], dtype)
+    # In 0..1, where every loss is defined.
+    logits = torch.rand(len(labels), module.spec.num_classes, generator=generator).to(labels.device, dtype)
+    parts = zip(logits.chunk(replicas), labels.chunk(replicas), strict=True)
+    with torch.no_grad():
+        found, of_parts = loss(logits, labels), torch.stack([loss(*part) for part in parts]).mean()
+    if not torch.allclose(found, of_parts, rtol=100 * torch.finfo(dtype).eps, equal_nan=True):
+        raise ConfigError(
+            f"batch_norm='whole' with a loss of {float(found):g} for a batch, and {float(of_parts):g} as the mean over its "
+            f"{replicas} parts; allowed: the plain mean over the samples (no weights, nothing left out), or batch_norm='part'"
         )

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from backlink_ray.errors import ConfigError
 from backlink_ray.local.engine import EngineOptions
@@ -27,8 +28,10 @@ def check_replicas(replicas: int, method: Method, engine: EngineOptions) -> None
         raise ConfigError(f"replicas={replicas} with graph=True, which captures no average; allowed: 1, or graph=False")
 
 
-def check_whole(method: Method, engine: EngineOptions) -> None:
+def check_whole(method: Method, engine: EngineOptions, replicas: int) -> None:
     """Raise ConfigError unless a step by parts, with batch norms of the whole batch, is a step without parts."""
+    if replicas == 1:
+        raise ConfigError("batch_norm='whole' has no meaning with replicas=1; allowed with 2 or more")
     own: Method = getattr(method, "base", method)  # BackLink's losses are its base's
     if type(own).loss is not Method.loss or type(own).local_backward is not Method.local_backward:
         raise ConfigError(
@@ -41,12 +44,34 @@ def check_whole(method: Method, engine: EngineOptions) -> None:
         )
 
 
-def check_undivided(modules: Sequence[LocalModule]) -> None:
-    """Raise ConfigError unless modules do with a whole batch what they do with its parts."""
+def check_norms(modules: Sequence[LocalModule]) -> None:
+    """Raise ConfigError unless every batch norm can take the statistics of the whole batch in place of its own."""
+    norms = [part for module in modules for part in module.modules() if isinstance(part, _BatchNorm)]
+    for norm in norms:
+        if type(norm).forward is not _BatchNorm.forward or "forward" in vars(norm):
+            raise ConfigError(
+                f"batch_norm='whole' with a {type(norm).__name__} that has a forward of its own; allowed: torch's BatchNorm1d, "
+                "BatchNorm2d and BatchNorm3d, or batch_norm='part'"
+            )
+    if len({*map(id, norms)}) < len(norms):
+        raise ConfigError("batch_norm='whole' with a batch norm that several modules share; allowed: one for each")
+
+
+def check_in_one_process(modules: Sequence[LocalModule], devices: Sequence[str], stages: int) -> None:
+    """Raise ConfigError if batch norms of the whole batch need several processes: for stages, or (0) one module after another.
+
+    What waits for another part may hold neither the generators, which units that draw take turns at, nor the one thread
+    in which autograd computes on a GPU.
+    """
     if any(module.head_uses_rng or any(module.chain.uses_rng) for module in modules):
         raise ConfigError(
-            "batch_norm='whole' with units or heads that draw (dropout), for each part by itself, needs the parts at the same "
-            "time; allowed: executor threads or ray, or batch_norm='part'"
+            "batch_norm='whole' with units or heads that draw (dropout) needs the parts at the same time, in a process each; "
+            "allowed: executor ray, or batch_norm='part'"
+        )
+    if devices[0] != "cpu" and len(devices) < stages:
+        raise ConfigError(
+            f"batch_norm='whole' with {stages} stages as threads on {len(devices)} GPUs would wait for itself; allowed: executor "
+            "ray, a GPU for each stage, or batch_norm='part'"
         )
 
 

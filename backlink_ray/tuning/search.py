@@ -156,8 +156,9 @@ def prepare(plan: Plan, root: Path) -> tuple[Plan, dict[str, Dataset]]:
         ConfigError, DataError: data is unavailable, or a run, its network and its data do not fit together.
     """
     datasets = load_for(plan.examples, root)
-    for run in (run for run in plan.examples if run.import_paths):
+    for run in (run for run in plan.examples if run.import_paths or run.batch_norm == "whole"):
         job = make_job(run, datasets[data_key(run)])
+        job.check_executor(run.executor)
         plan_stages(job)
         plan = replace(plan, num_units=sum(len(module.units) for module in job.modules))
     plan.check()

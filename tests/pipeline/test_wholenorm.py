@@ -12,7 +12,7 @@ import backlink_ray as bl
 from backlink_ray.local.engine import Engine
 from backlink_ray.pipeline.threads import ThreadsExecutor
 from backlink_ray.train.executor import Executor, Job, LocalExecutor
-from tests.examples import job
+from tests.examples import job, job_with
 from tests.pipeline.test_transparency import Outcome, outcome
 from tests.runs.test_recovery import CONFIG, DATA
 
@@ -122,11 +122,25 @@ def test_norms_are_left_as_they_were() -> None:
     assert all("forward" not in vars(norm) for norm in norms)
 
 
-def test_a_run_that_local_cannot_do_is_refused_before_its_folder_is_made(tmp_path: Path) -> None:
+@pytest.mark.parametrize("executor", ["local", "threads"])
+def test_a_run_that_an_executor_cannot_do_is_refused_before_its_folder_is_made(executor: str, tmp_path: Path) -> None:
     config = CONFIG.replace(replicas=2, batch_norm="whole", head="conv")
-    with pytest.raises(bl.ConfigError, match="allowed: executor threads or ray"):
-        bl.run(config, tmp_path / "run", executor="local", dataset=DATA)
+    with pytest.raises(bl.ConfigError, match="allowed: executor ray"):
+        bl.run(config, tmp_path / "run", executor=executor, dataset=DATA)
     assert not (tmp_path / "run").exists()
+
+
+class Doubled(nn.BatchNorm1d):
+    """A batch norm that does more than torch's."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(x)
+
+
+def of_norms(one: nn.Module, other: nn.Module) -> Job:
+    units = [nn.Sequential(nn.Flatten(), nn.Linear(3072, 6), one), nn.Sequential(other, nn.ReLU())]
+    modules = bl.split(bl.Network(units, nn.Linear(6, 10), torch.zeros(1, 3, 32, 32)), 2)
+    return job_with(modules, bl.GLL(), 12, replicas=2, batch_norm="whole")
 
 
 @pytest.mark.parametrize(
@@ -138,7 +152,14 @@ def test_a_run_that_local_cannot_do_is_refused_before_its_folder_is_made(tmp_pat
         (lambda: bl.RunConfig(batch_norm="whole", replicas=2, base="infopro"), "does not go with the losses of 'info"),
         (lambda: bl.RunConfig(batch_norm="whole", replicas=2, method="dni"), "does not go with the losses of 'dni'"),
         (lambda: job(bl.PredSim(), 2, replicas=2, batch_norm="whole"), "does not go with the losses of 'predsim'"),
-        (lambda: LocalExecutor(SOME[2].job(dropout=0.1)), r"that draw \(dropout\), .* allowed: executor threads or ray"),
+        (lambda: LocalExecutor(SOME[2].job(dropout=0.1)), r"that draw \(dropout\) .* allowed: executor ray"),
+        (lambda: ThreadsExecutor(SOME[2].job(dropout=0.1)), r"that draw \(dropout\) .* allowed: executor ray"),
+        (lambda: SOME[2].job(devices=("cuda:0", "cuda:1", "cuda:2")).check_executor("threads"), "4 stages as threads on 3 G"),
+        (lambda: job(bl.GLL(), 2, batch_norm="Whole"), "batch_norm='Whole' is not known; allowed: part, whole"),
+        (lambda: job(bl.GLL(), 2, batch_norm="whole"), "batch_norm='whole' has no meaning with replicas=1"),
+        (lambda: SOME[2].job(loss=nn.CrossEntropyLoss(weight=torch.arange(1.0, 11.0))), "allowed: the plain mean over the s"),
+        (lambda: of_norms(Doubled(6), nn.BatchNorm1d(6)), "with a Doubled that has a forward of its own"),
+        (lambda: of_norms(*[nn.BatchNorm1d(6, affine=False, track_running_stats=False)] * 2), "several modules share"),
         (lambda: job(bl.GLL(), 2, replicas=2, batch_norm="whole", engine=Engine(compile="units")), "compile='units'"),
     ],
 )  # fmt: skip
