@@ -17,6 +17,7 @@ from backlink_ray.benchmarks.rounds import Run, ratio, spread
 from backlink_ray.data.loader import Batches
 from backlink_ray.errors import ConfigError
 from backlink_ray.nets.build import build_network
+from backlink_ray.output import say
 from backlink_ray.pipeline.pool import StagePool
 from backlink_ray.pipeline.resources import StageResources
 from backlink_ray.pipeline.threads import ThreadsExecutor
@@ -71,7 +72,7 @@ def pipeline_rows(
 
     Args:
         base: network, heads, batch and engine.
-        settings: of ours; one that fits no cut is left out.
+        settings: of ours; one that fits no cut is left out, which is said.
         transports: of ours: "queue" between threads; "objectstore" and "collective" between Ray actors.
         rivals: of `SCHEDULES`, and "ddp"; their pipelines are cut so that their slowest stage is as fast as can be, and left out
             where the network has too few units.
@@ -88,20 +89,29 @@ def pipeline_rows(
         raise ConfigError(
             f"none of {', '.join(map(str, settings))} fits {base.network} with {base.head} heads; give a smaller K or l"
         )
+    _say_left_out([str(setting) for setting in settings if setting not in cuts], base)
     counts = sorted({setting.num_modules for setting in settings})
-    with ExitStack() as stack:
-        bp = stack.enter_context(_bp(base, plans))
-        measured: list[Timed | Ours] = [bp]
-        for k in counts:
-            measured += stack.enter_context(_rivals(base, k, rivals, plans))
-        ways = stack.enter_context(_ways(transports, max(counts)))
-        measured += [_ours(base, ways, steps, plans, *cut) for cut in cuts.items()]
-        for _ in range(1 + rounds):
-            for each in measured:
-                each.take(steps)
-    for each in measured:
-        for row in each.rows(bp.step_s):
-            yield {**dict.fromkeys(COLUMNS), "network": base.network, "n": rounds, **row}
+    measured, done = list[Timed | Ours](), 0
+    try:
+        with ExitStack() as stack:
+            measured.append(bp := stack.enter_context(_bp(base, plans)))
+            for k in counts:
+                measured += stack.enter_context(_rivals(base, k, rivals, plans))
+            ways = stack.enter_context(_ways(transports, max(counts)))
+            measured += [_ours(base, ways, steps, plans, *cut) for cut in cuts.items()]
+            for turn in range(1 + rounds):
+                for each in measured:
+                    each.take(steps)
+                done = turn
+    finally:  # the rounds before one that fails count, too
+        for each in measured if done else []:
+            for row in each.rows(bp.step_s[:done]):
+                yield {**dict.fromkeys(COLUMNS), "network": base.network, "n": done, **row}
+
+
+def _say_left_out(names: Sequence[str], base: RunConfig) -> None:
+    if names:
+        say(f"left out, since {base.network} has too few units or no such heads: {', '.join(names)}")
 
 
 class Timed:
@@ -127,8 +137,8 @@ class Timed:
         return self._seconds[1:]
 
     def rows(self, bp_s: Sequence[float]) -> Iterator[Row]:
-        """Yield its row, beside BP's seconds."""
-        yield self._known | _compared(self.step_s, bp_s, self._known.get("predicted_s"))
+        """Yield its row, beside BP's seconds, of so many turns."""
+        yield self._known | _compared(self.step_s[: len(bp_s)], bp_s, self._known.get("predicted_s"))
 
 
 class Pool(StagePool):
@@ -175,12 +185,13 @@ class Ours:
                 executor.close(failed=True)  # what it has learned is of no use
 
     def rows(self, bp_s: Sequence[float]) -> Iterator[Row]:
-        """Yield a row for each transport, beside BP's seconds."""
-        bound_s = self._alone.bounds_s[1:]
+        """Yield a row for each transport, beside BP's seconds, of so many turns."""
+        turns = slice(1, 1 + len(bp_s))
+        bound_s = self._alone.bounds_s[turns]
         for transport, reports in self._reports.items():
-            step_s = [report.seconds / report.num_steps for report in reports[1:]]
+            step_s = [report.seconds / report.num_steps for report in reports[turns]]
             way = self._ways[transport]
-            exposed_s = [min(report.link_s) / report.num_steps for report in reports[1:]]
+            exposed_s = [min(report.link_s) / report.num_steps for report in reports[turns]]
             yield {
                 **self._known, "transport": transport, **_compared(step_s, bp_s, self._predicted_s[transport]),
                 **(ratio("fraction_of_bound", bound_s, step_s) if way.machines == 1 else {}), **spread("bound_s", bound_s),
@@ -253,6 +264,7 @@ def _rivals(base: RunConfig, count: int, rivals: Sequence[str], plans: Plans) ->
     task = Task(base.network, base.batch_size, engine_of(base))
     stages = {name: count * SCHEDULES[name].stages for name in rivals if name in SCHEDULES}
     cuts = {name: sizes for name, number in stages.items() if (sizes := plans.bp_sizes(number))}
+    _say_left_out([f"{name} K={count}" for name in stages if name not in cuts], base)
     known: dict[str, Row] = {name: {"balance": "time", "sizes": sizes} for name, sizes in cuts.items()}
     with ExitStack() as stack:
         runs = stack.enter_context(pipelines(task, count, cuts)) if cuts else {}

@@ -1,13 +1,20 @@
 """Our pipelines and their stages alone; with rivals, the whole table is a slow test of tests/commands/test_bench.py."""
 
+from itertools import count
 from typing import Any
 
 import pytest
 
+from backlink_ray.benchmarks import pipeline
 from backlink_ray.benchmarks.alone import bound_s, stages_alone
 from backlink_ray.benchmarks.jobs import job_for, random_images
 from backlink_ray.benchmarks.pipeline import COLUMNS, Setting, pipeline_rows
+from backlink_ray.errors import BacklinkError
+from backlink_ray.pipeline import pool
+from backlink_ray.pipeline.pool import StagePool
+from backlink_ray.pipeline.threads import ThreadsExecutor
 from backlink_ray.runs.config import RunConfig
+from backlink_ray.train.executor import Job
 
 RUN = RunConfig(network="resnet8", head="conv", num_modules=3, batch_size=4, alpha=0.5, propagation_length=1)
 BASE = RunConfig(network="resnet8", head="conv", num_modules=2, batch_size=4, method="gll")
@@ -44,6 +51,38 @@ def test_a_row_for_every_number_of_stages_cut_and_length() -> None:
         assert sum(row["sizes"]) == 4
         assert row["fraction_of_bound"] == pytest.approx(row["bound_s"] / row["step_s"])
         assert row["device_mib"] < 1.5 * rows[0]["device_mib"]
+
+
+def test_what_was_measured_before_a_failure_is_kept(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    built = count()
+
+    def build(job: Job) -> ThreadsExecutor:
+        if next(built) == 3:
+            raise BacklinkError("the last round fails")
+        return ThreadsExecutor(job)
+
+    monkeypatch.setattr(pipeline, "ThreadsExecutor", build)
+    rows, settings = list[dict[str, Any]](), [Setting(2, "time", 0), Setting(2, "time", 4)]
+    with pytest.raises(BacklinkError, match="the last round fails"):
+        rows.extend(pipeline_rows(BASE, settings, ["queue"], [], (1, 3)))
+    assert [(row["name"], row["n"]) for row in rows] == [("bp", 2), ("gll", 2)]
+    assert "left out, since resnet8 has too few units or no such heads: K=2 l=4 by time\n" in capsys.readouterr().err
+
+
+@pytest.mark.timeout(120)
+def test_no_process_is_started_to_stand_by_while_others_are_timed(
+    ray_here: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "STANDBY_AFTER_S", 0.0)
+    monkeypatch.setattr(pool, "STANDBY_MIB", 0.0)
+    started, start = [], StagePool._start
+    monkeypatch.setattr(
+        StagePool, "_start", lambda self, k, **reserved: started.append(reserved) or start(self, k, **reserved)
+    )
+    list(pipeline_rows(BASE, [Setting(2, "time", 0)], ["objectstore"], [], (1, 1)))
+    assert started == [{}, {}]
 
 
 @pytest.mark.slow
