@@ -21,3 +21,9 @@ def prepare_process() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         for option, value in ((_TRIM_THRESHOLD, -1), (_MMAP_MAX, 0), (_ARENA_MAX, 1)):
             mallopt(option, value)
+
+
+def release_memory() -> None:
+    """Give what is free back to the system after all, where that is possible, before this process rests for long."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)

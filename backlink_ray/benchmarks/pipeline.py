@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from backlink_ray.allocator import release_memory
 from backlink_ray.benchmarks.alone import Alone
 from backlink_ray.benchmarks.jobs import job_for, random_images
 from backlink_ray.benchmarks.rivals import SCHEDULES, Task, data_parallel, pipelines
@@ -32,7 +33,7 @@ from backlink_ray.runs.job import engine_of
 from backlink_ray.runs.results import Row
 from backlink_ray.train.executor import ChunkReport, Executor, Job, LocalExecutor
 
-# Steps of a pipeline that has just been built, before it is timed: the first one makes momentum, and finds its memory.
+# Steps before a turn is timed: the first one finds its memory, and makes the momentum of a pipeline that has just been built.
 WARM_UP = 1
 COLUMNS = (
     "name", "network", "num_modules", "propagation_length", "transport", "balance", "sizes", "step_s", "ratio_to_bp",
@@ -102,6 +103,7 @@ def pipeline_rows(
             for turn in range(1 + rounds):
                 for each in measured:
                     each.take(steps)
+                    release_memory()
                 done = turn
     finally:  # the rounds before one that fails count, too
         for each in measured if done else []:
@@ -118,7 +120,7 @@ class Timed:
     """A run whose turns are timed; the first of them does not count.
 
     Args:
-        run: takes the steps.
+        run: takes the steps; asked for none, it gives back the memory that it will not need until its next turn.
         known: columns of its row.
     """
 
@@ -127,9 +129,11 @@ class Timed:
 
     def take(self, steps: int) -> None:
         """Take a turn."""
+        self._run(WARM_UP)
         start = time.perf_counter()
         self._run(steps)
         self._seconds.append((time.perf_counter() - start) / steps)
+        self._run(0)
 
     @property
     def step_s(self) -> list[float]:
@@ -255,7 +259,7 @@ def _bp(base: RunConfig, plans: Plans) -> Iterator[Timed]:
     job = job_for(base.replace(method="bp"), random_images(2 * base.batch_size), "cpu")
     with LocalExecutor(job) as executor:
         known = {"name": "bp", "num_modules": 1, "predicted_s": plans.bp_s, "device_mib": plans.copied_mib(1)}
-        yield Timed(executor.train, known)
+        yield Timed(lambda steps: executor.train(steps) if steps else None, known)
 
 
 @contextmanager

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed import ProcessGroupGloo, Store, TCPStore  # type: ignore[attr-defined]
 
-from backlink_ray.allocator import prepare_process
+from backlink_ray.allocator import prepare_process, release_memory
 from backlink_ray.benchmarks.elsewhere import STEP_TIMEOUT_S, Elsewhere
 from backlink_ray.benchmarks.jobs import random_images
 from backlink_ray.benchmarks.rounds import Run
@@ -69,7 +69,8 @@ SCHEDULES = {
 }  # fmt: skip
 # How often to look whether data parallel training has failed, which its turn does not say.
 POLL_S = 0.5
-# How long its workers may take to end.
+# What is asked of its workers at last, and how long they may take to end.
+_END = -1
 END_TIMEOUT_S = 5.0
 
 
@@ -154,7 +155,7 @@ def data_parallel(task: Task, replicas: int) -> Iterator[Run]:
 
         try:
             yield run
-            turns.run.remote(0)
+            turns.run.remote(_END)
             wait([fitting], END_TIMEOUT_S)
         finally:
             ray.kill(turns)  # workers that still wait for it end, too
@@ -213,7 +214,7 @@ def _replica(given: dict[str, Any]) -> None:
     rank, turns = ray.train.get_context().get_world_rank(), given["turns"]
     _join(given["address"], ray.util.get_node_ip_address(), rank, given["replicas"])
     run, _ = _data_parallel(given["task"], rank, given["replicas"])
-    while steps := ray.get(turns.next.remote(rank)):
+    while (steps := ray.get(turns.next.remote(rank))) != _END:
         run(steps)
         ray.get(turns.done.remote())
     ray.get(turns.done.remote())
@@ -293,13 +294,18 @@ def _batches(task: Task, size: int) -> Batches:
 
 
 def _trained(task: Task, part: nn.Module, backward: Callable[[int], object]) -> Run:
-    """Return steps of gradients and updates with the paper's optimizer, in a process prepared as ours, with one thread."""
+    """Return steps of gradients and updates with the paper's optimizer, in a process prepared as ours, with one thread.
+
+    Asked for none, it gives free memory back.
+    """
     prepare_process()
     torch.set_num_threads(1)
     sgd = torch.optim.SGD(part.parameters(), 0.01, 0.9, weight_decay=1e-4, nesterov=True, fused=True)
     done = [0]
 
     def run(steps: int) -> None:
+        if not steps:
+            release_memory()
         with task.engine.running(torch.device("cpu")):
             for _ in range(steps):
                 sgd.zero_grad(set_to_none=True)
