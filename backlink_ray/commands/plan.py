@@ -63,7 +63,8 @@ class Plan:
     """How the network is cut: modules of equal numbers of units, or so that the slowest or the fullest stage is best."""
     devices: tuple[int, ...] = ()
     """Devices; default: this machine's GPUs, or without one its cores, on any of which a stage may run. With several numbers, the
-    fastest pipeline for each, with at most a module for every device, and beyond which of them more do not pay."""
+    fastest pipeline for each, with at most a module for every device, and beyond which of them more do not pay. With more than
+    this machine has cores, each is a core by itself, which no other slows down."""
     memory_gib: float = 0.0
     """Of a device (of the machine, if its cores are the devices) for weights, gradients, momentum, saved tensors, data and
     messages that wait; leave room for the temporary tensors of a step, on a CPU up to half as much again. 0: no limit."""
@@ -144,9 +145,18 @@ class Plan:
     def _over_devices(self, planners: Sequence[Planner], counts: Sequence[int]) -> None:
         found = list(choices(planners, self.devices, counts, self.propagation_length, self._links))
         best, title = linked(found), f"{self._title}; BP on one device {1e3 * planners[0].bp_s:.1f} ms"
-        if missing := sorted({*self.devices} - {each.devices for each in best}):
-            memory = f" into {self.memory_gib:g} GiB of each" * bool(self.memory_gib)
-            print(f"{', '.join(map(str, missing))} devices: no pipeline with at most a stage on each fits{memory}")
+        cuts = (
+            (each.replicas, cut) for each in planners for cut in each.cuts(counts, self.propagation_length, self._links)
+        )
+        least = min(replicas * len(sizes) for replicas, (sizes, _) in cuts)
+        missing = sorted({*self.devices} - {each.devices for each in best})
+        for numbers, why in (
+            ([n for n in missing if n < least], f"; the fewest stages are {least}"),
+            ([n for n in missing if n >= least], f" into {self.memory_gib:g} GiB of each"),
+        ):
+            if numbers:
+                devices = f"{', '.join(map(str, numbers))} device{'s' * (numbers != [1])}"
+                print(f"{devices}: no pipeline with at most a stage on each fits{why}")
         if not best:
             return
         self._save_rows([each.row for each in found])
@@ -169,8 +179,9 @@ class Plan:
             )
         if self.repeats < 1:
             raise ConfigError(f"repeats={self.repeats} is out of range; allowed 1 or more")
-        if self.json and local_path(self.json, "json").is_dir():
-            raise ConfigError(f"json={self.json!r} is a folder; give a file")
+        for name in ("json", "picture"):
+            if (path := getattr(self, name)) and local_path(path, name).is_dir():
+                raise ConfigError(f"{name}={path!r} is a folder; give a file")
         if self.picture and not self.picture.endswith(".png"):
             raise ConfigError(f"picture={self.picture!r} is not a PNG file; give a name that ends in .png")
         check_device(self._device)

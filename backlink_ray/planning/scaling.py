@@ -62,10 +62,9 @@ def choices(
 
 
 def linked(found: Sequence[Choice]) -> list[Choice]:
-    """Return the fastest of each number of devices: of those with a link, if an l above 0 was asked for."""
-    wanted = [each for each in found if each.length] or found
+    """Return the fastest of each number of devices: of those with a link, if an l above 0 was asked for and any fits."""
     best: dict[int, Choice] = {}
-    for each in sorted(wanted, key=lambda each: (each.devices, each.plan.step_s, each.length)):
+    for each in sorted(found, key=lambda each: (each.devices, not each.length, each.plan.step_s, each.length)):
         best.setdefault(each.devices, each)
     return list(best.values())
 
@@ -84,6 +83,8 @@ def verdict(found: Sequence[Choice]) -> str:
     """Return in one line which number of devices is enough, see `enough`."""
     number, most = enough(found).devices, max(each.devices for each in found)
     share = f"{100 * PAYS:.0f} %"
+    if len(found) == 1:
+        return f"{number} device{'s' * (number > 1)}: of those asked for the only number on which a pipeline fits"
     if number == most:
         return f"up to {most} devices, the most asked for, twice as many save {share} of a step or more"
     return f"beyond {number} device{'s' * (number > 1)}, twice as many save less than {share} of a step"

@@ -36,7 +36,14 @@ def test_devices_that_are_too_small_are_named(capsys: pytest.CaptureFixture[str]
         in capsys.readouterr().out
     )
     assert main([*SMALL, "--devices", "2", "3", "--num-modules", "3"]) == 0
-    assert "\n2 devices: no pipeline with at most a stage on each fits\n" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "\n2 devices: no pipeline with at most a stage on each fits; the fewest stages are 3\n" in out
+    assert "\n3 devices: of those asked for the only number on which a pipeline fits; there " in out
+    both = ["--devices", "1", "3", "--num-modules", "3", "--memory-gib", "0.0001"]
+    assert main([*SMALL, *both]) == 0
+    out = capsys.readouterr().out
+    assert "\n1 device: no pipeline with at most a stage on each fits; the fewest stages are 3\n" in out
+    assert "\n3 devices: no pipeline with at most a stage on each fits into 0.0001 GiB of each\n" in out
     assert main([*SMALL, "--devices", "2", "0"]) == 2
     assert "devices=(2, 0) is out of range; allowed 1 or more" in capsys.readouterr().err
 
@@ -72,6 +79,13 @@ def test_replicas_need_devices_of_their_own(capsys: pytest.CaptureFixture[str]) 
     out = capsys.readouterr().out
     rows = [line.split()[1:5] for line in out.splitlines() if re.match("│ +[0-9]", line)]
     assert rows[0][:3] == ["2", "│", "2"]  # not twice two modules
+
+
+def test_a_folder_is_no_file_for_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder := tmp_path / "p.png").mkdir()
+    assert main([*SMALL, "--picture", str(folder)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(f"picture='{folder}' is a folder; give a file")
 
 
 @pytest.mark.parametrize(

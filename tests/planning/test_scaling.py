@@ -63,6 +63,19 @@ def test_where_nothing_fits_into_the_memory_nothing_is_chosen() -> None:
     assert [number for number, _ in gll(0.0, [1, 2, 4, 8], memory_mib=17.0, saved=2**20)] == [4, 8]
 
 
+def test_one_number_of_devices_says_nothing_of_more() -> None:
+    planner = Planner(costs(), Machine(devices=4))
+    found = linked(list(choices([planner], [2, 4], [3, 4], [0], LINKS)))
+    assert verdict(found) == "4 devices: of those asked for the only number on which a pipeline fits"
+
+
+def test_devices_on_which_only_gll_fits_are_not_left_out() -> None:
+    planner = Planner(costs(saved=2**20), Machine(devices=4, memory_mib=32.1))
+    found = list(choices([planner], [2, 4], [2, 4], [0, 2], LINKS[:1]))
+    assert [(each.devices, each.length) for each in found] == [(2, 0), (4, 0), (4, 2)]
+    assert [(each.devices, each.length) for each in linked(found)] == [(2, 0), (4, 2)]
+
+
 @pytest.mark.parametrize("latency_s", [0.0, 0.5])
 def test_no_pipeline_is_faster_than_the_one_that_is_chosen(latency_s: float) -> None:
     unit_s = np.random.default_rng(0).uniform(0.5, 3.0, 9)
