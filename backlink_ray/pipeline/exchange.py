@@ -178,3 +178,20 @@ def unflatten(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
 def _real(part: Tensor, like: Tensor) -> Tensor:
     """Return the real part of what was flattened beside complex numbers, but is real itself."""
     return part.real if part.is_complex() and not like.is_complex() else part
+
+
+def to_bytes(tensors: Sequence[Tensor]) -> Tensor:
+    """Return one vector, uint8, of tensors of any types, which all stay as they are."""
+    return torch.cat([tensors[i].detach().reshape(-1).view(torch.uint8) for i in _widest_first(tensors)])
+
+
+def from_bytes(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """Undo `to_bytes`; the tensors share the vector's memory."""
+    order = _widest_first(like)
+    parts = dict(zip(order, vector.split([like[i].nbytes for i in order]), strict=True))
+    return [parts[i].view(t.dtype).view(t.shape) for i, t in enumerate(like)]
+
+
+def _widest_first(tensors: Sequence[Tensor]) -> list[int]:
+    """Return the places of tensors in an order in which each begins where its type may."""
+    return sorted(range(len(tensors)), key=lambda i: -tensors[i].itemsize)

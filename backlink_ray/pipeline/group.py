@@ -4,8 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from backlink_ray.pipeline.exchange import Kind, Link, flatten, unflatten
-from backlink_ray.train.parts import mean
+from backlink_ray.pipeline.exchange import Kind, Link, from_bytes, to_bytes
 
 
 class Group:
@@ -26,12 +25,11 @@ class Group:
         for link in self._links:
             if link:
                 link.send(Kind.PART, step, own)
-        return [link.receive(Kind.PART, step) if link else own for link in self._links or [None]]
+        return [link.receive(Kind.PART, step) if link else own for link in self._links]
 
-    def average(self, step: int, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Return the means of tensors, of which every stage gives as many, of the same shapes, in the same order."""
-        parts = self.gather(step, flatten(tensors))
-        return unflatten(mean([[part] for part in parts])[0], tensors)
+    def gather_all(self, step: int, own: Sequence[Tensor]) -> list[list[Tensor]]:
+        """Return the lists of tensors that the stages give, all of the same shapes and types, in the order of the parts."""
+        return [from_bytes(part, own) for part in self.gather(step, to_bytes(own))]
 
     def close(self) -> None:
         """Close the links."""

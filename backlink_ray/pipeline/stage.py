@@ -1,13 +1,13 @@
 """Stage: hosts one local module and the replica of the previous tail, and follows the schedule; a plain class."""
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from backlink_ray.allocator import prepare_process
 from backlink_ray.local.engine import DEFAULT
@@ -31,7 +31,7 @@ from backlink_ray.provenance import describe_process, flushes_subnormals
 from backlink_ray.train.evaluation import Evaluation, EvaluationSum
 from backlink_ray.train.executor import ChunkReport, to_cpu
 from backlink_ray.train.optim import Updater, updaters_of
-from backlink_ray.train.parts import overwrite, statistics
+from backlink_ray.train.parts import mark_used, mean, merged, overwrite, used
 from backlink_ray.train.state import PARTS, TrainState
 
 
@@ -138,7 +138,7 @@ class Stage:
 
     def _link_backward(self, step: int) -> None:
         link = self._method.link_backward(self._open_graph, self._method_state.error)
-        self._method_state.link = self._average(step, link)
+        self._method_state.link = self._average(step, link, self._tail)
         self._method_state.error = self._nothing
         del self._open_graph
 
@@ -174,19 +174,23 @@ class Stage:
         if self._job.replicas == 1:
             return result
         local = result.local or []
-        found = self._average(step, [result.loss, *local, *result.linked], self.module.buffers())
+        found = self._average(step, [result.loss, *local, *result.linked], self.module)
         gradients = found[1 : 1 + len(local)]
-        return replace(result, loss=found[0].clone(), local=gradients, linked=found[1 + len(local) :])
+        return replace(result, loss=found[0], local=gradients, linked=found[1 + len(local) :])
 
-    def _average(self, step: int, tensors: list[Tensor], buffers: Iterable[Tensor] = ()) -> list[Tensor]:
-        """Return the means of tensors over the parts; buffers are averaged where they are."""
+    def _average(self, step: int, tensors: list[Tensor], module: nn.Module) -> list[Tensor]:
+        """Return the means over the parts of tensors that come of a module, whose buffers become the same in all parts."""
         if self._job.replicas == 1:
             return tensors
-        averaged = statistics(buffers)
+        parameters, buffers = list(module.parameters()), list(module.buffers())
+        use = used(parameters)
+        own = [*tensors, *buffers, use.to(self._device)]
         with self._waiting():
-            found = self._group.average(step, [*tensors, *averaged])
-        overwrite(averaged, found[len(tensors) :])
-        return found[: len(tensors)]
+            parts = self._group.gather_all(step, own)
+        overwrite(buffers, merged([part[len(tensors) : -1] for part in parts]))
+        if not use.all():  # else no other part can change it, and to read theirs is a wait on a GPU
+            mark_used(parameters, [part[-1] for part in parts])
+        return mean([part[: len(tensors)] for part in parts])
 
     def _norms(self) -> AbstractContextManager[None]:
         if self._job.batch_norm == "part" or self._job.replicas == 1:
@@ -224,7 +228,7 @@ class Stage:
 
     def _replica_backward(self, step: int) -> None:
         link = self._method.link_backward(self._replica_graph, self._input_error)
-        self._replica_gradients = self._average(step, link, self._replica.buffers())
+        self._replica_gradients = self._average(step, link, self._replica)
         self._input_error = self._nothing
         del self._replica_graph
 
@@ -243,7 +247,7 @@ class Stage:
 
     def _update(self, updater: Updater, gradients: Sequence[Tensor], step: int) -> None:
         updater.set_lr(self._job.lr(step))
-        updater.update(gradients, averaged=self._job.replicas > 1)
+        updater.update(gradients)
 
     def _step_seed(self, step: int) -> StepSeed:
         return StepSeed(self._job.seed, self._batch_of(step), self._job.engine, self._plan.part)

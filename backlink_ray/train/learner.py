@@ -10,7 +10,7 @@ from backlink_ray.local.graph import NOTHING
 from backlink_ray.local.module import LocalModule
 from backlink_ray.methods.base import Batch, LocalResult, Method
 from backlink_ray.methods.state import MethodState
-from backlink_ray.train.parts import mean, overwrite, parts_of, statistics
+from backlink_ray.train.parts import mark_used, mean, merged, overwrite, parts_of, used
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +63,16 @@ def _local_passes(
     if len(parts) == 1:
         result, x = _local_pass(method, learner, xs[0], parts[0])
         return [result], [x]
-    buffers = list(learner.module.buffers())
-    start, averaged = [b.clone() for b in buffers], statistics(buffers)
-    found, moved = [], []
+    parameters, buffers = list(learner.module.parameters()), list(learner.module.buffers())
+    start = [b.clone() for b in buffers]
+    found, moved, use = [], [], []
     for x, part in zip(xs, parts, strict=True):
         overwrite(buffers, start)
         found.append(_local_pass(method, learner, x, part))
-        moved.append([b.clone() for b in averaged])
-    overwrite(averaged, mean(moved))
+        moved.append([b.clone() for b in buffers])
+        use.append(used(parameters))
+    overwrite(buffers, merged(moved))
+    mark_used(parameters, use)
     return [result for result, _ in found], [x for _, x in found]
 
 
@@ -91,7 +93,12 @@ def _apply_link(
         (learner.state.error,) = errors
         return {}
     tail = learner.module.tail(method.tail_length(learner.module))
-    link = mean([method.link_backward(result.graph, error) for result, error in zip(results, errors, strict=True)])
+    links, use = [], []
+    for result, error in zip(results, errors, strict=True):
+        links.append(method.link_backward(result.graph, error))
+        use.append(used(tail.weights))
+    mark_used(tail.weights, use)
+    link = mean(links)
     local = mean([result.linked for result in results])
     return _by_name(learner.linked, method.mix(tail, local, method.link_gradients_to_mix(learner.state, link)))
 

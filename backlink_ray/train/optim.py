@@ -138,11 +138,10 @@ class Updater:
             else:
                 group["lr"] = self._adam_lr or lr
 
-    def update(self, gradients: Sequence[Tensor | None], *, averaged: bool = False) -> None:
-        """Take one step along gradients, or their means over parts, one per parameter in order (None: no update)."""
+    def update(self, gradients: Sequence[Tensor | None]) -> None:
+        """Take one step along gradients, one per parameter in order (None: no update)."""
         for parameter, gradient in zip(self._named.values(), gradients, strict=True):
             moves = gradient is not None and parameter.requires_grad and not getattr(parameter, "idle", False)
-            moves = moves or (averaged and gradient is not None and bool(gradient.any()))  # not idle in another part
             # None otherwise: there may be a gradient of the user's own.
             parameter.grad = _laid_out(gradient, parameter) if moves else None  # type: ignore[arg-type]
         self._optimizer.step()

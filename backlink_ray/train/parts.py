@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from backlink_ray.errors import ConfigError
@@ -103,9 +103,28 @@ def mean(parts: Sequence[Sequence[Tensor]]) -> list[Tensor]:
     return total
 
 
-def statistics(buffers: Iterable[Tensor]) -> list[Tensor]:
-    """Return the buffers that are averaged; others, such as counters, are what each part leaves."""
-    return [buffer for buffer in buffers if buffer.is_floating_point()]
+def merged(parts: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """Return what becomes of buffers of which every part leaves its own: the mean of floats where parts differ, else the first's.
+
+    Where nothing differs nothing may move: a mean of equal numbers is not always that number, and their sum may overflow.
+    """
+    return [_merged(each) if each[0].is_floating_point() else each[0] for each in zip(*parts, strict=True)]
+
+
+def _merged(each: Sequence[Tensor]) -> Tensor:
+    differs = torch.stack([other != each[0] for other in each[1:]]).any(dim=0)
+    return torch.where(differs, mean([[own] for own in each])[0], each[0])
+
+
+def used(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """Return for each parameter whether a gradient has just flowed to it; a frozen one needs none."""
+    return torch.tensor([not (p.requires_grad and getattr(p, "idle", False)) for p in parameters], dtype=torch.bool)
+
+
+def mark_used(parameters: Iterable[nn.Parameter], parts: Sequence[Tensor]) -> None:
+    """Mark as idle, see `differentiate`, what no part has used: every part then takes the same steps."""
+    for parameter, use in zip(parameters, torch.stack(list(parts)).any(dim=0).tolist(), strict=True):
+        parameter.idle = not use  # type: ignore[attr-defined]
 
 
 def overwrite(buffers: Iterable[Tensor], values: Iterable[Tensor]) -> None:

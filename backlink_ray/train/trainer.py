@@ -223,7 +223,7 @@ class Trainer:
     def _train(self, batch: Batch) -> Tensor:
         found, losses = one_pass(self._learners, self.method, batch, self._replicas)
         for updater in self._updaters:
-            updater.update([found.get(name) for name in updater.names], averaged=self._replicas > 1)
+            updater.update([found.get(name) for name in updater.names])
         return losses
 
     def _captured(self, batch: Batch) -> Tensor:

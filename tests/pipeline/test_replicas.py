@@ -26,6 +26,7 @@ from backlink_ray.runs.options import RunOptions
 from backlink_ray.runs.runner import run
 from backlink_ray.train.executor import Executor, Job, LocalExecutor
 from backlink_ray.train.faults import Fault
+from backlink_ray.train.parts import mean
 from backlink_ray.tuning.resources import ClusterResources
 from tests.examples import different_states, job
 from tests.methods.settings import SETTINGS
@@ -123,7 +124,7 @@ def test_without_one_of_the_averages_it_is_another_result(forgotten: str, monkey
     average, action = Stage._average, getattr(Stage, forgotten)
 
     def without(self: Stage, step: int) -> None:
-        self._average = lambda step, tensors, buffers=(): tensors  # type: ignore[assignment, method-assign]
+        self._average = lambda step, tensors, module: tensors  # type: ignore[assignment, method-assign]
         action(self, step)
         self._average = average.__get__(self)  # type: ignore[method-assign]
 
@@ -176,7 +177,10 @@ def test_a_group_takes_any_tensors_and_a_wait_ends_when_it_is_stopped() -> None:
     ]
     given = [[torch.tensor(float(i)), torch.full((2, 3), 2.0**i), torch.empty(0)] for i in range(3)]
     found: dict[int, list[Tensor]] = {}
-    threads = [threading.Thread(target=lambda i=i: found.update({i: groups[i].average(7, given[i])})) for i in range(3)]
+    threads = [
+        threading.Thread(target=lambda i=i: found.update({i: mean(groups[i].gather_all(7, given[i]))}))
+        for i in range(3)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -187,8 +191,7 @@ def test_a_group_takes_any_tensors_and_a_wait_ends_when_it_is_stopped() -> None:
         assert torch.equal(found[i][1], torch.full((2, 3), 7.0) / 3)
     boxes[1, 0].abort("another stage failed")
     with pytest.raises(LinkAbortedError, match="part of step 8 did not arrive: another stage failed"):
-        groups[0].average(8, given[0])
-    assert torch.equal(Group().average(0, given[1])[1], given[1][1])
+        groups[0].gather_all(8, given[0])
 
 
 def test_the_replica_that_failed_is_named() -> None:

@@ -10,7 +10,7 @@ import backlink_ray as bl
 from backlink_ray.local.engine import Engine
 from backlink_ray.local.module import StepSeed
 from backlink_ray.train.optim import Sgd
-from backlink_ray.train.parts import mean
+from backlink_ray.train.parts import mean, merged
 from tests.examples import batch, job, tiny_network
 from tests.methods.settings import SETTINGS
 
@@ -94,6 +94,20 @@ def test_the_mean_is_summed_in_order() -> None:
     assert torch.equal(mean([[big], [small], [small]])[0], big / 3)  # 2^24 + 1 is rounded to 2^24
     assert torch.equal(mean([[small], [small], [big]])[0], (big + 2) / 3)
     assert mean([[], []]) == []
+
+
+def test_what_nobody_changes_does_not_move() -> None:
+    """The lowest number, of which two add up to -inf, and numbers whose sum of three, divided by three, is another."""
+    lowest, own = torch.full((2,), torch.finfo(torch.float32).min), torch.rand(1000)
+    assert all(torch.equal(each, lowest) for each in merged([[lowest], [lowest.clone()]]))
+    assert not torch.equal(mean([[own]] * 3)[0], own)
+    assert torch.equal(merged([[own]] * 3)[0], own)
+    moved = own.clone()
+    moved[0] += 1
+    (found,) = merged([[own], [moved], [own]])
+    assert torch.equal(found[1:], own[1:])
+    assert own[0] < found[0] < moved[0]
+    assert merged([[torch.tensor(3)], [torch.tensor(5)]]) == [torch.tensor(3)]
 
 
 class Chooses(nn.Module):
