@@ -283,6 +283,6 @@ class RefersToItself(nn.Module):
 
 # One process trains these; the replica of a tail, which is a copy, is refused.
 NO_COPY: dict[str, tuple[Callable[[], nn.Module], str]] = {
-    "lock": (with_lock, r"units\[1\.\.1\] cannot be copied: .*lock.* link='error'"),
+    "lock": (with_lock, r"units\[1\] cannot be copied: .*lock.* link='error'"),
     "refers to itself": (RefersToItself, r"units\[1\] holds a function, act, .* make it a method"),
 }

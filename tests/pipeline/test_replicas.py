@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import backlink_ray as bl
 from backlink_ray.errors import LinkAbortedError, StageError
@@ -132,6 +132,30 @@ def test_without_one_of_the_averages_it_is_another_result(forgotten: str, monkey
     assert same(outcome(ThreadsExecutor, setting.job()), expected)
     monkeypatch.setattr(Stage, forgotten, without)
     assert not same(outcome(ThreadsExecutor, setting.job()), expected)
+
+
+class Closed(nn.Module):
+    """A head, or a lock beside it, of which no copy does the same."""
+
+    def __init__(self, lock: bool) -> None:
+        super().__init__()
+        self.layer = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 10))
+        layer = self.layer
+        self.kept: Any = threading.Lock() if lock else lambda x: layer(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(("module", "place"), [(0, r"heads\.0"), (1, "classifier")])
+def test_a_head_that_cannot_be_copied_is_refused(module: int, place: str) -> None:
+    for lock, rule in ((False, f"^{place} holds a function, kept, .* make it a method"), (True, " cannot be copied: ")):
+        made = job(bl.GLL(), 2, batch_size=12)
+        made.modules[module].head = Closed(lock)
+        with pytest.raises(bl.ConfigError, match=rule):
+            ThreadsExecutor(made.with_parts(replicas=2))
+        with ThreadsExecutor(made) as executor:  # nothing is copied
+            executor.train(1)
 
 
 def test_all_replicas_have_the_same_weights() -> None:
