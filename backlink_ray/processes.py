@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import stat
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,11 @@ _PROC = Path("/proc")  # elsewhere there is none, and nothing is found
 
 
 _remembered: set[int] = set()
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def end_descendants() -> None:

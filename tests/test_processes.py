@@ -74,3 +74,14 @@ def test_a_foreign_process_is_left_alone(same: str, records: Path, sleeper: subp
         processes.end_leftovers()
         with pytest.raises(subprocess.TimeoutExpired):  # it still runs
             sleeper.wait(0.3)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux says which cores a process may use")
+def test_cores_are_those_that_this_process_may_use() -> None:
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        assert processes.usable_cores() == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
+    assert processes.usable_cores() == len(allowed)

@@ -1,6 +1,5 @@
 """Alone: every stage of a pipeline by itself, which is as fast as the pipeline can be."""
 
-import os
 import time
 from collections.abc import Mapping, Sequence
 
@@ -12,6 +11,7 @@ from backlink_ray.pipeline.exchange import Kind, Link
 from backlink_ray.pipeline.injector import make_stage
 from backlink_ray.pipeline.stage import Stage
 from backlink_ray.pipeline.stageplan import plan_stages
+from backlink_ray.processes import usable_cores
 from backlink_ray.train.executor import Job
 
 
@@ -32,7 +32,7 @@ class Alone:
             start = time.perf_counter()
             stage.run(steps)
             seconds.append((time.perf_counter() - start) / steps)
-        self.bounds_s.append(bound_s(seconds, os.cpu_count() or 1))
+        self.bounds_s.append(bound_s(seconds, usable_cores()))
 
 
 def bound_s(seconds: Sequence[float], cores: int) -> float:

@@ -1,6 +1,5 @@
 """Pipeline: the step of local learning's pipelines beside BP's and beside what a user would pick instead, on the same cores."""
 
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -27,6 +26,7 @@ from backlink_ray.planning.layout import Link, Stages
 from backlink_ray.planning.plan import MIB, Machine, Planner
 from backlink_ray.planning.simulation import Transfer
 from backlink_ray.planning.units import unit_modules
+from backlink_ray.processes import usable_cores
 from backlink_ray.runs.cluster import start_once
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.job import engine_of
@@ -222,7 +222,7 @@ class Plans:
             random_images(2 * base.batch_size), base.batch_size, seed=0, memory_format=engine.torch_format
         )
         self._costs = measure_costs(modules, batches, engine)
-        self._machine = Machine(devices=os.cpu_count() or 1, shares_cores=True)
+        self._machine = Machine(devices=usable_cores(), shares_cores=True)
         self.bp_s = Planner(self._costs, self._machine).bp_s
 
     def sizes(self, setting: Setting) -> list[int]:

@@ -1,8 +1,6 @@
 """Figure: the command of a figure that makes its own measurements."""
 
 import dataclasses
-import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +21,7 @@ from backlink_ray.errors import ConfigError, first_line
 from backlink_ray.figures.data import FigureData
 from backlink_ray.figures.style import name_of
 from backlink_ray.output import say
+from backlink_ray.processes import usable_cores
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.job import engine_of
 from backlink_ray.runs.results import Row, Value, columns_of
@@ -165,4 +164,4 @@ def number_of_devices(device: str) -> int:
     """Return the number of devices of this kind: GPUs, or the cores that this process may use."""
     if device.startswith("cuda"):
         return torch.cuda.device_count()
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return usable_cores()

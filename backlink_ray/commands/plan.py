@@ -1,6 +1,5 @@
 """Plan: what the pipelines of a network would take on machines that need not be there, from one measurement of its units."""
 
-import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ from backlink_ray.planning.costs import NetworkCosts
 from backlink_ray.planning.layout import Link
 from backlink_ray.planning.plan import Machine, Planner, Prediction
 from backlink_ray.planning.scaling import choices, enough, linked, verdict
+from backlink_ray.processes import usable_cores
 from backlink_ray.runs.cluster import start_once
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.runs.results import Row
@@ -193,7 +193,7 @@ class Plan:
     @property
     def _here(self) -> int:
         """Return how many devices this machine has."""
-        return (os.cpu_count() or 1) if self._on_cpu else torch.cuda.device_count()
+        return usable_cores() if self._on_cpu else torch.cuda.device_count()
 
     @property
     def _on_cpu(self) -> bool:

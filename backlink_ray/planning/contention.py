@@ -4,7 +4,6 @@ Cores share memory and caches, so two steps side by side take longer than one al
 """
 
 import copy
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 
 from backlink_ray.local.module import LocalModule
+from backlink_ray.processes import usable_cores
 
 # Computes a forward and a backward of all modules, and returns the seconds.
 Pass = Callable[[Sequence[LocalModule]], float]
@@ -34,7 +34,7 @@ def measure_speeds(modules: Sequence[LocalModule], run: Pass, device: torch.devi
     """
     if device.type != "cpu":
         return (1.0,)
-    cores = os.cpu_count() or 1
+    cores = usable_cores()
     numbers = [2**i for i in range(MOST.bit_length()) if 2**i <= max(cores, min(2 * cores, MOST))]
     copies = [copy.deepcopy(modules) for _ in range(numbers[-1])]
     seconds = [_seconds(copies[:n], run, repeats) * min(1.0, cores / n) for n in numbers]

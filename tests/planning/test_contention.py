@@ -1,6 +1,5 @@
 """Speeds of those who compute at once."""
 
-import os
 import threading
 from collections.abc import Sequence
 
@@ -8,11 +7,12 @@ import pytest
 import torch
 
 from backlink_ray.local.module import LocalModule
+from backlink_ray.planning import contention
 from backlink_ray.planning.contention import measure_speeds
 
 
 def test_what_is_done_one_after_another_is_as_much_slower(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(contention, "usable_cores", lambda: 4)
     others = threading.active_count()
 
     def run(_modules: Sequence[LocalModule]) -> float:
@@ -24,7 +24,7 @@ def test_what_is_done_one_after_another_is_as_much_slower(monkeypatch: pytest.Mo
 
 
 def test_no_more_threads_than_their_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 100)
+    monkeypatch.setattr(contention, "usable_cores", lambda: 100)
     assert measure_speeds([], lambda _: 1.0, torch.device("cpu"), repeats=1) == (1.0,) * 16
 
 
