@@ -21,7 +21,7 @@ from backlink_ray.output import say
 from backlink_ray.pipeline.pool import StagePool
 from backlink_ray.pipeline.resources import StageResources
 from backlink_ray.pipeline.threads import ThreadsExecutor
-from backlink_ray.planning.costs import measure_costs
+from backlink_ray.planning.costs import NetworkCosts, measure_costs
 from backlink_ray.planning.layout import Link, Stages
 from backlink_ray.planning.plan import MIB, Machine, Planner
 from backlink_ray.planning.simulation import Transfer
@@ -237,11 +237,7 @@ class Plans:
 
     def bp_sizes(self, num_stages: int) -> list[int]:
         """Return how a pipeline of BP is cut, which has no head but the last; none if the network has too few units."""
-        costs, others = self._costs, np.zeros(self._costs.count - 1)
-        head_s, head_weights = (np.append(others, each[-1]) for each in (costs.head_s, costs.head_weight_bytes))
-        every = 0 * costs.input_error_s  # no stage's first unit does without it
-        costs = replace(costs, head_s=head_s, head_weight_bytes=head_weights, input_error_s=every)
-        return Planner(costs, self._machine).sizes(num_stages, Link(length=0))
+        return Planner(bp_costs(self._costs), self._machine).sizes(num_stages, Link(length=0))
 
     def fullest_mib(self, sizes: Sequence[int], length: int) -> float:
         """Return the memory of the device that has most, with one for each stage of a pipeline of ours."""
@@ -252,6 +248,13 @@ class Plans:
         whole, units = Stages(self._costs, Link(length=0)), (0, self._costs.count)
         saved = float(whole.saved_bytes(*units))
         return (float(whole.memory_bytes(*units)) - saved + saved / replicas) / MIB
+
+
+def bp_costs(costs: NetworkCosts) -> NetworkCosts:
+    """Return costs with which GLL's stages are those of BP: without heads, and each with the error of its input."""
+    others, every = np.zeros(costs.count - 1), 0 * costs.input_error_s
+    head_s, head_weights = (np.append(others, each[-1]) for each in (costs.head_s, costs.head_weight_bytes))
+    return replace(costs, head_s=head_s, head_weight_bytes=head_weights, input_error_s=every)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Our pipelines and their stages alone; with rivals, the whole table is a slow test of tests/commands/test_bench.py."""
 
+from contextlib import nullcontext
 from itertools import count
 from typing import Any
 
@@ -8,11 +9,19 @@ import pytest
 from backlink_ray.benchmarks import pipeline
 from backlink_ray.benchmarks.alone import bound_s, stages_alone
 from backlink_ray.benchmarks.jobs import job_for, random_images
-from backlink_ray.benchmarks.pipeline import COLUMNS, Setting, pipeline_rows
+from backlink_ray.benchmarks.pipeline import COLUMNS, Setting, bp_costs, pipeline_rows
+from backlink_ray.commands.pipeline_table import print_pipelines
+from backlink_ray.data.loader import Batches
 from backlink_ray.errors import BacklinkError
+from backlink_ray.local.engine import Engine
+from backlink_ray.nets.build import build_network
 from backlink_ray.pipeline import pool
 from backlink_ray.pipeline.pool import StagePool
 from backlink_ray.pipeline.threads import ThreadsExecutor
+from backlink_ray.planning.costs import measure_costs
+from backlink_ray.planning.layout import Link, Stages
+from backlink_ray.planning.simulation import Transfer
+from backlink_ray.planning.units import unit_modules
 from backlink_ray.runs.config import RunConfig
 from backlink_ray.train.executor import Job
 
@@ -69,6 +78,26 @@ def test_what_was_measured_before_a_failure_is_kept(
         rows.extend(pipeline_rows(BASE, settings, ["queue"], [], (1, 3)))
     assert [(row["name"], row["n"]) for row in rows] == [("bp", 2), ("gll", 2)]
     assert "left out, since resnet8 has too few units or no such heads: K=2 l=4 by time\n" in capsys.readouterr().err
+
+
+def test_stages_of_bp_take_together_what_it_takes_as_a_whole() -> None:
+    modules = unit_modules(build_network("resnet8"), "conv", final_head="native")
+    costs = measure_costs(modules, Batches(random_images(8), 4, seed=0), Engine(), repeats=1)
+    whole, cut = Stages(costs, Link(length=0)), Stages(bp_costs(costs), Link(length=0))
+    of_stages = [cut.busy_s(start, start + 1) for start in range(costs.count)]
+    assert sum(of_stages) == pytest.approx(whole.busy_s(0, costs.count))
+
+
+def test_stages_on_several_machines_have_neither_bound_nor_prediction(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spread = pipeline.Way(ThreadsExecutor, Transfer(), machines=2)  # as if
+    monkeypatch.setattr(pipeline, "_ways", lambda *_: nullcontext({"queue": spread}))
+    rows = list(pipeline_rows(BASE, [Setting(2, "time", 0)], ["queue"], [], (1, 1)))
+    assert rows[0]["predicted_s"] > 0
+    assert {rows[1][name] for name in ("predicted_s", "predicted_ratio", "fraction_of_bound")} == {None}
+    print_pipelines(rows)
+    assert "gll" in capsys.readouterr().out
 
 
 @pytest.mark.timeout(120)
