@@ -24,8 +24,9 @@ def table_rows(rows: Sequence[Row], metric: str) -> list[list[str]]:
 
 def _cells(row: Row) -> list[str]:
     config = config_of(row)
+    modules = f"{config.num_modules}" + f" x {config.replicas}" * (config.replicas > 1)
     return [
-        config.label, str(config.num_modules), str(config.propagation_length), f"{config.alpha:g}", f"{config.lr:.3g}",
+        config.label, modules, str(config.propagation_length), f"{config.alpha:g}", f"{config.lr:.3g}",
         _number(row.get("val_error_pct")), _number(row.get("test_error_pct")), _number(published_error_pct(config)),
         _number(row.get("images_per_s"), 0), _number(row.get("epoch_s"), 1), _number(row.get("peak_memory_mib"), 0),
         row["executor"],

@@ -33,8 +33,8 @@ from backlink_ray.options import (
 from backlink_ray.train.optim import SgdOptions
 from backlink_ray.train.parts import check_replicas, check_whole, part_size
 
-# These do not change a run's weights, so they are not part of its identity. Exception: in mode async the executor decides
-# the order in which stages take their steps.
+# These do not change a run's weights, so they are not part of its identity. Exceptions: in mode async the executor decides
+# the order in which stages take their steps, and with batch norms of the whole batch how they round.
 _NOT_IDENTITY = ("executor", "link")
 
 
@@ -201,7 +201,8 @@ class RunConfig(MethodOptions, SgdOptions, EngineOptions, SplitOptions, RunField
         An import path has the digest of its file behind it.
         """
         fields = ((f.name, getattr(self, f.name), default_of(f)) for f in dataclasses.fields(self))
-        left_out = _NOT_IDENTITY if self.mode != "async" else ("link",)
+        decides = self.mode == "async" or self.batch_norm == "whole"
+        left_out = ("link",) if decides else _NOT_IDENTITY
         found = {name: value for name, value, default in fields if value != default and name not in left_out}
         if self.sizes:
             found["sizes"] = list(self.sizes)  # as JSON reads it
@@ -222,7 +223,8 @@ class RunConfig(MethodOptions, SgdOptions, EngineOptions, SplitOptions, RunField
         """Return a short name that sorts numerically, for example K08-l4-a0.50-e0.30-s0; own options come before the seed."""
         lr = f"{self.lr:.2f}" if 0.01 <= self.lr < 100 else f"{self.lr:.1e}"
         own = "".join(f"-{name}={value:.3g}" for name, value in self.options.items() if isinstance(value, int | float))
-        return f"K{self.num_modules:02d}-l{self.propagation_length}-a{self.alpha:.2f}-e{lr}{own}-s{self.seed}"
+        replicas = f"-D{self.replicas}" * (self.replicas > 1) + "-whole" * (self.batch_norm == "whole")
+        return f"K{self.num_modules:02d}{replicas}-l{self.propagation_length}-a{self.alpha:.2f}-e{lr}{own}-s{self.seed}"
 
     def replace(self, **changes: object) -> "RunConfig":
         """Return a copy with some fields or own options changed, checked like a new one.

@@ -175,7 +175,9 @@ class ChunkReport:
 
 
 class Executor(ABC):
-    """Runs a job. All executors give the same weights, bit for bit on a CPU, except in mode async, where timing decides.
+    """Runs a job. All executors give the same weights, bit for bit on a CPU.
+
+    Except in mode async, where timing decides, and with batch_norm "whole", where local and the others agree to rounding.
 
     Attributes:
         name: local, threads or ray.

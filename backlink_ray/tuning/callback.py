@@ -166,7 +166,7 @@ def run_params(config: RunConfig) -> dict[str, str | int | float]:
         "K": config.num_modules, "l": config.propagation_length, "alpha": config.alpha, "eta": round(config.lr, 6),
         "seed": config.seed, "dataset": config.dataset, "network": config.network, "head": config.head,
         "method": config.label, "batch_size": config.batch_size, "epochs": config.epochs,
-        "replicas": config.replicas, **vars(engine_of(config)),
+        "replicas": config.replicas, "batch_norm": config.batch_norm, **vars(engine_of(config)),
     }  # fmt: skip
     return known | {f"options.{name}" if name in known else name: value for name, value in config.options.items()}
 

@@ -102,7 +102,9 @@ def test_run_id_depends_on_the_result_alone() -> None:
     assert one.run_id == one.replace(executor="ray", link="error").run_id
     assert one.run_id != one.replace(seed=1).run_id
     free = RunConfig(method="dgl", mode="async")  # the executor decides in which order stages take their steps
-    assert free.run_id != free.replace(executor="ray").run_id
+    # Local takes the batch undivided, and rounds otherwise.
+    whole = RunConfig(replicas=2, batch_norm="whole")
+    assert all(each.run_id != each.replace(executor="ray").run_id for each in (free, whole))
     assert one.replace(alpha=1).run_id == one.replace(alpha=1.0).run_id
 
 
@@ -182,7 +184,8 @@ def test_every_field_has_a_docstring_and_a_range() -> None:
     assert [name for name in names if not re.search(rf'^    {name}: .*\n    """', source, re.M)] == []
 
 
-# Every field but link, which changes no result, executor, which does so in mode async alone, and own options (below).
+# Every field but link, which changes no result, executor, which does so in mode async and with whole batch norms, and own
+# options (below).
 MEANT: tuple[dict[str, Any], ...] = (
     {"alpha_mode": "compound", "body_scale": "alpha", "tail_memory": "recompute", "propagation_length": 1, "alpha": 0.25,
      "base": "predsim", "beta": 0.5, "num_modules": 2, "head": "conv", "final_head": "native", "remainder": "back"},

@@ -7,10 +7,13 @@ import torch
 from torch import Tensor, nn
 
 import backlink_ray as bl
+from backlink_ray.commands.results_table import table_rows
 from backlink_ray.local.engine import Engine
 from backlink_ray.local.module import StepSeed
+from backlink_ray.runs.results import columns_of
 from backlink_ray.train.optim import Sgd
 from backlink_ray.train.parts import mean, merged
+from backlink_ray.tuning.callback import run_params
 from tests.examples import batch, job, tiny_network
 from tests.methods.settings import SETTINGS
 
@@ -157,4 +160,13 @@ def test_what_has_no_replicas_is_refused_in_one_line(make: Callable[[], object],
 def test_replicas_are_part_of_a_runs_identity_unless_there_is_one() -> None:
     plain, one, two = bl.RunConfig(), bl.RunConfig(replicas=1), bl.RunConfig(replicas=2)
     assert plain.run_id == one.run_id != two.run_id
+    whole = two.replace(num_modules=2, batch_norm="whole")
+    assert [one.run_name[:5], two.replace(num_modules=2).run_name[:7], whole.run_name[:13]] == [
+        "K04-l",
+        "K02-D2-",
+        "K02-D2-whole-",
+    ]
+    assert run_params(whole).items() >= {"replicas": 2, "batch_norm": "whole"}.items()
+    rows = [{**columns_of(each), "executor": "ray", "status": "FINISHED", "reason": ""} for each in (plain, whole)]
+    assert {cells[1] for cells in table_rows(rows, "test_error_pct")} == {f"{plain.num_modules}", "2 x 2"}
     assert (two.num_stages, plain.replace(num_modules=4, replicas=2).num_stages) == (2 * two.num_modules, 8)
