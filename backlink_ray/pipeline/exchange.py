@@ -165,30 +165,15 @@ def record_event(tensor: Tensor) -> "torch.cuda.Event | None":
 
 
 def flatten(tensors: Sequence[Tensor]) -> Tensor:
-    """Return one vector of all elements, so that all gradients of a tail travel as one message."""
-    return torch.cat([t.reshape(-1) for t in tensors]) if tensors else torch.empty(0)
+    """Return one vector of the bytes of all tensors, of any types, so that they travel as one message."""
+    parts = [tensors[i].detach().reshape(-1).view(torch.uint8) for i in _widest_first(tensors)]
+    return torch.cat(parts) if parts else torch.empty(0, dtype=torch.uint8)
 
 
 def unflatten(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """Undo `flatten`, with the shapes and types of `like`."""
-    parts = vector.split([t.numel() for t in like]) if like else ()
-    return [_real(part, t).view(t.shape).to(t.dtype) for part, t in zip(parts, like, strict=True)]
-
-
-def _real(part: Tensor, like: Tensor) -> Tensor:
-    """Return the real part of what was flattened beside complex numbers, but is real itself."""
-    return part.real if part.is_complex() and not like.is_complex() else part
-
-
-def to_bytes(tensors: Sequence[Tensor]) -> Tensor:
-    """Return one vector, uint8, of tensors of any types, which all stay as they are."""
-    return torch.cat([tensors[i].detach().reshape(-1).view(torch.uint8) for i in _widest_first(tensors)])
-
-
-def from_bytes(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """Undo `to_bytes`; the tensors share the vector's memory."""
+    """Undo `flatten`, with the shapes and types of `like`; the tensors share the vector's memory."""
     order = _widest_first(like)
-    parts = dict(zip(order, vector.split([like[i].nbytes for i in order]), strict=True))
+    parts = dict(zip(order, vector.split([like[i].nbytes for i in order]) if like else (), strict=True))
     return [parts[i].view(t.dtype).view(t.shape) for i, t in enumerate(like)]
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from backlink_ray.pipeline.exchange import Kind, Link, from_bytes, to_bytes
+from backlink_ray.pipeline.exchange import Kind, Link
 
 
 class Group:
@@ -26,10 +26,6 @@ class Group:
             if link:
                 link.send(Kind.PART, step, own)
         return [link.receive(Kind.PART, step) if link else own for link in self._links]
-
-    def gather_all(self, step: int, own: Sequence[Tensor]) -> list[list[Tensor]]:
-        """Return the lists of tensors that the stages give, all of the same shapes and types, in the order of the parts."""
-        return [from_bytes(part, own) for part in self.gather(step, to_bytes(own))]
 
     def close(self) -> None:
         """Close the links."""

@@ -186,7 +186,7 @@ class Stage:
         use = used(parameters)
         own = [*tensors, *buffers, use.to(self._device)]
         with self._waiting():
-            parts = self._group.gather_all(step, own)
+            parts = [unflatten(part, own) for part in self._group.gather(step, flatten(own))]
         overwrite(buffers, merged([part[len(tensors) : -1] for part in parts]))
         if not use.all():  # else no other part can change it, and to read theirs is a wait on a GPU
             mark_used(parameters, [part[-1] for part in parts])

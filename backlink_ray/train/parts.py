@@ -58,11 +58,7 @@ def check_norms(modules: Sequence[LocalModule]) -> None:
 
 
 def check_in_one_process(modules: Sequence[LocalModule], devices: Sequence[str], stages: int) -> None:
-    """Raise ConfigError if batch norms of the whole batch need several processes: for stages, or (0) one module after another.
-
-    What waits for another part may hold neither the generators, which units that draw take turns at, nor the one thread
-    in which autograd computes on a GPU.
-    """
+    """Raise ConfigError if parts would wait for another while they hold what that needs: generators, a GPU's autograd thread."""
     if any(module.head_uses_rng or any(module.chain.uses_rng) for module in modules):
         raise ConfigError(
             "batch_norm='whole' with units or heads that draw (dropout) needs the parts at the same time, in a process each; "

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import backlink_ray as bl
-from backlink_ray.pipeline.exchange import from_bytes, to_bytes
+from backlink_ray.pipeline.exchange import flatten, unflatten
 from backlink_ray.pipeline.threads import ThreadsExecutor
 from backlink_ray.train.executor import Job, LocalExecutor
 from tests.examples import different_states, job, job_with
@@ -82,6 +82,6 @@ def test_bytes_are_the_tensors_again_whatever_their_types() -> None:
         torch.tensor(True), torch.tensor(2.5), torch.empty(0), torch.arange(6).view(2, 3).t(), torch.tensor([1 + 2j]),
         torch.ones(3, dtype=torch.bfloat16), torch.tensor([3.0], dtype=torch.float64), torch.zeros(2, 0, dtype=torch.int32),
     ]  # fmt: skip
-    found = from_bytes(to_bytes(given), given)
+    found = unflatten(flatten(given), given)
     assert [(t.dtype, t.shape) for t in found] == [(t.dtype, t.shape) for t in given]
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, given, strict=True))

@@ -15,7 +15,7 @@ import backlink_ray as bl
 from backlink_ray.errors import LinkAbortedError, StageError
 from backlink_ray.local.engine import Engine
 from backlink_ray.pipeline.controller import CallEnd, first_failure
-from backlink_ray.pipeline.exchange import Mailbox, QueueLink
+from backlink_ray.pipeline.exchange import Mailbox, QueueLink, flatten, unflatten
 from backlink_ray.pipeline.group import Group
 from backlink_ray.pipeline.progress import Position
 from backlink_ray.pipeline.resources import StageResources
@@ -201,10 +201,11 @@ def test_a_group_takes_any_tensors_and_a_wait_ends_when_it_is_stopped() -> None:
     ]
     given = [[torch.tensor(float(i)), torch.full((2, 3), 2.0**i), torch.empty(0)] for i in range(3)]
     found: dict[int, list[Tensor]] = {}
-    threads = [
-        threading.Thread(target=lambda i=i: found.update({i: mean(groups[i].gather_all(7, given[i]))}))
-        for i in range(3)
-    ]
+
+    def meet(i: int) -> None:
+        found[i] = mean([unflatten(part, given[i]) for part in groups[i].gather(7, flatten(given[i]))])
+
+    threads = [threading.Thread(target=meet, args=(i,)) for i in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -215,7 +216,7 @@ def test_a_group_takes_any_tensors_and_a_wait_ends_when_it_is_stopped() -> None:
         assert torch.equal(found[i][1], torch.full((2, 3), 7.0) / 3)
     boxes[1, 0].abort("another stage failed")
     with pytest.raises(LinkAbortedError, match="part of step 8 did not arrive: another stage failed"):
-        groups[0].gather_all(8, given[0])
+        groups[0].gather(8, given[0][0])
 
 
 def test_the_replica_that_failed_is_named() -> None:
