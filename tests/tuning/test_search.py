@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 
 import backlink_ray as bl
 from backlink_ray.runs.results import Results
+from backlink_ray.tuning.plan import Plan
+from backlink_ray.tuning.search import prepare
 from tests.tracking.mlflow_store import Store
 from tests.users import imported_from, write_project
 
@@ -80,6 +83,15 @@ def test_a_ray_that_was_started_without_the_users_folder_is_refused_with_the_way
         bl.run(config, tmp_path / "run", executor="ray")
     assert f"runtime_env={{'py_modules': ['{tmp_path}/ray_model.py', '{tmp_path}/ray_parts.py']}}" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_whole_batch_norms_that_no_trial_could_have_are_refused(tmp_path: Path) -> None:
+    how: dict[str, Any] = {"replicas": 2, "batch_norm": "whole", "head": "conv", "num_modules": 2, "batch_size": 10}
+    for executor in ("local", "threads", "ray"):
+        run = bl.RunConfig(executor=executor, train_images=100, test_images=100, **how)
+        refused = pytest.raises(bl.ConfigError, match=r"that draw \(dropout\)") if executor != "ray" else nullcontext()
+        with refused:
+            prepare(Plan(base=run, runs=(run,)), tmp_path)
 
 
 def test_a_transport_needs_trials_with_stages_on_ray(tmp_path: Path) -> None:
