@@ -85,4 +85,4 @@ def stages_alone(job: Job) -> list[Stage]:
 
 
 def _nothing_for(weights: Sequence[Tensor]) -> Tensor:
-    return torch.zeros(sum(weight.numel() for weight in weights))
+    return torch.zeros(sum(weight.nbytes for weight in weights), dtype=torch.uint8)

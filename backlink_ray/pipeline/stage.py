@@ -184,12 +184,12 @@ class Stage:
             return tensors
         parameters, buffers = list(module.parameters()), list(module.buffers())
         use = used(parameters)
-        own = [*tensors, *buffers, use.to(self._device)]
+        own = [*tensors, *buffers, torch.tensor(use, device=self._device)]
         with self._waiting():
             parts = [unflatten(part, own) for part in self._group.gather(step, flatten(own))]
         overwrite(buffers, merged([part[len(tensors) : -1] for part in parts]))
-        if not use.all():  # else no other part can change it, and to read theirs is a wait on a GPU
-            mark_used(parameters, [part[-1] for part in parts])
+        if not all(use):  # else no other part can change it, and to read theirs is a wait on a GPU
+            mark_used(parameters, [part[-1].tolist() for part in parts])
         return mean([part[: len(tensors)] for part in parts])
 
     def _norms(self) -> AbstractContextManager[None]:

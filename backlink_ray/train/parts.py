@@ -112,15 +112,15 @@ def _merged(each: Sequence[Tensor]) -> Tensor:
     return torch.where(differs, mean([[own] for own in each])[0], each[0])
 
 
-def used(parameters: Iterable[nn.Parameter]) -> Tensor:
+def used(parameters: Iterable[nn.Parameter]) -> list[bool]:
     """Return for each parameter whether a gradient has just flowed to it; a frozen one needs none."""
-    return torch.tensor([not (p.requires_grad and getattr(p, "idle", False)) for p in parameters], dtype=torch.bool)
+    return [not (p.requires_grad and getattr(p, "idle", False)) for p in parameters]
 
 
-def mark_used(parameters: Iterable[nn.Parameter], parts: Sequence[Tensor]) -> None:
+def mark_used(parameters: Iterable[nn.Parameter], parts: Sequence[Sequence[bool]]) -> None:
     """Mark as idle, see `differentiate`, what no part has used: every part then takes the same steps."""
-    for parameter, use in zip(parameters, torch.stack(list(parts)).any(dim=0).tolist(), strict=True):
-        parameter.idle = not use  # type: ignore[attr-defined]
+    for parameter, *uses in zip(parameters, *parts, strict=True):
+        parameter.idle = not any(uses)  # type: ignore[attr-defined]
 
 
 def overwrite(buffers: Iterable[Tensor], values: Iterable[Tensor]) -> None:

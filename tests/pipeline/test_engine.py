@@ -111,10 +111,12 @@ def test_compiled_units_over_ray(ray_executor: Make) -> None:
 def test_what_is_bfloat16_and_what_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     """Activations and errors at the cuts are; weights, momentum, statistics, losses and the link's gradients are float32."""
     sent: dict[Kind, set[torch.dtype]] = {}
+    sizes: set[int] = set()  # of messages of bytes, which are a tail's gradients
     send = QueueLink.send
 
     def watched(self: QueueLink, kind: Kind, step: int, tensor: Tensor) -> None:
         sent.setdefault(kind, set()).add(tensor.dtype)
+        sizes.update([tensor.nbytes] if tensor.dtype == torch.uint8 else [])
         send(self, kind, step, tensor)
 
     monkeypatch.setattr(QueueLink, "send", watched)
@@ -122,10 +124,12 @@ def test_what_is_bfloat16_and_what_is_not(monkeypatch: pytest.MonkeyPatch) -> No
         with ThreadsExecutor(Setting((3, 1), "bf16", "channels_last", "retain", link).job()) as executor:
             executor.train(3)
             state = executor.state()
+            tails = [module.tail(1).weights for module in executor._modules[:-1]]
             assert {t.dtype for n, t in state.weights.items() if not n.endswith("batches_tracked")} == {torch.float32}
             assert {t.dtype for t in state.optimizer.values()} == {torch.float32}
-    half, full = {torch.bfloat16}, {torch.float32}
-    assert sent == {Kind.ACTIVATION: half, Kind.ERROR: half, Kind.LINK_GRADIENT: full, Kind.LOCAL_GRADIENT: full}
+    half, raw = {torch.bfloat16}, {torch.uint8}
+    assert sent == {Kind.ACTIVATION: half, Kind.ERROR: half, Kind.LINK_GRADIENT: raw, Kind.LOCAL_GRADIENT: raw}
+    assert sizes == {4 * sum(weight.numel() for weight in tail) for tail in tails}
 
 
 def test_a_loss_of_the_users_is_float32_whatever_it_computes() -> None:
