@@ -120,7 +120,7 @@ def used(parameters: Iterable[nn.Parameter]) -> list[bool]:
 def mark_used(parameters: Iterable[nn.Parameter], parts: Sequence[Sequence[bool]]) -> None:
     """Mark as idle, see `differentiate`, what no part has used: every part then takes the same steps."""
     for parameter, *uses in zip(parameters, *parts, strict=True):
-        parameter.idle = not any(uses)  # type: ignore[attr-defined]
+        parameter.idle = not any(uses)
 
 
 def overwrite(buffers: Iterable[Tensor], values: Iterable[Tensor]) -> None:
