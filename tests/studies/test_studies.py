@@ -43,7 +43,7 @@ def test_the_main_job_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     for r in runs:
         assert set(r.data.params) == {
             "K", "l", "alpha", "eta", "seed", "dataset", "network", "head", "method", "batch_size", "epochs",
-            "memory_format", "precision", "compile", "graph",
+            "memory_format", "precision", "compile", "graph", "replicas", "batch_norm",
         }  # fmt: skip
         assert {"test_error_pct", "images_per_s", "epoch_s", "peak_memory_mib", "local_loss/stage_00"} <= set(
             r.data.metrics
