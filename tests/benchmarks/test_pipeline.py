@@ -100,6 +100,7 @@ def test_stages_on_several_machines_have_neither_bound_nor_prediction(
     assert "gll" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_no_process_is_started_to_stand_by_while_others_are_timed(
     ray_here: None, monkeypatch: pytest.MonkeyPatch

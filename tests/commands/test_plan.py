@@ -58,6 +58,7 @@ def test_the_papers_best_times_stand_beside_a_plan_of_its_network(capsys: pytest
     assert [line for line in capsys.readouterr().out.splitlines() if "paper" in line] == said
 
 
+@pytest.mark.slow
 def test_replicas_and_links_are_planned_and_named_in_the_command(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], ray_here: None
 ) -> None:

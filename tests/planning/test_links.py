@@ -18,7 +18,7 @@ def test_costs_are_straight_lines_through_both_sizes() -> None:
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("transport", ["objectstore", "collective"])
+@pytest.mark.parametrize("transport", [pytest.param("objectstore", marks=pytest.mark.slow), "collective"])
 def test_a_message_between_actors_takes_time_and_a_longer_one_more(transport: str, ray_here: None) -> None:
     found, machines = measure_transfer(transport)
     assert machines == 1

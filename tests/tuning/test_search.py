@@ -44,6 +44,7 @@ print(json.dumps({"runs": runs, "best": best, "rows": [row["options.gamma"] for 
 """
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_strangers_script(tmp_path: Path, ray_here: None) -> None:
     """The modules lie beside the script and the process works elsewhere, so that nothing is found by accident."""
