@@ -28,7 +28,6 @@ ALLOWED = {
         "runs/executors.py",
         "tuning/",
         "benchmarks/",
-        "planning/links.py",
         "commands/",
     ),
     "mlflow": ("tracking/",),

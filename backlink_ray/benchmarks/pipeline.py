@@ -311,8 +311,8 @@ def _ways(transports: Sequence[str], most_stages: int) -> Iterator[dict[str, Way
     start_once()
     from ray.util.placement_group import placement_group, remove_placement_group  # threads do not need it
 
+    from backlink_ray.benchmarks.links import measure_transfer
     from backlink_ray.pipeline.actors import RayExecutor
-    from backlink_ray.planning.links import measure_transfer
 
     each = StageResources(cpus_per_stage=0.01, gpus_per_stage=0)  # all share the cores
     links = {transport: measure_transfer(transport) for transport in over_ray}

@@ -58,7 +58,7 @@ def transfer_over(transport: str, address: str, device: str, latency_us: float, 
     """
     found = Transfer()
     if transport != "queue":
-        from backlink_ray.planning.links import measure_transfer  # threads do not need Ray
+        from backlink_ray.benchmarks.links import measure_transfer  # threads do not need Ray
 
         start_once(address)
         found, machines = measure_transfer(transport, device)

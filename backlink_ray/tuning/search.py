@@ -111,16 +111,14 @@ def tune(
         options: of every run, among them what a stage reserves, and how often a lost trial is started again.
 
     Raises:
-        ConfigError: the space does not fit the base, the base not the data, the options or the cluster, or the folder
-            holds another study.
+        ConfigError: the space does not fit the base, it not the data, options or cluster, or the folder is another study's.
         StudyError: an interruption left trials; the same call continues.
     """
     check_transport(options.transport, base.executor)
-    plan = Plan(
+    plan, datasets = prepare(Plan(
         base=base, space=space, num_samples=num_samples, metric=metric, objectives=tuple(objectives), first=tuple(first),
         asha=asha,
-    )  # fmt: skip
-    plan, datasets = prepare(plan, find_data_root(data_root))
+    ), find_data_root(data_root))  # fmt: skip
     _check_metrics((metric, *objectives), base, all(data.train.has_classes for data in datasets.values()))
     folder, count, left = local_path(storage, "storage").absolute() / slug(name), read_runs_per_gpu(runs_per_gpu), 0
     info = ExperimentInfo(name=f"backlink-{name}", note=f"{name}: lower `{metric}` is better.")

@@ -12,10 +12,10 @@ from ray.cluster_utils import Cluster
 from ray.util.placement_group import placement_group
 
 import backlink_ray as bl
+from backlink_ray.benchmarks.links import LARGE, ROUNDS, SMALL, measure_transfer
 from backlink_ray.pipeline.actors import RayExecutor
 from backlink_ray.pipeline.pool import StagePool
 from backlink_ray.pipeline.resources import StageResources
-from backlink_ray.planning.links import LARGE, ROUNDS, SMALL, measure_transfer
 from backlink_ray.train.executor import Job, LocalExecutor
 from tests.examples import job
 from tests.pipeline.test_transparency import check_same, outcome

@@ -130,7 +130,7 @@ def test_async_threads_whatever_their_speeds(name: str) -> None:
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "infopro")) for name in PAIRS])
 def test_async_actors_whatever_their_speeds(name: str, pooled_executor: Callable[[Job], Executor]) -> None:
     check_async(pooled_executor, *PAIRS[name])
 

@@ -2,8 +2,8 @@
 
 import pytest
 
+from backlink_ray.benchmarks.links import LARGE, SMALL, Trip, measure_transfer, transfer_of
 from backlink_ray.errors import ConfigError
-from backlink_ray.planning.links import LARGE, SMALL, Trip, measure_transfer, transfer_of
 
 
 def test_costs_are_straight_lines_through_both_sizes() -> None:
