@@ -47,7 +47,7 @@ class Setting(NamedTuple):
 
     def job(self, dtype: torch.dtype = torch.float32, **options: Any) -> Job:
         method = bl.BackLink(propagation_length=self.length, alpha=0.25, link=self.link, tail_memory=self.tail_memory)
-        made = job(method, self.num_modules, batch_size=12, dropout=0.2, replicas=self.replicas, **options)
+        made = job(method, self.num_modules, **{"batch_size": 12, "dropout": 0.2, "replicas": self.replicas, **options})
         for module in made.modules:
             module.to(dtype)
         return made

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
@@ -11,27 +11,18 @@ from torch import nn
 import backlink_ray as bl
 from backlink_ray.local.engine import Engine
 from backlink_ray.pipeline.threads import ThreadsExecutor
-from backlink_ray.train.executor import Executor, Job, LocalExecutor
+from backlink_ray.train.executor import Job, LocalExecutor
 from tests.examples import job, job_with
+from tests.pipeline.test_replicas import Make, Setting
 from tests.pipeline.test_transparency import Outcome, outcome
 from tests.runs.test_recovery import CONFIG, DATA
 
-Make = Callable[[Job], Executor]
 
+class Whole(Setting):
+    """A setting in which batch norms are of the whole batch."""
 
-class Setting(NamedTuple):
-    """Whether it is BackLink, K, and D."""
-
-    length: int
-    num_modules: int
-    replicas: int
-    link: str = "replica"
-    tail_memory: str = "retain"
-
-    def job(self, dtype: torch.dtype = torch.float64, head: str = "mlp-sr", **options: Any) -> Job:
-        method = bl.BackLink(propagation_length=self.length, alpha=0.25, link=self.link, tail_memory=self.tail_memory)
-        made = job(method, self.num_modules, head, batch_size=12, replicas=self.replicas, batch_norm="whole", **options)
-        return with_type(made, dtype)
+    def job(self, dtype: torch.dtype = torch.float64, **options: Any) -> Job:
+        return super().job(dtype, **{"head": "mlp-sr", "dropout": 0.0, "batch_norm": "whole", **options})
 
 
 def with_type(made: Job, dtype: torch.dtype) -> Job:
@@ -49,17 +40,17 @@ def check_close(found: Outcome, expected: Outcome, tolerance: float = 1e-12) -> 
 
 
 SOME = [
-    Setting(0, 1, 2),
-    Setting(0, 2, 3),
-    Setting(1, 2, 2),
-    Setting(1, 2, 2, "replica", "recompute"),
-    Setting(1, 2, 2, "error"),
-    Setting(1, 2, 2, "error", "recompute"),
+    Whole(0, 1, 2),
+    Whole(0, 2, 3),
+    Whole(1, 2, 2),
+    Whole(1, 2, 2, "replica", "recompute"),
+    Whole(1, 2, 2, "error"),
+    Whole(1, 2, 2, "error", "recompute"),
 ]
 
 
 @pytest.mark.parametrize("setting", SOME, ids=lambda s: "-".join(map(str, s)))
-def test_threads_equal_one_process_without_parts(setting: Setting) -> None:
+def test_threads_equal_one_process_without_parts(setting: Whole) -> None:
     expected = outcome(LocalExecutor, with_type(setting.job().with_parts(replicas=1, batch_norm="part"), torch.float64))
     check_close(outcome(ThreadsExecutor, setting.job()), expected)
 
